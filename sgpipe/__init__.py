@@ -1,0 +1,1 @@
+"""Structure-aware scene-graph conditioning of diffusion transformers."""

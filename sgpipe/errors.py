@@ -1,0 +1,21 @@
+"""Errors that a user can act upon: each message says what was given, what is valid and what to do."""
+
+
+class SgpipeError(Exception):
+    """Base of every error that is reported as one line, without a traceback."""
+
+
+class ParamsError(SgpipeError):
+    """A value in params.yaml (or a preset, or `-S`) cannot be used."""
+
+
+class DataError(SgpipeError):
+    """An input file is missing, damaged or of an unknown layout."""
+
+
+class ModelError(SgpipeError):
+    """Weights are missing, or are not what the parameters say."""
+
+
+class StateError(SgpipeError):
+    """The working state of a long stage is locked, foreign or cannot be written."""

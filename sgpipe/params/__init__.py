@@ -1,0 +1,1 @@
+"""params.yaml as frozen typed models: one module per section, the one place where a knob is defined."""

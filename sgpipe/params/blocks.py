@@ -1,0 +1,71 @@
+"""Sets of transformer blocks, as people write them on a command line and in YAML.
+
+`7..12`, `[7..12]`, `[7,8,9..12]`, `[0..6,13..18]`, `all`, `none`: `a..b` is inclusive. DVC hands `-S 'lora.blocks=[7..12]'`
+over as the list `["7..12"]`. Two spellings of the same set are equal.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Self
+
+from sgpipe.errors import ParamsError
+
+_RANGE = re.compile(r"(\d+)(?:\s*\.\.\s*(\d+))?")
+SYNTAX = "a range `a..b` (inclusive), a list such as [7,8,9..12] or [0..6,13..18], `all` or `none`"
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A set of block indices of one stream; `indices` is `None` for `all`, whose meaning depends on the model."""
+
+    indices: tuple[int, ...] | None
+
+    @classmethod
+    def parse(cls, raw: Any) -> Self:
+        """Read one spelling. Raises `ValueError` saying what was given and what is valid."""
+        if isinstance(raw, cls):
+            return raw
+        items = raw if isinstance(raw, list | tuple) else [raw]
+        words: list[str] = []
+        for item in items:
+            if isinstance(item, bool) or not isinstance(item, int | str):
+                raise ValueError(f"got {raw!r}; valid: {SYNTAX}")
+            words += str(item).strip().strip("[]").split(",")
+        words = [word.strip() for word in words if word.strip()]
+        if words in (["all"], ["none"], []):
+            return cls(None if words == ["all"] else ())
+        indices: list[int] = []
+        for word in words:
+            match = _RANGE.fullmatch(word)
+            if match is None:
+                raise ValueError(f"got {raw!r}: {word!r} is no block or range; valid: {SYNTAX}")
+            first = int(match[1])
+            last = int(match[2]) if match[2] is not None else first
+            if last < first:
+                raise ValueError(f"got {raw!r}: {word!r} is reversed; write {last}..{first}")
+            indices += range(first, last + 1)
+        repeated = sorted({index for index in indices if indices.count(index) > 1})
+        if repeated:
+            raise ValueError(f"got {raw!r}: block {', '.join(map(str, repeated))} is named more than once")
+        return cls(tuple(sorted(indices)))
+
+    def resolve(self, count: int, key: str) -> tuple[int, ...]:
+        """Ascending indices within a stream of `count` blocks. Raises `ParamsError` naming `key` if one lies outside."""
+        if self.indices is None:
+            return tuple(range(count))
+        outside = [index for index in self.indices if index >= count]
+        if outside:
+            valid = f"0..{count - 1}" if count else "none (the model has no such blocks)"
+            raise ParamsError(f"{key}: block {', '.join(map(str, outside))} is out of range; valid: {valid}, got {self}")
+        return self.indices
+
+    def __str__(self) -> str:
+        if self.indices is None:
+            return "all"
+        runs: list[list[int]] = []
+        for index in self.indices:
+            if runs and index == runs[-1][1] + 1:
+                runs[-1][1] = index
+            else:
+                runs.append([index, index])
+        return "[" + ",".join(str(a) if a == b else f"{a}..{b}" for a, b in runs) + "]" if runs else "none"

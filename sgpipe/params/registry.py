@@ -1,0 +1,20 @@
+"""The sections of params.yaml and where each is defined. Named by string, so that a stage imports only what it reads."""
+
+from importlib import import_module
+from typing import Final
+
+SECTIONS: Final[dict[str, str]] = {
+    "data": "sgpipe.params.data:Data",
+    "canonicalize": "sgpipe.params.canonicalize:Canonicalize",
+    "curate": "sgpipe.params.curate:Curate",
+    "negatives": "sgpipe.params.negatives:Negatives",
+    "backbone": "sgpipe.params.backbone:Backbone",
+    "compute": "sgpipe.params.compute:Compute",
+    "tracking": "sgpipe.params.tracking:Tracking",
+}
+
+
+def section_type(name: str) -> type:
+    """The struct that describes section `name`."""
+    module, _, attribute = SECTIONS[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,12 @@
+"""Where runs are recorded; a view of the results, so no stage reruns when it changes."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+
+class Tracking(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `tracking`: MLflow."""
+
+    enabled: Annotated[bool, Meta(description="record stages in MLflow")] = True
+    experiment: Annotated[str, Meta(min_length=1, description="name of the MLflow experiment")] = "sgpipe"

@@ -1,0 +1,1 @@
+"""What a stage needs to survive: atomic files, working state outside its outputs, locks, its import closure."""

@@ -1,0 +1,1 @@
+"""Visual Genome as tables of objects, relations and curated triples."""

@@ -1,0 +1,1 @@
+"""One typer app per DVC stage: parse, call `sgpipe`, write outputs and metrics."""

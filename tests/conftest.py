@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The repository the tests belong to."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """Third-party golden vectors and annotations, named by `SGPIPE_REFERENCE`; tests that need them skip without."""
+    folder = Path(os.environ.get("SGPIPE_REFERENCE", ROOT.parent / "shared"))
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"reference data is absent: no {folder}/golden (set SGPIPE_REFERENCE)")
+    return folder
