@@ -1,0 +1,48 @@
+# Every target makes what it needs. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+STAMP := $(VENV)/.complete
+export PATH := $(BIN):$(PATH)
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv data repro check test bench lint types clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## create .venv from requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or run make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch "$(STAMP)"
+
+data: $(STAMP) ## get the DVC-tracked data and checkpoints from the repository's own remote
+	"$(BIN)/python" -m dvc pull --quiet $$(ls *.dvc)
+
+repro: data ## run the whole pipeline
+	"$(BIN)/python" -m dvc repro
+
+lint: $(STAMP)
+	"$(BIN)/python" -m ruff check .
+	"$(BIN)/python" -m ruff format --check .
+
+types: $(STAMP)
+	"$(BIN)/python" -m mypy
+
+check: lint types ## lint, types and the fast tests
+	"$(BIN)/python" -m pytest -m "not slow" -n 2
+
+test: lint types data ## everything
+	"$(BIN)/python" -m pytest -n 2
+
+bench: data ## run the benchmarks that README and docs quote
+	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; "$(BIN)/python" -m "benchmarks.$$(basename "$$file" .py)"; done
+
+clean: ## remove the environment and caches, keep results
+	rm -rf "$(VENV)" .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,75 @@
+"""The `sgpipe` command. Heavy modules are imported by the commands that need them."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgpipe.errors import SgpipeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Structure-aware scene-graph conditioning of diffusion transformers.",
+)
+params_app = typer.Typer(no_args_is_help=True, help="Read and check params.yaml.")
+tracking_app = typer.Typer(no_args_is_help=True, help="MLflow, as a view of git and DVC.")
+app.add_typer(params_app, name="params")
+app.add_typer(tracking_app, name="tracking")
+
+ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]
+
+
+@params_app.command("show")
+def params_show(
+    params: ParamsPath = Path("params.yaml"),
+    section: Annotated[str | None, typer.Argument(help="print this section only")] = None,
+) -> None:
+    """Print the parameters in resolved form: defaults filled in, block ranges spelled out."""
+    import yaml
+
+    from sgpipe.params.show import resolved
+
+    shown = resolved(params)
+    if section is not None:
+        if section not in shown:
+            raise SgpipeError(f"section {section!r} is unknown; valid: {', '.join(shown)}")
+        shown = {section: shown[section]}
+    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120), end="")
+
+
+@tracking_app.command("sync")
+def tracking_sync(params: ParamsPath = Path("params.yaml")) -> None:
+    """Rebuild the MLflow runs from DVC's experiments and the git history. Safe to repeat."""
+    from sgpipe.params.load import read_section
+    from sgpipe.params.tracking import Tracking
+    from sgpipe.tracking.sync import sync
+
+    done = sync(Path.cwd(), read_section(params, "tracking", Tracking).experiment)
+    print(f"{done.created} runs created, {done.joined} joined to their commit, {done.known} already there")
+
+
+@tracking_app.command("ui")
+def tracking_ui(port: Annotated[int, typer.Option(help="port on localhost")] = 5000) -> None:
+    """Serve the MLflow pages on localhost until interrupted."""
+    from sgpipe.tracking.store import tracking_uri
+
+    uri = tracking_uri(Path.cwd())
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    os.execv(sys.executable, command)
+
+
+def main() -> None:
+    """Entry point: an error of this project ends in one line and exit code 2."""
+    try:
+        app()
+    except SgpipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

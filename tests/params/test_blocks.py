@@ -1,0 +1,65 @@
+"""Block sets: all spellings of DESIGN.md §3, their equality and their refusals."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sgpipe.errors import ParamsError
+from sgpipe.params.blocks import Blocks
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["7..12", "[7..12]", ["7..12"], "[7,8,9..12]", [7, 8, "9..12"], [7, 8, 9, 10, 11, 12], "12,11,10,7..9", [12, "7..11"]],
+)
+def test_spellings_of_one_set_are_equal(spelling: object) -> None:
+    assert Blocks.parse(spelling) == Blocks.parse("7..12")
+    assert Blocks.parse(spelling).resolve(19, "lora.blocks") == (7, 8, 9, 10, 11, 12)
+    assert str(Blocks.parse(spelling)) == "[7..12]"
+
+
+def test_dvc_hands_over_lists_of_strings() -> None:
+    """`-S 'lora.blocks=[0..6,13..18]'` arrives as `["0..6", "13..18"]`."""
+    assert Blocks.parse(["0..6", "13..18"]).resolve(19, "k") == (*range(7), *range(13, 19))
+
+
+def test_all_and_none() -> None:
+    assert Blocks.parse("all").resolve(19, "k") == tuple(range(19))
+    assert Blocks.parse("none").resolve(19, "k") == Blocks.parse([]).resolve(19, "k") == ()
+    assert Blocks.parse("all").resolve(0, "k") == ()
+    assert Blocks.parse(["all"]) == Blocks.parse("[all]")
+
+
+@pytest.mark.parametrize(
+    ("given_", "says"),
+    [
+        ("12..7", "reversed; write 7..12"),
+        ("[7,7]", "7 is named more than once"),
+        ("7..9,8", "8 is named more than once"),
+        ("7...9", "no block or range"),
+        ("-1", "no block or range"),
+        ("seven", "no block or range"),
+        ([7.5], "valid: a range"),
+        (True, "valid: a range"),
+        ({"a": 1}, "valid: a range"),
+        ("all,3", "no block or range"),
+    ],
+)
+def test_refusals_say_what_was_given_and_what_is_valid(given_: object, says: str) -> None:
+    with pytest.raises(ValueError, match="got ") as caught:
+        Blocks.parse(given_)
+    assert says in str(caught.value)
+
+
+def test_out_of_range_names_the_key_and_the_range() -> None:
+    with pytest.raises(ParamsError, match=r"lora\.blocks: block 19, 20 is out of range; valid: 0\.\.18, got \[17\.\.20\]"):
+        Blocks.parse("17..20").resolve(19, "lora.blocks")
+    with pytest.raises(ParamsError, match="the model has no such blocks"):
+        Blocks.parse("0").resolve(0, "lora.single_blocks")
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_printing_and_parsing_are_inverse(indices: set[int]) -> None:
+    blocks = Blocks(tuple(sorted(indices)))
+    assert Blocks.parse(str(blocks)) == blocks
+    assert Blocks.parse(sorted(indices, reverse=True)) == blocks

@@ -1,0 +1,108 @@
+"""Reading params.yaml: what is accepted, and that every refusal names key, value and remedy."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from msgspec import Meta, Struct
+
+from sgpipe.errors import ParamsError
+from sgpipe.params.blocks import Blocks
+from sgpipe.params.compute import Compute
+from sgpipe.params.load import decode, read_section, to_builtins
+from sgpipe.params.registry import SECTIONS, section_type
+from sgpipe.params.show import load_all, resolved
+
+
+class Inner(Struct, frozen=True, forbid_unknown_fields=True):
+    rate: Annotated[float, Meta(gt=0, le=1)] = 0.5
+
+
+class Example(Struct, frozen=True, forbid_unknown_fields=True):
+    rank: Annotated[int, Meta(ge=1)]
+    blocks: Blocks = Blocks(None)
+    kind: Literal["a", "b"] = "a"
+    inner: Inner = Inner()
+    groups: dict[str, Blocks] = {}
+
+    def __post_init__(self) -> None:
+        if self.kind == "b" and self.rank > 4:
+            raise ValueError(f"rank: got {self.rank}; kind b allows at most 4")
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ({"rank": "x"}, ["lora.rank", "got 'x'", "int"]),
+        ({"rank": 0}, ["lora.rank", "got 0", ">= 1"]),
+        ({}, ["lora", "missing required field `rank`"]),
+        ({"rank": 1, "rnak": 2}, ["lora.rnak", "unknown key", "did you mean 'rank'"]),
+        ({"rank": 1, "inner": {"rte": 1}}, ["lora.inner.rte", "unknown key", "did you mean 'rate'"]),
+        ({"rank": 1, "inner": {"rate": 2.0}}, ["lora.inner.rate", "got 2.0", "<= 1"]),
+        ({"rank": 1, "kind": "c"}, ["lora.kind", "got 'c'"]),
+        ({"rank": 1, "blocks": "9..3"}, ["lora.blocks", "got '9..3'", "write 3..9"]),
+        ({"rank": 1, "groups": {"early": "6..0"}}, ["lora.groups", "got '6..0'", "write 0..6"]),
+        ({"rank": 9, "kind": "b"}, ["lora", "rank: got 9; kind b allows at most 4"]),
+        ([1], ["lora", "got [1]"]),
+        (None, ["lora", "got None"]),
+    ],
+)
+def test_refusals(raw: object, says: list[str]) -> None:
+    with pytest.raises(ParamsError) as caught:
+        decode("lora", raw, Example, "params.yaml")
+    assert str(caught.value).startswith("params.yaml: lora")
+    for word in says:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_equal_meanings_have_one_canonical_form() -> None:
+    spelled = [{"rank": 1, "blocks": blocks} for blocks in (["7..12"], [7, 8, 9, 10, 11, 12], "[7,8,9..12]")]
+    forms = [to_builtins(decode("lora", raw, Example, "p")) for raw in spelled]
+    assert forms[0] == forms[1] == forms[2]
+    assert forms[0]["blocks"] == "[7..12]"
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("compute: {threads: 1}\ncompute: {threads: 2}\n", "line 2: key 'compute' is given twice"),
+        ("compute: {threads: 1}\ncompte: {}\n", "compte: unknown section; did you mean 'compute'?"),
+        ("compute: {threads: [\n", "not valid YAML"),
+        ("- 1\n", "a mapping of sections is needed"),
+        ("{}\n", "section 'compute' is missing"),
+    ],
+)
+def test_broken_files(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ParamsError) as caught:
+        read_section(write(tmp_path / "params.yaml", text), "compute", Compute)
+    assert says in str(caught.value)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="no such file; run from the repository root"):
+        read_section(tmp_path / "params.yaml", "compute", Compute)
+
+
+def test_the_committed_parameters_resolve(repo_root: Path) -> None:
+    sections = load_all(repo_root / "params.yaml")
+    assert list(sections) == list(SECTIONS)
+    shown = resolved(repo_root / "params.yaml")
+    assert set(shown) == set(SECTIONS)
+
+
+@pytest.mark.parametrize("name", list(SECTIONS))
+def test_every_knob_is_described(name: str) -> None:
+    """Each field carries a description, from which the parameter reference is made."""
+    import msgspec
+
+    schema = msgspec.json.schema(section_type(name), schema_hook=lambda kind: {"type": "string"})
+    for title, definition in schema["$defs"].items():
+        for field, entry in definition.get("properties", {}).items():
+            described = entry.get("description") or any("description" in part for part in entry.get("anyOf", []))
+            assert described, f"{title}.{field} has no description"

@@ -1,0 +1,37 @@
+"""Files are whole or absent; metrics read well in a diff."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sgpipe.runs.atomic import atomic_path, write_json
+
+
+def test_an_error_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
+    target = tmp_path / "out.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_success_replaces(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "new" / "out.txt") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "new" / "out.txt").read_text() == "whole"
+
+
+def test_json_is_sorted_rounded_and_stable(tmp_path: Path) -> None:
+    write_json({"b": 1 / 3, "a": {"z": 1, "y": [0.1234567891, True, None, "é"]}}, tmp_path / "m.json")
+    text = (tmp_path / "m.json").read_text()
+    assert json.loads(text) == {"a": {"y": [0.123457, True, None, "é"], "z": 1}, "b": 0.333333}
+    assert text.index('"a"') < text.index('"b"')
+
+
+def test_a_number_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.b\[1\] = nan"):
+        write_json({"a": {"b": [1.0, float("nan")]}}, tmp_path / "m.json")
+    assert not (tmp_path / "m.json").exists()

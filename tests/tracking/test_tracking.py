@@ -1,0 +1,190 @@
+"""One store for all workspaces, created once, with the tags that join it to git and DVC."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sgpipe.tracking.run import flatten, numbers, track
+from sgpipe.tracking.store import open_store, tracking_uri
+from sgpipe.tracking.sync import sync
+
+ROOT = Path(__file__).resolve().parents[2]
+PARAMS = "compute: {}\ntracking: {experiment: trial}\ntoy: {rate: 1}\n"
+STAGE = """
+import json, sys
+from pathlib import Path
+from sgpipe.params import registry
+registry.SECTIONS["toy"] = "sgpipe.params.compute:Compute"
+import yaml
+from sgpipe.tracking.run import track
+rate = yaml.safe_load(Path("params.yaml").read_text())["toy"]["rate"]
+with track("toy", {"toy": {"rate": rate}}, [Path("in.txt")]) as run:
+    for step in range(3):
+        run.log_step(step, {"loss": rate / (step + 1)})
+    Path("metrics").mkdir(exist_ok=True)
+    Path("metrics/toy.json").write_text(json.dumps({"score": rate * 2}))
+    run.log_metrics({"score": rate * 2, "by": {"left of": 1}})
+"""
+DVC = """
+stages:
+  toy:
+    cmd: {python} stage.py
+    deps: [stage.py, in.txt]
+    params: [toy]
+    metrics:
+      - metrics/toy.json: {{cache: false}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_ambient_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(root: Path, *command: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GIT_CONFIG_GLOBAL": os.devnull}
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A git and DVC repository with one toy stage, committed."""
+    root = tmp_path / "with space"
+    root.mkdir()
+    (root / "params.yaml").write_text(PARAMS)
+    (root / "stage.py").write_text(STAGE)
+    (root / "in.txt").write_text("1")
+    (root / "dvc.yaml").write_text(DVC.format(python=sys.executable))
+    run(root, "git", "init", "-q")
+    run(root, "git", "config", "user.email", "a@example.org")
+    run(root, "git", "config", "user.name", "a")
+    run(root, sys.executable, "-m", "dvc", "init", "-q")
+    run(root, sys.executable, "-m", "dvc", "config", "core.analytics", "false")
+    run(root, "git", "add", "-A")
+    run(root, "git", "commit", "-qm", "start")
+    return root
+
+
+def runs(root: Path, kind: str) -> list:
+    client, experiment = open_store(root, "trial")
+    return client.search_runs([experiment], f"tags.`sgpipe.kind` = '{kind}'")
+
+
+@pytest.mark.slow
+def test_workspace_and_temporary_runs_land_in_one_store(repository: Path) -> None:
+    """`dvc repro`, `exp run` and `exp run --temp` are three experiments side by side; sync joins them to their commits."""
+    dvc = (sys.executable, "-m", "dvc")
+    run(repository, *dvc, "repro", "-q")
+    run(repository, "git", "add", "-A")
+    run(repository, "git", "commit", "-qm", "result")
+    run(repository, *dvc, "exp", "run", "-q", "-n", "here", "-S", "toy.rate=2")
+    run(repository, *dvc, "exp", "run", "-q", "--temp", "-n", "there", "-S", "toy.rate=3")
+    head = run(repository, "git", "rev-parse", "HEAD").strip()
+    parents = {r.data.tags["dvc.exp_name"]: r for r in runs(repository, "experiment")}
+    assert set(parents) >= {"here", "there"} and len(parents) == 3
+    assert parents["there"].data.tags["dvc.baseline_rev"] == head
+    assert parents["there"].data.metrics["toy.score"] == 6
+    assert parents["there"].data.params["toy.rate"] == "3"
+    children = runs(repository, "stage")
+    assert len(children) == 3
+    for child in children:
+        assert child.data.tags["dvc.stage"] == "toy"
+        assert child.info.status == "FINISHED"
+        parent = parents[child.data.tags["dvc.exp_name"]]
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["input.in.txt"]
+        assert len(child.data.tags["sgpipe.config"]) == 16
+        assert child.data.metrics["loss"] == pytest.approx(float(child.data.params["toy.rate"]) / 3)
+    assert (repository / ".dvc" / "mlflow.db").is_file()
+    assert not list((repository / ".dvc" / "tmp").rglob("mlflow.db"))
+
+    first = sync(repository, "trial")
+    assert (first.joined, first.created) == (3, 0)
+    again = sync(repository, "trial")
+    assert (again.joined, again.created, again.known) == (0, 0, 3)
+
+
+@pytest.mark.slow
+def test_the_view_is_rebuilt_from_git_alone(repository: Path) -> None:
+    dvc = (sys.executable, "-m", "dvc")
+    (repository / "params.yaml").write_text(PARAMS.replace("experiment: trial", "enabled: false, experiment: trial"))
+    run(repository, *dvc, "repro", "-q")
+    run(repository, "git", "add", "-A")
+    run(repository, "git", "commit", "-qm", "result")
+    run(repository, *dvc, "exp", "run", "-q", "-n", "here", "-S", "toy.rate=2")
+    head = run(repository, "git", "rev-parse", "HEAD").strip()
+    assert not (repository / ".dvc" / "mlflow.db").exists()
+    done = sync(repository, "trial")
+    assert (done.created, done.joined, done.known) == (2, 0, 0)
+    scores = {r.data.tags["dvc.exp_name"]: r.data.metrics["toy.score"] for r in runs(repository, "experiment")}
+    assert scores == {"here": 4, head[:7]: 2}
+
+
+@pytest.mark.slow
+def test_four_processes_may_start_on_a_fresh_store(repository: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "stage.py"], cwd=repository, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    for process in started:
+        _, error = process.communicate()
+        assert process.returncode == 0 and "no longer recorded" not in error, error
+    assert len(runs(repository, "stage")) == 4
+    assert len(runs(repository, "experiment")) == 1
+
+
+def test_a_failing_stage_is_recorded_as_failed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    write_plain_params(repository)
+    with pytest.raises(RuntimeError, match="boom"), track("toy", {}, root=repository):
+        raise RuntimeError("boom")
+    (child,) = runs(repository, "stage")
+    assert child.info.status == "FAILED"
+    assert child.data.tags["sgpipe.error"] == "RuntimeError: boom"
+
+
+def write_plain_params(root: Path) -> None:
+    (root / "params.yaml").write_text("compute: {}\ntracking: {experiment: trial}\n")
+
+
+def test_switched_off_records_nothing(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    (repository / "params.yaml").write_text("tracking: {enabled: false}\n")
+    with track("toy", {}, root=repository) as recorded:
+        recorded.log_step(0, {"loss": 1.0})
+        recorded.log_metrics({"score": 1})
+    assert not (repository / ".dvc" / "mlflow.db").exists()
+
+
+def test_a_store_out_of_reach_is_said_and_stops_nothing(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(repository)
+    write_plain_params(repository)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db")
+    done = []
+    with track("toy", {}, root=repository):
+        done.append(1)
+    assert done == [1]
+    assert "sgpipe tracking sync" in capsys.readouterr().err
+
+
+def test_the_environment_names_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert tracking_uri(tmp_path) == "http://127.0.0.1:9"
+
+
+def test_numbers_are_the_numeric_leaves() -> None:
+    metrics = {"a": {"b c": 1, "d/e": 0.5}, "f": True, "g": "x", "h": [1, 2]}
+    assert numbers(metrics) == {"a.b c": 1.0, "a.d/e": 0.5}
+    assert flatten(json.loads('{"a": {"b": {"c": 1}}}')) == {"a.b.c": 1}
