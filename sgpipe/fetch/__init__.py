@@ -1,0 +1,1 @@
+"""Getting public data sets over HTTP: resumable, verified, parallel and polite."""
