@@ -1,0 +1,136 @@
+"""The parts of a pipeline on the meta device: real classes and real shapes, no weights and no memory."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sgpipe.doctor.published import PUBLISHED
+from sgpipe.errors import ModelError
+
+PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
+LORA_TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+
+
+def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The config.json of every part of a diffusers pipeline folder. Raises `ModelError` naming the file
+    at fault.
+    """
+    configs: dict[str, dict[str, Any]] = {}
+    for part in PARTS:
+        path = folder / part / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelError(
+                f"{path}: no such file; {folder} is not a whole diffusers pipeline folder"
+            ) from None
+        except (ValueError, OSError) as error:
+            raise ModelError(f"{path}: cannot be read ({error}); fetch the checkpoint again") from None
+        if not isinstance(config, dict):
+            raise ModelError(f"{path}: a JSON object is needed, got {type(config).__name__}")
+        configs[part] = config
+    return configs
+
+
+def snapshot_folder(model: str, revision: str | None) -> Path | None:
+    """The folder of a pipeline: `model` itself, or the hub cache's snapshot of it; None where neither
+    is there.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository = Path(HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
+    reference = repository / "refs" / (revision or "main")
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision or ""
+    snapshot = repository / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() else None
+
+
+def configs_of(model: str, revision: str | None) -> dict[str, dict[str, Any]]:
+    """Configurations of a folder, of a cached hub id, else as published. Raises `ModelError` if there
+    are none.
+    """
+    folder = snapshot_folder(model, revision)
+    if folder is not None:
+        return read_configs(folder)
+    if model in PUBLISHED:
+        return PUBLISHED[model]
+    raise ModelError(
+        f"backbone.model: {model!r} is neither a folder nor in the hub cache, and its architecture is not "
+        "known here "
+        f"(known: {', '.join(PUBLISHED)}); run `hf download {model}` or give a folder"
+    )
+
+
+def build(config: dict[str, Any]) -> nn.Module:
+    """The module that a config.json describes, on the meta device, frozen, in evaluation mode."""
+    import diffusers
+    import transformers
+
+    name = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    kind = getattr(diffusers, str(name), None) or getattr(transformers, str(name), None)
+    if kind is None:
+        raise ModelError(
+            f"config.json names the class {name!r}, which neither diffusers nor transformers has"
+        )
+    try:
+        with torch.device("meta"):
+            if "_class_name" in config:
+                module = kind.from_config(config)
+            else:
+                module = kind(kind.config_class(**config))
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"{name} cannot be built from its config.json: {error}") from error
+    return module.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters of a part: all, those in weights of linear layers (what quantisation shrinks), the
+    largest such weight.
+    """
+
+    total: int
+    linear: int
+    largest_linear: int
+
+    def bytes(self, precision: str) -> float:
+        """Bytes of the weights. `nf4` keeps one float32 scale per 64 weights (QLoRA §3, without double
+        quantisation).
+        """
+        per_linear = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}[
+            precision
+        ]
+        rest = 4.0 if precision == "float32" else 2.0
+        return self.linear * per_linear + (self.total - self.linear) * rest
+
+
+def size_of(module: nn.Module) -> Size:
+    """Count a module's parameters; shared ones once."""
+    linear = {id(m.weight): m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear)}
+    total = sum(p.numel() for p in module.parameters())
+    return Size(total, sum(linear.values()), max(linear.values(), default=0))
+
+
+def lora_targets(transformer: nn.Module, blocks: Iterable[int]) -> list[str]:
+    """Names of the attention projections of the given double-stream blocks (seed document: to_q, to_k,
+    to_v, to_out.0).
+    """
+    numbers = "|".join(map(str, blocks))
+    pattern = re.compile(rf"transformer_blocks\.({numbers})\.({'|'.join(map(re.escape, LORA_TARGETS))})")
+    return [name for name, _ in transformer.named_modules() if numbers and pattern.fullmatch(name)]
+
+
+def lora_parameters(transformer: nn.Module, targets: Iterable[str], rank: int) -> int:
+    """Parameters of rank-r adapters: r · (in + out) for each target (LoRA, Hu et al. 2021, §4.1)."""
+    layers = [transformer.get_submodule(name) for name in targets]
+    return sum(
+        rank * (layer.in_features + layer.out_features) for layer in layers if isinstance(layer, nn.Linear)
+    )
