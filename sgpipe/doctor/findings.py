@@ -31,7 +31,9 @@ _STYLE = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
 def show(findings: Iterable[Finding], console: Console) -> None:
     """Print findings as a table, in the order given."""
-    table = Table("", "area", "finding", "remedy", show_lines=False)
+    table = Table("", "area")
+    table.add_column("finding", overflow="fold")
+    table.add_column("remedy", overflow="fold")
     for finding in findings:
         style = _STYLE[finding.level]
         table.add_row(f"[{style}]{finding.level.value}[/]", finding.area, finding.what, finding.remedy)

@@ -25,18 +25,15 @@ def locked_versions(lock: Path) -> dict[str, str]:
 
 
 def check_python(root: Path) -> list[Finding]:
-    """The interpreter and every package that the project depends on itself, against requirements.lock."""
+    """Every package that the project depends on itself, against requirements.lock."""
     remedy = "make venv"
-    findings = []
-    if sys.version_info < (3, 11):
-        what = f"Python {sys.version.split()[0]}; 3.11 or later is needed"
-        findings.append(Finding(Level.FAIL, "python", what, remedy))
+    findings: list[Finding] = []
     try:
         lock = locked_versions(root / "requirements.lock")
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
         what = f"{root} is not the project's folder: {error}"
-        return [*findings, Finding(Level.FAIL, "python", what, "run from the repository's folder")]
+        return [Finding(Level.FAIL, "python", what, "run from the repository's folder")]
     absent, other = [], []
     for requirement in project["dependencies"]:
         name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
@@ -61,7 +58,8 @@ def check_python(root: Path) -> list[Finding]:
 
 def check_disk(folders: dict[str, Path]) -> list[Finding]:
     """Free space under each named folder; one line per file system."""
-    findings, seen = [], set()
+    findings: list[Finding] = []
+    seen: set[int] = set()
     for name, folder in folders.items():
         while not folder.exists():
             folder = folder.parent

@@ -8,7 +8,7 @@ the bytes of all storages alive are added up. Attention is counted as the fused 
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -104,7 +104,7 @@ class Setup:
     resolution: int = 256
     text_tokens: int = 256
     batch_size: int = 2
-    blocks: Blocks = Blocks(tuple(range(7, 13)))
+    blocks: Blocks = field(default_factory=lambda: Blocks.parse("7..12"))
     rank: int = 16
     dtype: Precision = "bfloat16"
     cache_batch: int = 8
@@ -136,7 +136,7 @@ def _step(transformer: Any, setup: Setup, side: int, train: bool, checkpointing:
     """Peak of one forward, or of forward and backward with the graph tokens (and so the text stream)
     receiving gradients.
     """
-    config, options = transformer.config, {"device": "meta", "dtype": DTYPES[setup.dtype]}
+    config = transformer.config
     batch, tokens, context = setup.batch_size, (side // 2) ** 2, setup.text_tokens + GRAPH_TOKENS
     (
         transformer.enable_gradient_checkpointing
@@ -145,18 +145,19 @@ def _step(transformer: Any, setup: Setup, side: int, train: bool, checkpointing:
     )()
     transformer.train(train)
 
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device="meta", dtype=DTYPES[setup.dtype])
+
     def run() -> None:
         with torch.set_grad_enabled(train):
             velocity = transformer(
-                hidden_states=torch.empty(batch, tokens, config.in_channels, **options),
-                encoder_hidden_states=torch.empty(
-                    batch, context, config.joint_attention_dim, **options
-                ).requires_grad_(train),
-                pooled_projections=torch.empty(batch, config.pooled_projection_dim, **options),
-                timestep=torch.empty(batch, **options),
-                guidance=torch.empty(batch, **options) if config.guidance_embeds else None,
-                img_ids=torch.empty(tokens, 3, **options),
-                txt_ids=torch.empty(context, 3, **options),
+                hidden_states=empty(batch, tokens, config.in_channels),
+                encoder_hidden_states=empty(batch, context, config.joint_attention_dim).requires_grad_(train),
+                pooled_projections=empty(batch, config.pooled_projection_dim),
+                timestep=empty(batch),
+                guidance=empty(batch) if config.guidance_embeds else None,
+                img_ids=empty(tokens, 3),
+                txt_ids=empty(context, 3),
                 return_dict=False,
             )[0]
             if train:
@@ -176,7 +177,7 @@ def measure(configs: dict[str, dict[str, Any]], setup: Setup) -> Need:
     from peft import LoraConfig
 
     dtype = DTYPES[setup.dtype]
-    parts = {name: build(config) for name, config in configs.items()}
+    parts: dict[str, Any] = {name: build(config) for name, config in configs.items()}
     sizes = {name: size_of(part) for name, part in parts.items()}
     for part in parts.values():
         nn.Module.to(part, dtype)

@@ -37,7 +37,10 @@ def _state(path: Path, out: dict[str, Any], cache: Path, remote: Path | None) ->
         found = _size(path)
         if recorded[0] is None or found == recorded:
             return Finding(Level.OK, AREA, f"{path}: pulled, {found[1]} files, {found[0] / 2**20:.1f} MiB")
-        what = f"{path}: {found[1]} files, {found[0]} bytes; its .dvc file says {recorded[1]} files, {recorded[0]} bytes"
+        what = (
+            f"{path}: {found[1]} files, {found[0]} bytes; its .dvc file says {recorded[1]} files, "
+            f"{recorded[0]} bytes"
+        )
         return Finding(Level.WARN, AREA, what, f"dvc status {path}.dvc; then `dvc checkout` or `dvc add` it")
     if _held(cache, md5):
         return Finding(

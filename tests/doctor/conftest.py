@@ -1,0 +1,92 @@
+"""A tiny FLUX pipeline folder and a repository round it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sgpipe.doctor.architecture import build
+from sgpipe.doctor.memory import Need, Setup, measure
+from sgpipe.params.blocks import Blocks
+
+TINY: dict[str, dict[str, Any]] = {
+    "transformer": {
+        "_class_name": "FluxTransformer2DModel",
+        "patch_size": 1,
+        "in_channels": 16,
+        "num_layers": 3,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 4,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 24,
+        "guidance_embeds": True,
+        "axes_dims_rope": [4, 6, 6],
+    },
+    "text_encoder": {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 99,
+        "max_position_embeddings": 16,
+    },
+    "text_encoder_2": {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "vocab_size": 99,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 1,
+        "num_heads": 4,
+    },
+    "vae": {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [8, 16],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "latent_channels": 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+    },
+}
+
+
+def write_pipeline(folder: Path) -> Path:
+    """A pipeline folder in diffusers' layout with weights of the right names and shapes, all zero."""
+    from safetensors.torch import save_file
+
+    index: dict[str, Any] = {
+        "_class_name": "FluxPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    }
+    (folder / "scheduler").mkdir(parents=True)
+    for part, config in TINY.items():
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text(json.dumps(config))
+        state = {name: torch.zeros(t.shape) for name, t in build(config).state_dict().items()}
+        save_file(state, folder / part / "diffusion_pytorch_model.safetensors")
+        index[part] = ["diffusers" if "_class_name" in config else "transformers", "x"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    return write_pipeline(tmp_path / "models" / "tiny")
+
+
+SETUP = Setup(
+    resolution=32, text_tokens=8, batch_size=2, blocks=Blocks.parse("1..2"), rank=4, dtype="float32"
+)
+
+
+@pytest.fixture(scope="session")
+def need() -> Need:
+    """The dry run of the tiny pipeline, once for all tests."""
+    return measure(TINY, SETUP)

@@ -1,0 +1,209 @@
+"""What is there and what is missing."""
+
+import json
+import shutil
+import zipfile
+
+import psutil
+import pyarrow as pa
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from sgpipe.doctor import machine
+from sgpipe.doctor.cli import doctor
+from sgpipe.doctor.data import check_data
+from sgpipe.doctor.findings import Finding, Level
+from sgpipe.doctor.memory import GIB
+from sgpipe.doctor.repository import check_dvc
+from sgpipe.doctor.weights import check_pipeline, tensors
+from sgpipe.fetch.images import REJECTS
+from sgpipe.params.backbone import Backbone
+from sgpipe.scene_graphs.tables import TRIPLES, write_table
+
+BACKBONE = {"double_blocks": 3, "single_blocks": 1, "resolution": 32, "max_sequence_length": 8}
+
+
+def levels(findings: list[Finding]) -> dict[Level, list[str]]:
+    return {level: [f.what for f in findings if f.level is level] for level in Level}
+
+
+def failures(findings: list[Finding]) -> str:
+    bad = [finding for finding in findings if finding.level is not Level.OK]
+    assert all(finding.remedy for finding in bad)
+    return "\n".join(f"{finding.what} -> {finding.remedy}" for finding in bad)
+
+
+@pytest.fixture
+def data(tmp_path):
+    root = tmp_path / "data"
+    (root / "VG_100K").mkdir(parents=True)
+    for name in ("image_data", "objects", "relationships"):
+        (root / f"{name}.json").write_text('[{"image_id": 1}]\n')
+    (root / "VG_100K" / "1.jpg").write_bytes(b"jpeg")
+    with zipfile.ZipFile(root / "images.zip", "w") as archive:
+        archive.writestr("VG_100K_2/2.jpg", b"jpeg")
+    return root
+
+
+def triples_showing(folder, *image_ids: int):
+    rows = [{"triple_id": f"t{i}", "image_id": i} for i in image_ids]
+    write_table(pa.Table.from_pylist(rows, schema=TRIPLES), folder / "triples.parquet")
+    return [folder / "triples.parquet", folder / "not_made_yet.parquet"]
+
+
+def test_whole_data_folder(data, tmp_path):
+    assert failures(check_data(data, triples_showing(tmp_path, 1, 2), False)) == ""
+    assert failures(check_data(data, [], False)) == ""
+
+
+def test_what_a_data_folder_lacks(data, tmp_path):
+    assert "sgpipe fetch visual-genome" in failures(check_data(tmp_path / "none", [], False))
+    assert "dvc pull" in failures(check_data(tmp_path / "none", [], True))
+    text = failures(check_data(data, triples_showing(tmp_path, 1, 2, 3, 4), False))
+    assert "2 of 4 images are not in" in text and "--triples" in text
+    (data / "objects.json").unlink()
+    (data / "relationships.json").write_text('[{"image_id": 1}, {"im')
+    (data / "image_data.json").write_text("version https://git-lfs.github.com/spec/v1")
+    (data / "images.zip").write_bytes(b"PK half an archive")
+    (data / REJECTS).write_text(json.dumps({"rejects": [{"image_id": 7, "url": "u", "reason": "HTTP 404"}]}))
+    text = failures(check_data(data, [], False))
+    for words in (
+        "objects.json: no such file",
+        "does not end with ]",
+        "begins with b'version",
+        "images.zip: ",
+        "HTTP 404",
+    ):
+        assert words in text
+    shutil.rmtree(data / "VG_100K")
+    assert "no image, neither loose nor zipped" in failures(check_data(data, [], False))
+
+
+def test_whole_pipeline(pipeline):
+    findings = check_pipeline(Backbone(model=str(pipeline), **BACKBONE))
+    assert failures(findings) == "" and "5 parts" in findings[0].what
+
+
+def test_what_a_pipeline_lacks(pipeline, tmp_path):
+    backbone = Backbone(model=str(pipeline), **{**BACKBONE, "double_blocks": 19})
+    assert "has 3 double and 1 single blocks, params.yaml says 19 and 1" in failures(check_pipeline(backbone))
+    name = "diffusion_pytorch_model.safetensors"
+    whole = (pipeline / "vae" / name).read_bytes()
+    (pipeline / "vae" / name).write_bytes(whole[:-10])
+    (pipeline / "transformer" / name).write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    )
+    (pipeline / "text_encoder" / name).unlink()
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (pipeline / "text_encoder_2" / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.rmtree(pipeline / "scheduler")
+    text = failures(check_pipeline(Backbone(model=str(pipeline), **BACKBONE)))
+    for words in (
+        f"its tensors need {len(whole)} bytes, there are {len(whole) - 10}",
+        "a Git LFS pointer",
+        "text_encoder: no .safetensors file",
+        "model-00001-of-00002.safetensors is missing",
+        "scheduler: no such folder",
+    ):
+        assert words in text
+    (pipeline / "model_index.json").unlink()
+    assert "not a diffusers pipeline folder" in failures(
+        check_pipeline(Backbone(model=str(pipeline), **BACKBONE))
+    )
+
+
+def test_hub_ids_are_looked_up_in_the_cache(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    backbone = Backbone(model="someone/flux", revision="abc123", **BACKBONE)
+    assert "hf download someone/flux --revision abc123" in failures(check_pipeline(backbone))
+    shutil.copytree(pipeline, tmp_path / "hub" / "models--someone--flux" / "snapshots" / "abc123")
+    assert failures(check_pipeline(backbone)) == ""
+    (tmp_path / "hub" / "models--someone--flux" / "refs").mkdir()
+    (tmp_path / "hub" / "models--someone--flux" / "refs" / "main").write_text("abc123")
+    assert "no pinned revision" in failures(check_pipeline(Backbone(model="someone/flux", **BACKBONE)))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x05\0\0\0\0\0\0\0junk!", b"\xff" * 16])
+def test_files_that_are_no_safetensors(tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(ValueError):
+        tensors(tmp_path / "x.safetensors")
+
+
+def repository(root, size: int = 4, remote: str = "../store"):
+    (root / ".dvc").mkdir()
+    (root / ".dvc" / "config").write_text(
+        f"[core]\n    remote = here\n['remote \"here\"']\n    url = {remote}\n"
+    )
+    out = {"md5": "ab" + "0" * 30, "size": size, "hash": "md5", "path": "weights.bin"}
+    (root / "weights.bin.dvc").write_text(yaml.safe_dump({"outs": [out]}))
+    return root
+
+
+def test_dvc_state(tmp_path):
+    assert "no DVC repository" in failures(check_dvc(tmp_path))
+    root = repository(tmp_path)
+    (tmp_path / "store").mkdir()
+    text = failures(check_dvc(root))
+    assert "neither in the workspace nor in the cache nor in the remote" in text
+    held = tmp_path / "store" / "files" / "md5" / "ab"
+    held.mkdir(parents=True)
+    (held / ("0" * 30)).write_bytes(b"four")
+    assert "weights.bin: not pulled -> dvc pull" in failures(check_dvc(root))
+    shutil.copytree(tmp_path / "store" / "files", root / ".dvc" / "cache" / "files")
+    assert "in the cache, not in the workspace -> dvc checkout" in failures(check_dvc(root))
+    (root / "weights.bin").write_bytes(b"four")
+    assert failures(check_dvc(root)) == ""
+    (root / "weights.bin").write_bytes(b"three")
+    assert "5 bytes; its .dvc file says 1 files, 4 bytes" in failures(check_dvc(root))
+    shutil.rmtree(tmp_path / "store")
+    assert "is not a folder" in failures(check_dvc(root))
+    (root / ".dvc" / "config").write_text("")
+    assert "no default remote" in failures(check_dvc(root))
+
+
+def test_packages_against_the_lock(tmp_path, repo_root):
+    assert levels(machine.check_python(repo_root))[Level.FAIL] == []
+    assert "not the project's folder" in failures(machine.check_python(tmp_path))
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["numpy>=2", "no-such-package==1", "Typer"]\n'
+    )
+    (tmp_path / "requirements.lock").write_text("numpy==1.0.0 \\\n    --hash=sha256:00\ntyper==0.0.1\n")
+    text = failures(machine.check_python(tmp_path))
+    assert "not installed: no-such-package" in text and "(locked 1.0.0)" in text and "(locked 0.0.1)" in text
+
+
+def test_disk_and_memory(tmp_path, need, monkeypatch):
+    assert len(machine.check_disk({"a": tmp_path, "b": tmp_path / "not" / "there"})) == 1
+    monkeypatch.setattr(machine, "LEAST_FREE", 1 << 62)
+    assert "free some space" in failures(machine.check_disk({"a": tmp_path}))
+    assert 0 < machine.available_memory() <= psutil.virtual_memory().total
+    assert failures(machine.check_memory(need, "auto", [])) == ""
+    assert failures(machine.check_memory(need, "auto", [("GPU", 24.0)])) == ""
+    assert "no CUDA GPU is visible" in failures(machine.check_memory(need, "cuda", []))
+    assert "even with" in failures(machine.check_memory(need, "cuda", [("GPU", 0.5)]))
+    monkeypatch.setattr(machine, "available_memory", lambda: 1000)
+    assert "LoRA training" in failures(machine.check_memory(need, "cpu", [("GPU", 24.0)]))
+
+
+def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
+    app = typer.Typer()
+    app.command()(doctor)
+    (tmp_path / "store").mkdir()
+    repository(tmp_path)
+    for name in ("requirements.lock", "pyproject.toml"):
+        shutil.copy(repo_root / name, tmp_path / name)
+    sections = {"data": {"root": "data"}, "compute": {}, "backbone": {"model": str(pipeline), **BACKBONE}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
+    words = ["--params", str(tmp_path / "params.yaml"), "--blocks", "1..2", "--rank", "4", "--gpu", "16"]
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(machine, "LEAST_FREE", GIB // 1024)
+    result = CliRunner().invoke(app, [*words, "--no-memory"])
+    assert "LoRA training" not in result.output
+    assert result.exit_code == 1 and "missing" in result.output and "weights.bin" in result.output
+    (tmp_path / "weights.bin").write_bytes(b"four")
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "4,096 in LoRA of rank 4 on blocks [1..2]" in result.output and "LoRA training" in result.output
