@@ -80,12 +80,16 @@ def visual_genome(
         )
     console = Console(stderr=True)
     policy = Policy(connections=connections, rate=rate, retries=retries, longest_wait=longest_wait)
-    if triples:
-        summary = fetch_images(root, wanted_images(triples, images_table, images_url), policy, console)
-    else:
-        files = catalogue.ANNOTATIONS[release] + (() if annotations_only else catalogue.IMAGE_ARCHIVES)
-        source = Source(annotations_url, images_url or catalogue.IMAGES_URL, pinned=not unpinned)
-        summary = fetch_archives(root, files, source, policy, console)
+    try:
+        if triples:
+            summary = fetch_images(root, wanted_images(triples, images_table, images_url), policy, console)
+        else:
+            files = catalogue.ANNOTATIONS[release] + (() if annotations_only else catalogue.IMAGE_ARCHIVES)
+            source = Source(annotations_url, images_url or catalogue.IMAGES_URL, pinned=not unpinned)
+            summary = fetch_archives(root, files, source, policy, console)
+    except KeyboardInterrupt:
+        typer.echo(f"{root}: stopped; run the same command again to continue", err=True)
+        raise typer.Exit(130) from None
     typer.echo(
         f"{root}: {summary.fetched} fetched ({summary.size / 2**20:.1f} MiB), {summary.present} already "
         "there, "

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import psutil
@@ -207,3 +209,14 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "4,096 in LoRA of rank 4 on blocks [1..2]" in result.output and "LoRA training" in result.output
+
+
+def test_commands_are_listed_without_loading_what_they_need(repo_root):
+    code = (
+        "import sys, sgpipe.doctor.cli, sgpipe.fetch.cli; "
+        "print({'torch', 'diffusers', 'transformers', 'pyarrow', 'httpx', 'PIL', 'dvc'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"

@@ -210,3 +210,14 @@ def test_compressed_transfer_is_not_asked_for(site, tmp_path, policy):
     get(site, tmp_path, policy)
     assert site.requests[0][2]["accept-encoding"] == "identity"
     assert transfer.user_agent().startswith("sgpipe")
+
+
+def test_a_transfer_that_is_stopped_keeps_its_bytes(site, tmp_path, policy):
+    site.files[PATH] = BODY
+    part, pacer = Part(tmp_path / "file.bin.part", site.url + PATH, False), Pacer(0.0)
+    with client(policy) as http, pytest.raises(Halted, match="run the same command again"):
+        fetch_part(http, part, policy, pacer, lambda at: pacer.stop.set())
+    kept = part.path.stat().st_size
+    assert 0 < kept < len(BODY) and BODY.startswith(part.path.read_bytes())
+    assert get(site, tmp_path, policy).path.read_bytes() == BODY
+    assert site.ranges(PATH) == [None, f"bytes={kept}-"]
