@@ -30,12 +30,13 @@ def doctor(
 
     Run it from the repository's folder. Nothing is downloaded and nothing is changed.
     """
+    from huggingface_hub.constants import HF_HUB_CACHE
     from rich.console import Console
 
-    from sgpipe.doctor.architecture import configs_of
+    from sgpipe.doctor.architecture import configs_of, snapshot_folder
     from sgpipe.doctor.data import check_data
     from sgpipe.doctor.findings import Finding, Level, show
-    from sgpipe.doctor.machine import check_disk, check_memory, check_python, gpus
+    from sgpipe.doctor.machine import check_disk, check_download, check_memory, check_python, gpus
     from sgpipe.doctor.memory import Setup, measure
     from sgpipe.doctor.plan import GPU_SIZES, plan_table
     from sgpipe.doctor.repository import check_dvc, tracked
@@ -63,6 +64,7 @@ def doctor(
                 )
         except ModelError as error:
             problem = Finding(Level.WARN, "memory", str(error), "--no-memory leaves the plan out")
+    absent = model is None and snapshot_folder(backbone.model, backbone.revision) is None
     pulled = (root / data.root).resolve() in {path.resolve() for path in tracked(root)}
     findings = [
         *check_python(root),
@@ -70,6 +72,7 @@ def doctor(
         *check_data(root / data.root, [root / path for path in TRIPLES], pulled),
         *check_pipeline(backbone),
         *check_disk({"outputs": root / "outputs", "the data": root / data.root}),
+        *([check_download(need, Path(HF_HUB_CACHE))] if need and absent else []),
         *check_memory(need, compute.device, gpus()),
         *([problem] if problem else []),
     ]

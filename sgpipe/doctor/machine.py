@@ -56,13 +56,29 @@ def check_python(root: Path) -> list[Finding]:
     return findings
 
 
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def check_download(need: Need, cache: Path) -> Finding:
+    """Whether a pipeline that is still to be downloaded (16 bits per parameter) fits into the hub cache's disk."""
+    size = sum(part.bytes("bfloat16") for part in need.sizes.values())
+    free = shutil.disk_usage(_existing(cache)).free
+    what = (
+        f"{size / GIB:.1f} GiB of weights to download, {free / GIB:.1f} GiB free for the hub cache ({cache})"
+    )
+    if size + LEAST_FREE > free:
+        return Finding(Level.FAIL, "disk", what, "free some space, or set HF_HOME to a larger disk")
+    return Finding(Level.OK, "disk", what)
+
+
 def check_disk(folders: dict[str, Path]) -> list[Finding]:
     """Free space under each named folder; one line per file system."""
     findings: list[Finding] = []
     seen: set[int] = set()
-    for name, folder in folders.items():
-        while not folder.exists():
-            folder = folder.parent
+    for name, folder in ((name, _existing(folder)) for name, folder in folders.items()):
         device = folder.stat().st_dev
         if device in seen:
             continue

@@ -181,6 +181,7 @@ def test_disk_and_memory(tmp_path, need, monkeypatch):
     assert len(machine.check_disk({"a": tmp_path, "b": tmp_path / "not" / "there"})) == 1
     monkeypatch.setattr(machine, "LEAST_FREE", 1 << 62)
     assert "free some space" in failures(machine.check_disk({"a": tmp_path}))
+    assert "larger disk" in failures([machine.check_download(need, tmp_path / "hub")])
     assert 0 < machine.available_memory() <= psutil.virtual_memory().total
     assert failures(machine.check_memory(need, "auto", [])) == ""
     assert failures(machine.check_memory(need, "auto", [("GPU", 24.0)])) == ""
