@@ -63,7 +63,9 @@ def _existing(folder: Path) -> Path:
 
 
 def check_download(need: Need, cache: Path) -> Finding:
-    """Whether a pipeline that is still to be downloaded (16 bits per parameter) fits into the hub cache's disk."""
+    """Whether a pipeline that is still to be downloaded (16 bits per parameter) fits into the hub
+    cache's disk.
+    """
     size = sum(part.bytes("bfloat16") for part in need.sizes.values())
     free = shutil.disk_usage(_existing(cache)).free
     what = (
