@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from sgpipe.doctor.cli import doctor
 from sgpipe.errors import SgpipeError
+from sgpipe.fetch.cli import app as fetch_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +21,8 @@ params_app = typer.Typer(no_args_is_help=True, help="Read and check params.yaml.
 tracking_app = typer.Typer(no_args_is_help=True, help="MLflow, as a view of git and DVC.")
 app.add_typer(params_app, name="params")
 app.add_typer(tracking_app, name="tracking")
+app.add_typer(fetch_app, name="fetch")
+app.command("doctor")(doctor)
 
 ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]
 
@@ -38,7 +42,9 @@ def params_show(
         if section not in shown:
             raise SgpipeError(f"section {section!r} is unknown; valid: {', '.join(shown)}")
         shown = {section: shown[section]}
-    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120), end="")
+    print(
+        yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120), end=""
+    )
 
 
 @tracking_app.command("sync")
@@ -58,7 +64,18 @@ def tracking_ui(port: Annotated[int, typer.Option(help="port on localhost")] = 5
     from sgpipe.tracking.store import tracking_uri
 
     uri = tracking_uri(Path.cwd())
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     os.execv(sys.executable, command)
 
 

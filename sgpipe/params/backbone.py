@@ -10,15 +10,29 @@ class Backbone(Struct, frozen=True, forbid_unknown_fields=True):
 
     model: Annotated[str, Meta(min_length=1, description="local folder or hub id of a diffusers pipeline")]
     double_blocks: Annotated[
-        int, Meta(ge=1, description="double-stream (MM-DiT) blocks the checkpoint must have; block ranges are checked against it")
+        int,
+        Meta(
+            ge=1,
+            description="double-stream (MM-DiT) blocks the checkpoint must have; block ranges are checked against it",
+        ),
     ]
     single_blocks: Annotated[int, Meta(ge=0, description="single-stream blocks the checkpoint must have")]
-    resolution: Annotated[int, Meta(ge=16, multiple_of=8, description="side of generated images and of crops, pixels")]
-    max_sequence_length: Annotated[int, Meta(ge=1, le=512, description="T5 tokens per prompt, padding included")]
+    resolution: Annotated[
+        int, Meta(ge=16, multiple_of=8, description="side of generated images and of crops, pixels")
+    ]
+    max_sequence_length: Annotated[
+        int, Meta(ge=1, le=512, description="T5 tokens per prompt, padding included")
+    ]
     steps: Annotated[int, Meta(ge=1, description="Euler steps per image")] = 4
-    guidance: Annotated[float, Meta(ge=0.0, description="guidance embedding (FLUX.1-dev); 0 for models without one")] = 0.0
-    revision: Annotated[str | None, Meta(description="pinned commit of a hub id; required for hub ids")] = None
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Meta(description="precision of the weights")] = "float32"
+    guidance: Annotated[
+        float, Meta(ge=0.0, description="guidance embedding (FLUX.1-dev); 0 for models without one")
+    ] = 0.0
+    revision: Annotated[str | None, Meta(description="pinned commit of a hub id; required for hub ids")] = (
+        None
+    )
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], Meta(description="precision of the weights")
+    ] = "float32"
     offload: Annotated[
         Literal["none", "model", "sequential"], Meta(description="diffusers CPU offload on a GPU")
     ] = "none"

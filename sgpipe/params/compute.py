@@ -9,7 +9,8 @@ class Compute(Struct, frozen=True, forbid_unknown_fields=True):
     """Section `compute`: device, threads and processes."""
 
     device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], Meta(description="where models run; auto takes a GPU if there is one")
+        Literal["auto", "cpu", "cuda", "mps"],
+        Meta(description="where models run; auto takes a GPU if there is one"),
     ] = "auto"
     threads: Annotated[
         int, Meta(ge=0, description="intra-op threads per process; 0 leaves the library's default")

@@ -10,9 +10,14 @@ class Data(Struct, frozen=True, forbid_unknown_fields=True):
 
     root: Annotated[
         str,
-        Meta(min_length=1, description="folder with image_data.json, objects.json, relationships.json and the images"),
+        Meta(
+            min_length=1,
+            description="folder with image_data.json, objects.json, relationships.json and the images",
+        ),
     ] = "data"
     release: Annotated[
         Literal["auto", "v1.4", "v1.2", "v1.0"],
-        Meta(description="layout of the JSON files; auto tells them apart by content, a name refuses any other"),
+        Meta(
+            description="layout of the JSON files; auto tells them apart by content, a name refuses any other"
+        ),
     ] = "auto"

@@ -24,7 +24,9 @@ class _UniqueKeys(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
-                    raise ParamsError(f"line {key.start_mark.line + 1}: key {key.value!r} is given twice; keep one")
+                    raise ParamsError(
+                        f"line {key.start_mark.line + 1}: key {key.value!r} is given twice; keep one"
+                    )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -91,7 +93,9 @@ def decode(section: str, raw: Any, kind: type[T], source: str) -> T:
         unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
         if unknown:
             valid = _fields_at(kind, raw, key)
-            raise ParamsError(f"{source}: {full}.{unknown[1]}: unknown key{_close(unknown[1], valid)}") from None
+            raise ParamsError(
+                f"{source}: {full}.{unknown[1]}: unknown key{_close(unknown[1], valid)}"
+            ) from None
         what = what[:1].lower() + what[1:]
         shown = "" if what.startswith("got ") or "missing required" in what else f"got {given!r}; "
         raise ParamsError(f"{source}: {full}: {shown}{what}") from None

@@ -14,7 +14,9 @@ def load_all(path: Path) -> dict[str, Any]:
     raw = read_yaml(path)
     missing = [name for name in SECTIONS if name not in raw]
     if missing:
-        raise ParamsError(f"{path}: sections missing: {', '.join(missing)}; `git checkout {path}` restores the defaults")
+        raise ParamsError(
+            f"{path}: sections missing: {', '.join(missing)}; `git checkout {path}` restores the defaults"
+        )
     unknown = [str(name) for name in raw if name not in SECTIONS]
     if unknown:
         raise ParamsError(f"{path}: {unknown[0]}: unknown section; valid: {', '.join(SECTIONS)}")
@@ -32,7 +34,9 @@ def _spell_out(section: Any, plain: Any, key: str, counts: dict[str, int]) -> An
             for name in section.__struct_fields__
         }
     if isinstance(section, dict):
-        return {name: _spell_out(value, plain[name], f"{key}.{name}", counts) for name, value in section.items()}
+        return {
+            name: _spell_out(value, plain[name], f"{key}.{name}", counts) for name, value in section.items()
+        }
     return plain
 
 
@@ -44,4 +48,6 @@ def resolved(path: Path) -> dict[str, Any]:
     sections = load_all(path)
     backbone = sections["backbone"]
     counts = {"double": backbone.double_blocks, "single": backbone.single_blocks}
-    return {name: _spell_out(section, to_builtins(section), name, counts) for name, section in sections.items()}
+    return {
+        name: _spell_out(section, to_builtins(section), name, counts) for name, section in sections.items()
+    }

@@ -41,7 +41,9 @@ def _rounded(value: Any, where: str) -> Any:
         return [_rounded(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{where.lstrip('.')} = {value}: a metrics file holds finite numbers; leave the key out or use null")
+            raise ValueError(
+                f"{where.lstrip('.')} = {value}: a metrics file holds finite numbers; leave the key out or use null"
+            )
         return float(f"{value:.{DIGITS}g}")
     return value
 

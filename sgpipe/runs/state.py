@@ -50,7 +50,9 @@ def shared_dir(root: Path) -> Path:
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, or of the sorted relative names and hashes of a folder's files."""
     if path.is_dir():
-        lines = [f"{p.relative_to(path).as_posix()} {file_hash(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
+        lines = [
+            f"{p.relative_to(path).as_posix()} {file_hash(p)}" for p in sorted(path.rglob("*")) if p.is_file()
+        ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

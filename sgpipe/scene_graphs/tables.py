@@ -110,7 +110,9 @@ def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) 
     try:
         found = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error}); delete it and run its stage again") from error
+        raise DataError(
+            f"{path}: not a readable Parquet file ({error}); delete it and run its stage again"
+        ) from error
     wanted = columns or schema.names
     missing = [name for name in wanted if name not in found.names]
     if missing:

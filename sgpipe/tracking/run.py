@@ -146,7 +146,9 @@ class StageRun:
 def find_parent(client: Any, experiment_id: str, tags: Mapping[str, str]) -> str | None:
     """Id of the parent run with these tags, or None."""
     wanted = " and ".join(f"tags.`{k}` = '{v}'" for k, v in tags.items())
-    found = client.search_runs([experiment_id], f"{wanted} and tags.`sgpipe.kind` = 'experiment'", max_results=1)
+    found = client.search_runs(
+        [experiment_id], f"{wanted} and tags.`sgpipe.kind` = 'experiment'", max_results=1
+    )
     return found[0].info.run_id if found else None
 
 
@@ -158,7 +160,9 @@ def _chunks(items: Mapping[str, Any]) -> Iterator[list[Any]]:
         yield entries[start : start + 100]
 
 
-def _begin(stage: str, sections: Mapping[str, Any], inputs: Iterable[Path], params: Path, root: Path) -> StageRun:
+def _begin(
+    stage: str, sections: Mapping[str, Any], inputs: Iterable[Path], params: Path, root: Path
+) -> StageRun:
     everything = read_yaml(params)
     tracking = read_section(params, "tracking", Tracking)
     if not tracking.enabled:

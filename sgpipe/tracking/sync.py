@@ -41,7 +41,9 @@ class Synced:
 def _git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SgpipeError(f"git {' '.join(arguments[:2])}: {done.stderr.strip() or 'failed'}; run inside the repository")
+        raise SgpipeError(
+            f"git {' '.join(arguments[:2])}: {done.stderr.strip() or 'failed'}; run inside the repository"
+        )
     return done.stdout
 
 

@@ -104,5 +104,7 @@ def test_every_knob_is_described(name: str) -> None:
     schema = msgspec.json.schema(section_type(name), schema_hook=lambda kind: {"type": "string"})
     for title, definition in schema["$defs"].items():
         for field, entry in definition.get("properties", {}).items():
-            described = entry.get("description") or any("description" in part for part in entry.get("anyOf", []))
+            described = entry.get("description") or any(
+                "description" in part for part in entry.get("anyOf", [])
+            )
             assert described, f"{title}.{field} has no description"

@@ -51,7 +51,10 @@ def test_a_second_copy_is_kept_out(tmp_path: Path) -> None:
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline().strip() == "held"
-        with pytest.raises(StateError, match="another process is running"), stage_state("train", "f00d", root):
+        with (
+            pytest.raises(StateError, match="another process is running"),
+            stage_state("train", "f00d", root),
+        ):
             pass
         with stage_state("train", "beef", root):
             pass
