@@ -5,7 +5,7 @@ and types come from the schema, writer settings are fixed, and nothing that chan
 """
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,17 +90,53 @@ NEGATIVES: Final = pa.schema(
 )
 
 
-def write_table(table: pa.Table, path: Path, row_group_size: int = 1 << 17) -> None:
+ROW_GROUP: Final = 1 << 17
+
+
+def _open(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=3, store_schema=False)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
     """Write `table` to `path` atomically, as zstd Parquet whose bytes depend on the rows and the schema alone."""
-    with atomic_path(path) as temporary:
-        pq.write_table(
-            table.replace_schema_metadata(None),
-            temporary,
-            compression="zstd",
-            compression_level=3,
-            row_group_size=row_group_size,
-            store_schema=False,
-        )
+    with atomic_path(path) as temporary, TableWriter(temporary, table.schema.remove_metadata()) as writer:
+        writer.write(table)
+
+
+class TableWriter:
+    """Writes a table piece by piece; the bytes are those of `write_table` on the whole, however it was cut.
+
+    At most one row group is held in memory. `rows` counts what was given.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.rows = 0
+        self._schema = schema
+        self._pending: list[pa.Table] = []
+        self._waiting = 0
+        self._writer = _open(path, schema)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and (self._waiting or self.rows == 0):
+            self._flush(self._waiting)
+        self._writer.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows; full row groups go to the file at once."""
+        self._pending.append(table.replace_schema_metadata(None).cast(self._schema))
+        self._waiting += table.num_rows
+        self.rows += table.num_rows
+        while self._waiting >= ROW_GROUP:
+            self._flush(ROW_GROUP)
+
+    def _flush(self, rows: int) -> None:
+        whole = pa.concat_tables(self._pending) if self._pending else self._schema.empty_table()
+        self._writer.write_table(whole.slice(0, rows).combine_chunks(), row_group_size=ROW_GROUP)
+        self._waiting -= rows
+        self._pending = [whole.slice(rows)] if self._waiting else []
 
 
 def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:

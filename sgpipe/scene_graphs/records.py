@@ -1,0 +1,240 @@
+"""Visual Genome's JSON records as typed structs, in the layouts of releases v1.4, v1.2 and v1.0.
+
+The layouts differ in names only: v1.0 says `id` where the later ones say `image_id`, `object_id` and `relationship_id`; an
+endpoint carries `name` or `names`; v1.4 objects list the ids that were merged into them. One struct reads them all.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from sgpipe.errors import DataError
+from sgpipe.scene_graphs.spans import exact_spans, guessed_spans, list_start
+
+Release = Literal["v1.4", "v1.2", "v1.0"]
+ID_BITS = 44
+Id = Annotated[int, Meta(ge=0, lt=1 << ID_BITS)]
+"""Ids are non-negative and below 2^44, so that an id and a position within a span fit one int64 key."""
+Pixels = Annotated[int, Meta(ge=1, lt=1 << 31)]
+MISSING = -1
+
+
+class ImageRecord(Struct, gc=False):
+    """One record of image_data.json; sizes in pixels."""
+
+    width: Pixels
+    height: Pixels
+    url: str | None = None
+    image_id: Id = MISSING
+    id: Id = MISSING
+
+
+class ObjectRecord(Struct, gc=False):
+    """An object, or an endpoint of a relationship, with its box in pixels."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+    name: str | None = None
+    names: list[str] | None = None
+    object_id: Id = MISSING
+    id: Id = MISSING
+    merged_object_ids: list[Id] | None = None
+
+
+class RelationshipRecord(Struct, gc=False):
+    """One annotated relationship."""
+
+    subject: ObjectRecord
+    object: ObjectRecord
+    predicate: str
+    relationship_id: Id = MISSING
+    id: Id = MISSING
+
+
+class ObjectsRecord(Struct):
+    """One record of objects.json: all objects of an image."""
+
+    objects: list[ObjectRecord]
+    image_id: Id = MISSING
+    id: Id = MISSING
+
+
+class RelationshipsRecord(Struct):
+    """One record of relationships.json: all relationships of an image."""
+
+    relationships: list[RelationshipRecord]
+    image_id: Id = MISSING
+    id: Id = MISSING
+
+
+class _Loose(Struct):
+    """The same two records with nothing checked but the list, to save what is sound in a damaged one."""
+
+    objects: list[Raw] | None = None
+    relationships: list[Raw] | None = None
+    image_id: Any = MISSING
+    id: Any = MISSING
+
+
+class _LooseItem(Struct):
+    relationship_id: Any = MISSING
+    id: Any = MISSING
+
+
+class Malformed(Exception):
+    """A span is no JSON list of records: either it was cut wrongly or the file is damaged there."""
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """A record, or an item of one, whose values have a wrong type, are missing or lie out of range."""
+
+    record: int
+    image_id: int | None
+    item_id: int | None
+    raw: str
+
+
+R = TypeVar("R", ImageRecord, ObjectsRecord, RelationshipsRecord)
+
+
+@dataclass
+class Decoded(Generic[R]):
+    """Sound records of a span with their index in it, the count of all records, and what had to be left out."""
+
+    records: list[R]
+    index: list[int]
+    count: int
+    invalid: list[Invalid] = field(default_factory=list)
+
+
+_LISTS = {ImageRecord: None, ObjectsRecord: "objects", RelationshipsRecord: "relationships"}
+_DECODERS = {kind: msgspec.json.Decoder(list[kind]) for kind in _LISTS}  # type: ignore[valid-type]
+_RAWS = msgspec.json.Decoder(list[Raw])
+
+
+def decode(text: bytes, kind: type[R], id_key: str) -> Decoded[R]:
+    """Records of a JSON list. Raises `Malformed` where the text is no JSON list in UTF-8."""
+    try:
+        records = _DECODERS[kind].decode(text)
+    except msgspec.ValidationError:
+        return _salvage(text, kind, id_key)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(str(error)) from None
+    if any(getattr(record, id_key) == MISSING for record in records):
+        return _salvage(text, kind, id_key)
+    return Decoded(records, list(range(len(records))), len(records))
+
+
+def _salvage(text: bytes, kind: type[R], id_key: str) -> Decoded[R]:
+    try:
+        raws = _RAWS.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Malformed(str(error)) from None
+    found: Decoded[R] = Decoded([], [], len(raws))
+    for index, raw in enumerate(raws):
+        try:
+            record = msgspec.json.decode(raw, type=kind)
+            if getattr(record, id_key) == MISSING:
+                raise msgspec.ValidationError(f"Object missing required field `{id_key}`")
+        except msgspec.ValidationError as error:
+            saved = _save_items(raw, kind, id_key, index, str(error), found.invalid)
+            if saved is None:
+                continue
+            record = saved
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise Malformed(str(error)) from None
+        found.records.append(record)
+        found.index.append(index)
+    return found
+
+
+def _as_id(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << ID_BITS else None
+
+
+def _excerpt(error: str, raw: bytes) -> str:
+    return f"{error}: {raw[:300].decode('utf-8', 'replace')}"
+
+
+def _save_items(raw: Raw, kind: type[R], id_key: str, index: int, error: str, invalid: list[Invalid]) -> R | None:
+    """The record with its sound items, or `None`; everything left out is added to `invalid`, one entry per item."""
+    list_key = _LISTS[kind]
+    try:
+        loose = msgspec.json.decode(raw, type=_Loose)
+    except msgspec.ValidationError:
+        loose = None
+    items = getattr(loose, list_key) if loose is not None and list_key is not None else None
+    image_id = _as_id(getattr(loose, id_key)) if loose is not None else None
+    if items is None:
+        invalid.append(Invalid(index, image_id, None, _excerpt(error, bytes(raw))))
+        return None
+    item_kind: Any = ObjectRecord if kind is ObjectsRecord else RelationshipRecord
+    sound = []
+    for item in items:
+        try:
+            value = msgspec.json.decode(item, type=item_kind)
+            if image_id is not None:
+                sound.append(value)
+                continue
+            problem = error
+        except msgspec.ValidationError as item_error:
+            problem = str(item_error)
+        except (UnicodeDecodeError, RecursionError) as item_error:
+            raise Malformed(str(item_error)) from None
+        item_id = None
+        if kind is RelationshipsRecord:
+            try:
+                given = msgspec.json.decode(item, type=_LooseItem)
+                item_id = _as_id(given.id if id_key == "id" else given.relationship_id)
+            except (msgspec.ValidationError, UnicodeDecodeError):
+                item_id = None
+        invalid.append(Invalid(index, image_id, item_id, _excerpt(problem, bytes(item))))
+    if image_id is None:
+        if not items:
+            invalid.append(Invalid(index, None, None, _excerpt(error, bytes(raw))))
+        return None
+    return kind(**{list_key: sound, id_key: image_id})  # type: ignore[arg-type,return-value]
+
+
+def first_record(path: Path) -> dict[str, Any]:
+    """The first top-level record as plain values, for telling layouts apart."""
+    span = next(exact_spans(path, list_start(path), 1))
+    try:
+        record = msgspec.json.decode(span.read(), type=list[Any])[0]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError) as error:
+        raise DataError(f"{path}: record 0 cannot be read: {error}; the file is damaged or cut short, get it again") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{path}: record 0 is {type(record).__name__}, an object is needed; this is no Visual Genome file")
+    return record
+
+
+def _layout(path: Path, list_key: str | None) -> str:
+    record = first_record(path)
+    keys = {"image_id", "id"} & set(record)
+    if not keys or (list_key is not None and list_key not in record) or (list_key is None and "width" not in record):
+        need = "`image_id` (v1.2, v1.4) or `id` (v1.0)" + (f" and `{list_key}`" if list_key else ", `width` and `height`")
+        raise DataError(
+            f"{path}: unknown layout: record 0 has the keys {', '.join(sorted(map(str, record)))}; a Visual Genome record has {need}"
+        )
+    return "image_id" if "image_id" in keys else "id"
+
+
+def detect_release(root: Path) -> Release:
+    """The layout of the three files in `root`, from their content. Raises `DataError` if it is unknown or they disagree."""
+    found = {
+        name: _layout(root / name, key)
+        for name, key in (("image_data.json", None), ("objects.json", "objects"), ("relationships.json", "relationships"))
+    }
+    if len(set(found.values())) > 1:
+        shown = ", ".join(f"{name} has `{key}`" for name, key in found.items())
+        raise DataError(f"{root}: files of different releases: {shown}; object ids differ between v1.0 and the later ones")
+    if found["objects.json"] == "id":
+        return "v1.0"
+    span = next(guessed_spans(root / "objects.json", list_start(root / "objects.json")))
+    return "v1.4" if b'"merged_object_ids"' in span.read() else "v1.2"
