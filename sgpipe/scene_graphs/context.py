@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from sgpipe.params.canonicalize import Geometric
 from sgpipe.scene_graphs.aliases import Names, read_aliases
+from sgpipe.scene_graphs.lookup import Lookups
 from sgpipe.scene_graphs.predicate_map import PredicateMap
-from sgpipe.scene_graphs.records import ID_BITS, Invalid, Release
+from sgpipe.scene_graphs.records import Invalid, Release
 from sgpipe.scene_graphs.tables import REJECTS
 
 REASONS = (
@@ -61,9 +62,11 @@ class Context:
     heights: NDArray[np.int64] = field(init=False)
     names: Names = field(init=False)
     predicates: PredicateMap = field(init=False)
+    lookups: Lookups = field(init=False)
 
     def __post_init__(self) -> None:
         self.image_ids, self.widths, self.heights = np.load(self.setup.folder / "images.npy")
+        self.lookups = Lookups(self.setup.folder)
         objects = alias_file(self.setup.root, "object_alias.txt")
         self.names = Names(read_aliases(objects) if objects else {})
         self.predicates = PredicateMap.load(alias_file(self.setup.root, "relationship_alias.txt"))
@@ -93,11 +96,6 @@ def record_codes(positions: NDArray[np.int64], seen: frozenset[int]) -> NDArray[
     codes = np.where(positions < 0, CODE["image unknown"], 0)
     again = repeated(positions) | np.isin(positions, np.fromiter(seen, np.int64, len(seen)))
     return np.where((codes == 0) & again, CODE["image repeated"], codes)
-
-
-def combined_keys(image: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One integer for a (record or image index within a span, id) pair."""
-    return (image << ID_BITS) | ids
 
 
 def repeated(*columns: NDArray[np.int64]) -> NDArray[np.bool_]:

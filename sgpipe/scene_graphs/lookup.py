@@ -5,16 +5,22 @@ so a span of relationships needs one or two of them; one that is not ordered nee
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sgpipe.scene_graphs.context import combined_keys
+from sgpipe.scene_graphs.records import ID_BITS
 
 _BOX = ("x", "y", "w", "h")
+_HELD = 2
+
+
+def combined_keys(image: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One integer for a (record or image index within a span, id) pair."""
+    return (image << ID_BITS) | ids
 
 
 def write_lookup(path: Path, positions: NDArray, ids: NDArray, merged: NDArray, objects: pa.Table) -> None:
@@ -29,12 +35,6 @@ def write_lookup(path: Path, positions: NDArray, ids: NDArray, merged: NDArray, 
     )
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-
-
-@lru_cache(maxsize=2)
-def _read(path: Path) -> pa.Table:
-    with pa.OSFile(str(path), "rb") as source:
-        return pa.ipc.open_file(source).read_all()
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,42 @@ class Lookup:
         return np.where(self.keys[at] == keys, at, -1)
 
 
-def load_lookup(folder: Path, images: NDArray[np.int64], owners: NDArray[np.int64]) -> Lookup:
-    """Entries of `images` (sorted positions); keys combine an index into `images` with an object id.
+class Lookups:
+    """The lookup files of a folder, of which the last two stay in memory."""
 
-    `owners` gives the number of the lookup file of each image, -1 for none. An object's own id comes before a merged one.
-    """
-    tables = []
-    for owner in np.unique(owners[owners >= 0]):
-        table = _read(folder / f"objects-{owner}.arrow")
-        tables.append(table.filter(pa.array(np.isin(table["position"].to_numpy(), images))))
-    if not tables:
-        empty = np.zeros(0, dtype=np.int64)
-        return Lookup(empty, empty, np.zeros((0, 4)), pa.chunked_array([], pa.string()))
-    table = pa.concat_tables(tables)
-    keys = combined_keys(np.searchsorted(images, table["position"].to_numpy()), table["id"].to_numpy())
-    unique, first = np.unique(keys, return_index=True)
-    table = table.take(pa.array(first))
-    boxes = np.stack([table[name].to_numpy() for name in _BOX], axis=1).astype(np.float64)
-    return Lookup(unique, table["object_id"].to_numpy(), boxes, table["name"])
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tables: dict[int, pa.Table] = {}
+
+    @cached_property
+    def owners(self) -> NDArray[np.int64]:
+        """Number of the file of each image by position, -1 for none; from `owners.npy`, written after the objects."""
+        return np.load(self._folder / "owners.npy")
+
+    def _table(self, number: int) -> pa.Table:
+        if number not in self._tables:
+            if len(self._tables) >= _HELD:
+                del self._tables[next(iter(self._tables))]
+            with pa.OSFile(str(self._folder / f"objects-{number}.arrow"), "rb") as source:
+                self._tables[number] = pa.ipc.open_file(source).read_all()
+        return self._tables[number]
+
+    def of(self, images: NDArray[np.int64]) -> Lookup:
+        """Entries of `images` (sorted positions); keys combine an index into `images` with an object id.
+
+        An object's own id comes before a merged one.
+        """
+        owners = np.unique(self.owners[images])
+        tables = []
+        for owner in owners[owners >= 0].tolist():
+            table = self._table(owner)
+            tables.append(table.filter(pa.array(np.isin(table["position"].to_numpy(), images))))
+        if not tables:
+            empty = np.zeros(0, dtype=np.int64)
+            return Lookup(empty, empty, np.zeros((0, 4)), pa.chunked_array([], pa.string()))
+        table = pa.concat_tables(tables)
+        keys = combined_keys(np.searchsorted(images, table["position"].to_numpy()), table["id"].to_numpy())
+        unique, first = np.unique(keys, return_index=True)
+        table = table.take(pa.array(first))
+        boxes = np.stack([table[name].to_numpy() for name in _BOX], axis=1).astype(np.float64)
+        return Lookup(unique, table["object_id"].to_numpy(), boxes, table["name"])

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sgpipe.params.canonicalize import Geometric
@@ -19,9 +20,9 @@ from sgpipe.scene_graphs.tables import OBJECTS, RELATIONS
 _BOX = ("x", "y", "w", "h")
 
 
-def given_name(record: ObjectRecord) -> str:
+def given_names(records: list[ObjectRecord]) -> list[str]:
     """The first of `names`, else `name`, as annotated; empty if there is neither."""
-    return record.names[0] if record.names else record.name or ""
+    return [record.names[0] if record.names else record.name or "" for record in records]
 
 
 def given_boxes(records: list[ObjectRecord]) -> NDArray[np.float64]:
@@ -42,8 +43,8 @@ def object_rows(context: Context, span: Span, number: int, seen: frozenset[int])
     flat = [item for record in decoded.records for item in record.objects]
     owner = np.repeat(np.arange(len(images)), [len(record.objects) for record in decoded.records])
     ids = np.fromiter(map(attrgetter(object_key), flat), np.int64, len(flat))
-    raw_names = [given_name(item) for item in flat]
-    names = [context.names[name] for name in raw_names]
+    raw_names = given_names(flat)
+    names = pa.array(map(context.names.__getitem__, raw_names), pa.string(), len(raw_names))
     boxes = given_boxes(flat)
     position = positions[owner] if len(flat) else np.zeros(0, dtype=np.int64)
     clipped = clip(boxes, context.widths[position], context.heights[position])
@@ -51,7 +52,7 @@ def object_rows(context: Context, span: Span, number: int, seen: frozenset[int])
         [
             codes_by_record[owner] > 0,
             ids == MISSING,
-            np.fromiter(map(len, names), np.int64, len(names)) == 0,
+            pc.binary_length(names).to_numpy() == 0,
             (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0),
             (clipped[:, 2] <= 0) | (clipped[:, 3] <= 0),
         ],
@@ -61,7 +62,15 @@ def object_rows(context: Context, span: Span, number: int, seen: frozenset[int])
     sound = np.flatnonzero(codes == 0)
     codes[sound[repeated(owner[sound], ids[sound])]] = CODE["id repeated"]
     keep = np.flatnonzero(codes == 0)
-    kept = _objects(ids, images[owner], names, raw_names, clipped, keep)
+    rows = pa.array(keep)
+    columns: dict[str, Any] = {
+        "object_id": ids[keep],
+        "image_id": images[owner[keep]],
+        "name": names.take(rows),
+        "raw_name": pa.array(raw_names, pa.string()).take(rows),
+    }
+    columns |= {name: clipped[keep, column].astype(np.float32) for column, name in enumerate(_BOX)}
+    kept = pa.table(columns, schema=OBJECTS)
     merged = [
         (row, other)
         for row, index in enumerate(keep.tolist())
@@ -88,20 +97,6 @@ def object_rows(context: Context, span: Span, number: int, seen: frozenset[int])
         derived = _geometric(context.setup.geometric, position[keep], kept, clipped[keep])
     present = np.unique(positions[codes_by_record == 0])
     return Rows(decoded.count, len(flat) + len(decoded.invalid), present, kept, rejects, derived)
-
-
-def _objects(
-    ids: NDArray, images: NDArray, names: list[str], raw_names: list[str], boxes: NDArray, keep: NDArray
-) -> pa.Table:
-    rows = keep.tolist()
-    columns: dict[str, Any] = {
-        "object_id": ids[keep],
-        "image_id": images[keep],
-        "name": [names[i] for i in rows],
-        "raw_name": [raw_names[i] for i in rows],
-    }
-    columns |= {name: boxes[keep, column].astype(np.float32) for column, name in enumerate(_BOX)}
-    return pa.table(columns, schema=OBJECTS)
 
 
 def _geometric(params: Geometric, position: NDArray, objects: pa.Table, boxes: NDArray) -> pa.Table:

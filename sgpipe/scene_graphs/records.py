@@ -5,6 +5,7 @@ endpoint carries `name` or `names`; v1.4 objects list the ids that were merged i
 """
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -126,7 +127,7 @@ def decode(text: bytes | memoryview, kind: type[R], id_key: str) -> Decoded[R]:
         return _salvage(text, kind, id_key)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(str(error)) from None
-    if any(getattr(record, id_key) == MISSING for record in records):
+    if MISSING in map(attrgetter(id_key), records):
         return _salvage(text, kind, id_key)
     return Decoded(records, list(range(len(records))), len(records))
 

@@ -1,7 +1,6 @@
 """One span of relationships.json to rows of `relations.parquet`."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -10,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sgpipe.scene_graphs.context import CODE, REASONS, Context, Rows, combined_keys, record_codes, reject_table, repeated
+from sgpipe.scene_graphs.context import CODE, REASONS, Context, Rows, record_codes, reject_table, repeated
 from sgpipe.scene_graphs.geometry import clip
-from sgpipe.scene_graphs.lookup import Lookup, load_lookup
-from sgpipe.scene_graphs.object_rows import given_boxes, given_name
+from sgpipe.scene_graphs.lookup import Lookup, combined_keys
+from sgpipe.scene_graphs.object_rows import given_boxes, given_names
 from sgpipe.scene_graphs.predicate_map import PredicateMap
 from sgpipe.scene_graphs.predicates import PREDICATE_INDEX, PREDICATES
 from sgpipe.scene_graphs.records import MISSING, ObjectRecord, RelationshipsRecord, decode
@@ -79,13 +78,13 @@ class Endpoints:
         own, lookup = self._own, self._lookup
         ids = np.fromiter(map(self._id, own), np.int64, len(own))
         position = np.concatenate(self._own_position) if own else np.zeros(0, dtype=np.int64)
-        names = [self._context.names[given_name(record)] for record in own]
+        names = pa.array(map(self._context.names.__getitem__, given_names(own)), pa.string(), len(own))
         boxes = given_boxes(own)
         clipped = clip(boxes, self._context.widths[position], self._context.heights[position])
         codes = np.select(
             [
                 ids == MISSING,
-                np.fromiter(map(len, names), np.int64, len(names)) == 0,
+                pc.binary_length(names).to_numpy() == 0,
                 (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0),
                 (clipped[:, 2] <= 0) | (clipped[:, 3] <= 0),
             ],
@@ -96,13 +95,8 @@ class Endpoints:
             np.concatenate([lookup.object_ids, ids]),
             np.concatenate([lookup.boxes, clipped]),
             np.concatenate([np.zeros(len(lookup.keys), dtype=np.int64), codes]),
-            pa.chunked_array([*lookup.names.chunks, pa.array(names, pa.string())], pa.string()),
+            pa.chunked_array([*lookup.names.chunks, names], pa.string()),
         )
-
-
-@lru_cache(maxsize=1)
-def _owners(folder: str) -> NDArray[np.int64]:
-    return np.load(f"{folder}/owners.npy")
 
 
 def relation_rows(context: Context, codes_of: PredicateCodes, span: Span, seen: frozenset[int]) -> Rows:
@@ -117,7 +111,7 @@ def relation_rows(context: Context, codes_of: PredicateCodes, span: Span, seen: 
     position = positions[owner] if len(flat) else np.zeros(0, dtype=np.int64)
 
     present = np.unique(positions[by_record == 0])
-    lookup = load_lookup(context.setup.folder, present, _owners(str(context.setup.folder))[present])
+    lookup = context.lookups.of(present)
     image = np.where(by_record[owner] == 0, np.searchsorted(present, position), -1)
     endpoints = Endpoints(context, lookup, object_key)
     subject = endpoints.resolve([item.subject for item in flat], image, position)
