@@ -41,7 +41,7 @@ COMPATIBLE: Final[tuple[frozenset[str], ...]] = (
 """Sets of classes that can hold at once for the same two objects; none replaces another as a negative."""
 
 DEFAULT_CONFUSIONS: Final[dict[str, dict[str, float]]] = {
-    "around/near": {"on": 3, "in": 2, "wearing": 1, "carrying": 2, "riding": 1, "hanging from": 1},
+    "around/near": {"on": 3, "in": 2, "carrying": 2, "riding": 1, "hanging from": 1},
     "carrying": {"pushing": 2, "pulling": 2, "wearing": 1, "riding": 2, "standing on": 2, "behind": 1},
     "drinking": {"wearing": 1, "behind": 2, "pushing": 1, "standing on": 1, "carrying": 2},
     "eating": {"wearing": 1, "behind": 2, "sitting on": 2, "standing on": 1, "carrying": 2},

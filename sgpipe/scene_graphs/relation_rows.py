@@ -78,7 +78,7 @@ class Endpoints:
         own, lookup = self._own, self._lookup
         ids = np.fromiter(map(self._id, own), np.int64, len(own))
         position = np.concatenate(self._own_position) if own else np.zeros(0, dtype=np.int64)
-        names = pa.array(map(self._context.names.__getitem__, given_names(own)), pa.string(), len(own))
+        names = pa.array(map(self._context.names.__getitem__, given_names(own)), pa.string(), size=len(own))
         boxes = given_boxes(own)
         clipped = clip(boxes, self._context.widths[position], self._context.heights[position])
         codes = np.select(

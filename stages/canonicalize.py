@@ -1,0 +1,45 @@
+"""Visual Genome's annotations to canonical Parquet tables."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from sgpipe.params.canonicalize import Canonicalize
+from sgpipe.params.data import Data
+from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.command import run, write_metrics
+from sgpipe.scene_graphs.canonicalize import canonicalize
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
+    out: Annotated[Path, typer.Option(help="folder of the tables")] = Path("outputs/canonical"),
+    metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/canonicalize.json"),
+    workers: Annotated[int, typer.Option(min=0, help="processes for large files; 0 takes the processors, at most 4")] = 0,
+) -> None:
+    """Write images, objects, relations and rejects, and count what became of every record."""
+    data = read_section(params, "data", Data)
+    config = read_section(params, "canonicalize", Canonicalize)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[Path, TaskID] = {}
+
+        def show(path: Path, done: int) -> None:
+            if path not in tasks:
+                tasks[path] = bars.add_task(path.name, total=path.stat().st_size)
+            bars.update(tasks[path], completed=done)
+
+        count = workers or min(len(os.sched_getaffinity(0)), 4)
+        found = canonicalize(Path(data.root), out, config, data.release, count, show)
+    write_metrics(found, metrics, {"data": to_builtins(data), "canonicalize": to_builtins(config)})
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,291 @@
+"""Canonical tables: known records of the made-up sample, conservation, determinism, and damage of every kind."""
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import sgpipe.scene_graphs.spans as spans_module
+from sgpipe.errors import DataError
+from sgpipe.params.canonicalize import Canonicalize, Geometric, Splits
+from sgpipe.scene_graphs.canonicalize import SCHEMAS, canonicalize
+from sgpipe.scene_graphs.splits import Splitter
+
+Folder = Callable[..., Path]
+
+
+def rows(out: Path, name: str) -> list[dict[str, Any]]:
+    return pq.read_table(out / f"{name}.parquet").to_pylist()
+
+
+def parts(out: Path) -> dict[str, bytes]:
+    return {name: (out / f"{name}.parquet").read_bytes() for name in SCHEMAS}
+
+
+def check_conservation(out: Path, metrics: dict[str, Any]) -> None:
+    """The counts of the metrics are those of the tables, and nothing is lost."""
+    rejects = rows(out, "rejects")
+    for name, file, found in (
+        ("relations", "relationships.json", metrics),
+        ("objects", "objects.json", metrics["objects"]),
+        ("images", "image_data.json", metrics["images"]),
+    ):
+        mine = [row for row in rejects if row["file"] == file]
+        assert found["rejected"] == len(mine)
+        assert Counter(row["reason"] for row in mine) == found["by_reason"]
+        assert found["kept"] == sum(row.get("source") != "geometric" for row in rows(out, name))
+        assert found["read"] == found["kept"] + found["rejected"]
+
+
+@pytest.fixture(scope="module")
+def made(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("canonical")
+    return out, canonicalize(sample, out, Canonicalize())
+
+
+def test_known_relations(made: tuple[Path, dict[str, Any]]) -> None:
+    kept = {(row["image_id"], row["relationship_id"]): row for row in rows(made[0], "relations")}
+    said = {key: (row["subject"], row["predicate"], row["object"]) for key, row in kept.items()}
+    assert said == {
+        (11, 1): ("man", "riding", "horse"),
+        (11, 2): ("man", "wearing", "hat"),
+        (11, 6): ("dog", "around/near", "fence"),
+        (12, 1): ("cup", "on", "table"),
+        (13, 1): ("milk", "in", "glass"),
+        (13, 2): ("table", "below", "glass"),
+    }
+    wears = kept[11, 2]
+    assert (wears["subject_id"], wears["object_id"], wears["raw_predicate"]) == (101, 103, "wears")
+    assert [wears[f"s{k}"] for k in "xywh"] == [100, 80, 120, 300]
+    assert [kept[11, 6][f"s{k}"] for k in "xywh"] == [0, 400, 60, 60]
+    assert [kept[11, 6][f"o{k}"] for k in "xywh"] == [620, 100, 20, 200]
+    assert (kept[12, 1]["subject_id"], kept[12, 1]["sw"]) == (201, 30)
+
+
+def test_known_rejects(made: tuple[Path, dict[str, Any]]) -> None:
+    reasons = {(row["file"][:4], row["image_id"], row["relationship_id"]): row["reason"] for row in rows(made[0], "rejects")}
+    assert {key[1:]: reason for key, reason in reasons.items() if key[0] == "rela" and key != ("rela", 11, 1)} == {
+        (11, 3): "relation repeated",
+        (11, 4): "predicate: has",
+        (11, 5): "self-loop",
+        (11, 7): "box outside image",
+        (12, 2): "box empty",
+        (12, 3): "box empty",
+        (12, 4): "box outside image",
+        (12, 5): "predicate: attached to",
+        (13, 3): "predicate unknown",
+        (13, 4): "predicate empty",
+        (99, 9): "image unknown",
+    }
+    assert reasons["rela", 11, 1] == "id repeated"
+    objects = Counter(row["reason"] for row in rows(made[0], "rejects") if row["file"] == "objects.json")
+    assert objects == {"box empty": 1, "box outside image": 1, "id repeated": 1, "name empty": 1}
+    assert reasons["imag", 11, None] == "image repeated"
+    check_conservation(*made)
+
+
+def test_the_layouts_say_the_same(made: tuple[Path, dict[str, Any]], sample_v1_0: Path, tmp_path: Path) -> None:
+    """v1.0 has no merged ids and no alias files here, so only what hangs on them may differ."""
+    metrics = canonicalize(sample_v1_0, tmp_path, Canonicalize())
+    assert (made[1]["release"], metrics["release"]) == ("v1.4", "v1.0")
+    later = {(row["image_id"], row["relationship_id"]) for row in rows(made[0], "relations")}
+    first = {(row["image_id"], row["relationship_id"]) for row in rows(tmp_path, "relations")}
+    assert later - first == set()
+    assert first - later == {(11, 3), (11, 5)}
+    with pytest.raises(DataError, match=r"data.release is v1.2, the files have the layout of v1.0"):
+        canonicalize(sample_v1_0, tmp_path, Canonicalize(), release="v1.2")
+
+
+def test_same_bytes_however_it_is_run(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, objects, relations = _many(60)
+    root = folder(image_data=images, objects=objects, relationships=relations)
+    params = Canonicalize(geometric=Geometric(per_image=3, classes=("left of", "right of", "above", "below", "in")))
+    first = canonicalize(root, tmp_path / "a", params)
+    assert first["geometric"]
+    canonicalize(root, tmp_path / "b", params)
+    assert parts(tmp_path / "a") == parts(tmp_path / "b")
+    monkeypatch.setattr("sgpipe.scene_graphs.canonicalize._SMALL", 0)
+    canonicalize(root, tmp_path / "c", params, workers=2)
+    assert parts(tmp_path / "a") == parts(tmp_path / "c")
+    for cut in ("guessed_spans", "exact_spans"):
+        real = getattr(spans_module, cut)
+        monkeypatch.setattr(f"sgpipe.scene_graphs.passes.{cut}", lambda path, start, real=real: real(path, start, 300))
+    assert canonicalize(root, tmp_path / "d", params) == first
+    assert parts(tmp_path / "a") == parts(tmp_path / "d")
+
+
+def _many(count: int) -> tuple[list[Any], list[Any], list[Any]]:
+    draw = np.random.default_rng(0)
+    images = [{"image_id": n, "width": 640, "height": 480, "url": None} for n in range(1, count + 1)]
+    objects, relations = [], []
+    for image in images:
+        boxes = draw.integers(0, 400, (6, 4)).tolist()
+        here = [
+            {"object_id": 10 * image["image_id"] + n, "names": ["cat dog man bus"[4 * (n % 4) :][:3]], "x": x, "y": y, "w": w + 1, "h": h + 1}
+            | {"merged_object_ids": []}
+            for n, (x, y, w, h) in enumerate(boxes)
+        ]
+        objects.append({"image_id": image["image_id"], "objects": here})
+        pairs = draw.integers(0, 6, (5, 2)).tolist()
+        words = ["on", "has", "WEARS", "next to", "zzz"]
+        relations.append(
+            {
+                "relationships": [
+                    {"relationship_id": n, "predicate": words[n], "subject": here[s], "object": here[o]} for n, (s, o) in enumerate(pairs)
+                ],
+                "image_id": image["image_id"],
+            }
+        )
+    return images, objects, relations
+
+
+def test_the_order_of_the_files_does_not_matter(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither between files nor within one; lookups then span many parts."""
+    images, objects, relations = _many(40)
+    canonicalize(folder(image_data=images, objects=objects, relationships=relations), tmp_path / "a", Canonicalize())
+    order = np.random.default_rng(1).permutation(40)
+    monkeypatch.setattr("sgpipe.scene_graphs.passes.guessed_spans", lambda path, start: spans_module.guessed_spans(path, start, 2000))
+    shuffled = folder(image_data=images, objects=[objects[n] for n in order], relationships=relations[::-1])
+    canonicalize(shuffled, tmp_path / "b", Canonicalize())
+    for name in ("objects", "relations"):
+        key = "object_id" if name == "objects" else "relationship_id"
+        a, b = (sorted(rows(tmp_path / out, name), key=lambda row: (row["image_id"], row[key])) for out in "ab")
+        assert a == b
+
+
+def test_wrong_guesses_are_noticed(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects that begin like the record around them lead every guess astray; the exact cuts take over."""
+    images, objects, relations = _many(30)
+    plain = folder(image_data=images, objects=objects, relationships=relations)
+    canonicalize(plain, tmp_path / "a", Canonicalize())
+    for record in objects:
+        record["objects"] = [{"image_id": 0, **item} for item in record["objects"]]
+    monkeypatch.setattr("sgpipe.scene_graphs.passes.guessed_spans", lambda path, start: spans_module.guessed_spans(path, start, 700))
+    canonicalize(folder(image_data=images, objects=objects, relationships=relations), tmp_path / "b", Canonicalize())
+    assert parts(tmp_path / "a") == parts(tmp_path / "b")
+
+
+def test_a_repeated_image_record_is_rejected_across_spans(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, objects, relations = _many(10)
+    monkeypatch.setattr("sgpipe.scene_graphs.passes.guessed_spans", lambda path, start: spans_module.guessed_spans(path, start, 10))
+    root = folder(image_data=images, objects=[*objects, objects[0]], relationships=[*relations, relations[3]])
+    metrics = canonicalize(root, tmp_path / "out", Canonicalize())
+    assert metrics["objects"]["by_reason"]["image repeated"] == 6
+    assert metrics["by_reason"]["image repeated"] == 5
+    check_conservation(tmp_path / "out", metrics)
+
+
+def _sample_bytes(sample: Path, name: str) -> bytes:
+    return (sample / f"{name}.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("relationships", lambda text: text[:-40], r"relationships.json: record \d+ .*the file ends inside it"),
+        ("relationships", lambda text: text.rstrip()[:-1], r"relationships.json: cut short after record 4"),
+        ("objects", lambda text: text[: text.index(b"304")], r"objects.json: record 2 .*the file ends inside it"),
+        ("objects", lambda text: text + b"[]", r"text follows the end of the list"),
+        ("objects", lambda text: text.replace(b'"milk"', b'"mi\xfflk"'), r"objects.json: record 2 .*utf-8"),
+        ("objects", lambda text: text.replace(b'"milk"', b'"milk'), r"objects.json: record 2"),
+        ("relationships", lambda text: text.replace(b'"contains"', b"NaN"), r"relationships.json: record 2 .*malformed"),
+        ("image_data", lambda text: b"[]", r"image_data.json: the list is empty"),
+        ("image_data", lambda text: b"", r"image_data.json: the file is empty"),
+        ("image_data", lambda text: b'[{"foo": 1}]', r"image_data.json: unknown layout: record 0 has the keys foo"),
+        ("objects", lambda text: text.replace(b"image_id", b"id"), r"files of different releases"),
+        ("objects", lambda text: b'{"1": {}}', r"a list of records is needed"),
+        ("objects", lambda text: b"[1, 2]", r"record 0 is int"),
+        ("image_data", lambda text: text.replace(b'"height"', b'"hight"'), r"no record is usable"),
+    ],
+)
+def test_damage_to_a_file_ends_in_one_line(
+    folder: Folder, sample: Path, tmp_path: Path, name: str, damage: Callable[[bytes], bytes], says: str
+) -> None:
+    out = tmp_path / "out"
+    canonicalize(sample, out, Canonicalize())
+    before = parts(out)
+    root = folder(**{name: damage(_sample_bytes(sample, name))})
+    with pytest.raises(DataError, match=says) as caught:
+        canonicalize(root, out, Canonicalize())
+    assert "\n" not in str(caught.value)
+    assert parts(out) == before
+    assert {path.name for path in out.iterdir()} == {f"{name}.parquet" for name in SCHEMAS}
+
+
+def test_a_missing_file_says_how_to_get_it(folder: Folder, tmp_path: Path) -> None:
+    root = folder()
+    (root / "objects.json").unlink()
+    with pytest.raises(DataError, match=r"objects.json: no such file; `sgpipe fetch visual-genome`"):
+        canonicalize(root, tmp_path / "out", Canonicalize())
+
+
+JUNK = st.one_of(st.none(), st.booleans(), st.integers(-5, 1 << 70), st.floats(-1e300, 1e300), st.text(max_size=5), st.just([]), st.just({}))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_records_of_any_wrong_type_are_rejected_not_fatal(sample: Path, tmp_path: Path, data: st.DataObject) -> None:
+    """Values anywhere below the first record are replaced or removed; every item read is kept or rejected."""
+    root = tmp_path / "damaged"
+    root.mkdir(exist_ok=True)
+    for name in ("image_data", "objects", "relationships"):
+        records = copy.deepcopy(json.loads(_sample_bytes(sample, name)))
+        for _ in range(data.draw(st.integers(0, 3))):
+            _damage(records, data)
+        (root / f"{name}.json").write_text(json.dumps(records))
+    check_conservation(tmp_path / "out", canonicalize(root, tmp_path / "out", Canonicalize()))
+
+
+def _damage(records: list[Any], data: st.DataObject) -> None:
+    index = data.draw(st.integers(1, len(records) - 1))
+    node, key = records, index
+    while isinstance(node[key], dict | list) and node[key] and data.draw(st.integers(0, 5)):
+        node = node[key]
+        key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+    if isinstance(node, dict) and data.draw(st.booleans()):
+        del node[key]
+    else:
+        node[key] = data.draw(JUNK)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damaged_bytes_end_well_or_in_one_line(sample: Path, tmp_path: Path, data: st.DataObject) -> None:
+    root = tmp_path / "bytes"
+    root.mkdir(exist_ok=True)
+    broken = data.draw(st.sampled_from(["image_data", "objects", "relationships"]))
+    for name in ("image_data", "objects", "relationships"):
+        text = bytearray(_sample_bytes(sample, name))
+        if name == broken:
+            at = data.draw(st.integers(0, len(text) - 1))
+            end = min(len(text), at + data.draw(st.integers(0, 40)))
+            text[at:end] = data.draw(st.binary(max_size=6))
+        (root / f"{name}.json").write_bytes(text)
+    try:
+        check_conservation(tmp_path / "out", canonicalize(root, tmp_path / "out", Canonicalize()))
+    except DataError as error:
+        assert str(root) in str(error) and "\n" not in str(error)
+
+
+def test_splits_by_hash_and_by_file(tmp_path: Path) -> None:
+    ids = np.arange(20_000)
+    split = Splitter(Splits(train=0.7, val=0.2, seed=3))(ids)
+    assert np.allclose([(split == name).mean() for name in ("train", "val", "test")], [0.7, 0.2, 0.1], atol=0.01)
+    order = np.random.default_rng(0).permutation(ids)
+    assert np.array_equal(Splitter(Splits(train=0.7, val=0.2, seed=3))(order), split[order])
+    path = tmp_path / "splits.json"
+    path.write_text('{"train": [1, 2], "val": [3]}')
+    assert Splitter(Splits(file=str(path)))(np.array([3, 1, 9])).tolist() == ["val", "train", "none"]
+    path.write_text('{"train": [1, 2], "val": [2]}')
+    with pytest.raises(DataError, match="image 2 is in train and in val"):
+        Splitter(Splits(file=str(path)))
+    with pytest.raises(ValueError, match="above 1"):
+        Splits(train=0.9, val=0.2)
