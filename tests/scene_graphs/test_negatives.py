@@ -1,0 +1,79 @@
+"""Negatives: what is swapped, what is replaced, and that a negative is never true."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sgpipe.errors import DataError
+from sgpipe.params.negatives import Negatives
+from sgpipe.scene_graphs.negatives import DEFAULT_CONFUSIONS, may_both_hold, negatives, read_confusions, replacements
+from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES, SYMMETRIC
+
+NONE = frozenset[str]()
+
+
+def triples(*said: tuple[str, str, str]) -> pa.Table:
+    rows = [
+        {"triple_id": f"{n}-7", "image_id": n, "relationship_id": 7, "subject": s, "predicate": p, "object": o}
+        for n, (s, p, o) in enumerate(said)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+@pytest.mark.parametrize("predicate", PREDICATES)
+def test_every_class_has_a_negative_of_the_right_kind(predicate: str) -> None:
+    table = triples(("cat", predicate, "dog"))
+    (row,) = negatives(table, table, Negatives()).to_pylist()
+    if predicate in DIRECTIONAL:
+        assert row == {"triple_id": "0-7", "kind": "swap", "subject": "dog", "predicate": predicate, "object": "cat"}
+    else:
+        assert (row["kind"], row["subject"], row["object"]) == ("replace", "cat", "dog")
+        assert not may_both_hold(predicate, row["predicate"])
+    assert not (row["kind"] == "swap" and predicate in SYMMETRIC)
+
+
+def test_the_built_in_table_covers_what_is_not_directional_and_holds_no_true_classes() -> None:
+    assert set(DEFAULT_CONFUSIONS) == set(PREDICATES) - DIRECTIONAL
+    for predicate in DEFAULT_CONFUSIONS:
+        assert replacements(predicate, DEFAULT_CONFUSIONS, NONE)
+        assert not any(may_both_hold(predicate, name) for name in DEFAULT_CONFUSIONS[predicate]), predicate
+
+
+def test_what_the_image_says_as_well_is_no_negative() -> None:
+    table = triples(("man", "wearing", "hat"), ("man", "wearing", "hat"))
+    held = pa.concat_tables([table, pa.Table.from_pylist([{**table.to_pylist()[0], "predicate": "holding"}])])
+    first, second = negatives(table, held, Negatives(choice="hardest"))["predicate"].to_pylist()
+    assert second == "holding"
+    assert not may_both_hold(first, "holding")
+    both = triples(("cat", "left of", "cat"))
+    assert negatives(both, both, Negatives())["kind"].to_pylist() == ["replace"]
+
+
+def test_the_draw_follows_the_counts_and_not_the_order(tmp_path: Path) -> None:
+    path = tmp_path / "confusions.json"
+    path.write_text(json.dumps({"wearing": {"holding": 3, "behind": 1, "in": 90, "wearing": 50}}))
+    table = triples(*[("man", "wearing", f"hat {n}") for n in range(2000)])
+    made = negatives(table, table, Negatives(confusions=str(path)))
+    drawn = np.array(made["predicate"].to_pylist())
+    assert set(drawn) == {"holding", "behind"}
+    assert (drawn == "holding").mean() == pytest.approx(0.75, abs=0.04)
+    order = np.random.default_rng(0).permutation(2000)
+    assert negatives(table.take(order), table, Negatives(confusions=str(path))).equals(made.take(order))
+    hardest = negatives(table, table, Negatives(confusions=str(path), choice="hardest"))
+    assert set(hardest["predicate"].to_pylist()) == {"holding"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("[]", "not a JSON mapping"), ('{"on": {"onn": 1}}', "'onn' is no class"), ('{"on": {"in": -1}}', "counts are not negative"), ("{", "not a JSON")],
+)
+def test_tables_that_cannot_be_used(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "confusions.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=says):
+        read_confusions(path)
+    with pytest.raises(DataError, match="no such confusion table"):
+        read_confusions(tmp_path / "absent.json")
