@@ -11,10 +11,15 @@ class Splits(Struct, frozen=True, forbid_unknown_fields=True):
     """Which images belong to which split: by a published list, else by a hash of the image id."""
 
     file: Annotated[
-        str | None, Meta(description="JSON {split: [image ids]}; images it does not name get the split `none`")
+        str | None,
+        Meta(description="JSON {split: [image ids]}; images it does not name get the split `none`"),
     ] = None
-    train: Annotated[float, Meta(ge=0.0, le=1.0, description="fraction of images hashed into train; without a file")] = 0.8
-    val: Annotated[float, Meta(ge=0.0, le=1.0, description="fraction hashed into val; the rest is test")] = 0.1
+    train: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="fraction of images hashed into train; without a file")
+    ] = 0.8
+    val: Annotated[float, Meta(ge=0.0, le=1.0, description="fraction hashed into val; the rest is test")] = (
+        0.1
+    )
     seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the hash")] = 0
 
     def __post_init__(self) -> None:
@@ -33,7 +38,9 @@ class Geometric(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes: got {list(self.classes)}; name each of {list(get_args(GeometricClass))} at most once")
+            raise ValueError(
+                f"classes: got {list(self.classes)}; name each of {list(get_args(GeometricClass))} at most once"
+            )
 
 
 class Canonicalize(Struct, frozen=True, forbid_unknown_fields=True):

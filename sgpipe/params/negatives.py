@@ -10,7 +10,9 @@ class Negatives(Struct, frozen=True, forbid_unknown_fields=True):
 
     confusions: Annotated[
         str | None,
-        Meta(description="JSON {class: {class: count}}, as the probes write it; null takes the built-in table"),
+        Meta(
+            description="JSON {class: {class: count}}, as the probes write it; null takes the built-in table"
+        ),
     ] = None
     choice: Annotated[
         Literal["hardest", "sampled"],

@@ -20,7 +20,11 @@ def read_aliases(path: Path) -> dict[str, str]:
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise DataError(f"{path}: line {line}: not UTF-8 text; get the file again or remove it") from None
-    lines = [[" ".join(word.lower().split()) for word in line.split(",")] for line in text.splitlines() if line.strip()]
+    lines = [
+        [" ".join(word.lower().split()) for word in line.split(",")]
+        for line in text.splitlines()
+        if line.strip()
+    ]
     heads = {line[0] for line in lines}
     aliases: dict[str, str] = {}
     for head, *others in lines:

@@ -78,12 +78,16 @@ def canonicalize(
     """
     found = detect_release(root)
     if release not in ("auto", found):
-        raise DataError(f"{root}: data.release is {release}, the files have the layout of {found}; correct one of the two")
+        raise DataError(
+            f"{root}: data.release is {release}, the files have the layout of {found}; correct one of the two"
+        )
     with _folder(out) as folder, ExitStack() as outputs:
         paths = {name: outputs.enter_context(atomic_path(out / f"{name}.parquet")) for name in SCHEMAS}
         with ExitStack() as stack:
             writers = {name: stack.enter_context(TableWriter(paths[name], SCHEMAS[name])) for name in SCHEMAS}
-            metrics = _tables(Setup(root, folder, found, params.geometric), params, writers, workers, progress)
+            metrics = _tables(
+                Setup(root, folder, found, params.geometric), params, writers, workers, progress
+            )
     return metrics
 
 
@@ -105,7 +109,9 @@ def _tables(
     images = Tally()
     reader = ImagesReader(setup, Splitter(params.splits))
     nobody = np.zeros(0, dtype=np.int64)
-    for first, rows in read_pass(setup.root / "image_data.json", partial(immediate, reader.rows), 1, nobody, progress):
+    for first, rows in read_pass(
+        setup.root / "image_data.json", partial(immediate, reader.rows), 1, nobody, progress
+    ):
         _write(rows, first, writers["images"], writers["rejects"])
         images.add(rows)
     objects, relations, classes, derived = Tally(), Tally(), Counter[str](), Counter[str]()
@@ -114,7 +120,9 @@ def _tables(
     with Processes(setup, workers if size > _SMALL else 1) as processes:
         with TableWriter(setup.folder / "geometric.parquet", RELATIONS) as geometric:
             work = partial(processes.submit, "objects")
-            for first, rows in read_pass(setup.root / "objects.json", work, processes.ahead, owners, progress):
+            for first, rows in read_pass(
+                setup.root / "objects.json", work, processes.ahead, owners, progress
+            ):
                 _write(rows, first, writers["objects"], writers["rejects"])
                 objects.add(rows)
                 if rows.geometric is not None:
@@ -122,7 +130,9 @@ def _tables(
         np.save(setup.folder / "owners.npy", owners)
         owners[:] = -1
         work = partial(processes.submit, "relationships")
-        for first, rows in read_pass(setup.root / "relationships.json", work, processes.ahead, owners, progress):
+        for first, rows in read_pass(
+            setup.root / "relationships.json", work, processes.ahead, owners, progress
+        ):
             _write(rows, first, writers["relations"], writers["rejects"])
             relations.add(rows)
             classes.update(counts(rows.kept["predicate"]))
@@ -141,7 +151,9 @@ def _tables(
     }
     rejected = metrics["rejected"] + metrics["images"]["rejected"] + metrics["objects"]["rejected"]
     if (writers["relations"].rows, writers["rejects"].rows) != (relations.kept + derived.total(), rejected):
-        raise DataError("relations or rejects: rows written differ from rows counted; a fault of the program, please report it")
+        raise DataError(
+            "relations or rejects: rows written differ from rows counted; a fault of the program, please report it"
+        )
     return metrics
 
 

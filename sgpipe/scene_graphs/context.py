@@ -112,9 +112,7 @@ def repeated(*columns: NDArray[np.int64]) -> NDArray[np.bool_]:
 def reject_table(file: str, columns: dict[str, Any], invalid: list[Invalid]) -> pa.Table:
     """Rows of `rejects.parquet` for one span; `columns` without `file`, then the records that could not be read at all."""
     rows = len(columns["reason"])
-    sound = pa.table(
-        {"file": pa.repeat(file, rows), **columns}, schema=REJECTS
-    )
+    sound = pa.table({"file": pa.repeat(file, rows), **columns}, schema=REJECTS)
     if not invalid:
         return sound
     damaged = pa.table(

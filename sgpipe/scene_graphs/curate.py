@@ -38,7 +38,10 @@ def boxes_of(frame: pl.DataFrame, side: str) -> np.ndarray:
 def quality_misses(frame: pl.DataFrame, params: Quality) -> dict[str, np.ndarray]:
     """For each bound, which rows miss it. `frame` has the columns of relations, `width` and `height`."""
     s, o = boxes_of(frame, "s"), boxes_of(frame, "o")
-    width, height = frame["width"].to_numpy().astype(np.float64), frame["height"].to_numpy().astype(np.float64)
+    width, height = (
+        frame["width"].to_numpy().astype(np.float64),
+        frame["height"].to_numpy().astype(np.float64),
+    )
     areas = np.stack([s[:, 2] * s[:, 3], o[:, 2] * o[:, 3]])
     distance = np.linalg.norm(s[:, :2] + s[:, 2:] / 2 - o[:, :2] - o[:, 2:] / 2, axis=1)
     words = np.maximum(*(frame[name].str.count_matches(" ").to_numpy() + 1 for name in ("subject", "object")))
@@ -75,16 +78,24 @@ def candidates(relations: pa.Table, images: pa.Table, params: Curate) -> tuple[p
     pair = text_ids([f"{s}\n{o}" for s, o in zip(frame["subject"], frame["object"], strict=True)])
     side = np.where(fraction(params.seed, "pair", pair) < params.val_pairs, "val", "train")
     return frame.with_columns(
-        rank=pl.Series(rank, dtype=pl.UInt64), side=pl.Series(side, dtype=pl.String), derived=pl.col("source") != "annotated"
+        rank=pl.Series(rank, dtype=pl.UInt64),
+        side=pl.Series(side, dtype=pl.String),
+        derived=pl.col("source") != "annotated",
     ), turned_away
 
 
-def choose(frame: pl.DataFrame, split: str, classes: tuple[str, ...], count: int, per_pair: int) -> pl.DataFrame:
+def choose(
+    frame: pl.DataFrame, split: str, classes: tuple[str, ...], count: int, per_pair: int
+) -> pl.DataFrame:
     """The first `count` of each class by rank among the images and name pairs of `split`, annotated relations first.
 
     Rows come by class and rank; a class that is too small gives what it has.
     """
-    frame = frame.filter((pl.col("image_split") == split) & (pl.col("side") == split) & pl.col("predicate").is_in(list(classes)))
+    frame = frame.filter(
+        (pl.col("image_split") == split)
+        & (pl.col("side") == split)
+        & pl.col("predicate").is_in(list(classes))
+    )
     frame = frame.sort("predicate", "derived", "rank", "image_id", "relationship_id")
     if per_pair:
         frame = frame.filter(pl.int_range(pl.len()).over("predicate", "subject", "object") < per_pair)
@@ -93,7 +104,10 @@ def choose(frame: pl.DataFrame, split: str, classes: tuple[str, ...], count: int
 
 def crops(frame: pl.DataFrame, params: Crop) -> np.ndarray:
     """`[N, 4]` region of the image that stands for each row: the full image, or the square around both boxes."""
-    width, height = frame["width"].to_numpy().astype(np.float64), frame["height"].to_numpy().astype(np.float64)
+    width, height = (
+        frame["width"].to_numpy().astype(np.float64),
+        frame["height"].to_numpy().astype(np.float64),
+    )
     if params.kind == "image":
         return np.stack([np.zeros_like(width), np.zeros_like(height), width, height], axis=1)
     return square_crop(union(boxes_of(frame, "s"), boxes_of(frame, "o")), params.margin, width, height)
@@ -109,7 +123,10 @@ def triples_table(frame: pl.DataFrame, split: str, params: Curate) -> pa.Table:
         "triple_id": [f"{i}-{r}" for i, r in zip(image.tolist(), relation.tolist(), strict=True)],
         "split": pa.repeat(split, len(frame)),
         "prompt": [relational_prompt(*triple) for triple in said],
-        "neutral_prompt": [neutral_prompt(o, s) if swap else neutral_prompt(s, o) for (s, _, o), swap in zip(said, swapped, strict=True)],
+        "neutral_prompt": [
+            neutral_prompt(o, s) if swap else neutral_prompt(s, o)
+            for (s, _, o), swap in zip(said, swapped, strict=True)
+        ],
         "concepts": pa.array([concepts(*triple) for triple in said], TRIPLES.field("concepts").type),
     }
     columns |= {f"crop_{name}": crop[:, i] for i, name in enumerate("xywh")}
@@ -144,6 +161,8 @@ def curate(relations: pa.Table, images: pa.Table, params: Curate) -> Curated:
         **{name: {"triples": tables[name].num_rows, "by_class": found[name]} for name in wanted},
         "candidates": len(ranked),
         "filtered": turned_away,
-        "shortfall": {name: sum(max(wanted[name][2] - n, 0) for n in found[name].values()) for name in wanted},
+        "shortfall": {
+            name: sum(max(wanted[name][2] - n, 0) for n in found[name].values()) for name in wanted
+        },
     }
     return Curated(pa.concat_tables([tables["train"], tables["val"]]), tables["maps"], metrics)

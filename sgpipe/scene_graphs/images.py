@@ -36,12 +36,16 @@ class ImageStore:
         packed = self._packed(image_id)
         if packed is None:
             places = ", ".join([*(f"{folder}/{image_id}.jpg" for folder in FOLDERS), *ARCHIVES])
-            raise DataError(f"{self.root}: image {image_id} is not there (looked for {places}); `sgpipe fetch visual-genome` gets it")
+            raise DataError(
+                f"{self.root}: image {image_id} is not there (looked for {places}); `sgpipe fetch visual-genome` gets it"
+            )
         archive, member = packed
         try:
             data = archive.read(member)
         except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise DataError(f"{archive.filename}: {member} cannot be read: {error}; get the archive again") from error
+            raise DataError(
+                f"{archive.filename}: {member} cannot be read: {error}; get the archive again"
+            ) from error
         return _decode(data, f"{archive.filename}: {member}")
 
     def _loose(self, image_id: int) -> Path | None:
@@ -59,7 +63,11 @@ class ImageStore:
                     archive = zipfile.ZipFile(path)
                 except zipfile.BadZipFile as error:
                     raise DataError(f"{path}: not a readable archive: {error}; get it again") from error
-                members = {Path(member).stem: member for member in archive.namelist() if Path(member).suffix in SUFFIXES}
+                members = {
+                    Path(member).stem: member
+                    for member in archive.namelist()
+                    if Path(member).suffix in SUFFIXES
+                }
                 self._archives.append((archive, members))
         found = ((archive, members.get(str(image_id))) for archive, members in self._archives)
         return next(((archive, member) for archive, member in found if member is not None), None)

@@ -28,8 +28,12 @@ class ImagesReader:
         key = self._setup.keys[0]
         decoded = decode(span.read(), ImageRecord, key)
         records, count = decoded.records, len(decoded.records)
-        ids, widths, heights = (np.fromiter(map(attrgetter(name), records), np.int64, count) for name in (key, "width", "height"))
-        again = repeated(ids) | np.fromiter((image_id in self._seen for image_id in ids.tolist()), np.bool_, count)
+        ids, widths, heights = (
+            np.fromiter(map(attrgetter(name), records), np.int64, count) for name in (key, "width", "height")
+        )
+        again = repeated(ids) | np.fromiter(
+            (image_id in self._seen for image_id in ids.tolist()), np.bool_, count
+        )
         keep, drop = np.flatnonzero(~again), np.flatnonzero(again)
         self._seen.update(ids[keep].tolist())
         self._parts.append(np.stack([ids[keep], widths[keep], heights[keep]]))
@@ -60,6 +64,8 @@ class ImagesReader:
         """Leave ids and sizes for the other passes in `images.npy`, sorted by id; the number of images."""
         images = np.concatenate(self._parts, axis=1)
         if not images.shape[1]:
-            raise DataError(f"{self._setup.root / 'image_data.json'}: no record is usable; a record needs an id, a width and a height")
+            raise DataError(
+                f"{self._setup.root / 'image_data.json'}: no record is usable; a record needs an id, a width and a height"
+            )
         np.save(self._setup.folder / "images.npy", images[:, np.argsort(images[0])])
         return images.shape[1]

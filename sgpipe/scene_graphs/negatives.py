@@ -1,8 +1,8 @@
 """The negative graph g⁻ of every triple: subject and object swapped for a directional predicate, else another predicate.
 
 A swap is used only where it contradicts: never for a symmetric predicate. A replacement is taken from a table of confusions
-and must not hold as well: not a class that the true one implies, is implied by or can stand for, nor one that the image's
-annotations give to the same two names.
+and must not hold as well: not a class that can be true beside the annotated one, nor one that the image's annotations give to
+the same two names.
 """
 
 from collections.abc import Mapping
@@ -21,44 +21,89 @@ from sgpipe.scene_graphs.tables import NEGATIVES
 
 Confusions = Mapping[str, Mapping[str, float]]
 
-COMPATIBLE: Final[tuple[frozenset[str], ...]] = (
-    frozenset(("on", "above", "sitting on", "standing on", "riding", "touching", "around/near")),
-    frozenset(("holding", "carrying", "using", "touching", "playing with", "around/near")),
-    frozenset(("holding", "eating", "drinking", "using", "touching", "around/near", "looking at")),
-    frozenset(("wearing", "in", "touching", "carrying")),
-    frozenset(("in", "around/near", "touching", "sitting on", "standing on", "riding")),
-    frozenset(("hanging from", "on", "below", "touching", "around/near")),
-    frozenset(("pushing", "touching", "behind", "holding", "around/near")),
-    frozenset(("pulling", "touching", "in front of", "holding", "around/near")),
-    frozenset(("looking at", "around/near", "using", "holding", "playing with")),
-    frozenset(("left of", "around/near", "looking at")),
-    frozenset(("right of", "around/near", "looking at")),
-    frozenset(("above", "around/near")),
-    frozenset(("below", "around/near")),
-    frozenset(("behind", "around/near")),
-    frozenset(("in front of", "around/near")),
-)
-"""Sets of classes that can hold at once for the same two objects; none replaces another as a negative."""
+WEAK: Final = frozenset(("around/near", "touching", "left of", "right of"))
+"""Classes that can hold beside almost any other; they never replace one."""
+
+MAY_HOLD: Final[dict[str, tuple[str, ...]]] = {
+    "above": (),
+    "around/near": ("above", "below", "behind", "in front of", "looking at", "using", "playing with"),
+    "behind": (),
+    "below": (),
+    "carrying": ("holding", "using", "wearing"),
+    "drinking": ("holding", "using", "looking at"),
+    "eating": ("holding", "using", "looking at"),
+    "hanging from": ("on", "in", "below"),
+    "holding": (
+        "carrying",
+        "using",
+        "looking at",
+        "playing with",
+        "eating",
+        "drinking",
+        "pulling",
+        "pushing",
+    ),
+    "in": ("on", "sitting on", "standing on", "riding", "wearing", "using"),
+    "in front of": (),
+    "left of": (),
+    "looking at": ("using", "playing with", "holding", "in front of", "behind", "eating", "drinking"),
+    "on": ("above", "sitting on", "standing on", "riding", "hanging from", "using"),
+    "playing with": ("holding", "using", "looking at", "pulling", "pushing", "riding"),
+    "pulling": ("holding", "using", "in front of", "carrying"),
+    "pushing": ("holding", "using", "behind", "carrying"),
+    "riding": ("on", "in", "above", "sitting on", "standing on", "using"),
+    "right of": (),
+    "sitting on": ("on", "in", "above", "using", "riding"),
+    "standing on": ("on", "in", "above", "using", "riding"),
+    "touching": (
+        "holding",
+        "using",
+        "playing with",
+        "looking at",
+        "in front of",
+        "behind",
+        "above",
+        "below",
+        "pushing",
+    ),
+    "using": (
+        "holding",
+        "looking at",
+        "playing with",
+        "carrying",
+        "in front of",
+        "riding",
+        "sitting on",
+        "on",
+        "in",
+        "pushing",
+        "pulling",
+        "eating",
+        "drinking",
+    ),
+    "wearing": ("in", "on", "carrying", "using"),
+}
+"""What can be true as well where the first class was annotated, by meaning; no such class replaces it."""
 
 DEFAULT_CONFUSIONS: Final[dict[str, dict[str, float]]] = {
-    "around/near": {"on": 3, "in": 2, "carrying": 2, "riding": 1, "hanging from": 1},
-    "carrying": {"pushing": 2, "pulling": 2, "wearing": 1, "riding": 2, "standing on": 2, "behind": 1},
-    "drinking": {"wearing": 1, "behind": 2, "pushing": 1, "standing on": 1, "carrying": 2},
-    "eating": {"wearing": 1, "behind": 2, "sitting on": 2, "standing on": 1, "carrying": 2},
-    "hanging from": {"standing on": 2, "sitting on": 2, "in": 3, "behind": 2, "above": 2},
+    "around/near": {"on": 4, "in": 3, "carrying": 1, "riding": 1, "hanging from": 1},
+    "carrying": {"pushing": 2, "pulling": 2, "riding": 2, "standing on": 2, "behind": 1},
+    "drinking": {"behind": 2, "wearing": 1, "carrying": 2, "standing on": 1},
+    "eating": {"behind": 2, "sitting on": 2, "carrying": 2, "wearing": 1, "standing on": 1},
+    "hanging from": {"standing on": 3, "sitting on": 3, "behind": 2, "above": 2},
     "holding": {"wearing": 3, "riding": 2, "sitting on": 2, "behind": 2, "standing on": 2},
-    "in": {"on": 3, "behind": 2, "above": 2, "below": 1, "in front of": 2, "hanging from": 1},
-    "looking at": {"riding": 2, "eating": 2, "wearing": 1, "carrying": 2, "sitting on": 1},
-    "on": {"in": 3, "below": 3, "behind": 2, "hanging from": 1, "in front of": 2, "holding": 1},
-    "playing with": {"riding": 2, "eating": 2, "wearing": 1, "sitting on": 2},
-    "pulling": {"pushing": 3, "riding": 2, "carrying": 2, "sitting on": 1},
-    "pushing": {"pulling": 3, "riding": 2, "carrying": 2, "sitting on": 1},
-    "riding": {"pulling": 1, "pushing": 2, "holding": 1, "behind": 2, "carrying": 2, "looking at": 2},
-    "sitting on": {"standing on": 4, "behind": 2, "below": 2, "riding": 1, "carrying": 1},
-    "standing on": {"sitting on": 4, "behind": 2, "below": 2, "riding": 1, "carrying": 1},
-    "touching": {"behind": 1, "wearing": 1, "in": 1, "above": 2, "carrying": 2},
-    "using": {"wearing": 2, "sitting on": 1, "riding": 2, "behind": 2, "eating": 1},
-    "wearing": {"holding": 4, "sitting on": 1, "looking at": 2, "riding": 1, "behind": 1},
+    "in": {"behind": 3, "above": 2, "below": 2, "in front of": 2, "hanging from": 1},
+    "looking at": {"riding": 3, "carrying": 3, "wearing": 1, "sitting on": 2},
+    "on": {"in": 3, "below": 3, "behind": 2, "in front of": 2, "holding": 1},
+    "playing with": {"eating": 2, "wearing": 1, "sitting on": 2, "behind": 2},
+    "pulling": {"pushing": 4, "riding": 2, "sitting on": 1, "behind": 1},
+    "pushing": {"pulling": 4, "riding": 2, "sitting on": 1, "in front of": 1},
+    "riding": {"pushing": 2, "pulling": 1, "holding": 1, "behind": 2, "carrying": 2, "looking at": 2},
+    "sitting on": {"standing on": 4, "behind": 2, "below": 2, "carrying": 1},
+    "standing on": {"sitting on": 4, "behind": 2, "below": 2, "carrying": 1},
+    "touching": {"in": 3, "on": 2, "carrying": 2, "hanging from": 1},
+    "using": {"wearing": 2, "behind": 2, "standing on": 2, "below": 1},
+    "wearing": {"holding": 4, "looking at": 2, "sitting on": 1, "behind": 1},
 }
 """Used until the probes' confusions are known: near classes by meaning, weighted by hand. Not a measurement."""
 
@@ -66,7 +111,9 @@ DEFAULT_CONFUSIONS: Final[dict[str, dict[str, float]]] = {
 def read_confusions(path: Path) -> dict[str, dict[str, float]]:
     """`{class: {class: count}}`. Raises `DataError` for an unreadable file, an unknown class or a negative count."""
     if not path.is_file():
-        raise DataError(f"{path}: no such confusion table; run the probes first or set negatives.confusions to null")
+        raise DataError(
+            f"{path}: no such confusion table; run the probes first or set negatives.confusions to null"
+        )
     try:
         table = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, float]])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -80,9 +127,9 @@ def read_confusions(path: Path) -> dict[str, dict[str, float]]:
     return table
 
 
-def may_both_hold(a: str, b: str) -> bool:
-    """Whether the two classes can hold at once for the same subject and object."""
-    return a == b or any(a in group and b in group for group in COMPATIBLE)
+def may_hold(other: str, annotated: str) -> bool:
+    """Whether `other` can be true of a subject and object for which `annotated` is."""
+    return other == annotated or other in WEAK or other in MAY_HOLD[annotated]
 
 
 def replacements(predicate: str, confusions: Confusions, true: frozenset[str]) -> list[tuple[str, float]]:
@@ -99,7 +146,7 @@ def replacements(predicate: str, confusions: Confusions, true: frozenset[str]) -
         allowed = [
             (name, weight)
             for name, weight in row.items()
-            if weight > 0 and not may_both_hold(predicate, name) and not any(may_both_hold(name, held) for held in true)
+            if weight > 0 and not any(may_hold(name, held) for held in (predicate, *true))
         ]
         if allowed:
             return sorted(allowed, key=lambda item: (-item[1], PREDICATE_INDEX[item[0]]))
@@ -111,7 +158,9 @@ def negatives(triples: pa.Table, relations: pa.Table, params: Negatives) -> pa.T
     confusions = DEFAULT_CONFUSIONS if params.confusions is None else read_confusions(Path(params.confusions))
     held: dict[tuple[int, str, str], set[str]] = {}
     columns = ("image_id", "subject", "object", "predicate")
-    for image, subject, object_, predicate in zip(*(relations[name].to_pylist() for name in columns), strict=True):
+    for image, subject, object_, predicate in zip(
+        *(relations[name].to_pylist() for name in columns), strict=True
+    ):
         held.setdefault((image, subject, object_), set()).add(predicate)
     draws = fraction(
         params.seed, "negatives", triples["image_id"].to_numpy(), triples["relationship_id"].to_numpy()
@@ -122,7 +171,9 @@ def negatives(triples: pa.Table, relations: pa.Table, params: Negatives) -> pa.T
         true = frozenset(held.get((row["image_id"], subject, object_), set()) - {predicate})
         made = (row["triple_id"], "swap", object_, predicate, subject)
         if predicate not in DIRECTIONAL or predicate in held.get((row["image_id"], object_, subject), ()):
-            options = replacements(predicate, confusions, true) or replacements(predicate, confusions, frozenset())
+            options = replacements(predicate, confusions, true) or replacements(
+                predicate, confusions, frozenset()
+            )
             made = (row["triple_id"], "replace", subject, _pick(options, draw, params.choice), object_)
         for name, value in zip(NEGATIVES.names, made, strict=True):
             rows[name].append(value)

@@ -56,7 +56,13 @@ def object_rows(context: Context, span: Span, number: int, seen: frozenset[int])
             (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0),
             (clipped[:, 2] <= 0) | (clipped[:, 3] <= 0),
         ],
-        [codes_by_record[owner], CODE["id missing"], CODE["name empty"], CODE["box empty"], CODE["box outside image"]],
+        [
+            codes_by_record[owner],
+            CODE["id missing"],
+            CODE["name empty"],
+            CODE["box empty"],
+            CODE["box outside image"],
+        ],
         0,
     )
     sound = np.flatnonzero(codes == 0)
@@ -112,7 +118,12 @@ def _geometric(params: Geometric, position: NDArray, objects: pa.Table, boxes: N
     classes, exchange = geometric_relation(boxes[s], boxes[o])
     s, o = np.where(exchange, o, s), np.where(exchange, s, o)
     names = np.array(objects["name"].to_pylist(), dtype=object)
-    good = (size > 1) & (names[s] != names[o]) & np.isin(classes, params.classes) & (boxes[s] != boxes[o]).any(axis=1)
+    good = (
+        (size > 1)
+        & (names[s] != names[o])
+        & np.isin(classes, params.classes)
+        & (boxes[s] != boxes[o]).any(axis=1)
+    )
     rows = np.flatnonzero(good)
     rows = rows[np.lexsort([rank[rows], first[rows]])]
     _, begin, many = np.unique(first[rows], return_index=True, return_counts=True)

@@ -132,7 +132,9 @@ def read_pass(
                 records += rows.records
                 progress(path, span.end)
                 if not span.closed:
-                    raise DataError(f"{path}: cut short after record {records - 1}: the list is not closed; get the file again")
+                    raise DataError(
+                        f"{path}: cut short after record {records - 1}: the list is not closed; get the file again"
+                    )
             return
         except _Broken as broken:
             if exact:
@@ -169,6 +171,10 @@ def _located(broken: _Broken, records: int) -> DataError:
             found = msgspec.json.decode(span.read(), type=list[Any])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             problem = "the file ends inside it" if not span.closed else str(error)
-            return DataError(f"{path}: record {index} (byte {span.start}): {problem}; the file is damaged, get it again")
+            return DataError(
+                f"{path}: record {index} (byte {span.start}): {problem}; the file is damaged, get it again"
+            )
         index += len(found)
-    return DataError(f"{path}: between records {records} and {index}: {broken.error}; the file is damaged, get it again")
+    return DataError(
+        f"{path}: between records {records} and {index}: {broken.error}; the file is damaged, get it again"
+    )

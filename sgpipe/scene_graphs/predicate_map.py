@@ -12,9 +12,9 @@ from sgpipe.scene_graphs.predicates import PREDICATE_INDEX, PREDICATES
 
 UNKNOWN: Final = "predicate unknown"
 EMPTY: Final = "predicate empty"
-_BE: Final = frozenset("is are was were be being been am".split())
-_AUXILIARY: Final = frozenset("has have had that which who".split())
-_ARTICLES: Final = frozenset("a an the its his her their some this that".split())
+_BE: Final = frozenset(["is", "are", "was", "were", "be", "being", "been", "am"])
+_AUXILIARY: Final = frozenset(["has", "have", "had", "that", "which", "who"])
+_ARTICLES: Final = frozenset(["a", "an", "the", "its", "his", "her", "their", "some", "this", "that"])
 _ENDS: Final = string.punctuation + string.whitespace
 
 
@@ -50,14 +50,24 @@ def read_table() -> tuple[dict[str, Meaning], frozenset[str]]:
             table[alias] = Meaning(None, reason=f"predicate: {name}")
         else:
             valid = f"a class ({', '.join(PREDICATES)}), `inverse <class>`, `reject <name>` or `drop`"
-            raise DataError(f"predicate_aliases.tsv: line {number}: {alias!r} has the meaning {meaning!r}; valid: {valid}")
+            raise DataError(
+                f"predicate_aliases.tsv: line {number}: {alias!r} has the meaning {meaning!r}; valid: {valid}"
+            )
     return table, frozenset(dropped)
 
 
 def ing_forms(verb: str) -> list[str]:
     """Possible -ing forms of an inflected English verb: wears -> wearing, carries -> carrying, sits -> sitting, rides -> riding."""
     stems = [verb]
-    for ending, stem in (("ies", "y"), ("ied", "y"), ("es", ""), ("es", "e"), ("s", ""), ("ed", ""), ("d", "")):
+    for ending, stem in (
+        ("ies", "y"),
+        ("ied", "y"),
+        ("es", ""),
+        ("es", "e"),
+        ("s", ""),
+        ("ed", ""),
+        ("d", ""),
+    ):
         if verb.endswith(ending) and len(verb) > len(ending) + 1:
             stems.append(verb[: -len(ending)] + stem)
     forms = []

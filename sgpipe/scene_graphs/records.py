@@ -156,14 +156,20 @@ def _salvage(text: bytes | memoryview, kind: type[R], id_key: str) -> Decoded[R]
 
 
 def _as_id(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << ID_BITS else None
+    return (
+        value
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << ID_BITS
+        else None
+    )
 
 
 def _excerpt(error: str, raw: bytes) -> str:
     return f"{error}: {raw[:300].decode('utf-8', 'replace')}"
 
 
-def _save_items(raw: Raw, kind: type[R], id_key: str, index: int, error: str, invalid: list[Invalid]) -> R | None:
+def _save_items(
+    raw: Raw, kind: type[R], id_key: str, index: int, error: str, invalid: list[Invalid]
+) -> R | None:
     """The record with its sound items, or `None`; everything left out is added to `invalid`, one entry per item."""
     list_key = _LISTS[kind]
     try:
@@ -200,7 +206,7 @@ def _save_items(raw: Raw, kind: type[R], id_key: str, index: int, error: str, in
         if not items:
             invalid.append(Invalid(index, None, None, _excerpt(error, bytes(raw))))
         return None
-    return kind(**{list_key: sound, id_key: image_id})  # type: ignore[arg-type,return-value]
+    return kind(**{list_key: sound, id_key: image_id})  # type: ignore[arg-type]
 
 
 def first_record(path: Path) -> dict[str, Any]:
@@ -209,17 +215,27 @@ def first_record(path: Path) -> dict[str, Any]:
     try:
         record = msgspec.json.decode(span.read(), type=list[Any])[0]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError) as error:
-        raise DataError(f"{path}: record 0 cannot be read: {error}; the file is damaged or cut short, get it again") from None
+        raise DataError(
+            f"{path}: record 0 cannot be read: {error}; the file is damaged or cut short, get it again"
+        ) from None
     if not isinstance(record, dict):
-        raise DataError(f"{path}: record 0 is {type(record).__name__}, an object is needed; this is no Visual Genome file")
+        raise DataError(
+            f"{path}: record 0 is {type(record).__name__}, an object is needed; this is no Visual Genome file"
+        )
     return record
 
 
 def _layout(path: Path, list_key: str | None) -> str:
     record = first_record(path)
     keys = {"image_id", "id"} & set(record)
-    if not keys or (list_key is not None and list_key not in record) or (list_key is None and "width" not in record):
-        need = "`image_id` (v1.2, v1.4) or `id` (v1.0)" + (f" and `{list_key}`" if list_key else ", `width` and `height`")
+    if (
+        not keys
+        or (list_key is not None and list_key not in record)
+        or (list_key is None and "width" not in record)
+    ):
+        need = "`image_id` (v1.2, v1.4) or `id` (v1.0)" + (
+            f" and `{list_key}`" if list_key else ", `width` and `height`"
+        )
         raise DataError(
             f"{path}: unknown layout: record 0 has the keys {', '.join(sorted(map(str, record)))}; a Visual Genome record has {need}"
         )
@@ -230,11 +246,17 @@ def detect_release(root: Path) -> Release:
     """The layout of the three files in `root`, from their content. Raises `DataError` if it is unknown or they disagree."""
     found = {
         name: _layout(root / name, key)
-        for name, key in (("image_data.json", None), ("objects.json", "objects"), ("relationships.json", "relationships"))
+        for name, key in (
+            ("image_data.json", None),
+            ("objects.json", "objects"),
+            ("relationships.json", "relationships"),
+        )
     }
     if len(set(found.values())) > 1:
         shown = ", ".join(f"{name} has `{key}`" for name, key in found.items())
-        raise DataError(f"{root}: files of different releases: {shown}; object ids differ between v1.0 and the later ones")
+        raise DataError(
+            f"{root}: files of different releases: {shown}; object ids differ between v1.0 and the later ones"
+        )
     if found["objects.json"] == "id":
         return "v1.0"
     span = next(guessed_spans(root / "objects.json", list_start(root / "objects.json")))

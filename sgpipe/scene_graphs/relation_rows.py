@@ -57,7 +57,9 @@ class Endpoints:
         self._own: list[ObjectRecord] = []
         self._own_position: list[NDArray] = []
 
-    def resolve(self, records: Sequence[ObjectRecord], image: NDArray, position: NDArray) -> NDArray[np.int64]:
+    def resolve(
+        self, records: Sequence[ObjectRecord], image: NDArray, position: NDArray
+    ) -> NDArray[np.int64]:
         """Index of each endpoint: by its id, else by an id merged into it, else a new entry of its own."""
         ids = np.fromiter(map(self._id, records), np.int64, len(records))
         found = self._lookup.find(combined_keys(image, np.maximum(ids, 0)))
@@ -65,7 +67,9 @@ class Endpoints:
         open_rows = np.flatnonzero(found < 0)
         for row in open_rows.tolist():
             if (merged := records[row].merged_object_ids) and image[row] >= 0:
-                hits = self._lookup.find(combined_keys(np.full(len(merged), image[row]), np.array(merged, dtype=np.int64)))
+                hits = self._lookup.find(
+                    combined_keys(np.full(len(merged), image[row]), np.array(merged, dtype=np.int64))
+                )
                 found[row] = next((hit for hit in hits.tolist() if hit >= 0), -1)
         open_rows = np.flatnonzero(found < 0)
         found[open_rows] = len(self._lookup.keys) + len(self._own) + np.arange(len(open_rows))
@@ -175,7 +179,10 @@ def relation_rows(context: Context, codes_of: PredicateCodes, span: Span, seen: 
             "relationship_id": pa.array(relation_ids[drop], mask=relation_ids[drop] == MISSING),
             "reason": pa.array(reasons).take(pa.array(codes[drop])),
             "raw": pc.binary_join_element_wise(
-                names.take(pa.array(first[drop])), raws.take(pa.array(drop)), names.take(pa.array(last[drop])), " | "
+                names.take(pa.array(first[drop])),
+                raws.take(pa.array(drop)),
+                names.take(pa.array(last[drop])),
+                " | ",
             ),
         },
         decoded.invalid,

@@ -71,8 +71,13 @@ def test_known_relations(made: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_known_rejects(made: tuple[Path, dict[str, Any]]) -> None:
-    reasons = {(row["file"][:4], row["image_id"], row["relationship_id"]): row["reason"] for row in rows(made[0], "rejects")}
-    assert {key[1:]: reason for key, reason in reasons.items() if key[0] == "rela" and key != ("rela", 11, 1)} == {
+    reasons = {
+        (row["file"][:4], row["image_id"], row["relationship_id"]): row["reason"]
+        for row in rows(made[0], "rejects")
+    }
+    assert {
+        key[1:]: reason for key, reason in reasons.items() if key[0] == "rela" and key != ("rela", 11, 1)
+    } == {
         (11, 3): "relation repeated",
         (11, 4): "predicate: has",
         (11, 5): "self-loop",
@@ -92,7 +97,9 @@ def test_known_rejects(made: tuple[Path, dict[str, Any]]) -> None:
     check_conservation(*made)
 
 
-def test_the_layouts_say_the_same(made: tuple[Path, dict[str, Any]], sample_v1_0: Path, tmp_path: Path) -> None:
+def test_the_layouts_say_the_same(
+    made: tuple[Path, dict[str, Any]], sample_v1_0: Path, tmp_path: Path
+) -> None:
     """v1.0 has no merged ids and no alias files here, so only what hangs on them may differ."""
     metrics = canonicalize(sample_v1_0, tmp_path, Canonicalize())
     assert (made[1]["release"], metrics["release"]) == ("v1.4", "v1.0")
@@ -104,10 +111,14 @@ def test_the_layouts_say_the_same(made: tuple[Path, dict[str, Any]], sample_v1_0
         canonicalize(sample_v1_0, tmp_path, Canonicalize(), release="v1.2")
 
 
-def test_same_bytes_however_it_is_run(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bytes_however_it_is_run(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, objects, relations = _many(60)
     root = folder(image_data=images, objects=objects, relationships=relations)
-    params = Canonicalize(geometric=Geometric(per_image=3, classes=("left of", "right of", "above", "below", "in")))
+    params = Canonicalize(
+        geometric=Geometric(per_image=3, classes=("left of", "right of", "above", "below", "in"))
+    )
     first = canonicalize(root, tmp_path / "a", params)
     assert first["geometric"]
     canonicalize(root, tmp_path / "b", params)
@@ -117,7 +128,9 @@ def test_same_bytes_however_it_is_run(folder: Folder, tmp_path: Path, monkeypatc
     assert parts(tmp_path / "a") == parts(tmp_path / "c")
     for cut in ("guessed_spans", "exact_spans"):
         real = getattr(spans_module, cut)
-        monkeypatch.setattr(f"sgpipe.scene_graphs.passes.{cut}", lambda path, start, real=real: real(path, start, 300))
+        monkeypatch.setattr(
+            f"sgpipe.scene_graphs.passes.{cut}", lambda path, start, real=real: real(path, start, 300)
+        )
     assert canonicalize(root, tmp_path / "d", params) == first
     assert parts(tmp_path / "a") == parts(tmp_path / "d")
 
@@ -129,7 +142,14 @@ def _many(count: int) -> tuple[list[Any], list[Any], list[Any]]:
     for image in images:
         boxes = draw.integers(0, 400, (6, 4)).tolist()
         here = [
-            {"object_id": 10 * image["image_id"] + n, "names": ["cat dog man bus"[4 * (n % 4) :][:3]], "x": x, "y": y, "w": w + 1, "h": h + 1}
+            {
+                "object_id": 10 * image["image_id"] + n,
+                "names": ["cat dog man bus"[4 * (n % 4) :][:3]],
+                "x": x,
+                "y": y,
+                "w": w + 1,
+                "h": h + 1,
+            }
             | {"merged_object_ids": []}
             for n, (x, y, w, h) in enumerate(boxes)
         ]
@@ -139,7 +159,8 @@ def _many(count: int) -> tuple[list[Any], list[Any], list[Any]]:
         relations.append(
             {
                 "relationships": [
-                    {"relationship_id": n, "predicate": words[n], "subject": here[s], "object": here[o]} for n, (s, o) in enumerate(pairs)
+                    {"relationship_id": n, "predicate": words[n], "subject": here[s], "object": here[o]}
+                    for n, (s, o) in enumerate(pairs)
                 ],
                 "image_id": image["image_id"],
             }
@@ -147,17 +168,26 @@ def _many(count: int) -> tuple[list[Any], list[Any], list[Any]]:
     return images, objects, relations
 
 
-def test_the_order_of_the_files_does_not_matter(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_the_files_does_not_matter(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither between files nor within one; lookups then span many parts."""
     images, objects, relations = _many(40)
-    canonicalize(folder(image_data=images, objects=objects, relationships=relations), tmp_path / "a", Canonicalize())
+    canonicalize(
+        folder(image_data=images, objects=objects, relationships=relations), tmp_path / "a", Canonicalize()
+    )
     order = np.random.default_rng(1).permutation(40)
-    monkeypatch.setattr("sgpipe.scene_graphs.passes.guessed_spans", lambda path, start: spans_module.guessed_spans(path, start, 2000))
+    monkeypatch.setattr(
+        "sgpipe.scene_graphs.passes.guessed_spans",
+        lambda path, start: spans_module.guessed_spans(path, start, 2000),
+    )
     shuffled = folder(image_data=images, objects=[objects[n] for n in order], relationships=relations[::-1])
     canonicalize(shuffled, tmp_path / "b", Canonicalize())
     for name in ("objects", "relations"):
         key = "object_id" if name == "objects" else "relationship_id"
-        a, b = (sorted(rows(tmp_path / out, name), key=lambda row: (row["image_id"], row[key])) for out in "ab")
+        a, b = (
+            sorted(rows(tmp_path / out, name), key=lambda row: (row["image_id"], row[key])) for out in "ab"
+        )
         assert a == b
 
 
@@ -168,14 +198,24 @@ def test_wrong_guesses_are_noticed(folder: Folder, tmp_path: Path, monkeypatch: 
     canonicalize(plain, tmp_path / "a", Canonicalize())
     for record in objects:
         record["objects"] = [{"image_id": 0, **item} for item in record["objects"]]
-    monkeypatch.setattr("sgpipe.scene_graphs.passes.guessed_spans", lambda path, start: spans_module.guessed_spans(path, start, 700))
-    canonicalize(folder(image_data=images, objects=objects, relationships=relations), tmp_path / "b", Canonicalize())
+    monkeypatch.setattr(
+        "sgpipe.scene_graphs.passes.guessed_spans",
+        lambda path, start: spans_module.guessed_spans(path, start, 700),
+    )
+    canonicalize(
+        folder(image_data=images, objects=objects, relationships=relations), tmp_path / "b", Canonicalize()
+    )
     assert parts(tmp_path / "a") == parts(tmp_path / "b")
 
 
-def test_a_repeated_image_record_is_rejected_across_spans(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_image_record_is_rejected_across_spans(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, objects, relations = _many(10)
-    monkeypatch.setattr("sgpipe.scene_graphs.passes.guessed_spans", lambda path, start: spans_module.guessed_spans(path, start, 10))
+    monkeypatch.setattr(
+        "sgpipe.scene_graphs.passes.guessed_spans",
+        lambda path, start: spans_module.guessed_spans(path, start, 10),
+    )
     root = folder(image_data=images, objects=[*objects, objects[0]], relationships=[*relations, relations[3]])
     metrics = canonicalize(root, tmp_path / "out", Canonicalize())
     assert metrics["objects"]["by_reason"]["image repeated"] == 6
@@ -190,16 +230,32 @@ def _sample_bytes(sample: Path, name: str) -> bytes:
 @pytest.mark.parametrize(
     ("name", "damage", "says"),
     [
-        ("relationships", lambda text: text[:-40], r"relationships.json: record \d+ .*the file ends inside it"),
+        (
+            "relationships",
+            lambda text: text[:-40],
+            r"relationships.json: record \d+ .*the file ends inside it",
+        ),
         ("relationships", lambda text: text.rstrip()[:-1], r"relationships.json: cut short after record 4"),
-        ("objects", lambda text: text[: text.index(b"304")], r"objects.json: record 2 .*the file ends inside it"),
+        (
+            "objects",
+            lambda text: text[: text.index(b"304")],
+            r"objects.json: record 2 .*the file ends inside it",
+        ),
         ("objects", lambda text: text + b"[]", r"text follows the end of the list"),
         ("objects", lambda text: text.replace(b'"milk"', b'"mi\xfflk"'), r"objects.json: record 2 .*utf-8"),
         ("objects", lambda text: text.replace(b'"milk"', b'"milk'), r"objects.json: record 2"),
-        ("relationships", lambda text: text.replace(b'"contains"', b"NaN"), r"relationships.json: record 2 .*malformed"),
+        (
+            "relationships",
+            lambda text: text.replace(b'"contains"', b"NaN"),
+            r"relationships.json: record 2 .*malformed",
+        ),
         ("image_data", lambda text: b"[]", r"image_data.json: the list is empty"),
         ("image_data", lambda text: b"", r"image_data.json: the file is empty"),
-        ("image_data", lambda text: b'[{"foo": 1}]', r"image_data.json: unknown layout: record 0 has the keys foo"),
+        (
+            "image_data",
+            lambda text: b'[{"foo": 1}]',
+            r"image_data.json: unknown layout: record 0 has the keys foo",
+        ),
         ("objects", lambda text: text.replace(b"image_id", b"id"), r"files of different releases"),
         ("objects", lambda text: b'{"1": {}}', r"a list of records is needed"),
         ("objects", lambda text: b"[1, 2]", r"record 0 is int"),
@@ -227,12 +283,22 @@ def test_a_missing_file_says_how_to_get_it(folder: Folder, tmp_path: Path) -> No
         canonicalize(root, tmp_path / "out", Canonicalize())
 
 
-JUNK = st.one_of(st.none(), st.booleans(), st.integers(-5, 1 << 70), st.floats(-1e300, 1e300), st.text(max_size=5), st.just([]), st.just({}))
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 1 << 70),
+    st.floats(-1e300, 1e300),
+    st.text(max_size=5),
+    st.just([]),
+    st.just({}),
+)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_records_of_any_wrong_type_are_rejected_not_fatal(sample: Path, tmp_path: Path, data: st.DataObject) -> None:
+def test_records_of_any_wrong_type_are_rejected_not_fatal(
+    sample: Path, tmp_path: Path, data: st.DataObject
+) -> None:
     """Values anywhere below the first record are replaced or removed; every item read is kept or rejected."""
     root = tmp_path / "damaged"
     root.mkdir(exist_ok=True)
@@ -278,7 +344,9 @@ def test_any_damaged_bytes_end_well_or_in_one_line(sample: Path, tmp_path: Path,
 def test_splits_by_hash_and_by_file(tmp_path: Path) -> None:
     ids = np.arange(20_000)
     split = Splitter(Splits(train=0.7, val=0.2, seed=3))(ids)
-    assert np.allclose([(split == name).mean() for name in ("train", "val", "test")], [0.7, 0.2, 0.1], atol=0.01)
+    assert np.allclose(
+        [(split == name).mean() for name in ("train", "val", "test")], [0.7, 0.2, 0.1], atol=0.01
+    )
     order = np.random.default_rng(0).permutation(ids)
     assert np.array_equal(Splitter(Splits(train=0.7, val=0.2, seed=3))(order), split[order])
     path = tmp_path / "splits.json"

@@ -15,7 +15,14 @@ from sgpipe.scene_graphs.predicates import PREDICATES, relational_prompt
 from sgpipe.scene_graphs.tables import IMAGES, RELATIONS, TRIPLES
 
 CLASSES = ("on", "left of", "wearing", "around/near")
-SMALL = Curate(predicates=CLASSES, train=40, val=8, map_predicates=CLASSES, maps_per_class=20, quality=Quality(min_side=1, min_area=0))
+SMALL = Curate(
+    predicates=CLASSES,
+    train=40,
+    val=8,
+    map_predicates=CLASSES,
+    maps_per_class=20,
+    quality=Quality(min_side=1, min_area=0),
+)
 
 
 def world(count: int = 1200, seed: int = 0) -> tuple[pa.Table, pa.Table]:
@@ -58,7 +65,10 @@ def test_balance_splits_and_prompts() -> None:
     }
     assert Counter(row["predicate"] for row in made.map_triples.to_pylist()) == dict.fromkeys(CLASSES, 20)
     home = dict(zip(images["image_id"].to_pylist(), images["split"].to_pylist(), strict=True))
-    pairs = {split: {(r["subject"], r["object"]) for r in rows if r["split"] == split} for split in ("train", "val")}
+    pairs = {
+        split: {(r["subject"], r["object"]) for r in rows if r["split"] == split}
+        for split in ("train", "val")
+    }
     assert not pairs["train"] & pairs["val"]
     assert not {(r["subject"], r["object"]) for r in made.map_triples.to_pylist()} & pairs["val"]
     assert all(home[row["image_id"]] == row["split"] for row in rows)
@@ -66,7 +76,12 @@ def test_balance_splits_and_prompts() -> None:
     for row in rows:
         assert row["prompt"] == relational_prompt(row["subject"], row["predicate"], row["object"])
         assert row["concepts"][0::2] == [row["subject"], row["object"]]
-        assert {row["subject"], row["object"]} == set(row["neutral_prompt"].removeprefix("a photo of ").removesuffix(" on a plain background").split(" and "))
+        assert {row["subject"], row["object"]} == set(
+            row["neutral_prompt"]
+            .removeprefix("a photo of ")
+            .removesuffix(" on a plain background")
+            .split(" and ")
+        )
     first = [row["neutral_prompt"].startswith(f"a photo of {row['subject']} and") for row in rows]
     assert 0.2 < np.mean(first) < 0.8
 
@@ -74,7 +89,10 @@ def test_balance_splits_and_prompts() -> None:
 def test_the_choice_depends_on_the_seed_and_not_on_row_order() -> None:
     relations, images = world()
     order = np.random.default_rng(5).permutation(relations.num_rows)
-    made, again = curate(relations, images, SMALL), curate(relations.take(order), images.take(np.arange(images.num_rows)[::-1]), SMALL)
+    made, again = (
+        curate(relations, images, SMALL),
+        curate(relations.take(order), images.take(np.arange(images.num_rows)[::-1]), SMALL),
+    )
     assert made.triples.equals(again.triples)
     assert made.map_triples.equals(again.map_triples)
     assert made.metrics == again.metrics
@@ -85,7 +103,9 @@ def test_the_choice_depends_on_the_seed_and_not_on_row_order() -> None:
 def test_more_data_of_one_class_leaves_the_others_alone() -> None:
     relations, images = world()
     keep = np.array(relations["predicate"].to_pylist()) != "on"
-    params = msgspec.structs.replace(SMALL, predicates=CLASSES[1:], map_predicates=CLASSES[1:], train=30, val=6)
+    params = msgspec.structs.replace(
+        SMALL, predicates=CLASSES[1:], map_predicates=CLASSES[1:], train=30, val=6
+    )
     whole, part = curate(relations, images, params), curate(relations.filter(pa.array(keep)), images, params)
     assert whole.triples.equals(part.triples)
 
@@ -133,7 +153,10 @@ def test_each_quality_bound(bound: dict[str, Any], name: str, change: dict[str, 
         "ox": 300.0, "oy": 200.0, "ow": 100.0, "oh": 100.0,
     }  # fmt: skip
     _, images = world(8)
-    params = Curate(allow_short=True, quality=Quality(min_side=1, min_area=0, **bound) if "min" not in str(bound) else Quality(**bound))
+    params = Curate(
+        allow_short=True,
+        quality=Quality(min_side=1, min_area=0, **bound) if "min" not in str(bound) else Quality(**bound),
+    )
     assert curate(pa.Table.from_pylist([good], RELATIONS), images, params).metrics["candidates"] == 1
     found = curate(pa.Table.from_pylist([{**good, **change}], RELATIONS), images, params).metrics
     if name == "overlap":

@@ -30,11 +30,15 @@ def test_overlap_is_symmetric_and_one_only_for_equal_boxes(a: tuple[int, ...], b
     assert value == overlap(rows(b), rows(a))[0]
     assert 0 <= value <= 1
     assert (value == 1) == (a == b)
-    assert overlap(rows(a), union(rows(a), rows(b)))[0] == pytest.approx(a[2] * a[3] / np.prod(union(rows(a), rows(b))[0, 2:]))
+    assert overlap(rows(a), union(rows(a), rows(b)))[0] == pytest.approx(
+        a[2] * a[3] / np.prod(union(rows(a), rows(b))[0, 2:])
+    )
 
 
 @given(BOX, st.floats(0, 1), SIDE, SIDE)
-def test_a_crop_lies_in_the_image_and_holds_the_box(box: tuple[int, ...], margin: float, width: int, height: int) -> None:
+def test_a_crop_lies_in_the_image_and_holds_the_box(
+    box: tuple[int, ...], margin: float, width: int, height: int
+) -> None:
     inside = clip(rows(box), np.array([width]), np.array([height]))
     x, y, w, h = square_crop(inside, margin, np.array([width]), np.array([height]))[0]
     assert min(x, y) >= 0
@@ -47,7 +51,16 @@ def test_a_crop_lies_in_the_image_and_holds_the_box(box: tuple[int, ...], margin
 
 @pytest.mark.parametrize(
     ("dx", "dy", "name"),
-    [(-9, 0, "left of"), (9, 0, "right of"), (0, -9, "above"), (0, 9, "below"), (-9, 9, "left of"), (-9, -9, "left of"), (9, -9, "right of"), (9, 9, "below")],
+    [
+        (-9, 0, "left of"),
+        (9, 0, "right of"),
+        (0, -9, "above"),
+        (0, 9, "below"),
+        (-9, 9, "left of"),
+        (-9, -9, "left of"),
+        (9, -9, "right of"),
+        (9, 9, "below"),
+    ],
 )
 def test_the_angle_decides_with_half_open_quadrants(dx: int, dy: int, name: str) -> None:
     classes, exchange = geometric_relation(rows((50 + dx, 50 + dy, 4, 4)), rows((50, 50, 4, 4)))

@@ -53,7 +53,14 @@ def test_spellings(raw: str, predicate: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "predicate"), [("worn by", "wearing"), ("is being held by", "holding"), ("contains", "in"), ("covered in", "on"), ("ridden by", "riding")]
+    ("raw", "predicate"),
+    [
+        ("worn by", "wearing"),
+        ("is being held by", "holding"),
+        ("contains", "in"),
+        ("covered in", "on"),
+        ("ridden by", "riding"),
+    ],
 )
 def test_inverses(raw: str, predicate: str) -> None:
     meaning = MAP.meaning(raw)
@@ -103,7 +110,13 @@ def test_names(tmp_path: Path) -> None:
     path = tmp_path / "object_alias.txt"
     path.write_text("man,guy,men\nmen,gentlemen\n")
     names = Names(read_aliases(path), limit=2)
-    assert [names[raw] for raw in ("The  Guy", "gentlemen", "men", "a man.", "a")] == ["man", "men", "men", "man", "a"]
+    assert [names[raw] for raw in ("The  Guy", "gentlemen", "men", "a man.", "a")] == [
+        "man",
+        "men",
+        "men",
+        "man",
+        "a",
+    ]
     assert len(names) <= 2
     assert plain_name(" \t. ") == ""
 

@@ -12,7 +12,9 @@ from sgpipe.errors import DataError
 from sgpipe.scene_graphs.spans import exact_spans, guessed_spans, list_start
 
 TEXT = st.text(alphabet='ab"\\{}[],: \n😀', max_size=12)
-RECORD = st.fixed_dictionaries({"id": TEXT, "items": st.lists(st.dictionaries(TEXT, st.lists(TEXT, max_size=2), max_size=2), max_size=3)})
+RECORD = st.fixed_dictionaries(
+    {"id": TEXT, "items": st.lists(st.dictionaries(TEXT, st.lists(TEXT, max_size=2), max_size=2), max_size=3)}
+)
 
 
 def joined(path: Path, cut: Any, size: int) -> list[Any]:
@@ -24,8 +26,14 @@ def joined(path: Path, cut: Any, size: int) -> list[Any]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(records=st.lists(RECORD, min_size=1, max_size=8), indent=st.sampled_from([None, 1]), size=st.integers(1, 60))
-def test_exact_spans_hold_every_record(tmp_path_factory: Any, records: list[Any], indent: int | None, size: int) -> None:
+@given(
+    records=st.lists(RECORD, min_size=1, max_size=8),
+    indent=st.sampled_from([None, 1]),
+    size=st.integers(1, 60),
+)
+def test_exact_spans_hold_every_record(
+    tmp_path_factory: Any, records: list[Any], indent: int | None, size: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "exact.json"
     path.write_text(json.dumps(records, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
     assert joined(path, exact_spans, size) == records
@@ -33,7 +41,10 @@ def test_exact_spans_hold_every_record(tmp_path_factory: Any, records: list[Any]
 
 @pytest.mark.parametrize("size", [1, 100, 1000, 1 << 22])
 def test_guessed_cuts_lie_between_records(tmp_path: Path, size: int) -> None:
-    records = [{"objects": [{"id": n, "names": ["a}, {"]} for n in range(5)], "image_id": image} for image in range(40)]
+    records = [
+        {"objects": [{"id": n, "names": ["a}, {"]} for n in range(5)], "image_id": image}
+        for image in range(40)
+    ]
     path = tmp_path / "objects.json"
     path.write_text(json.dumps(records))
     spans = list(guessed_spans(path, list_start(path), size))
@@ -43,7 +54,12 @@ def test_guessed_cuts_lie_between_records(tmp_path: Path, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("", "is empty"), ("[]", "the list is empty"), (" [ ] ", "the list is empty"), ('{"a": 1}', "a list of records is needed")],
+    [
+        ("", "is empty"),
+        ("[]", "the list is empty"),
+        (" [ ] ", "the list is empty"),
+        ('{"a": 1}', "a list of records is needed"),
+    ],
 )
 def test_what_is_no_list_of_records(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "objects.json"
