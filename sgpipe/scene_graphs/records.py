@@ -237,7 +237,7 @@ def _layout(path: Path, list_key: str | None) -> str:
             f" and `{list_key}`" if list_key else ", `width` and `height`"
         )
         raise DataError(
-            f"{path}: unknown layout: record 0 has the keys {', '.join(sorted(map(str, record)))}; a Visual Genome record has {need}"
+            f"{path}: unknown layout: record 0 has the keys {', '.join(sorted(map(str, record)))}; a record has {need}"
         )
     return "image_id" if "image_id" in keys else "id"
 

@@ -5,7 +5,6 @@ when its end is one too, for anything cut inside a record leaves a bracket or a 
 spans all decode was cut rightly. Where one does not, `exact_spans` follows strings and brackets from the last proven cut.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,7 +79,7 @@ def _shown(text: bytes) -> str:
 
 def guessed_spans(path: Path, start: int, size: int = SPAN_BYTES) -> Iterator[Span]:
     """Spans from `start`, a true boundary; cuts lie before records that begin with the same key as the first one."""
-    length = os.stat(path).st_size
+    length = path.stat().st_size
     first = _FIRST_KEY.match(_read(path, start, _LOOK))
     if first is None:
         yield from exact_spans(path, start, size)
@@ -110,7 +109,7 @@ def _last(path: Path, start: int, length: int) -> Span:
 
 def exact_spans(path: Path, start: int, size: int = SPAN_BYTES) -> Iterator[Span]:
     """Spans from `start`, a true boundary, found by following every string and bracket; slower, right for any JSON text."""
-    length = os.stat(path).st_size
+    length = path.stat().st_size
     window = size + _LOOK
     while True:
         text = _read(path, start, window)
