@@ -18,8 +18,10 @@ app = typer.Typer(
     help="Structure-aware scene-graph conditioning of diffusion transformers.",
 )
 params_app = typer.Typer(no_args_is_help=True, help="Read and check params.yaml.")
+pipeline_app = typer.Typer(no_args_is_help=True, help="Keep dvc.yaml in step with the code.")
 tracking_app = typer.Typer(no_args_is_help=True, help="MLflow, as a view of git and DVC.")
 app.add_typer(params_app, name="params")
+app.add_typer(pipeline_app, name="pipeline")
 app.add_typer(tracking_app, name="tracking")
 app.add_typer(fetch_app, name="fetch")
 app.command("doctor")(doctor)
@@ -45,6 +47,21 @@ def params_show(
     print(
         yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120), end=""
     )
+
+
+@pipeline_app.command("update")
+def pipeline_update() -> None:
+    """Rewrite the Python deps and the params of every stage in dvc.yaml from the code."""
+    from sgpipe.runs.pipeline import updated
+
+    path = Path("dvc.yaml")
+    if not path.is_file():
+        raise SgpipeError("dvc.yaml: no such file; run from the repository root")
+    before = path.read_text(encoding="utf-8")
+    after = updated(before, Path())
+    if after != before:
+        path.write_text(after, encoding="utf-8")
+    print("dvc.yaml: " + ("updated" if after != before else "already in step"))
 
 
 @tracking_app.command("sync")

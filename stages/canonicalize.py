@@ -13,6 +13,7 @@ from sgpipe.params.data import Data
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.scene_graphs.canonicalize import canonicalize
+from sgpipe.tracking.run import track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -29,13 +30,18 @@ def main(
     """Write images, objects, relations and rejects, and count what became of every record."""
     data = read_section(params, "data", Data)
     config = read_section(params, "canonicalize", Canonicalize)
+    root = Path(data.root)
+    inputs = [root / name for name in ("image_data.json", "objects.json", "relationships.json")]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with (
+        track("canonicalize", {"data": data, "canonicalize": config}, inputs, params) as recorded,
+        Progress(*columns, console=Console(stderr=True)) as bars,
+    ):
         tasks: dict[Path, TaskID] = {}
 
         def show(path: Path, done: int) -> None:
@@ -44,8 +50,9 @@ def main(
             bars.update(tasks[path], completed=done)
 
         count = workers or min(len(os.sched_getaffinity(0)), 4)
-        found = canonicalize(Path(data.root), out, config, data.release, count, show)
-    write_metrics(found, metrics, {"data": to_builtins(data), "canonicalize": to_builtins(config)})
+        found = canonicalize(root, out, config, data.release, count, show)
+        write_metrics(found, metrics, {"data": to_builtins(data), "canonicalize": to_builtins(config)})
+        recorded.log_metrics(found)
 
 
 if __name__ == "__main__":

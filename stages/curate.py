@@ -10,6 +10,7 @@ from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.scene_graphs.curate import curate
 from sgpipe.scene_graphs.tables import IMAGES, RELATIONS, read_table, write_table
+from sgpipe.tracking.run import track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -25,12 +26,13 @@ def main(
 ) -> None:
     """Choose the triples, build their prompts and crops, and count them by class."""
     config = read_section(params, "curate", Curate)
-    relations = read_table(canonical / "relations.parquet", RELATIONS)
-    images = read_table(canonical / "images.parquet", IMAGES)
-    curated = curate(relations, images, config)
-    write_table(curated.triples, out / "triples.parquet")
-    write_table(curated.map_triples, out / "map_triples.parquet")
-    write_metrics(curated.metrics, metrics, to_builtins(config))
+    inputs = [canonical / "relations.parquet", canonical / "images.parquet"]
+    with track("curate", {"curate": config}, inputs, params) as recorded:
+        curated = curate(read_table(inputs[0], RELATIONS), read_table(inputs[1], IMAGES), config)
+        write_table(curated.triples, out / "triples.parquet")
+        write_table(curated.map_triples, out / "map_triples.parquet")
+        write_metrics(curated.metrics, metrics, to_builtins(config))
+        recorded.log_metrics(curated.metrics)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from sgpipe.params.negatives import Negatives
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.scene_graphs.negatives import negatives
 from sgpipe.scene_graphs.tables import RELATIONS, TRIPLES, read_table, write_table
+from sgpipe.tracking.run import track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,26 +31,27 @@ def main(
 ) -> None:
     """Make one negative per triple and count them by kind and by what replaces what."""
     config = read_section(params, "negatives", Negatives)
-    positives = read_table(triples, TRIPLES)
-    columns = ["image_id", "subject", "predicate", "object"]
-    held = read_table(relations, RELATIONS, columns)
-    held = held.filter(pc.is_in(held["image_id"], pc.unique(positives["image_id"])))
-    made = negatives(positives, held, config)
-    write_table(made, out)
-    pairs = Counter(
-        f"{true} -> {false}"
-        for true, false, kind in zip(
-            positives["predicate"].to_pylist(),
-            made["predicate"].to_pylist(),
-            made["kind"].to_pylist(),
-            strict=True,
+    with track("negatives", {"negatives": config}, [triples, relations], params) as recorded:
+        positives = read_table(triples, TRIPLES)
+        columns = ["image_id", "subject", "predicate", "object"]
+        held = read_table(relations, RELATIONS, columns)
+        held = held.filter(pc.is_in(held["image_id"], pc.unique(positives["image_id"])))
+        made = negatives(positives, held, config)
+        write_table(made, out)
+        pairs = Counter(
+            f"{true} -> {false}"
+            for true, false, kind in zip(
+                positives["predicate"].to_pylist(),
+                made["predicate"].to_pylist(),
+                made["kind"].to_pylist(),
+                strict=True,
+            )
+            if kind == "replace"
         )
-        if kind == "replace"
-    )
-    kinds = Counter(made["kind"].to_pylist())
-    write_metrics(
-        {"triples": made.num_rows, "by_kind": kinds, "replaced": pairs}, metrics, to_builtins(config)
-    )
+        kinds = Counter(made["kind"].to_pylist())
+        counts = {"triples": made.num_rows, "by_kind": kinds, "replaced": pairs}
+        write_metrics(counts, metrics, to_builtins(config))
+        recorded.log_metrics(counts)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ over as the list `["7..12"]`. Two spellings of the same set are equal.
 """
 
 import re
-from dataclasses import dataclass
 from typing import Any, Self
 
 from sgpipe.errors import ParamsError
@@ -14,11 +13,25 @@ _RANGE = re.compile(r"(\d+)(?:\s*\.\.\s*(\d+))?")
 SYNTAX = "a range `a..b` (inclusive), a list such as [7,8,9..12] or [0..6,13..18], `all` or `none`"
 
 
-@dataclass(frozen=True)
 class Blocks:
-    """A set of block indices of one stream; `indices` is `None` for `all`, whose meaning depends on the model."""
+    """A set of block indices of one stream; `indices` is `None` for `all`, whose meaning depends on the model.
 
-    indices: tuple[int, ...] | None
+    Not a dataclass: msgspec would read one from a mapping of its fields, not through `parse`.
+    """
+
+    __slots__ = ("indices",)
+
+    def __init__(self, indices: tuple[int, ...] | None) -> None:
+        self.indices = indices
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Blocks) and self.indices == other.indices
+
+    def __hash__(self) -> int:
+        return hash(self.indices)
+
+    def __repr__(self) -> str:
+        return f"Blocks({self})"
 
     @classmethod
     def parse(cls, raw: Any) -> Self:

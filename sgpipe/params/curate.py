@@ -58,6 +58,9 @@ class Crop(Struct, frozen=True, forbid_unknown_fields=True):
         float,
         Meta(ge=0.0, le=2.0, description="margin of a union crop on every side, fraction of its longer side"),
     ] = 0.1
+    min_side: Annotated[
+        float, Meta(ge=0.0, description="smallest side of a union crop, pixels, as far as the image allows")
+    ] = 0.0
 
 
 class Curate(Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,7 +78,11 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
     maps_per_class: Annotated[int, Meta(ge=0, description="triples for the maps, of each class")] = 700
     val_pairs: Annotated[
         float,
-        Meta(gt=0.0, lt=1.0, description="fraction of (subject, object) name pairs that are kept for val"),
+        Meta(
+            gt=0.0,
+            lt=1.0,
+            description="fraction of unordered (subject, object) name pairs that are kept for val",
+        ),
     ] = 0.2
     max_per_pair: Annotated[
         int,

@@ -1,7 +1,7 @@
 """Balanced train, val and map triples from canonical relations, with a choice that depends on the seed and not on row order.
 
 Every relation gets a rank: a hash of the seed, its image and its id. A class takes its lowest ranks. Name pairs are dealt to
-train or val by hash as well, so no (subject, object) pair is in both; images keep the split that canonicalize gave them.
+train or val by hash as well, so no two names, in either order, are in both; images keep the split that canonicalize gave them.
 """
 
 from dataclasses import dataclass, field
@@ -75,7 +75,8 @@ def candidates(relations: pa.Table, images: pa.Table, params: Curate) -> tuple[p
         passed &= ~missed
     frame = frame.filter(pl.Series(passed))
     rank = hashed(params.seed, "curate", frame["image_id"].to_numpy(), frame["relationship_id"].to_numpy())
-    pair = text_ids([f"{s}\n{o}" for s, o in zip(frame["subject"], frame["object"], strict=True)])
+    names = zip(frame["subject"], frame["object"], strict=True)
+    pair = text_ids(["\n".join(sorted(two)) for two in names])
     side = np.where(fraction(params.seed, "pair", pair) < params.val_pairs, "val", "train")
     return frame.with_columns(
         rank=pl.Series(rank, dtype=pl.UInt64),
@@ -110,7 +111,9 @@ def crops(frame: pl.DataFrame, params: Crop) -> np.ndarray:
     )
     if params.kind == "image":
         return np.stack([np.zeros_like(width), np.zeros_like(height), width, height], axis=1)
-    return square_crop(union(boxes_of(frame, "s"), boxes_of(frame, "o")), params.margin, width, height)
+    return square_crop(
+        union(boxes_of(frame, "s"), boxes_of(frame, "o")), params.margin, width, height, params.min_side
+    )
 
 
 def triples_table(frame: pl.DataFrame, split: str, params: Curate) -> pa.Table:

@@ -49,12 +49,13 @@ def geometric_relation(subject: Boxes, object_: Boxes) -> tuple[NDArray[np.str_]
     return classes, surrounding
 
 
-def square_crop(boxes: Boxes, margin: float, width: NDArray, height: NDArray) -> Boxes:
+def square_crop(boxes: Boxes, margin: float, width: NDArray, height: NDArray, min_side: float = 0.0) -> Boxes:
     """Each box grown by `margin` of its longer side on every side, made square as far as its image allows.
 
-    The square is moved into the image; where it is larger than the image it is cut to it.
+    The square has a side of at least `min_side` pixels and is moved into the image; where it is larger than the image it
+    is cut to it.
     """
-    side = boxes[:, 2:].max(axis=1) * (1 + 2 * margin)
+    side = np.maximum(boxes[:, 2:].max(axis=1) * (1 + 2 * margin), min_side)
     sides = np.minimum(side[:, None], np.stack([width, height], axis=1))
     centre = boxes[:, :2] + boxes[:, 2:] / 2
     limits = np.stack([width, height], axis=1) - sides

@@ -49,6 +49,13 @@ def test_a_crop_lies_in_the_image_and_holds_the_box(
     assert w == pytest.approx(h) or w == width or h == height
 
 
+def test_the_smallest_side_of_a_crop() -> None:
+    box = rows((100, 50, 10, 20))
+    wide, tall = np.array([200]), np.array([300])
+    assert square_crop(box, 0.0, wide, tall, 64)[0].tolist() == [73, 28, 64, 64]
+    assert square_crop(box, 0.0, wide, tall, 10)[0].tolist() == square_crop(box, 0.0, wide, tall)[0].tolist()
+
+
 @pytest.mark.parametrize(
     ("dx", "dy", "name"),
     [
