@@ -23,7 +23,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch "$(STAMP)"
 
 data: $(STAMP) ## get the DVC-tracked data and checkpoints from the repository's own remote
-	"$(BIN)/python" -m dvc pull --quiet $$(ls *.dvc)
+	$(if $(wildcard *.dvc),"$(BIN)/python" -m dvc pull --quiet $(wildcard *.dvc))
 
 repro: data ## run the whole pipeline
 	"$(BIN)/python" -m dvc repro

@@ -1,0 +1,108 @@
+"""The pipeline as DVC runs it, in a clone: real annotations in, the same bytes again, nothing rerun without a reason."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST_STAGES = ("canonicalize", "curate", "negatives")
+COPIED = ("sgpipe", "stages", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
+
+
+def run(root: Path, *command: str) -> str:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for name in ("PYTHONPATH", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        environment.pop(name, None)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def clone(target: Path, data: Path) -> Path:
+    """The working tree's code in a fresh repository whose parameters name `data` and take what triples there are."""
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *COPIED],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, files.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes((ROOT / name).read_bytes())
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"]["root"] = str(data)
+    params["curate"]["allow_short"] = True
+    params["curate"]["quality"]["min_side"] = 4
+    (target / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    run(target, "git", "init", "-q")
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    run(target, "git", *author, "commit", "-q", "--allow-empty", "-m", "start")
+    return target
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    return run(root, sys.executable, "-m", "dvc", *arguments)
+
+
+@pytest.mark.slow
+def test_real_annotations_go_through_the_pipeline(reference_dir: Path, tmp_path: Path) -> None:
+    """Visual Genome v1.4: known records by id, conservation, and a second run that has nothing to do."""
+    root = clone(tmp_path / "a folder", reference_dir / "data" / "vg_real" / "v1_4")
+    dvc(root, "repro", *FIRST_STAGES)
+    counts = json.loads((root / "metrics" / "canonicalize.json").read_text())
+    raw = json.loads((reference_dir / "data/vg_real/v1_4/relationships.json").read_text())
+    assert counts["read"] == sum(len(image["relationships"]) for image in raw)
+    assert counts["read"] == counts["kept"] + counts["rejected"]
+    assert counts["kept"] == sum(counts["by_class"].values())
+    assert counts["rejected"] == sum(counts["by_reason"].values())
+    relations = {
+        row["relationship_id"]: row
+        for row in pq.read_table(root / "outputs/canonical/relations.parquet").to_pylist()
+    }
+    first = next(r for image in raw for r in image["relationships"] if r["predicate"] == "ON")
+    kept = relations[first["relationship_id"]]
+    assert (kept["predicate"], kept["raw_predicate"]) == ("on", "ON")
+    assert kept["subject_id"] == first["subject"]["object_id"]
+    assert "Data and pipelines are up to date." in dvc(root, "status", *FIRST_STAGES)
+    assert "Data and pipelines are up to date." in dvc(root, "repro", *FIRST_STAGES)
+
+    before = {path.name: path.read_bytes() for path in (root / "outputs/canonical").iterdir()}
+    dvc(root, "repro", "--single-item", "--force", "canonicalize")
+    assert {path.name: path.read_bytes() for path in (root / "outputs/canonical").iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_change_reruns_only_what_reads_it(tmp_path: Path) -> None:
+    """Another seed of `curate` leaves canonicalize alone; a tracking or compute knob reruns nothing."""
+    root = clone(tmp_path, ROOT / "tests" / "data" / "visual_genome" / "v1_4")
+    dvc(root, "repro", *FIRST_STAGES)
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["tracking"]["experiment"] = "other"
+    params["compute"]["threads"] = 1
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    assert "up to date" in dvc(root, "status", *FIRST_STAGES)
+    params["curate"]["seed"] = 5
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    changed = dvc(root, "repro", "--dry", *FIRST_STAGES)
+    assert "Stage 'canonicalize' didn't change" in changed
+    assert "Running stage 'curate'" in changed
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_refused_says_so_in_one_line(tmp_path: Path) -> None:
+    root = clone(tmp_path, tmp_path / "nowhere")
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.canonicalize"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "nowhere" in lines[0]
+    assert "Traceback" not in done.stderr
