@@ -231,7 +231,9 @@ class Peak(threading.Thread):
 
     def run(self) -> None:
         process = psutil.Process()
-        while not self.done.wait(0.05):
+        finished = False
+        while not finished:
+            finished = self.done.wait(0.05)
             total = 0
             for each in [process, *process.children(recursive=True)]:
                 try:
