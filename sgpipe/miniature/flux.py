@@ -1,0 +1,149 @@
+"""The embedded FLUX: 19 double-stream and 2 single-stream blocks, trained as a rectified flow on the bank's pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+from sgpipe.miniature.bank import SIDE, Bank, Triple, caption, sample_triple
+from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, token_ids
+from sgpipe.miniature.training import Trainer, step_generator
+from sgpipe.miniature.vae import CHANNELS, encode
+from sgpipe.runs.atomic import atomic_path
+from sgpipe.scene_graphs.predicates import PREDICATES, relational_prompt
+
+STEPS = 4
+HEADS, HEAD_WIDTH = 3, 32
+_PREVIEW_EVERY = 500
+
+
+def build_transformer(seed: int) -> FluxTransformer2DModel:
+    """FLUX's architecture at hidden size 96 (3 heads of 32), for 8×8 image tokens of 2×2 latents of 8 channels."""
+    torch.manual_seed(seed)
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4 * CHANNELS,
+        num_layers=19,
+        num_single_layers=2,
+        attention_head_dim=HEAD_WIDTH,
+        num_attention_heads=HEADS,
+        joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=POOLED_WIDTH,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+def draw_times(generator: torch.Generator, batch: int) -> Tensor:
+    """Times `[B]` in (0, 1]: half uniform, half on the four values at which a 4-step Euler sampler asks for a velocity."""
+    uniform = 1.0 - torch.rand(batch, generator=generator)
+    grid = (1 + torch.randint(STEPS, (batch,), generator=generator)) / STEPS
+    return torch.where(torch.rand(batch, generator=generator) < 0.5, uniform, grid)
+
+
+def assemble(folder: Path, vae: AutoencoderKL, transformer: FluxTransformer2DModel) -> FluxPipeline:
+    """The pipeline of the text encoders in `folder`, `vae` and `transformer`; an unshifted Euler scheduler, as FLUX.1-schnell's."""
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
+        vae=vae,
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        text_encoder_2=T5EncoderModel.from_pretrained(folder / "text_encoder_2"),
+        tokenizer_2=T5Tokenizer.from_pretrained(folder / "tokenizer_2"),
+        transformer=transformer,
+    )
+
+
+@torch.no_grad()
+def encode_texts(pipeline: FluxPipeline, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """T5 states `[B, 16, 96]` and CLIP's pooled vectors `[B, 64]`, as the pipeline itself computes them."""
+    states = pipeline.text_encoder_2(token_ids(pipeline.tokenizer_2, texts)).last_hidden_state
+    return states, pipeline.text_encoder(token_ids(pipeline.tokenizer, texts)).pooler_output
+
+
+def packed_latents(bank: Bank, vae: AutoencoderKL, path: Path) -> NDArray[np.float16]:
+    """Shifted, scaled and packed latents `[N, 64, 32]` of the whole bank, computed once and memory-mapped."""
+    if not path.is_file():
+        count = len(bank.triples)
+        with atomic_path(path) as temporary:
+            stored = np.lib.format.open_memmap(temporary, "w+", np.float16, (count, 64, 4 * CHANNELS))
+            for start in tqdm(range(0, count, 256), desc="encoding pictures", unit="batch", mininterval=2):
+                means = torch.from_numpy(encode(vae, bank.pictures[start : start + 256]))
+                latents = (means - vae.config.shift_factor) * vae.config.scaling_factor
+                stored[start : start + 256] = FluxPipeline._pack_latents(latents, *latents.shape).numpy()
+            stored.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def train_flux(bank: Bank, parts: Path, vae_folder: Path, folder: Path, out: Path, *, seed: int, steps: int, decay: int,
+               batch: int, rate: float) -> None:  # fmt: skip
+    """Rectified flow (Liu et al. 2023, eq. 1): regress v(x_t, t, caption) on ε − x with x_t = (1 − t) x + t ε; save the pipeline.
+
+    Caption, noise and time of a picture are drawn anew at every step. A contact sheet is written every 500 steps.
+    """
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    latents = packed_latents(bank, vae, folder / "latents.npy")
+    model = build_transformer(seed)
+    pipeline = assemble(parts, vae, model)
+    image_ids = FluxPipeline._prepare_latent_image_ids(batch, 8, 8, torch.device("cpu"), torch.float32)
+    text_ids = torch.zeros(TOKENS, 3)
+    trainer = Trainer(model, folder, steps=steps, rate=rate, decay=decay)
+    for step in trainer:
+        rng, generator = np.random.default_rng((seed, step)), step_generator(seed, step)
+        rows = rng.integers(len(bank.triples), size=batch)
+        states, pooled = encode_texts(pipeline, [caption(rng, bank.triples[row]) for row in rows])
+        clean = torch.from_numpy(latents[rows].astype(np.float32))
+        noise = torch.randn(clean.shape, generator=generator)
+        times = draw_times(generator, batch)
+        at = times[:, None, None]
+        velocity = model(
+            hidden_states=(1 - at) * clean + at * noise,
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+            timestep=times,
+            img_ids=image_ids,
+            txt_ids=text_ids,
+        ).sample
+        trainer.backward((velocity - (noise - clean)).square().mean())
+        if trainer.step % _PREVIEW_EVERY == 0:
+            pipeline.transformer = trainer.average.model
+            contact_sheet(pipeline, folder / f"sheet-{trainer.step:06d}.png", seed)
+    pipeline = assemble(parts, vae, trainer.average.model)
+    pipeline.save_pretrained(out, safe_serialization=True)
+
+
+def draw(pipeline: FluxPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:
+    """One picture `[N, 64, 64, 3]` per prompt, in 4 Euler steps without guidance; the noise of each depends on its seed alone."""
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = pipeline(
+        list(prompts),
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=STEPS,
+        guidance_scale=0.0,
+        max_sequence_length=TOKENS,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="np",
+    ).images
+    return (pictures * 255).round().astype(np.uint8)
+
+
+def contact_sheet(pipeline: FluxPipeline, path: Path, seed: int, columns: int = 6) -> None:
+    """A row of pictures per class; the triples are of the training set."""
+    rng = np.random.default_rng((seed, 1 << 21))
+    triples: list[Triple] = [
+        sample_triple(rng, unseen=False, predicate=p) for p in PREDICATES for _ in range(columns)
+    ]
+    pictures = draw(pipeline, [relational_prompt(*t) for t in triples], range(len(triples)))
+    rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(triples), columns)]
+    half = (len(rows) + 1) // 2
+    sheet = np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half:])], axis=1)
+    with atomic_path(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG", optimize=True)

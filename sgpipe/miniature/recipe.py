@@ -1,0 +1,56 @@
+"""From nothing to the embedded checkpoints: which trainings, in which order, with which numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sgpipe.miniature.bank import draw_bank
+from sgpipe.miniature.contrast import JUDGE, TEACHER, train_contrast
+from sgpipe.miniature.flux import train_flux
+from sgpipe.miniature.language import train_language
+from sgpipe.miniature.vae import train_vae
+
+PARTS = ("language", "vae", "flux", "clip", "tower")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers behind the committed checkpoints. `decay` counts the last steps, over which the rate falls to zero."""
+
+    pictures: int = 40_000
+    bank_seed: int = 1
+    language_steps: int = 500
+    vae_steps: int = 1_000
+    flux_steps: int = 6_000
+    flux_decay: int = 1_200
+    clip_steps: int = 600
+    batch: int = 32
+
+
+def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None) -> None:
+    """Train `parts` in order; working state in `state`, results in `out/{mini-flux,mini-clip,mini-tower}`.
+
+    A training that was interrupted continues with the same command; a finished one is not repeated. Teacher and judge are
+    trained on banks of their own.
+    """
+    recipe = recipe or Recipe()
+    languages, vae = state / "language-out", state / "vae-out"
+    if {"vae", "flux", "clip"} & set(parts):
+        bank = draw_bank(state / "bank", recipe.pictures, recipe.bank_seed)
+    if "language" in parts:
+        train_language(state / "language", languages, seed=2, steps=recipe.language_steps, batch=256)
+    if "vae" in parts:
+        train_vae(bank, state / "vae", vae, seed=3, steps=recipe.vae_steps, batch=recipe.batch, rate=1e-3)
+    if "flux" in parts:
+        train_flux(
+            bank, languages, vae, state / "flux", out / "mini-flux",
+            seed=4, steps=recipe.flux_steps, decay=recipe.flux_decay, batch=recipe.batch, rate=1e-3,
+        )  # fmt: skip
+    if "clip" in parts:
+        train_contrast(
+            bank, state / "clip", out / "mini-clip", JUDGE, seed=5, steps=recipe.clip_steps, batch=128
+        )
+    if "tower" in parts:
+        other = draw_bank(state / "tower-bank", recipe.pictures // 2, recipe.bank_seed + 1)
+        train_contrast(
+            other, state / "tower", out / "mini-tower", TEACHER, seed=6, steps=recipe.clip_steps, batch=128
+        )

@@ -1,0 +1,292 @@
+"""How each of the 24 relation classes is drawn: which objects may take part and where they go.
+
+A rule returns the top-left corners of subject and object relative to one another, who is drawn last, and the lines between them.
+Only the class and the two names decide; what is left to chance is a few pixels of place and, where the class allows it, the side.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import permutations
+
+import numpy as np
+
+from sgpipe.errors import DataError
+from sgpipe.miniature.pen import Point
+from sgpipe.miniature.pictograms import NAMES, PICTOGRAMS, anchor
+from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES
+
+Line = tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Places of a pair, pixels, in a frame of its own; `lines` are drawn in grey, dotted ones as dots."""
+
+    subject: Point
+    object: Point
+    subject_facing: str = "right"
+    object_facing: str = "right"
+    front: str = "subject"
+    lines: tuple[Line, ...] = ()
+    dots: tuple[Point, ...] = field(default=())
+
+
+Rule = Callable[[np.random.Generator, str, str], Layout]
+
+PEOPLE_AND_ANIMALS = ("person", "dog", "cat", "horse", "cow", "sheep", "elephant", "bird")
+SMALL_ANIMALS = ("dog", "cat", "sheep", "bird")
+RIDERS = ("person", "dog", "cat", "bird")
+SMALL_THINGS = (
+    "flower",
+    "banana",
+    "apple",
+    "hat",
+    "bag",
+    "ball",
+    "cup",
+    "bottle",
+    "pizza",
+    "laptop",
+    "book",
+    "clock",
+)
+VEHICLES = ("car", "bus", "train", "boat", "bike", "motorcycle", "airplane")
+_ALL = tuple(NAMES)
+
+ADMISSIBLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    **dict.fromkeys([*sorted(DIRECTIONAL), "around/near", "touching"], (_ALL, _ALL)),
+    "in": ((*SMALL_ANIMALS, "person", *SMALL_THINGS, "umbrella"), ("box", "basket", "boat", "bag", "bed")),
+    "on": ((*SMALL_THINGS, "basket", "box", "umbrella"), ("table", "bench", "bed", "box", "chair", "car")),
+    "sitting on": (("person", "cat", "sheep", "bird"), ("chair", "bench", "bed", "table", "box", "tree", "car", "boat")),
+    "standing on": (PEOPLE_AND_ANIMALS, ("table", "bench", "box", "bed", "bus", "train", "boat")),
+    "riding": (RIDERS, ("horse", "cow", "elephant", "bike", "motorcycle")),
+    "hanging from": (
+        ("bag", "basket", "banana", "apple", "clock", "kite", "umbrella", "hat"),
+        ("tree", "airplane", "umbrella", "kite", "bird", "clock"),
+    ),
+    "holding": (("person", "elephant", "cat", "dog"), (*SMALL_THINGS, "umbrella", "kite")),
+    "carrying": (("person", "horse", "cow", "elephant", "dog", "car"), ("bag", "box", "basket", "pizza", "laptop", "bed")),
+    "wearing": (PEOPLE_AND_ANIMALS, ("hat", "bag", "flower")),
+    "pulling": (
+        ("person", "horse", "cow", "elephant", "dog", "car", "train", "motorcycle"),
+        ("boat", "box", "basket", "bed", "bus", "tree", "car"),
+    ),
+    "pushing": (
+        ("person", "elephant", "cow", "cat", "bus"),
+        ("car", "box", "bike", "basket", "bed", "motorcycle", "boat", "table"),
+    ),
+    "looking at": (PEOPLE_AND_ANIMALS, _ALL),
+    "eating": (PEOPLE_AND_ANIMALS, ("apple", "banana", "pizza", "flower")),
+    "drinking": (PEOPLE_AND_ANIMALS, ("cup", "bottle")),
+    "using": (("person", "cat", "dog", "bird", "elephant"), ("laptop", "book", "clock", "umbrella", "bike", "table")),
+    "playing with": (("person", "dog", "cat", "bird", "elephant"), ("ball", "kite", "bottle", "hat", "apple", "book")),
+}  # fmt: skip
+"""Subjects and objects of each class. Directional and symmetric classes take any two, so that names tell nothing of roles."""
+
+HIDING = {("cat", "sitting on", "chair"), ("sheep", "sitting on", "chair"), ("sheep", "sitting on", "box")}
+"""Triples whose subject would cover most of the object."""
+
+
+def admissible(predicate: str) -> list[tuple[str, str]]:
+    """All ordered pairs of different names that a class may join."""
+    if predicate not in ADMISSIBLE:
+        raise DataError(f"predicate {predicate!r} has no drawing rule; valid: {', '.join(PREDICATES)}")
+    subjects, objects = ADMISSIBLE[predicate]
+    if subjects == objects:
+        return list(permutations(subjects, 2))
+    return [(s, o) for s in subjects for o in objects if s != o and (s, predicate, o) not in HIDING]
+
+
+def _size(name: str) -> tuple[int, int]:
+    return PICTOGRAMS[name].size
+
+
+def _facing(rng: np.random.Generator) -> str:
+    return "left" if rng.random() < 0.5 else "right"
+
+
+def _jitter(rng: np.random.Generator, most: float) -> float:
+    return float(rng.uniform(-most, most))
+
+
+def _beside(rng: np.random.Generator, subject: str, object_: str, gap: float, side: int) -> Layout:
+    """Object to the right (`side` 1) or left (−1) of the subject, `gap` apart, feet on one line."""
+    (sw, sh), (ow, oh) = _size(subject), _size(object_)
+    x = sw + gap if side > 0 else -ow - gap
+    way = "right" if side > 0 else "left"
+    return Layout((0, 0), (x, sh - oh), way, way)
+
+
+def _left(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    (sw, sh), (_, oh) = _size(subject), _size(object_)
+    x = sw + rng.uniform(4, 8)
+    return Layout((0, 0), (x, (sh - oh) / 2 + _jitter(rng, 2)), _facing(rng), _facing(rng))
+
+
+def _above(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    (sw, sh), (ow, _) = _size(subject), _size(object_)
+    y = sh + rng.uniform(4, 8)
+    return Layout((0, 0), ((sw - ow) / 2 + _jitter(rng, 2), y), _facing(rng), _facing(rng))
+
+
+def _turned(rule: Rule) -> Rule:
+    def inverse(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+        made = rule(rng, object_, subject)
+        front = "object" if made.front == "subject" else "subject"
+        return Layout(made.object, made.subject, made.object_facing, made.subject_facing, front)
+
+    return inverse
+
+
+def _in_front(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    """The front one lower by 6 px and over 40 % of the narrower one's width, to either side."""
+    (sw, sh), (ow, oh) = _size(subject), _size(object_)
+    shift = (sw + ow) / 2 - 0.4 * min(sw, ow)
+    shift *= 1 if rng.random() < 0.5 else -1
+    return Layout((0, 0), ((sw - ow) / 2 - shift, sh - oh - 6 + _jitter(rng, 1)), _facing(rng), _facing(rng))
+
+
+def _near(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    """Corner to corner: a gap of 1–3 px along one axis, half a height apart on the other."""
+    (sw, sh), (ow, oh) = _size(subject), _size(object_)
+    x = sw + rng.uniform(1, 3) if rng.random() < 0.5 else -ow - rng.uniform(1, 3)
+    lift = (sh + oh) / 2 * 0.55 * (1 if rng.random() < 0.5 else -1)
+    return Layout((0, 0), (x, (sh - oh) / 2 + lift), _facing(rng), _facing(rng))
+
+
+def _touching(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    """Side by side on one ground, edges in contact."""
+    return _beside(rng, subject, object_, -1.0, 1 if rng.random() < 0.5 else -1)
+
+
+def _upon(sink: float, front: str = "subject") -> Rule:
+    """The subject's lowest `sink` (share of its height) below the object's seat, centred on the seat."""
+
+    def rule(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+        (sw, sh), facing = _size(subject), _facing(rng)
+        x, y = anchor(object_, "seat", facing)
+        top = y - sh * (1 - sink)
+        return Layout((x - sw / 2 + _jitter(rng, 1), top), (0, 0), facing, facing, front)
+
+    return rule
+
+
+def _inside(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    """Behind the container's front, a third of the subject's height hidden."""
+    (sw, sh), (ow, oh), facing = _size(subject), _size(object_), _facing(rng)
+    x, y = anchor(object_, "seat", facing) if PICTOGRAMS[object_].seat else (ow / 2, oh * 0.3)
+    hidden = min(sh / 3, oh - y - 1)
+    return Layout((x - sw / 2, y - sh + hidden), (0, 0), facing, facing, "object")
+
+
+def _hanging(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    """Below the object, on a string of 6 px."""
+    (sw, _), (ow, oh) = _size(subject), _size(object_)
+    x = ow / 2 + _jitter(rng, 1)
+    return Layout(
+        (x - sw / 2, oh + 5), (0, 0), _facing(rng), _facing(rng), lines=(((x, oh - 2), (x, oh + 6)),)
+    )
+
+
+def _at(kind: str, inset: float, lower: float = 0.0) -> Rule:
+    """The object's middle beside the subject's anchor, overlapping it by `inset` pixels, in front."""
+
+    def rule(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+        (ow, oh), facing = _size(object_), _facing(rng)
+        x, y = anchor(subject, kind, facing)
+        left = x - inset if facing == "right" else x + inset - ow
+        return Layout((0, 0), (left, y - oh / 2 + lower + _jitter(rng, 0.7)), facing, facing, "object")
+
+    return rule
+
+
+def _carrying(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    """The load on the back of an animal or a car, over the head of a person between two raised arms."""
+    (sw, _), (ow, oh), facing = _size(subject), _size(object_), _facing(rng)
+    if subject == "person":
+        arms = (((2.0, 9.0), (-0.5, -1.0)), ((sw - 2.0, 9.0), (sw + 0.5, -1.0)))
+        return Layout((0, 0), ((sw - ow) / 2, -oh - 1), facing, facing, "object", arms)
+    x, y = anchor(subject, "seat", facing)
+    return Layout((0, 0), (x - ow / 2, y - oh + 1), facing, facing, "object")
+
+
+def _wearing(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    """On top of the head, overlapping it."""
+    (ow, oh), facing = _size(object_), _facing(rng)
+    x, y = anchor(subject, "head", facing)
+    return Layout((0, 0), (x - ow / 2, y - oh + 3), facing, facing, "object")
+
+
+def _pulling(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    """The object behind, on a rope."""
+    side = 1 if rng.random() < 0.5 else -1
+    (sw, sh), (ow, oh) = _size(subject), _size(object_)
+    gap = min(9.0, 61.0 - sw - ow)
+    made = _beside(rng, subject, object_, gap, side)
+    facing = "left" if side > 0 else "right"
+    y = sh - min(sh, oh) / 2
+    near, far = (sw - 2, sw + gap + 2) if side > 0 else (2, -gap - 2)
+    return Layout(made.subject, made.object, facing, facing, lines=(((near, y), (far, y)),))
+
+
+def _pushing(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    """The object ahead, in contact; two streaks behind the subject."""
+    side = 1 if rng.random() < 0.5 else -1
+    made = _beside(rng, subject, object_, -1.0, side)
+    sw, sh = _size(subject)
+    back = [(-2.0, -5.0), (sw + 2.0, sw + 5.0)][side < 0]
+    streaks = tuple(((back[0], sh * f), (back[1], sh * f)) for f in (0.35, 0.65))
+    return Layout(made.subject, made.object, made.subject_facing, made.object_facing, lines=streaks)
+
+
+def _looking(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    """Facing the object across a gap, with a dotted line of sight from the eye."""
+    side = 1 if rng.random() < 0.5 else -1
+    (sw, sh), (ow, oh) = _size(subject), _size(object_)
+    gap = min(10.0, 62.0 - sw - ow)
+    facing = "right" if side > 0 else "left"
+    ex, ey = anchor(subject, "eye", facing)
+    x = sw + gap if side > 0 else -ow - gap
+    top = ey - oh / 2
+    edge = sw + gap + 1 if side > 0 else -gap - 1
+    dots = tuple((ex + (edge - ex) * f, ey) for f in (0.4, 0.6, 0.8, 1.0))
+    return Layout((0, 0), (x, min(top, sh - oh + 2.0)), facing, facing, dots=dots)
+
+
+def _playing(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    """The object before the feet, three marks of motion above it."""
+    side = 1 if rng.random() < 0.5 else -1
+    made = _beside(rng, subject, object_, 3.0, side)
+    (x, y), (w, _) = made.object, _size(object_)
+    marks = tuple(((x + w * f, y - 2.0), (x + w * f + (f - 0.5) * 5, y - 5.5)) for f in (0.1, 0.5, 0.9))
+    return Layout(made.subject, made.object, made.subject_facing, made.object_facing, lines=marks)
+
+
+RULES: dict[str, Rule] = {
+    "above": _above,
+    "around/near": _near,
+    "behind": _turned(_in_front),
+    "below": _turned(_above),
+    "carrying": _carrying,
+    "drinking": _at("mouth", 3),
+    "eating": _at("mouth", 3),
+    "hanging from": _hanging,
+    "holding": _at("hand", 2),
+    "in": _inside,
+    "in front of": _in_front,
+    "left of": _left,
+    "looking at": _looking,
+    "on": _upon(0.0),
+    "playing with": _playing,
+    "pulling": _pulling,
+    "pushing": _pushing,
+    "riding": _upon(0.35),
+    "right of": _turned(_left),
+    "sitting on": _upon(0.22),
+    "standing on": _upon(0.0),
+    "touching": _touching,
+    "using": lambda rng, subject, object_: _beside(
+        rng, subject, object_, -3.0, 1 if rng.random() < 0.5 else -1
+    ),
+    "wearing": _wearing,
+}

@@ -1,0 +1,123 @@
+"""What the trainings of the embedded checkpoints share: schedule, averaged weights, checkpoints, a log."""
+
+import copy
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sgpipe.errors import StateError
+from sgpipe.runs.atomic import atomic_path
+
+SAVE_SECONDS = 180.0
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: int) -> float:
+    """Linear warm-up, constant, then linear decay to zero over the last `decay` steps (warmup–stable–decay)."""
+    return peak * min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, decay))
+
+
+class Average:
+    """Exponential moving average of a model's parameters; the window grows with the steps taken (at most `decay`)."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._decay = decay
+        self._pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the trained parameters."""
+        weight = 1.0 - min(self._decay, (1 + step) / (10 + step))
+        averages = [average for average, _ in self._pairs]
+        torch._foreach_lerp_(averages, [trained.detach() for _, trained in self._pairs], weight)
+
+
+class Trainer:
+    """Steps a model under AdamW with resume by construction: every draw is a function of (seed, step).
+
+    `folder` holds `checkpoint.pt` (model, average, optimiser, step) and `log.jsonl`. To continue, run the same command again;
+    `decay` and `steps` may be changed on the way, which is how a training of unknown length is ended.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        folder: Path,
+        *,
+        steps: int,
+        rate: float,
+        warmup: int = 200,
+        decay: int = 0,
+        average: float = 0.999,
+        weight_decay: float = 0.01,
+        clip: float = 1.0,
+    ) -> None:
+        self.model, self.folder, self.steps = model.train(), folder, steps
+        self._rate, self._warmup, self._decay, self._clip = rate, warmup, decay, clip
+        self.optimizer = torch.optim.AdamW(
+            (p for p in model.parameters() if p.requires_grad),
+            rate, betas=(0.9, 0.99), weight_decay=weight_decay, foreach=True,
+        )  # fmt: skip
+        self.average = Average(model, average)
+        self.step = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file, self._log = folder / "checkpoint.pt", folder / "log.jsonl"
+        if self._file.is_file():
+            stored = torch.load(self._file, weights_only=True)
+            model.load_state_dict(stored["model"])
+            self.average.model.load_state_dict(stored["average"])
+            self.optimizer.load_state_dict(stored["optimizer"])
+            self.step = int(stored["step"])
+
+    def __iter__(self) -> Iterator[int]:
+        """The steps still to be taken, with a progress bar; a checkpoint every few minutes and at the end."""
+        saved = time.monotonic()
+        bar = tqdm(total=self.steps, initial=self.step, desc=self.folder.name, unit="step", mininterval=5)
+        while self.step < self.steps:
+            rate = learning_rate(self.step, self.steps, self._rate, self._warmup, self._decay)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            yield self.step
+            bar.update()
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self.save()
+                saved = time.monotonic()
+        bar.close()
+        self.save()
+
+    def backward(self, loss: Tensor, **parts: float) -> None:
+        """One update from `loss`; `parts` are logged beside it every 20 steps. A loss that is not finite ends the training."""
+        value = float(loss.detach())
+        if not torch.isfinite(loss):
+            raise StateError(f"step {self.step}: loss is {value}; the last good checkpoint is {self._file}")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+        self.optimizer.step()
+        self.average.update(self.step)
+        if self.step % 20 == 0:
+            with self._log.open("a") as stream:
+                stream.write(json.dumps({"step": self.step, "loss": round(value, 5), **parts}) + "\n")
+        self.step += 1
+
+    def save(self) -> None:
+        """Write the checkpoint atomically."""
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "average": self.average.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+        with atomic_path(self._file) as temporary:
+            torch.save(state, temporary)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step: a function of (seed, step), so that a resumed training draws what a whole one does."""
+    return torch.Generator().manual_seed((seed << 32) + step)
