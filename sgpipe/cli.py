@@ -10,6 +10,7 @@ import typer
 from sgpipe.doctor.cli import doctor
 from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
+from sgpipe.miniature.cli import app as miniature_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +25,7 @@ app.add_typer(params_app, name="params")
 app.add_typer(pipeline_app, name="pipeline")
 app.add_typer(tracking_app, name="tracking")
 app.add_typer(fetch_app, name="fetch")
+app.add_typer(miniature_app, name="miniature")
 app.command("doctor")(doctor)
 
 ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]

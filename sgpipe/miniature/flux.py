@@ -7,21 +7,18 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from sgpipe.miniature.bank import SIDE, Bank, Triple, caption, sample_triple
+from sgpipe.miniature.bank import SIDE, Bank, caption
 from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, token_ids
 from sgpipe.miniature.training import Trainer, step_generator
 from sgpipe.miniature.vae import CHANNELS, encode
 from sgpipe.runs.atomic import atomic_path
-from sgpipe.scene_graphs.predicates import PREDICATES, relational_prompt
 
 STEPS = 4
 HEADS, HEAD_WIDTH = 3, 32
-_PREVIEW_EVERY = 500
 
 
 def build_transformer(seed: int) -> FluxTransformer2DModel:
@@ -86,7 +83,7 @@ def train_flux(bank: Bank, parts: Path, vae_folder: Path, folder: Path, out: Pat
                batch: int, rate: float) -> None:  # fmt: skip
     """Rectified flow (Liu et al. 2023, eq. 1): regress v(x_t, t, caption) on ε − x with x_t = (1 − t) x + t ε; save the pipeline.
 
-    Caption, noise and time of a picture are drawn anew at every step. A contact sheet is written every 500 steps.
+    Caption, noise and time of a picture are drawn anew at every step.
     """
     vae = AutoencoderKL.from_pretrained(vae_folder)
     latents = packed_latents(bank, vae, folder / "latents.npy")
@@ -112,9 +109,6 @@ def train_flux(bank: Bank, parts: Path, vae_folder: Path, folder: Path, out: Pat
             txt_ids=text_ids,
         ).sample
         trainer.backward((velocity - (noise - clean)).square().mean())
-        if trainer.step % _PREVIEW_EVERY == 0:
-            pipeline.transformer = trainer.average.model
-            contact_sheet(pipeline, folder / f"sheet-{trainer.step:06d}.png", seed)
     pipeline = assemble(parts, vae, trainer.average.model)
     pipeline.save_pretrained(out, safe_serialization=True)
 
@@ -133,17 +127,3 @@ def draw(pipeline: FluxPipeline, prompts: Sequence[str], seeds: Sequence[int]) -
         output_type="np",
     ).images
     return (pictures * 255).round().astype(np.uint8)
-
-
-def contact_sheet(pipeline: FluxPipeline, path: Path, seed: int, columns: int = 6) -> None:
-    """A row of pictures per class; the triples are of the training set."""
-    rng = np.random.default_rng((seed, 1 << 21))
-    triples: list[Triple] = [
-        sample_triple(rng, unseen=False, predicate=p) for p in PREDICATES for _ in range(columns)
-    ]
-    pictures = draw(pipeline, [relational_prompt(*t) for t in triples], range(len(triples)))
-    rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(triples), columns)]
-    half = (len(rows) + 1) // 2
-    sheet = np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half:])], axis=1)
-    with atomic_path(path) as temporary:
-        Image.fromarray(sheet).save(temporary, format="PNG", optimize=True)

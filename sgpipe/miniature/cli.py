@@ -1,0 +1,81 @@
+"""`sgpipe miniature`: draw the embedded world, train its checkpoints, measure them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgpipe.errors import SgpipeError
+
+app = typer.Typer(
+    no_args_is_help=True, help="The embedded world: its data set, its checkpoints, what they can do."
+)
+Models = Annotated[Path, typer.Option(help="folder of mini-flux, mini-clip and mini-tower")]
+
+
+@app.command("render")
+def render_command(
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("data"),
+    images: Annotated[int, typer.Option(help="images to draw")] = 6600,
+    seed: Annotated[int, typer.Option(help="seed; the same numbers give the same bytes")] = 0,
+) -> None:
+    """Write the data set in Visual Genome's v1.4 layout, dirt included."""
+    from sgpipe.miniature.visual_genome import write_visual_genome
+
+    write_visual_genome(out, images, seed)
+    print(f"{out}: {images} images")
+
+
+@app.command("train")
+def train_command(
+    out: Models = Path("models"),
+    state: Annotated[
+        Path, typer.Option(help="working state; an interrupted training continues from it")
+    ] = Path("outputs/miniature"),
+    only: Annotated[list[str] | None, typer.Option(help="train this part only; may be repeated")] = None,
+) -> None:
+    """Train the checkpoints from nothing; about two hours on two cores, most of it the generator."""
+    from sgpipe.miniature.recipe import PARTS, train
+
+    for part in only or ():
+        if part not in PARTS:
+            raise SgpipeError(f"--only: got {part!r}; valid: {', '.join(PARTS)}")
+    train(state, out, tuple(only) if only else PARTS)
+
+
+@app.command("measure")
+def measure_command(
+    models: Models = Path("models"),
+    metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/miniature.json"),
+    per_class: Annotated[
+        int, typer.Option(min=1, help="held-out triples of each class, three pictures each")
+    ] = 8,
+) -> None:
+    """Measure the checkpoints on triples that no training picture showed."""
+    from sgpipe.miniature.measure import measure
+    from sgpipe.runs.atomic import write_json
+
+    values = measure(models, per_class)
+    write_json(values, metrics)
+    for name, value in values.items():
+        if not isinstance(value, dict):
+            print(f"{name:28} {value:.4g}")
+
+
+@app.command("sheet")
+def sheet_command(
+    out: Annotated[Path, typer.Option(help="picture to write")] = Path("outputs/sheet.png"),
+    models: Models = Path("models"),
+    drawn: Annotated[
+        bool, typer.Option("--drawn", help="show the drawing rules instead of generated pictures")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="seed of triples and noise")] = 0,
+) -> None:
+    """Draw a contact sheet of the 24 classes, a row each in two halves: sampled from mini-flux, or drawn by rule."""
+    from sgpipe.miniature.sheet import drawn_sheet, sampled_sheet
+
+    if drawn:
+        drawn_sheet(out, seed)
+    else:
+        sampled_sheet(models / "mini-flux", out, seed)
+    print(out)

@@ -1,0 +1,120 @@
+"""The trainings end in standard formats, and one that was interrupted ends where an uninterrupted one does."""
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from diffusers import FluxPipeline
+from torch import nn
+
+from sgpipe.errors import StateError
+from sgpipe.miniature.contrast import contrastive_loss, false_triples
+from sgpipe.miniature.flux import STEPS, draw, draw_times, encode_texts
+from sgpipe.miniature.language import TOKENS, t5_tokenizer, words
+from sgpipe.miniature.measure import images_per_second
+from sgpipe.miniature.recipe import Recipe, train
+from sgpipe.miniature.training import Trainer, learning_rate, step_generator
+from sgpipe.scene_graphs.predicates import INVERSE
+
+
+def fit(folder: Path, stop: int | None = None) -> dict[str, torch.Tensor]:
+    """Nine steps of a small regression, perhaps stopped (with a checkpoint) on the way."""
+    torch.manual_seed(0)
+    trainer = Trainer(nn.Linear(3, 1), folder, steps=9, rate=0.1, warmup=2, decay=4)
+    for step in trainer:
+        if step == stop:
+            trainer.save()
+            break
+        x = torch.randn(8, 3, generator=step_generator(1, step))
+        trainer.backward((trainer.model(x) - x.sum(1, keepdim=True)).square().mean())
+    return {
+        **trainer.model.state_dict(),
+        **{f"ema.{k}": v for k, v in trainer.average.model.state_dict().items()},
+    }
+
+
+def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole")
+    fit(tmp_path / "cut", stop=5)
+    resumed = fit(tmp_path / "cut")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path: Path) -> None:
+    trainer = Trainer(nn.Linear(1, 1), tmp_path, steps=3, rate=0.1)
+    next(iter(trainer))
+    with pytest.raises(StateError, match="step 0"):
+        trainer.backward(trainer.model(torch.tensor([[float("nan")]])).sum())
+
+
+def test_learning_rate_rises_stays_and_falls() -> None:
+    rates = [learning_rate(step, 100, 1.0, 10, 20) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9:80] == [1.0] * 71
+    assert rates[90] == 0.5 and rates[99] == 0.05
+
+
+def test_times_lie_on_the_samplers_grid_half_of_the_time() -> None:
+    times = draw_times(torch.Generator().manual_seed(0), 8000)
+    assert times.min() > 0 and times.max() <= 1
+    on_grid = torch.isin(times, torch.arange(1, STEPS + 1) / STEPS).float().mean()
+    assert abs(on_grid - 0.5) < 0.03
+
+
+def test_the_language_has_a_piece_for_every_word() -> None:
+    tokenizer = t5_tokenizer()
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in words())
+    assert tokenizer.unk_token_id not in tokenizer("a zebra").input_ids
+
+
+def test_false_triples_swap_roles_and_replace_the_class() -> None:
+    rng = np.random.default_rng(0)
+    made = false_triples(rng, ("dog", "left of", "cat"))
+    assert made[0] == ("cat", "left of", "dog") and made[1] == ("dog", INVERSE["left of"], "cat")
+    assert all(p != "touching" for _, p, _ in false_triples(rng, ("dog", "touching", "cat")))
+    assert len(false_triples(rng, ("dog", "touching", "cat"))) == 2
+
+
+def test_contrastive_loss_against_its_definition() -> None:
+    torch.manual_seed(0)
+    image, text, negative = (nn.functional.normalize(torch.randn(n, 5), dim=-1) for n in (3, 3, 4))
+    owner = torch.tensor([0, 0, 1, 2])
+    rows = []
+    for i in range(3):
+        logits = [
+            *(2 * image[i] @ t for t in text),
+            *(2 * image[i] @ n for n, k in zip(negative, owner, strict=True) if k == i),
+        ]
+        rows.append(torch.logsumexp(torch.stack(logits), 0) - logits[i])
+    columns = [torch.logsumexp(2 * image @ t, 0) - 2 * image[i] @ t for i, t in enumerate(text)]
+    expected = (torch.stack(rows).mean() + torch.stack(columns).mean()) / 2
+    assert torch.allclose(contrastive_loss(image, text, negative, owner, torch.tensor(2.0)), expected)
+
+
+@pytest.mark.slow
+def test_every_checkpoint_is_in_its_standard_format(tmp_path: Path) -> None:
+    """A few steps of each training: what is written loads without this package, and sampling is a function of the seed."""
+    small = Recipe(
+        pictures=256, language_steps=2, vae_steps=2, flux_steps=2, flux_decay=1, clip_steps=1, batch=4
+    )
+    train(tmp_path / "state", tmp_path / "models", recipe=small)
+    pipeline = FluxPipeline.from_pretrained(tmp_path / "models/mini-flux")
+    assert len(pipeline.transformer.transformer_blocks) == 19
+    assert len(pipeline.transformer.single_transformer_blocks) == 2
+    assert pipeline.transformer.config.guidance_embeds is False
+    prompt = "a photo of dog left of cat on a plain background"
+    states, pooled = encode_texts(pipeline, [prompt])
+    expected_states, expected_pooled, _ = pipeline.encode_prompt(prompt, None, max_sequence_length=TOKENS)
+    assert torch.allclose(states, expected_states, atol=1e-5) and torch.equal(pooled, expected_pooled)
+    first = draw(pipeline, [prompt, prompt], [1, 2])
+    assert first.shape == (2, 64, 64, 3)
+    assert np.abs(first[0].astype(int) - draw(pipeline, [prompt], [1])[0]).max() <= 1
+    assert images_per_second(pipeline, batch=2, runs=1) > 0
+    for name in ("mini-clip", "mini-tower"):
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            f"local-dir:{tmp_path / 'models' / name}"
+        )
+        assert preprocess.transforms[0].size == (64, 64)
+        tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'models' / name}")([prompt])
+        assert model.encode_text(tokens).shape == (1, model.visual.output_dim)
