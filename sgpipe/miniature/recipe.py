@@ -20,9 +20,9 @@ class Recipe:
     bank_seed: int = 1
     language_steps: int = 500
     vae_steps: int = 1_000
-    flux_steps: int = 6_000
-    flux_decay: int = 1_200
-    clip_steps: int = 600
+    flux_steps: int = 8_933
+    flux_decay: int = 520
+    clip_steps: int = 300
     batch: int = 32
 
 

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,14 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: int) -
     return peak * min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, decay))
 
 
-class Average:
+M = TypeVar("M", bound=nn.Module)
+
+
+class Average(Generic[M]):
     """Exponential moving average of a model's parameters; the window grows with the steps taken (at most `decay`)."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: M, decay: float) -> None:
+        self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
         self._decay = decay
         self._pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
 
@@ -34,11 +37,11 @@ class Average:
     def update(self, step: int) -> None:
         """Move towards the trained parameters."""
         weight = 1.0 - min(self._decay, (1 + step) / (10 + step))
-        averages = [average for average, _ in self._pairs]
+        averages: list[Tensor] = [average for average, _ in self._pairs]
         torch._foreach_lerp_(averages, [trained.detach() for _, trained in self._pairs], weight)
 
 
-class Trainer:
+class Trainer(Generic[M]):
     """Steps a model under AdamW with resume by construction: every draw is a function of (seed, step).
 
     `folder` holds `checkpoint.pt` (model, average, optimiser, step) and `log.jsonl`. To continue, run the same command again;
@@ -47,7 +50,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: M,
         folder: Path,
         *,
         steps: int,
@@ -58,7 +61,8 @@ class Trainer:
         weight_decay: float = 0.01,
         clip: float = 1.0,
     ) -> None:
-        self.model, self.folder, self.steps = model.train(), folder, steps
+        self.model: M = model.train()
+        self.folder, self.steps = folder, steps
         self._rate, self._warmup, self._decay, self._clip = rate, warmup, decay, clip
         self.optimizer = torch.optim.AdamW(
             (p for p in model.parameters() if p.requires_grad),

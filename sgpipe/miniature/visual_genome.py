@@ -119,7 +119,9 @@ def write_visual_genome(folder: Path, count: int, seed: int) -> None:
     if count < 1:
         raise DataError(f"--images: got {count}; at least 1 is needed")
     ids = _Ids()
-    images, objects, relationships = [], [], []
+    images: list[_Json] = []
+    objects: list[_Json] = []
+    relationships: list[_Json] = []
     with (
         atomic_path(folder / "images.zip") as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,

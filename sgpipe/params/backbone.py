@@ -23,16 +23,9 @@ class Backbone(Struct, frozen=True, forbid_unknown_fields=True):
     max_sequence_length: Annotated[
         int, Meta(ge=1, le=512, description="T5 tokens per prompt, padding included")
     ]
-    steps: Annotated[int, Meta(ge=1, description="Euler steps per image")] = 4
-    guidance: Annotated[
-        float, Meta(ge=0.0, description="guidance embedding (FLUX.1-dev); 0 for models without one")
-    ] = 0.0
     revision: Annotated[str | None, Meta(description="pinned commit of a hub id; required for hub ids")] = (
         None
     )
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], Meta(description="precision of the weights")
     ] = "float32"
-    offload: Annotated[
-        Literal["none", "model", "sequential"], Meta(description="diffusers CPU offload on a GPU")
-    ] = "none"
