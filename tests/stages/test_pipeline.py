@@ -86,7 +86,7 @@ def test_a_change_reruns_only_what_reads_it(tmp_path: Path) -> None:
     dvc(root, "repro", *FIRST_STAGES)
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["tracking"]["experiment"] = "other"
-    params["compute"]["threads"] = 1
+    params["compute"]["device"] = "cpu"
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     assert "up to date" in dvc(root, "status", *FIRST_STAGES)
     params["curate"]["seed"] = 5
