@@ -23,6 +23,7 @@ class Recipe:
     flux_steps: int = 8_933
     flux_decay: int = 520
     clip_steps: int = 300
+    tower_steps: int = 140
     batch: int = 32
 
 
@@ -52,5 +53,5 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
     if "tower" in parts:
         other = draw_bank(state / "tower-bank", recipe.pictures // 2, recipe.bank_seed + 1)
         train_contrast(
-            other, state / "tower", out / "mini-tower", TEACHER, seed=6, steps=recipe.clip_steps, batch=128
+            other, state / "tower", out / "mini-tower", TEACHER, seed=6, steps=recipe.tower_steps, batch=128
         )
