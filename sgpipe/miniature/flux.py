@@ -38,11 +38,17 @@ def build_transformer(seed: int) -> FluxTransformer2DModel:
     )
 
 
+UNIFORM = 0.3
+GRID_SHARES = (0.2, 0.35, 0.35, 0.1)
+"""Share of uniform times; of the others, shares of t = 1/4, 1/2, 3/4 and 1 (where there is little to learn but a mean picture)."""
+
+
 def draw_times(generator: torch.Generator, batch: int) -> Tensor:
-    """Times `[B]` in (0, 1]: half uniform, half on the four values at which a 4-step Euler sampler asks for a velocity."""
+    """Times `[B]` in (0, 1]: uniform, or one of the four at which a 4-step Euler sampler asks for a velocity."""
     uniform = 1.0 - torch.rand(batch, generator=generator)
-    grid = (1 + torch.randint(STEPS, (batch,), generator=generator)) / STEPS
-    return torch.where(torch.rand(batch, generator=generator) < 0.5, uniform, grid)
+    shares = torch.tensor(GRID_SHARES)
+    grid = (1 + torch.multinomial(shares, batch, replacement=True, generator=generator)) / STEPS
+    return torch.where(torch.rand(batch, generator=generator) < UNIFORM, uniform, grid)
 
 
 def assemble(folder: Path, vae: AutoencoderKL, transformer: FluxTransformer2DModel) -> FluxPipeline:
@@ -80,18 +86,22 @@ def packed_latents(bank: Bank, vae: AutoencoderKL, path: Path) -> NDArray[np.flo
 
 
 def train_flux(bank: Bank, parts: Path, vae_folder: Path, folder: Path, out: Path, *, seed: int, steps: int, decay: int,
-               batch: int, rate: float) -> None:  # fmt: skip
+               batch: int, rate: float, start: Path | None = None) -> None:  # fmt: skip
     """Rectified flow (Liu et al. 2023, eq. 1): regress v(x_t, t, caption) on ε − x with x_t = (1 − t) x + t ε; save the pipeline.
 
-    Caption, noise and time of a picture are drawn anew at every step.
+    Caption, noise and time of a picture are drawn anew at every step. `start` is a pipeline folder whose transformer is trained on.
     """
     vae = AutoencoderKL.from_pretrained(vae_folder)
     latents = packed_latents(bank, vae, folder / "latents.npy")
     model = build_transformer(seed)
+    if start is not None:
+        model = FluxTransformer2DModel.from_pretrained(start, subfolder="transformer")
     pipeline = assemble(parts, vae, model)
     image_ids = FluxPipeline._prepare_latent_image_ids(batch, 8, 8, torch.device("cpu"), torch.float32)
     text_ids = torch.zeros(TOKENS, 3)
-    trainer = Trainer(model, folder, steps=steps, rate=rate, decay=decay)
+    trainer = Trainer(
+        model, folder, steps=steps, rate=rate, decay=decay, muon="transformer_blocks", muon_rate=2 * rate
+    )
     for step in trainer:
         rng, generator = np.random.default_rng((seed, step)), step_generator(seed, step)
         rows = rng.integers(len(bank.triples), size=batch)

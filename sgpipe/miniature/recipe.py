@@ -24,13 +24,21 @@ class Recipe:
     flux_decay: int = 520
     clip_steps: int = 300
     tower_steps: int = 140
+    flux_batch: int = 48
     batch: int = 32
 
 
-def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None) -> None:
+def train(
+    state: Path,
+    out: Path,
+    parts: tuple[str, ...] = PARTS,
+    recipe: Recipe | None = None,
+    start: Path | None = None,
+) -> None:
     """Train `parts` in order; working state in `state`, results in `out/{mini-flux,mini-clip,mini-tower}`.
 
-    A training that was interrupted continues with the same command; a finished one is not repeated. Teacher and judge are
+    A training that was interrupted continues with the same command; a finished one is not repeated. `start` names a FLUX pipeline
+    whose transformer is trained on instead of a new one. Teacher and judge are
     trained on banks of their own.
     """
     recipe = recipe or Recipe()
@@ -44,7 +52,8 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
     if "flux" in parts:
         train_flux(
             bank, languages, vae, state / "flux", out / "mini-flux",
-            seed=4, steps=recipe.flux_steps, decay=recipe.flux_decay, batch=recipe.batch, rate=1e-3,
+            seed=4, steps=recipe.flux_steps, decay=recipe.flux_decay, batch=recipe.flux_batch, rate=1e-3,
+            start=start,
         )  # fmt: skip
     if "clip" in parts:
         train_contrast(

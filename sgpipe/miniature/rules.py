@@ -1,7 +1,8 @@
 """How each of the 24 relation classes is drawn: which objects may take part and where they go.
 
 A rule returns the top-left corners of subject and object relative to one another, who is drawn last, and the lines between them.
-Only the class and the two names decide; what is left to chance is a few pixels of place and, where the class allows it, the side.
+Only the class and the two names decide; what is left to chance is the side, where the class allows both. Everything faces right
+unless its part in the relation turns it.
 """
 
 from collections.abc import Callable
@@ -105,11 +106,11 @@ def _facing(rng: np.random.Generator) -> str:
     return "left" if rng.random() < 0.5 else "right"
 
 
-def _jitter(rng: np.random.Generator, most: float) -> float:
-    return float(rng.uniform(-most, most))
+def _side(rng: np.random.Generator) -> int:
+    return 1 if rng.random() < 0.5 else -1
 
 
-def _beside(rng: np.random.Generator, subject: str, object_: str, gap: float, side: int) -> Layout:
+def _beside(subject: str, object_: str, gap: float, side: int) -> Layout:
     """Object to the right (`side` 1) or left (−1) of the subject, `gap` apart, feet on one line."""
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
     x = sw + gap if side > 0 else -ow - gap
@@ -119,14 +120,12 @@ def _beside(rng: np.random.Generator, subject: str, object_: str, gap: float, si
 
 def _left(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     (sw, sh), (_, oh) = _size(subject), _size(object_)
-    x = sw + rng.uniform(4, 8)
-    return Layout((0, 0), (x, (sh - oh) / 2 + _jitter(rng, 2)), _facing(rng), _facing(rng))
+    return Layout((0, 0), (sw + 6, (sh - oh) / 2))
 
 
 def _above(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     (sw, sh), (ow, _) = _size(subject), _size(object_)
-    y = sh + rng.uniform(4, 8)
-    return Layout((0, 0), ((sw - ow) / 2 + _jitter(rng, 2), y), _facing(rng), _facing(rng))
+    return Layout((0, 0), ((sw - ow) / 2, sh + 6))
 
 
 def _turned(rule: Rule) -> Rule:
@@ -141,51 +140,46 @@ def _turned(rule: Rule) -> Rule:
 def _in_front(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     """The front one lower by 6 px and over 40 % of the narrower one's width, to either side."""
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
-    shift = (sw + ow) / 2 - 0.4 * min(sw, ow)
-    shift *= 1 if rng.random() < 0.5 else -1
-    return Layout((0, 0), ((sw - ow) / 2 - shift, sh - oh - 6 + _jitter(rng, 1)), _facing(rng), _facing(rng))
+    shift = _side(rng) * ((sw + ow) / 2 - 0.4 * min(sw, ow))
+    return Layout((0, 0), ((sw - ow) / 2 - shift, sh - oh - 6))
 
 
 def _near(rng: np.random.Generator, subject: str, object_: str) -> Layout:
-    """Corner to corner: a gap of 1–3 px along one axis, half a height apart on the other."""
+    """Corner to corner: a gap of about 2 px from left to right, half a height apart from top to bottom."""
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
-    x = sw + rng.uniform(1, 3) if rng.random() < 0.5 else -ow - rng.uniform(1, 3)
-    lift = (sh + oh) / 2 * 0.55 * (1 if rng.random() < 0.5 else -1)
-    return Layout((0, 0), (x, (sh - oh) / 2 + lift), _facing(rng), _facing(rng))
+    x = sw + 2 if _side(rng) > 0 else -ow - 2
+    return Layout((0, 0), (x, (sh - oh) / 2 + _side(rng) * 0.55 * (sh + oh) / 2))
 
 
 def _touching(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     """Side by side on one ground, edges in contact."""
-    return _beside(rng, subject, object_, -1.0, 1 if rng.random() < 0.5 else -1)
+    return _beside(subject, object_, -2.0, _side(rng))
 
 
 def _upon(sink: float, front: str = "subject") -> Rule:
     """The subject's lowest `sink` (share of its height) below the object's seat, centred on the seat."""
 
     def rule(rng: np.random.Generator, subject: str, object_: str) -> Layout:
-        (sw, sh), facing = _size(subject), _facing(rng)
-        x, y = anchor(object_, "seat", facing)
-        top = y - sh * (1 - sink)
-        return Layout((x - sw / 2 + _jitter(rng, 1), top), (0, 0), facing, facing, front)
+        sw, sh = _size(subject)
+        x, y = anchor(object_, "seat", "right")
+        return Layout((x - sw / 2, y + 1 - sh * (1 - sink)), (0, 0), front=front)
 
     return rule
 
 
 def _inside(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     """Behind the container's front, a third of the subject's height hidden."""
-    (sw, sh), (ow, oh), facing = _size(subject), _size(object_), _facing(rng)
-    x, y = anchor(object_, "seat", facing) if PICTOGRAMS[object_].seat else (ow / 2, oh * 0.3)
+    (sw, sh), (ow, oh) = _size(subject), _size(object_)
+    x, y = anchor(object_, "seat", "right") if PICTOGRAMS[object_].seat else (ow / 2, oh * 0.3)
     hidden = min(sh / 3, oh - y - 1)
-    return Layout((x - sw / 2, y - sh + hidden), (0, 0), facing, facing, "object")
+    return Layout((x - sw / 2, y - sh + hidden), (0, 0), front="object")
 
 
 def _hanging(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     """Below the object, on a string of 6 px."""
     (sw, _), (ow, oh) = _size(subject), _size(object_)
-    x = ow / 2 + _jitter(rng, 1)
-    return Layout(
-        (x - sw / 2, oh + 5), (0, 0), _facing(rng), _facing(rng), lines=(((x, oh - 2), (x, oh + 6)),)
-    )
+    x = ow / 2
+    return Layout((x - sw / 2, oh + 5), (0, 0), lines=(((x, oh - 2), (x, oh + 6)),))
 
 
 def _at(kind: str, inset: float, lower: float = 0.0) -> Rule:
@@ -195,34 +189,34 @@ def _at(kind: str, inset: float, lower: float = 0.0) -> Rule:
         (ow, oh), facing = _size(object_), _facing(rng)
         x, y = anchor(subject, kind, facing)
         left = x - inset if facing == "right" else x + inset - ow
-        return Layout((0, 0), (left, y - oh / 2 + lower + _jitter(rng, 0.7)), facing, facing, "object")
+        return Layout((0, 0), (left, y - oh / 2 + lower), facing, facing, "object")
 
     return rule
 
 
 def _carrying(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     """The load on the back of an animal or a car, over the head of a person between two raised arms."""
-    (sw, _), (ow, oh), facing = _size(subject), _size(object_), _facing(rng)
+    (sw, _), (ow, oh) = _size(subject), _size(object_)
     if subject == "person":
         arms = (((2.0, 9.0), (-0.5, -1.0)), ((sw - 2.0, 9.0), (sw + 0.5, -1.0)))
-        return Layout((0, 0), ((sw - ow) / 2, -oh - 1), facing, facing, "object", arms)
-    x, y = anchor(subject, "seat", facing)
-    return Layout((0, 0), (x - ow / 2, y - oh + 1), facing, facing, "object")
+        return Layout((0, 0), ((sw - ow) / 2, -oh - 1), front="object", lines=arms)
+    x, y = anchor(subject, "seat", "right")
+    return Layout((0, 0), (x - ow / 2, y - oh + 2), front="object")
 
 
 def _wearing(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     """On top of the head, overlapping it."""
-    (ow, oh), facing = _size(object_), _facing(rng)
-    x, y = anchor(subject, "head", facing)
-    return Layout((0, 0), (x - ow / 2, y - oh + 3), facing, facing, "object")
+    ow, oh = _size(object_)
+    x, y = anchor(subject, "head", "right")
+    return Layout((0, 0), (x - ow / 2, y - oh + 3), front="object")
 
 
 def _pulling(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     """The object behind, on a rope."""
-    side = 1 if rng.random() < 0.5 else -1
+    side = _side(rng)
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
     gap = min(9.0, 61.0 - sw - ow)
-    made = _beside(rng, subject, object_, gap, side)
+    made = _beside(subject, object_, gap, side)
     facing = "left" if side > 0 else "right"
     y = sh - min(sh, oh) / 2
     near, far = (sw - 2, sw + gap + 2) if side > 0 else (2, -gap - 2)
@@ -231,8 +225,8 @@ def _pulling(rng: np.random.Generator, subject: str, object_: str) -> Layout:
 
 def _pushing(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     """The object ahead, in contact; two streaks behind the subject."""
-    side = 1 if rng.random() < 0.5 else -1
-    made = _beside(rng, subject, object_, -1.0, side)
+    side = _side(rng)
+    made = _beside(subject, object_, -2.0, side)
     sw, sh = _size(subject)
     back = [(-2.0, -5.0), (sw + 2.0, sw + 5.0)][side < 0]
     streaks = tuple(((back[0], sh * f), (back[1], sh * f)) for f in (0.35, 0.65))
@@ -241,7 +235,7 @@ def _pushing(rng: np.random.Generator, subject: str, object_: str) -> Layout:
 
 def _looking(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     """Facing the object across a gap, with a dotted line of sight from the eye."""
-    side = 1 if rng.random() < 0.5 else -1
+    side = _side(rng)
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
     gap = min(10.0, 62.0 - sw - ow)
     facing = "right" if side > 0 else "left"
@@ -255,8 +249,8 @@ def _looking(rng: np.random.Generator, subject: str, object_: str) -> Layout:
 
 def _playing(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     """The object before the feet, three marks of motion above it."""
-    side = 1 if rng.random() < 0.5 else -1
-    made = _beside(rng, subject, object_, 3.0, side)
+    side = _side(rng)
+    made = _beside(subject, object_, 3.0, side)
     (x, y), (w, _) = made.object, _size(object_)
     marks = tuple(((x + w * f, y - 2.0), (x + w * f + (f - 0.5) * 5, y - 5.5)) for f in (0.1, 0.5, 0.9))
     return Layout(made.subject, made.object, made.subject_facing, made.object_facing, lines=marks)
@@ -285,8 +279,6 @@ RULES: dict[str, Rule] = {
     "sitting on": _upon(0.22),
     "standing on": _upon(0.0),
     "touching": _touching,
-    "using": lambda rng, subject, object_: _beside(
-        rng, subject, object_, -3.0, 1 if rng.random() < 0.5 else -1
-    ),
+    "using": lambda rng, subject, object_: _beside(subject, object_, -4.0, _side(rng)),
     "wearing": _wearing,
 }

@@ -12,6 +12,8 @@ from sgpipe.miniature.pictograms import PICTOGRAMS, sprite
 from sgpipe.miniature.rules import RULES, Layout, Line, admissible
 
 CELL = 64
+GRID = 4
+"""Corners of objects are multiples of this many pixels, the stride of the embedded VAE: an object has few looks in latents."""
 INK: Colour = (95, 95, 102)
 BACKGROUNDS: tuple[Colour, ...] = ((244, 241, 232), (226, 238, 246), (238, 230, 242), (229, 242, 228))
 
@@ -49,16 +51,25 @@ def _pairs(predicate: str) -> list[tuple[str, str]]:
 
 @cache
 def fits(subject: str, predicate: str, object_: str) -> bool:
-    """Whether the largest of 12 layouts of a triple stays inside a cell with a margin of 1 px."""
-    extents = [
-        _extent(RULES[predicate](np.random.default_rng(i), subject, object_), subject, object_)
-        for i in range(12)
-    ]
-    return all(right - left <= CELL - 2 and bottom - top <= CELL - 2 for left, top, right, bottom in extents)
+    """Whether every one of 12 layouts of a triple has its two objects inside a cell."""
+    layouts = (RULES[predicate](np.random.default_rng(i), subject, object_) for i in range(12))
+    return all(max(_extent(_on_grid(layout), subject, object_)[2:]) <= CELL for layout in layouts)
 
 
-def _extent(layout: Layout, subject: str, object_: str) -> tuple[float, float, float, float]:
-    (sx, sy), (ox, oy) = layout.subject, layout.object
+def _to_grid(value: float) -> int:
+    return GRID * round(value / GRID)
+
+
+def _on_grid(layout: Layout) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Top-left corners of subject and object, multiples of `GRID` pixels, the upper left one of both at 0."""
+    dx, dy = (_to_grid(o - s) for s, o in zip(layout.subject, layout.object, strict=True))
+    return (max(0, -dx), max(0, -dy)), (max(0, dx), max(0, dy))
+
+
+def _extent(
+    corners: tuple[tuple[int, int], tuple[int, int]], subject: str, object_: str
+) -> tuple[int, int, int, int]:
+    (sx, sy), (ox, oy) = corners
     (sw, sh), (ow, oh) = PICTOGRAMS[subject].size, PICTOGRAMS[object_].size
     return min(sx, ox), min(sy, oy), max(sx + sw, ox + ow), max(sy + sh, oy + oh)
 
@@ -71,25 +82,22 @@ def draw_triple(rng: np.random.Generator, predicate: str) -> tuple[str, str, str
 
 
 def pair_scene(rng: np.random.Generator, subject: str, predicate: str, object_: str) -> Scene:
-    """One cell that shows a triple: the pair in the middle, up to 3 px off. Object 0 is the subject, object 1 the object."""
+    """One cell that shows a triple: the pair near the middle. Object 0 is the subject, object 1 the object."""
     if predicate not in RULES or not fits(subject, predicate, object_):
         raise DataError(
             f"({subject}, {predicate}, {object_}) cannot be drawn: no rule, or too large for a cell of {CELL} px"
         )
     layout = RULES[predicate](rng, subject, object_)
-    left, top, right, bottom = _extent(layout, subject, object_)
-    free = [(CELL - (right - left)) / 2, (CELL - (bottom - top)) / 2]
-    dx, dy = (
-        f - low + rng.uniform(-1, 1) * min(3.0, f - 1) for f, low in zip(free, (left, top), strict=True)
-    )
-    placed = []
-    for name, (x, y), facing in (
-        (subject, layout.subject, layout.subject_facing),
-        (object_, layout.object, layout.object_facing),
-    ):
-        w, h = PICTOGRAMS[name].size
-        x, y = min(max(round(x + dx), 0), CELL - w), min(max(round(y + dy), 0), CELL - h)
-        placed.append(Placed(name, int(x), int(y), w, h, facing))
+    corners = _on_grid(layout)
+    shift = [_shift(rng, size) for size in _extent(corners, subject, object_)[2:]]
+    placed = [
+        Placed(name, corner[0] + shift[0], corner[1] + shift[1], *PICTOGRAMS[name].size, facing)
+        for name, corner, facing in (
+            (subject, corners[0], layout.subject_facing),
+            (object_, corners[1], layout.object_facing),
+        )
+    ]
+    dx, dy = placed[1].x - layout.object[0], placed[1].y - layout.object[1]
     return Scene(
         CELL, CELL, int(rng.integers(len(BACKGROUNDS))), tuple(placed), ((0, predicate, 1),),
         (1, 0) if layout.front == "subject" else (0, 1),
@@ -98,10 +106,16 @@ def pair_scene(rng: np.random.Generator, subject: str, predicate: str, object_: 
     )  # fmt: skip
 
 
+def _shift(rng: np.random.Generator, size: int) -> int:
+    """Where something `size` px long begins: in the middle of the cell, rounded down or up to the grid by chance."""
+    low = GRID * ((CELL - size) // 2 // GRID)
+    return low + GRID * int(rng.random() < 0.5 and low + GRID + size <= CELL)
+
+
 def lone_scene(rng: np.random.Generator, name: str) -> Scene:
-    """One cell with a single object in the middle, up to 6 px off."""
+    """One cell with a single object near the middle."""
     w, h = PICTOGRAMS[name].size
-    x, y = (round((CELL - size) / 2 + rng.uniform(-6, 6)) for size in (w, h))
+    x, y = _shift(rng, w), _shift(rng, h)
     facing = "left" if rng.random() < 0.5 else "right"
     return Scene(
         CELL, CELL, int(rng.integers(len(BACKGROUNDS))), (Placed(name, x, y, w, h, facing),), (), (0,)

@@ -42,7 +42,10 @@ class Average(Generic[M]):
 
 
 class Trainer(Generic[M]):
-    """Steps a model under AdamW with resume by construction: every draw is a function of (seed, step).
+    """Steps a model with resume by construction: every draw is a function of (seed, step).
+
+    Matrices inside `muon` (a prefix-free part of parameter names, e.g. `transformer_blocks`) step under Muon (Jordan et al. 2024),
+    its rate matched to AdamW's as Moonlight does (Liu et al. 2025), everything else under AdamW.
 
     `folder` holds `checkpoint.pt` (model, average, optimiser, step) and `log.jsonl`. To continue, run the same command again;
     `decay` and `steps` may be changed on the way, which is how a training of unknown length is ended.
@@ -57,17 +60,30 @@ class Trainer(Generic[M]):
         rate: float,
         warmup: int = 200,
         decay: int = 0,
+        muon: str | None = None,
+        muon_rate: float = 0.0,
         average: float = 0.999,
         weight_decay: float = 0.01,
         clip: float = 1.0,
     ) -> None:
         self.model: M = model.train()
         self.folder, self.steps = folder, steps
-        self._rate, self._warmup, self._decay, self._clip = rate, warmup, decay, clip
-        self.optimizer = torch.optim.AdamW(
-            (p for p in model.parameters() if p.requires_grad),
-            rate, betas=(0.9, 0.99), weight_decay=weight_decay, foreach=True,
-        )  # fmt: skip
+        self._warmup, self._decay, self._clip = warmup, decay, clip
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        orthogonal = [p for name, p in trained if muon is not None and muon in name and p.ndim == 2]
+        taken = set(map(id, orthogonal))
+        others = [p for _, p in trained if id(p) not in taken]
+        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+            (
+                torch.optim.AdamW(others, rate, betas=(0.9, 0.99), weight_decay=weight_decay, foreach=True),
+                rate,
+            )
+        ]
+        if orthogonal:
+            made = torch.optim.Muon(
+                orthogonal, muon_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+            self.optimizers.append((made, muon_rate))
         self.average = Average(model, average)
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +92,8 @@ class Trainer(Generic[M]):
             stored = torch.load(self._file, weights_only=True)
             model.load_state_dict(stored["model"])
             self.average.model.load_state_dict(stored["average"])
-            self.optimizer.load_state_dict(stored["optimizer"])
+            for (optimizer, _), state in zip(self.optimizers, stored["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
             self.step = int(stored["step"])
 
     def __iter__(self) -> Iterator[int]:
@@ -84,9 +101,9 @@ class Trainer(Generic[M]):
         saved = time.monotonic()
         bar = tqdm(total=self.steps, initial=self.step, desc=self.folder.name, unit="step", mininterval=5)
         while self.step < self.steps:
-            rate = learning_rate(self.step, self.steps, self._rate, self._warmup, self._decay)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            for optimizer, peak in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(self.step, self.steps, peak, self._warmup, self._decay)
             yield self.step
             bar.update()
             if time.monotonic() - saved > SAVE_SECONDS:
@@ -100,10 +117,12 @@ class Trainer(Generic[M]):
         value = float(loss.detach())
         if not torch.isfinite(loss):
             raise StateError(f"step {self.step}: loss is {value}; the last good checkpoint is {self._file}")
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer, _ in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
-        self.optimizer.step()
+        for optimizer, _ in self.optimizers:
+            optimizer.step()
         self.average.update(self.step)
         if self.step % 20 == 0:
             with self._log.open("a") as stream:
@@ -115,7 +134,7 @@ class Trainer(Generic[M]):
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "average": self.average.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
             "step": self.step,
         }
         with atomic_path(self._file) as temporary:

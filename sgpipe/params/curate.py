@@ -61,6 +61,10 @@ class Crop(Struct, frozen=True, forbid_unknown_fields=True):
     min_side: Annotated[
         float, Meta(ge=0.0, description="smallest side of a union crop, pixels, as far as the image allows")
     ] = 0.0
+    align: Annotated[
+        float,
+        Meta(ge=0.0, description="corners of a union crop are multiples of this many pixels; 0 is any place"),
+    ] = 0.0
 
 
 class Curate(Struct, frozen=True, forbid_unknown_fields=True):

@@ -111,9 +111,8 @@ def crops(frame: pl.DataFrame, params: Crop) -> np.ndarray:
     )
     if params.kind == "image":
         return np.stack([np.zeros_like(width), np.zeros_like(height), width, height], axis=1)
-    return square_crop(
-        union(boxes_of(frame, "s"), boxes_of(frame, "o")), params.margin, width, height, params.min_side
-    )
+    boxes = union(boxes_of(frame, "s"), boxes_of(frame, "o"))
+    return square_crop(boxes, params.margin, width, height, params.min_side, params.align)
 
 
 def triples_table(frame: pl.DataFrame, split: str, params: Curate) -> pa.Table:

@@ -49,15 +49,20 @@ def geometric_relation(subject: Boxes, object_: Boxes) -> tuple[NDArray[np.str_]
     return classes, surrounding
 
 
-def square_crop(boxes: Boxes, margin: float, width: NDArray, height: NDArray, min_side: float = 0.0) -> Boxes:
+def square_crop(
+    boxes: Boxes, margin: float, width: NDArray, height: NDArray, min_side: float = 0.0, align: float = 0.0
+) -> Boxes:
     """Each box grown by `margin` of its longer side on every side, made square as far as its image allows.
 
     The square has a side of at least `min_side` pixels and is moved into the image; where it is larger than the image it
-    is cut to it.
+    is cut to it. Its upper left corner is rounded to multiples of `align` pixels (0: left as it is), by which a tight crop may
+    lose up to half of that from a box.
     """
     side = np.maximum(boxes[:, 2:].max(axis=1) * (1 + 2 * margin), min_side)
     sides = np.minimum(side[:, None], np.stack([width, height], axis=1))
     centre = boxes[:, :2] + boxes[:, 2:] / 2
     limits = np.stack([width, height], axis=1) - sides
     low = np.clip(centre - sides / 2, 0, limits)
+    if align:
+        low = np.minimum(np.round(low / align), np.floor(limits / align)) * align
     return np.concatenate([low, sides], axis=1)

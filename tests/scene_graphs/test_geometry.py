@@ -56,6 +56,22 @@ def test_the_smallest_side_of_a_crop() -> None:
     assert square_crop(box, 0.0, wide, tall, 10)[0].tolist() == square_crop(box, 0.0, wide, tall)[0].tolist()
 
 
+@given(BOX, SIDE, SIDE, st.sampled_from([2, 4, 8]))
+def test_aligned_crops_stand_on_the_grid_near_the_free_ones(
+    box: tuple[int, ...], width: int, height: int, align: int
+) -> None:
+    inside, wide, tall = (
+        clip(rows(box), np.array([width]), np.array([height])),
+        np.array([width]),
+        np.array([height]),
+    )
+    free = square_crop(inside, 0.0, wide, tall, 32)[0]
+    x, y, w, h = square_crop(inside, 0.0, wide, tall, 32, align)[0]
+    assert x % align == 0 and y % align == 0
+    assert min(x, y) >= 0 and x + w <= width and y + h <= height and (w, h) == tuple(free[2:])
+    assert max(abs(x - free[0]), abs(y - free[1])) < align
+
+
 @pytest.mark.parametrize(
     ("dx", "dy", "name"),
     [
