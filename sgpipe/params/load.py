@@ -3,47 +3,54 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.registry import SECTIONS
 
 T = TypeVar("T")
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$[^`]*)`)?$", re.DOTALL)
+_AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`(?P<path>\$[^`]*)`)?$", re.DOTALL)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, where YAML would silently keep the last."""
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """The mapping that `text` holds, read as DVC reads it: YAML 1.2, where `on` is a word and `1e-4` a number.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in seen:
-                    raise ParamsError(
-                        f"line {key.start_mark.line + 1}: key {key.value!r} is given twice; keep one"
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    DVC writes params.yaml anew for every `-S` and quotes only what YAML 1.2 would misread. `source` names the text in errors.
+    """
+    try:
+        raw = YAML(typ="safe").load(text)
+    except DuplicateKeyError as error:
+        key = str(error.problem).split('"')[1]
+        raise ParamsError(
+            f"{source}: line {error.problem_mark.line + 1}: key {key!r} is given twice; keep one"
+        ) from None
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ParamsError(f"{source}: {line}not valid YAML: {error.problem or error.context}") from None
+    except YAMLError as error:
+        raise ParamsError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{source}: a mapping of sections is needed, got {type(raw).__name__}")
+    return raw
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; anything else is refused."""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file; run from the repository root or give --params") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except ParamsError as error:
-        raise ParamsError(f"{path}: {error}") from None
-    if not isinstance(raw, dict):
-        raise ParamsError(f"{path}: a mapping of sections is needed, got {type(raw).__name__}")
-    return raw
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path}: not valid YAML: no UTF-8 text ({error})") from None
+    except OSError as error:
+        raise ParamsError(f"{path}: cannot be read ({error.strerror}); give a file with --params") from None
+    return parse_yaml(text, str(path))
 
 
 def _hook(kind: type, value: Any) -> Any:
@@ -58,21 +65,19 @@ def _unhook(value: Any) -> Any:
     raise TypeError(f"params cannot hold {type(value)}")
 
 
-def _at(raw: Any, path: str) -> tuple[str, Any, Any]:
-    """Dotted key, value there and its parent mapping, for a msgspec path such as `$.groups[...]` or `$.fractions.train`."""
-    parent: Any = None
+def _at(raw: Any, path: str) -> tuple[str, Any]:
+    """Dotted key and the value there, for a msgspec path such as `$.groups[...]` or `$.fractions.train`."""
     key = ""
-    for part in re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path):
-        name, index = part
+    for name, index in re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", path):
         if name:
             key += f".{name}"
-            parent, raw = raw, raw.get(name) if isinstance(raw, dict) else None
+            raw = raw.get(name) if isinstance(raw, dict) else None
         elif index != "...":
             key += f"[{index}]"
-            parent, raw = raw, raw[int(index)] if isinstance(raw, list) else None
+            raw = raw[int(index)] if isinstance(raw, list) else None
         else:
             key += ".*"
-    return key.lstrip("."), raw, parent
+    return key.lstrip("."), raw
 
 
 def _close(name: str, valid: list[str]) -> str:
@@ -87,28 +92,52 @@ def decode(section: str, raw: Any, kind: type[T], source: str) -> T:
     except msgspec.ValidationError as error:
         match = _AT.match(str(error))
         assert match is not None
-        what, path = match["what"], match["path"] or "$"
-        key, given, _ = _at(raw, path)
+        what = match["what"]
+        key, given = _at(raw, match["path"] or "$")
         full = f"{section}.{key}" if key else section
+        valid = _fields_at(kind, key)
+        if match["key"]:
+            keys = ", ".join(str(name) for name in given if not isinstance(name, str))
+            raise ParamsError(f"{source}: {full}: key {keys} is no text{_close(keys, valid)}") from None
         unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
         if unknown:
-            valid = _fields_at(kind, raw, key)
             raise ParamsError(
                 f"{source}: {full}.{unknown[1]}: unknown key{_close(unknown[1], valid)}"
             ) from None
+        named, _, rest = what.partition(": ")
+        if named in valid:
+            full, what = f"{full}.{named}", rest
+        if what.startswith("Invalid enum value"):
+            what = f"valid: {', '.join(map(str, _choices(_type_at(kind, key))))}"
         what = what[:1].lower() + what[1:]
-        shown = "" if what.startswith("got ") or "missing required" in what else f"got {given!r}; "
+        shown = "" if what.startswith("got ") or isinstance(given, dict) else f"got {given!r}; "
         raise ParamsError(f"{source}: {full}: {shown}{what}") from None
 
 
-def _fields_at(kind: Any, raw: Any, key: str) -> list[str]:
-    for part in key.split(".") if key else []:
-        hints = {field.name: field.type for field in msgspec.structs.fields(kind)}
-        if part not in hints:
-            return []
-        kind = hints[part]
-        kind = next((k for k in getattr(kind, "__args__", ()) if hasattr(k, "__struct_fields__")), kind)
-    return list(kind.__struct_encode_fields__) if hasattr(kind, "__struct_encode_fields__") else []
+def _struct(kind: Any) -> Any:
+    """The struct in an annotation such as `Annotated[Crop, ...]` or `dict[str, Crop]`, or None."""
+    if hasattr(kind, "__struct_fields__"):
+        return kind
+    return next((found for part in get_args(kind) if (found := _struct(part))), None)
+
+
+def _type_at(kind: Any, key: str) -> Any:
+    """The annotation of the field with this dotted key; places in a list are those of the list."""
+    for part in re.sub(r"\[\d+\]|\.\*", "", key).split(".") if key else []:
+        kind = {field.name: field.type for field in msgspec.structs.fields(_struct(kind))}[part]
+    return kind
+
+
+def _fields_at(kind: Any, key: str) -> list[str]:
+    found = _struct(_type_at(kind, key))
+    return list(found.__struct_encode_fields__) if found else []
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The values that an annotation's `Literal` allows."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(choice for part in get_args(kind) for choice in _choices(part))
 
 
 def read_section(path: Path, name: str, kind: type[T]) -> T:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sgpipe.errors import SgpipeError
+from sgpipe.params.load import parse_yaml
 from sgpipe.runs.state import config_hash
 from sgpipe.tracking.run import BATCH, _chunks, find_parent, flatten, numbers
 from sgpipe.tracking.store import open_store
@@ -70,7 +69,7 @@ def _at_commit(root: Path, commit: str) -> tuple[dict[str, Any], dict[str, Any]]
     for name in names:
         text = _git(root, "show", f"{commit}:{name}")
         if name == "params.yaml":
-            params = yaml.safe_load(text) or {}
+            params = parse_yaml(text, f"{commit[:7]}:{name}")
         elif name.endswith(".json"):
             metrics[Path(name).stem] = json.loads(text)
     return params, metrics

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.compute import Compute
-from sgpipe.params.load import decode, read_section, to_builtins
+from sgpipe.params.load import decode, parse_yaml, read_section, to_builtins
 from sgpipe.params.registry import SECTIONS, section_type
 from sgpipe.params.show import load_all, resolved
 
@@ -22,6 +22,7 @@ class Example(Struct, frozen=True, forbid_unknown_fields=True):
     rank: Annotated[int, Meta(ge=1)]
     blocks: Blocks = Blocks(None)
     kind: Literal["a", "b"] = "a"
+    kinds: tuple[Literal["a", "b"], ...] = ()
     inner: Inner = Inner()
     groups: dict[str, Blocks] = {}
 
@@ -39,10 +40,12 @@ class Example(Struct, frozen=True, forbid_unknown_fields=True):
         ({"rank": 1, "rnak": 2}, ["lora.rnak", "unknown key", "did you mean 'rank'"]),
         ({"rank": 1, "inner": {"rte": 1}}, ["lora.inner.rte", "unknown key", "did you mean 'rate'"]),
         ({"rank": 1, "inner": {"rate": 2.0}}, ["lora.inner.rate", "got 2.0", "<= 1"]),
-        ({"rank": 1, "kind": "c"}, ["lora.kind", "got 'c'"]),
+        ({"rank": 1, "kind": "c"}, ["lora.kind", "got 'c'; valid: a, b"]),
+        ({"rank": 1, "kinds": ["a", "c"]}, ["lora.kinds[1]", "got 'c'; valid: a, b"]),
+        ({"rank": 1, "inner": {5: 1}}, ["lora.inner", "key 5 is no text; valid: rate"]),
         ({"rank": 1, "blocks": "9..3"}, ["lora.blocks", "got '9..3'", "write 3..9"]),
         ({"rank": 1, "groups": {"early": "6..0"}}, ["lora.groups", "got '6..0'", "write 0..6"]),
-        ({"rank": 9, "kind": "b"}, ["lora", "rank: got 9; kind b allows at most 4"]),
+        ({"rank": 9, "kind": "b"}, ["params.yaml: lora.rank: got 9; kind b allows at most 4"]),
         ([1], ["lora", "got [1]"]),
         (None, ["lora", "got None"]),
     ],
@@ -87,6 +90,31 @@ def test_broken_files(tmp_path: Path, text: str, says: str) -> None:
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="no such file; run from the repository root"):
         read_section(tmp_path / "params.yaml", "compute", Compute)
+    with pytest.raises(ParamsError, match=r"cannot be read .*; give a file"):
+        read_section(tmp_path, "compute", Compute)
+
+
+def test_plain_words_and_numbers_are_those_of_yaml_1_2() -> None:
+    text = "words: [on, off, yes, no]\nrate: 1e-4\nblocks: [7..12]\ntrue: false\n"
+    assert parse_yaml(text, "p") == {
+        "words": ["on", "off", "yes", "no"],
+        "rate": 1e-4,
+        "blocks": ["7..12"],
+        True: False,
+    }
+
+
+def test_what_dvc_writes_for_one_knob_leaves_all_others_alone(repo_root: Path, tmp_path: Path) -> None:
+    """`dvc exp run -S` rewrites params.yaml and drops the quotes around "on"."""
+    from dvc.utils.serialize import modify_yaml
+
+    path = write(tmp_path / "params.yaml", (repo_root / "params.yaml").read_text(encoding="utf-8"))
+    before = resolved(path)
+    with modify_yaml(str(path)) as params:
+        params["curate"]["seed"] = 41
+    assert '"on"' not in path.read_text(encoding="utf-8")
+    before["curate"]["seed"] = 41
+    assert resolved(path) == before
 
 
 def test_the_committed_parameters_resolve(repo_root: Path) -> None:

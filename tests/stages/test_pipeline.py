@@ -10,6 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from sgpipe.params.curate import Curate
+from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.state import config_hash
+
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_STAGES = ("canonicalize", "curate", "negatives")
 COPIED = ("sgpipe", "stages", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
@@ -81,7 +85,7 @@ def test_real_annotations_go_through_the_pipeline(reference_dir: Path, tmp_path:
 
 @pytest.mark.slow
 def test_a_change_reruns_only_what_reads_it(tmp_path: Path) -> None:
-    """Another seed of `curate` leaves canonicalize alone; a tracking or compute knob reruns nothing."""
+    """`exp run -S` of a seed of `curate` leaves canonicalize alone; a tracking or compute knob reruns nothing."""
     root = clone(tmp_path, ROOT / "tests" / "data" / "visual_genome" / "v1_4")
     dvc(root, "repro", *FIRST_STAGES)
     params = yaml.safe_load((root / "params.yaml").read_text())
@@ -89,11 +93,12 @@ def test_a_change_reruns_only_what_reads_it(tmp_path: Path) -> None:
     params["compute"]["device"] = "cpu"
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     assert "up to date" in dvc(root, "status", *FIRST_STAGES)
-    params["curate"]["seed"] = 5
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
-    changed = dvc(root, "repro", "--dry", *FIRST_STAGES)
+    changed = dvc(root, "exp", "run", "-n", "other-seed", "-S", "curate.seed=5", *FIRST_STAGES)
     assert "Stage 'canonicalize' didn't change" in changed
     assert "Running stage 'curate'" in changed
+    written = yaml.safe_load((root / "metrics/curate.json").read_text())
+    assert written["config"] == config_hash(to_builtins(read_section(root / "params.yaml", "curate", Curate)))
+    assert read_section(root / "params.yaml", "curate", Curate).seed == 5
 
 
 @pytest.mark.slow
