@@ -5,7 +5,7 @@ and must not hold as well: not a class that can be true beside the annotated one
 the same two names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from sgpipe.errors import DataError
 from sgpipe.params.negatives import Negatives
 from sgpipe.scene_graphs.hashing import fraction
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATE_INDEX, PREDICATES
+from sgpipe.scene_graphs.predicates import DIRECTIONAL, INVERSE, PREDICATE_INDEX, PREDICATES, SYMMETRIC
 from sgpipe.scene_graphs.tables import NEGATIVES
 
 Confusions = Mapping[str, Mapping[str, float]]
@@ -153,15 +153,22 @@ def replacements(predicate: str, confusions: Confusions, true: frozenset[str]) -
     return []
 
 
+def stated(relations: Iterable[tuple[int, str, str, str]]) -> dict[tuple[int, str, str], set[str]]:
+    """What an image says of two names in this order: also "b above a" said as "a below b", "b near a" as "a near b"."""
+    held: dict[tuple[int, str, str], set[str]] = {}
+    for image, subject, object_, predicate in relations:
+        held.setdefault((image, subject, object_), set()).add(predicate)
+        inverse = predicate if predicate in SYMMETRIC else INVERSE.get(predicate)
+        if inverse is not None:
+            held.setdefault((image, object_, subject), set()).add(inverse)
+    return held
+
+
 def negatives(triples: pa.Table, relations: pa.Table, params: Negatives) -> pa.Table:
     """One negative per triple, in the order of `triples`; `relations` are all canonical relations of their images."""
     confusions = DEFAULT_CONFUSIONS if params.confusions is None else read_confusions(Path(params.confusions))
-    held: dict[tuple[int, str, str], set[str]] = {}
     columns = ("image_id", "subject", "object", "predicate")
-    for image, subject, object_, predicate in zip(
-        *(relations[name].to_pylist() for name in columns), strict=True
-    ):
-        held.setdefault((image, subject, object_), set()).add(predicate)
+    held = stated(zip(*(relations[name].to_pylist() for name in columns), strict=True))
     draws = fraction(
         params.seed, "negatives", triples["image_id"].to_numpy(), triples["relationship_id"].to_numpy()
     )

@@ -15,8 +15,9 @@ from sgpipe.scene_graphs.negatives import (
     negatives,
     read_confusions,
     replacements,
+    stated,
 )
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES, SYMMETRIC
+from sgpipe.scene_graphs.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
 
 NONE = frozenset[str]()
 
@@ -69,6 +70,30 @@ def test_what_the_image_says_as_well_is_no_negative() -> None:
     assert not may_hold(first, "holding")
     both = triples(("cat", "left of", "cat"))
     assert negatives(both, both, Negatives())["kind"].to_pylist() == ["replace"]
+
+
+@pytest.mark.parametrize(("predicate", "inverse"), INVERSE.items())
+def test_the_swapped_triple_said_the_other_way_round_is_no_negative(predicate: str, inverse: str) -> None:
+    """`dog above cat` is true of an image that says `cat below dog`, though nobody wrote `above`."""
+    table = triples(("cat", predicate, "dog"))
+    (row,) = table.to_pylist()
+    held = pa.concat_tables([table, pa.Table.from_pylist([{**row, "predicate": inverse}])])
+    (made,) = negatives(table, held, Negatives()).to_pylist()
+    assert (made["kind"], made["subject"], made["object"]) == ("replace", "cat", "dog")
+    assert made["predicate"] not in (predicate, inverse)
+
+
+def test_a_replacement_said_the_other_way_round_is_no_negative() -> None:
+    table = triples(("cat", "in", "dog"))
+    (row,) = table.to_pylist()
+    said = [{**row, "subject": "dog", "object": "cat", "predicate": p} for p in ("in front of", "above")]
+    confusions = {"in": {"behind": 9.0, "below": 9.0, "hanging from": 1.0}}
+    held = pa.concat_tables([table, pa.Table.from_pylist(said)])
+    assert negatives(table, held, Negatives(choice="hardest"))["predicate"].to_pylist() == ["above"]
+    true = frozenset(stated([(0, "dog", "cat", "in front of"), (0, "dog", "cat", "above")])[0, "cat", "dog"])
+    assert true == {"behind", "below"}
+    assert replacements("in", confusions, true) == [("hanging from", 1.0)]
+    assert stated([(0, "a", "b", "touching")])[0, "b", "a"] == {"touching"}
 
 
 def test_the_draw_follows_the_counts_and_not_the_order(tmp_path: Path) -> None:
