@@ -30,6 +30,17 @@ def test_a_temporary_workspace_shares_the_main_one(tmp_path: Path) -> None:
     assert shared_dir(main) == shared_dir(temporary) == main / ".dvc"
 
 
+@pytest.mark.parametrize(
+    "name", ["stage-state/train-f00d/step.bin", "mlflow.lock", "mlflow.db", "mlflow-artifacts/trial/loss.png"]
+)
+def test_git_does_not_see_what_lies_beside_the_cache(repo_root: Path, name: str) -> None:
+    path = f".dvc/{name}"
+    done = subprocess.run(["git", "check-ignore", "-q", path], cwd=repo_root, check=False)
+    assert done.returncode == 0
+    listed = subprocess.run(["git", "ls-files", path], cwd=repo_root, capture_output=True, check=True)
+    assert not listed.stdout
+
+
 def test_state_stays_on_failure_and_goes_on_success(tmp_path: Path) -> None:
     root = repository(tmp_path)
     with pytest.raises(RuntimeError), stage_state("saliency", "f00d", root) as folder:
