@@ -41,17 +41,21 @@ def doctor(
     from sgpipe.doctor.plan import GPU_SIZES, plan_table
     from sgpipe.doctor.repository import check_dvc, tracked
     from sgpipe.doctor.weights import check_pipeline
-    from sgpipe.errors import ModelError
+    from sgpipe.errors import ModelError, ParamsError
 
     console, root = Console(), params.parent
     backbone = read_section(params, "backbone", Backbone)
     data = read_section(params, "data", Data)
     compute = read_section(params, "compute", Compute)
+    try:
+        trained = Blocks.parse(blocks)
+    except ValueError as error:
+        raise ParamsError(f"--blocks: {error}") from None
     setup = Setup(
         backbone.resolution,
         backbone.max_sequence_length,
         batch_size,
-        Blocks.parse(blocks),
+        trained,
         rank,
         backbone.dtype,
     )

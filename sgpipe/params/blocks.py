@@ -5,11 +5,13 @@ over as the list `["7..12"]`. Two spellings of the same set are equal.
 """
 
 import re
+from collections import Counter
 from typing import Any, Self
 
 from sgpipe.errors import ParamsError
 
 _RANGE = re.compile(r"(\d+)(?:\s*\.\.\s*(\d+))?")
+LARGEST = 9999
 SYNTAX = "a range `a..b` (inclusive), a list such as [7,8,9..12] or [0..6,13..18], `all` or `none`"
 
 
@@ -56,8 +58,10 @@ class Blocks:
             last = int(match[2]) if match[2] is not None else first
             if last < first:
                 raise ValueError(f"got {raw!r}: {word!r} is reversed; write {last}..{first}")
+            if last > LARGEST:
+                raise ValueError(f"got {raw!r}: no model has a block {last}; valid: 0..{LARGEST}")
             indices += range(first, last + 1)
-        repeated = sorted({index for index in indices if indices.count(index) > 1})
+        repeated = sorted(index for index, count in Counter(indices).items() if count > 1)
         if repeated:
             raise ValueError(f"got {raw!r}: block {', '.join(map(str, repeated))} is named more than once")
         return cls(tuple(sorted(indices)))

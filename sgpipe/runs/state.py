@@ -42,7 +42,7 @@ def shared_dir(root: Path) -> Path:
 
     dvc_dir = root / ".dvc"
     if not dvc_dir.is_dir():
-        return dvc_dir
+        return dvc_dir.resolve()
     cache = Config(str(dvc_dir))["cache"].get("dir")
     return Path(cache).resolve().parent if cache else dvc_dir.resolve()
 

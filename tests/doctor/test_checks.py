@@ -20,6 +20,7 @@ from sgpipe.doctor.findings import Finding, Level
 from sgpipe.doctor.memory import GIB
 from sgpipe.doctor.repository import check_dvc
 from sgpipe.doctor.weights import check_pipeline, tensors
+from sgpipe.errors import SgpipeError
 from sgpipe.fetch.images import REJECTS
 from sgpipe.params.backbone import Backbone
 from sgpipe.scene_graphs.tables import TRIPLES, write_table
@@ -210,6 +211,8 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "4,096 in LoRA of rank 4 on blocks [1..2]" in result.output and "LoRA training" in result.output
+    reversed_ = CliRunner().invoke(app, [*words, "--blocks", "2..1"])
+    assert isinstance(reversed_.exception, SgpipeError) and "--blocks: got '2..1'" in str(reversed_.exception)
 
 
 def test_commands_are_listed_without_loading_what_they_need(repo_root):

@@ -52,6 +52,7 @@ def test_all_and_none() -> None:
         (True, "valid: a range"),
         ({"a": 1}, "valid: a range"),
         ("all,3", "no block or range"),
+        ("0..9999999999", "no model has a block 9999999999; valid: 0..9999"),
     ],
 )
 def test_refusals_say_what_was_given_and_what_is_valid(given_: object, says: str) -> None:

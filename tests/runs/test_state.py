@@ -30,6 +30,11 @@ def test_a_temporary_workspace_shares_the_main_one(tmp_path: Path) -> None:
     assert shared_dir(main) == shared_dir(temporary) == main / ".dvc"
 
 
+def test_without_dvc_the_place_is_absolute_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shared_dir(Path()) == tmp_path / ".dvc"
+
+
 @pytest.mark.parametrize(
     "name", ["stage-state/train-f00d/step.bin", "mlflow.lock", "mlflow.db", "mlflow-artifacts/trial/loss.png"]
 )
