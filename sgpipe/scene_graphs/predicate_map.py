@@ -15,6 +15,20 @@ EMPTY: Final = "predicate empty"
 _BE: Final = frozenset(["is", "are", "was", "were", "be", "being", "been", "am"])
 _AUXILIARY: Final = frozenset(["has", "have", "had", "that", "which", "who"])
 _ARTICLES: Final = frozenset(["a", "an", "the", "its", "his", "her", "their", "some", "this", "that"])
+_PASTS: Final = {
+    "ate": "eating",
+    "drank": "drinking",
+    "drove": "driving",
+    "flew": "flying",
+    "grew": "growing",
+    "hung": "hanging",
+    "ran": "running",
+    "rode": "riding",
+    "sat": "sitting",
+    "stood": "standing",
+    "swam": "swimming",
+    "wore": "wearing",
+}
 _ENDS: Final = string.punctuation + string.whitespace
 
 
@@ -57,7 +71,9 @@ def read_table() -> tuple[dict[str, Meaning], frozenset[str]]:
 
 
 def ing_forms(verb: str) -> list[str]:
-    """Possible -ing forms of an inflected English verb: wears -> wearing, carries -> carrying, sits -> sitting, rides -> riding."""
+    """Possible -ing forms of an inflected English verb: wears -> wearing, carries -> carrying, sits -> sitting, lies -> lying."""
+    if verb in _PASTS:
+        return [_PASTS[verb]]
     stems = [verb]
     for ending, stem in (
         ("ies", "y"),
@@ -73,7 +89,9 @@ def ing_forms(verb: str) -> list[str]:
     forms = []
     for stem in stems:
         forms.append(f"{stem}ing")
-        if stem.endswith("e"):
+        if stem.endswith("ie"):
+            forms.append(f"{stem[:-2]}ying")
+        elif stem.endswith("e"):
             forms.append(f"{stem[:-1]}ing")
         elif len(stem) > 1 and stem[-1] not in "aeiouy":
             forms.append(f"{stem}{stem[-1]}ing")

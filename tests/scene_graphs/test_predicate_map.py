@@ -45,6 +45,17 @@ def test_every_class_can_be_reached(name: str) -> None:
         ("agaist", "touching"),
         ("standing in front of", "in front of"),
         ("in a", "in"),
+        ("lies on", "on"),
+        ("lie next to", "around/near"),
+        ("hung above the", "above"),
+        ("hung in", "in"),
+        ("wore", "wearing"),
+        ("stood by", "around/near"),
+        ("all over", "on"),
+        ("to the left", "left of"),
+        ("on the right side of", "right of"),
+        ("in from of", "in front of"),
+        ("hanging onto", "hanging from"),
     ],
 )
 def test_spellings(raw: str, predicate: str) -> None:
@@ -60,6 +71,8 @@ def test_spellings(raw: str, predicate: str) -> None:
         ("contains", "in"),
         ("covered in", "on"),
         ("ridden by", "riding"),
+        ("covered", "on"),
+        ("drawn by a", "pulling"),
     ],
 )
 def test_inverses(raw: str, predicate: str) -> None:
@@ -77,6 +90,10 @@ def test_inverses(raw: str, predicate: str) -> None:
         ("attache dto", "predicate: attached to"),
         ("a", "predicate: article"),
         ("standing", "predicate: posture alone"),
+        ("standing up", "predicate: posture alone"),
+        ("written by", "predicate: made by"),
+        ("played by", "predicate: playing"),
+        ("cars", "predicate: noun"),
         ("black", UNKNOWN),
         ("crack is on road.", UNKNOWN),
         ("", EMPTY),
