@@ -49,7 +49,8 @@ def main(
                 tasks[path] = bars.add_task(path.name, total=path.stat().st_size)
             bars.update(tasks[path], completed=done)
 
-        count = workers or min(len(os.sched_getaffinity(0)), 4)
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = workers or min(allowed, 4)
         found = canonicalize(root, out, config, data.release, count, show)
         write_metrics(found, metrics, {"data": to_builtins(data), "canonicalize": to_builtins(config)})
         recorded.log_metrics(found)

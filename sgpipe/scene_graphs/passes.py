@@ -4,7 +4,7 @@ import gc
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sgpipe.errors import DataError
+from sgpipe.errors import DataError, SgpipeError
 from sgpipe.runs.state import die_with_parent
 from sgpipe.scene_graphs.context import Context, Rows, Setup
 from sgpipe.scene_graphs.object_rows import object_rows
@@ -156,6 +156,11 @@ def _ordered(spans: Iterator[Span], submit: Submit, number: int, ahead: int) -> 
                 rows = future.result()
             except Malformed as error:
                 raise _Broken(span, error) from None
+            except BrokenExecutor:
+                raise SgpipeError(
+                    f"{span.path}: a worker process was killed at byte {span.start}, most likely for want of memory; "
+                    "give fewer --workers or more memory and run the same command again"
+                ) from None
             yield span, rows
     finally:
         for _, future in waiting:

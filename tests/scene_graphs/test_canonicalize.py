@@ -4,6 +4,8 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sgpipe.scene_graphs.spans as spans_module
-from sgpipe.errors import DataError
+from sgpipe.errors import DataError, SgpipeError
 from sgpipe.params.canonicalize import Canonicalize, Geometric, Splits
 from sgpipe.scene_graphs.canonicalize import SCHEMAS, canonicalize
+from sgpipe.scene_graphs.context import Rows
+from sgpipe.scene_graphs.passes import read_pass
+from sgpipe.scene_graphs.spans import Span
 from sgpipe.scene_graphs.splits import Splitter
 
 Folder = Callable[..., Path]
@@ -355,5 +360,21 @@ def test_splits_by_hash_and_by_file(tmp_path: Path) -> None:
     path.write_text('{"train": [1, 2], "val": [2]}')
     with pytest.raises(DataError, match="image 2 is in train and in val"):
         Splitter(Splits(file=str(path)))
+    path.write_text('{"train": [9223372036854775808]}')
+    with pytest.raises(DataError, match="not a JSON mapping of split names"):
+        Splitter(Splits(file=str(path)))
     with pytest.raises(ValueError, match="above 1"):
         Splits(train=0.9, val=0.2)
+
+
+def test_a_killed_worker_is_one_line(sample: Path) -> None:
+    def submit(span: Span, number: int, seen: frozenset[int]) -> Future[Rows]:
+        future: Future[Rows] = Future()
+        future.set_exception(BrokenProcessPool("a child process terminated abruptly"))
+        return future
+
+    path = sample / "objects.json"
+    with pytest.raises(
+        SgpipeError, match=r"objects.json: a worker process was killed at byte 1, .*--workers"
+    ):
+        list(read_pass(path, submit, 2, np.zeros(0, dtype=np.int64), lambda path, done: None))

@@ -1,0 +1,69 @@
+"""How a stage starts and ends as a command."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from sgpipe.errors import DataError
+from sgpipe.runs import command
+from stages import canonicalize
+
+
+def ending(with_: Exception) -> typer.Typer:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def main() -> None:
+        raise with_
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (DataError("objects.json: gone"), "error: objects.json: gone\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/a.parquet"),
+            "error: out/a.parquet: No space left on device; mend this and run the same command again\n",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "data/objects.json"),
+            "error: data/objects.json: Permission denied; mend this and run the same command again\n",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    error: Exception, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "die_with_parent", lambda: None)
+    monkeypatch.setattr("sys.argv", ["stage"])
+    with pytest.raises(SystemExit) as ended:
+        command.run(ending(error))
+    assert (ended.value.code, capsys.readouterr().err) == (2, says)
+
+
+def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "die_with_parent", lambda: None)
+    monkeypatch.setattr("sys.argv", ["stage"])
+    with pytest.raises(ConnectionResetError):
+        command.run(ending(ConnectionResetError(errno.ECONNRESET, "reset")))
+
+
+def test_canonicalize_runs_where_the_system_tells_no_affinity(
+    tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS has no `sched_getaffinity`."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    root = repo_root / "tests/data/visual_genome/v1_4"
+    (tmp_path / "params.yaml").write_text(
+        f"data: {{root: {root}}}\ncanonicalize: {{}}\ntracking: {{enabled: false}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(canonicalize.app, [], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert (tmp_path / "outputs/canonical/relations.parquet").is_file()
