@@ -53,7 +53,7 @@ def params_show(
 
 @pipeline_app.command("update")
 def pipeline_update() -> None:
-    """Rewrite the Python deps and the params of every stage in dvc.yaml from the code."""
+    """Rewrite the deps on code and the params of every stage in dvc.yaml from the code."""
     from sgpipe.runs.pipeline import updated
 
     path = Path("dvc.yaml")

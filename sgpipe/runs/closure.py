@@ -1,7 +1,8 @@
 """The files whose code a stage can run: the transitive closure of its imports of `sgpipe` and `stages`.
 
-Read from the syntax tree, without importing anything; imports inside functions count. `dvc.yaml` lists exactly these as `deps`,
-and the fingerprint of a long stage's working state hashes them.
+Read from the syntax tree, without importing anything; imports inside functions count, and so does a file beside a module that
+the module names (a table, a template). `dvc.yaml` lists exactly these as `deps`, and the fingerprint of a long stage's working
+state hashes them.
 """
 
 import ast
@@ -22,10 +23,25 @@ def _path(module: str, root: Path) -> Path | None:
 
 
 @cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+@cache
+def _named_files(path: Path) -> frozenset[Path]:
+    """Files in a module's folder whose names stand in it as a string of their own, other modules left out."""
+    words = (node.value for node in ast.walk(_tree(path)) if isinstance(node, ast.Constant))
+    beside = {
+        other.name: other for other in path.parent.iterdir() if other.is_file() and other.suffix != ".py"
+    }
+    return frozenset(beside[word] for word in words if isinstance(word, str) and word in beside)
+
+
+@cache
 def _imports(path: Path) -> frozenset[str]:
     """Dotted names that a file imports from our packages; `from a import b` yields both `a` and `a.b`."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -38,7 +54,7 @@ def _imports(path: Path) -> frozenset[str]:
 
 
 def import_closure(module: str, root: Path) -> list[str]:
-    """Paths relative to `root`, sorted, of `module` and all of our modules that it imports, however deep.
+    """Paths relative to `root`, sorted, of `module`, all of our modules that it imports, however deep, and the files they name.
 
     A package's `__init__.py` belongs to the closure of each of its modules. `VIEWS` are left out.
     """
@@ -53,7 +69,7 @@ def import_closure(module: str, root: Path) -> list[str]:
             continue
         if path in files:
             continue
-        files.add(path)
+        files |= {path, *_named_files(path)}
         pending += _imports(path)
         parts = name.split(".")
         pending += [".".join(parts[:n]) for n in range(1, len(parts))]

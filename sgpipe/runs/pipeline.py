@@ -1,11 +1,11 @@
-"""dvc.yaml kept in step with the code: each stage's Python deps are its import closure, its params the sections it reads."""
+"""dvc.yaml kept in step with the code: each stage's deps on code are its import closure, its params the sections it reads."""
 
 import ast
 import io
 from pathlib import Path
 from typing import Any
 
-from sgpipe.runs.closure import import_closure
+from sgpipe.runs.closure import PACKAGES, import_closure
 
 NOT_RESULTS = frozenset({"compute", "tracking"})
 """Sections that say how or where a stage runs; they never change a result, so no stage depends on them."""
@@ -20,6 +20,10 @@ def module_of(definition: dict[str, Any]) -> str:
     """The module that a stage's command runs with `python -m`."""
     words = str(body(definition)["cmd"]).split()
     return next(word for word in words if word.startswith("stages."))
+
+
+def _is_code(dep: Any) -> bool:
+    return str(dep).split("/")[0] in PACKAGES
 
 
 def sections_read(module: str, root: Path) -> set[str]:
@@ -40,7 +44,7 @@ def differences(stages: dict[str, dict[str, Any]], root: Path) -> list[str]:
     problems: list[str] = []
     for name, definition in stages.items():
         module = module_of(definition)
-        listed = {str(dep) for dep in body(definition).get("deps", []) if str(dep).endswith(".py")}
+        listed = {str(dep) for dep in body(definition).get("deps", []) if _is_code(dep)}
         wanted = set(import_closure(module, root))
         problems += [f"{name}: deps lack {path}" for path in sorted(wanted - listed)]
         problems += [
@@ -56,7 +60,10 @@ def differences(stages: dict[str, dict[str, Any]], root: Path) -> list[str]:
 
 
 def updated(text: str, root: Path) -> str:
-    """The text of dvc.yaml with every stage's Python deps and params rewritten from the code; all else, comments too, stays."""
+    """The text of dvc.yaml with every stage's deps on code and params rewritten from the code; all else, comments too, stays.
+
+    Data comes first, then the tables and templates that the code names, then the code.
+    """
     from ruamel.yaml import YAML
 
     yaml = YAML()
@@ -65,8 +72,9 @@ def updated(text: str, root: Path) -> str:
     document = yaml.load(text)
     for definition in document["stages"].values():
         inner, module = body(definition), module_of(definition)
-        data = [dep for dep in inner.get("deps", []) if not str(dep).endswith(".py")]
-        inner["deps"] = [*data, *import_closure(module, root)]
+        data = [dep for dep in inner.get("deps", []) if not _is_code(dep)]
+        code = sorted(import_closure(module, root), key=lambda name: name.endswith(".py"))
+        inner["deps"] = [*data, *code]
         inner["params"] = sorted(sections_read(module, root))
     stream = io.StringIO()
     yaml.dump(document, stream)

@@ -25,8 +25,10 @@ def test_updating_changes_nothing_and_mends_what_is_broken() -> None:
     text = (ROOT / "dvc.yaml").read_text()
     assert updated(text, ROOT) == text
     broken = text.replace("    - sgpipe/errors.py\n", "", 1).replace("    - curate\n", "    - data\n", 1)
+    broken = broken.replace("    - sgpipe/scene_graphs/predicate_aliases.tsv\n", "")
     found = differences(yaml.safe_load(broken)["stages"], ROOT)
     assert "canonicalize: deps lack sgpipe/errors.py" in found
+    assert "canonicalize: deps lack sgpipe/scene_graphs/predicate_aliases.tsv" in found
     assert "curate: params lack curate" in found
     assert "curate: params list data, which the stage does not read" in found
     assert updated(broken, ROOT) == text
@@ -62,7 +64,9 @@ def test_closure_follows_imports_inside_functions_and_packages(tmp_path: Path) -
         "sgpipe/__init__.py": "",
         "sgpipe/x/__init__.py": "",
         "sgpipe/x/y.py": "import sgpipe.z\nfrom sgpipe.tracking.run import track\n",
-        "sgpipe/z.py": "",
+        "sgpipe/z.py": "TABLE = 'table.tsv'\nTEXT = 'unnamed.tsv or so'\n",
+        "sgpipe/table.tsv": "",
+        "sgpipe/unnamed.tsv": "",
         "sgpipe/unused.py": "",
         "sgpipe/tracking/__init__.py": "import sgpipe.unused\n",
         "sgpipe/tracking/run.py": "",
@@ -72,6 +76,7 @@ def test_closure_follows_imports_inside_functions_and_packages(tmp_path: Path) -
         path.write_text(text)
     assert import_closure("stages.a", tmp_path) == [
         "sgpipe/__init__.py",
+        "sgpipe/table.tsv",
         "sgpipe/x/__init__.py",
         "sgpipe/x/y.py",
         "sgpipe/z.py",
