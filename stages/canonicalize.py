@@ -15,6 +15,8 @@ from sgpipe.runs.command import run, write_metrics
 from sgpipe.scene_graphs.canonicalize import canonicalize
 from sgpipe.tracking.run import track
 
+ALIASES = ("object_alias.txt", "relationship_alias.txt")
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -31,7 +33,8 @@ def main(
     data = read_section(params, "data", Data)
     config = read_section(params, "canonicalize", Canonicalize)
     root = Path(data.root)
-    inputs = [root / name for name in ("image_data.json", "objects.json", "relationships.json")]
+    inputs = [root / name for name in ("image_data.json", "objects.json", "relationships.json", *ALIASES)]
+    inputs += [Path(config.splits.file)] if config.splits.file else []
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -31,7 +31,8 @@ def main(
 ) -> None:
     """Make one negative per triple and count them by kind and by what replaces what."""
     config = read_section(params, "negatives", Negatives)
-    with track("negatives", {"negatives": config}, [triples, relations], params) as recorded:
+    inputs = [triples, relations, *([Path(config.confusions)] if config.confusions else [])]
+    with track("negatives", {"negatives": config}, inputs, params) as recorded:
         positives = read_table(triples, TRIPLES)
         columns = ["image_id", "subject", "predicate", "object"]
         held = read_table(relations, RELATIONS, columns)

@@ -66,11 +66,11 @@ def test_balance_splits_and_prompts() -> None:
     assert Counter(row["predicate"] for row in made.map_triples.to_pylist()) == dict.fromkeys(CLASSES, 20)
     home = dict(zip(images["image_id"].to_pylist(), images["split"].to_pylist(), strict=True))
     pairs = {
-        split: {(r["subject"], r["object"]) for r in rows if r["split"] == split}
+        split: {frozenset((r["subject"], r["object"])) for r in rows if r["split"] == split}
         for split in ("train", "val")
     }
     assert not pairs["train"] & pairs["val"]
-    assert not {(r["subject"], r["object"]) for r in made.map_triples.to_pylist()} & pairs["val"]
+    assert not {frozenset((r["subject"], r["object"])) for r in made.map_triples.to_pylist()} & pairs["val"]
     assert all(home[row["image_id"]] == row["split"] for row in rows)
     assert len({row["triple_id"] for row in rows}) == len(rows)
     for row in rows:

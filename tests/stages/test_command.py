@@ -2,6 +2,8 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from sgpipe.errors import DataError
 from sgpipe.runs import command
+from sgpipe.tracking.run import StageRun
 from stages import canonicalize
 
 
@@ -52,6 +55,28 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("sys.argv", ["stage"])
     with pytest.raises(ConnectionResetError):
         command.run(ending(ConnectionResetError(errno.ECONNRESET, "reset")))
+
+
+def test_the_optional_inputs_are_recorded_too(
+    tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC watches the three JSON files only, so the run says which alias and split files it was made with."""
+    recorded: list[Path] = []
+
+    @contextmanager
+    def track(stage: str, sections: object, inputs: list[Path], params: Path) -> Iterator[StageRun]:
+        recorded.extend(inputs)
+        yield StageRun()
+
+    monkeypatch.setattr(canonicalize, "track", track)
+    monkeypatch.chdir(tmp_path)
+    root = repo_root / "tests/data/visual_genome/v1_4"
+    Path("splits.json").write_text('{"train": [11]}')
+    Path("params.yaml").write_text(
+        f"data: {{root: {root}}}\ncanonicalize: {{splits: {{file: splits.json}}}}\n"
+    )
+    assert CliRunner().invoke(canonicalize.app, [], catch_exceptions=False).exit_code == 0
+    assert {root / "relationship_alias.txt", root / "object_alias.txt", Path("splits.json")} < set(recorded)
 
 
 def test_canonicalize_runs_where_the_system_tells_no_affinity(
