@@ -1,11 +1,16 @@
 """Block sets: all spellings of DESIGN.md §3, their equality and their refusals."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import pytest
+from dvc.utils.hydra import apply_overrides
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
+from sgpipe.params.load import read_yaml
 
 
 @pytest.mark.parametrize(
@@ -27,9 +32,25 @@ def test_spellings_of_one_set_are_equal(spelling: object) -> None:
     assert str(Blocks.parse(spelling)) == "[7..12]"
 
 
-def test_dvc_hands_over_lists_of_strings() -> None:
-    """`-S 'lora.blocks=[0..6,13..18]'` arrives as `["0..6", "13..18"]`."""
-    assert Blocks.parse(["0..6", "13..18"]).resolve(19, "k") == (*range(7), *range(13, 19))
+@pytest.mark.parametrize(
+    ("override", "indices"),
+    [
+        ("[7..12]", range(7, 13)),
+        ("7..12", range(7, 13)),
+        ("[7,8,9..12]", range(7, 13)),
+        ("[0..6,13..18]", (*range(7), *range(13, 19))),
+        ("7", (7,)),
+        ("all", range(19)),
+        ("none", ()),
+        ("[]", ()),
+    ],
+)
+def test_what_dvc_makes_of_an_override(override: str, indices: Iterable[int], tmp_path: Path) -> None:
+    """`dvc exp run -S 'lora.blocks=[0..6,13..18]'` writes the list `["0..6", "13..18"]` into params.yaml."""
+    path = tmp_path / "params.yaml"
+    path.write_text("lora: {blocks: 1}\n")
+    apply_overrides(path, [f"lora.blocks={override}"])
+    assert Blocks.parse(read_yaml(path)["lora"]["blocks"]).resolve(19, "k") == tuple(indices)
 
 
 def test_all_and_none() -> None:

@@ -1,11 +1,14 @@
 """Reading params.yaml: what is accepted, and that every refusal names key, value and remedy."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 from msgspec import Meta, Struct
+from typer.testing import CliRunner
 
+from sgpipe.cli import app
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.compute import Compute
@@ -21,6 +24,7 @@ class Inner(Struct, frozen=True, forbid_unknown_fields=True):
 class Example(Struct, frozen=True, forbid_unknown_fields=True):
     rank: Annotated[int, Meta(ge=1)]
     blocks: Blocks = Blocks(None)
+    single_blocks: Blocks = Blocks(())
     kind: Literal["a", "b"] = "a"
     kinds: tuple[Literal["a", "b"], ...] = ()
     inner: Inner = Inner()
@@ -122,6 +126,39 @@ def test_the_committed_parameters_resolve(repo_root: Path) -> None:
     assert list(sections) == list(SECTIONS)
     shown = resolved(repo_root / "params.yaml")
     assert set(shown) == set(SECTIONS)
+
+
+@pytest.fixture
+def with_blocks(repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Writes the committed parameters with a section `lora` of the given text."""
+    monkeypatch.setitem(SECTIONS, "lora", f"{__name__}:Example")
+    text = (repo_root / "params.yaml").read_text(encoding="utf-8")
+    return lambda lora: write(tmp_path / "params.yaml", f"{text}\nlora: {lora}\n")
+
+
+def test_show_spells_blocks_out_by_stream(with_blocks: Callable[[str], Path]) -> None:
+    path = with_blocks("{rank: 1, single_blocks: all, groups: {early: 0..2, late: [16..17, 18]}}")
+    done = CliRunner().invoke(app, ["params", "show", "lora", "--params", str(path)], catch_exceptions=False)
+    shown = parse_yaml(done.output, "shown")["lora"]
+    assert shown["blocks"] == list(range(19))
+    assert shown["single_blocks"] == [0, 1]
+    assert shown["groups"] == {"early": [0, 1, 2], "late": [16, 17, 18]}
+    assert shown["inner"] == {"rate": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("lora", "says"),
+    [
+        ("{rank: 1, blocks: 18..19}", r"lora\.blocks: block 19 is out of range; valid: 0\.\.18"),
+        ("{rank: 1, single_blocks: 2}", r"lora\.single_blocks: block 2 is out of range; valid: 0\.\.1"),
+        ("{rank: 1, groups: {late: 30}}", r"lora\.groups\.late: block 30 is out of range"),
+    ],
+)
+def test_blocks_outside_the_model_are_refused(
+    with_blocks: Callable[[str], Path], lora: str, says: str
+) -> None:
+    with pytest.raises(ParamsError, match=says):
+        resolved(with_blocks(lora))
 
 
 @pytest.mark.parametrize("name", list(SECTIONS))
