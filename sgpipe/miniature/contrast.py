@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sgpipe.miniature.bank import Bank, Triple, to_unit
 from sgpipe.miniature.training import Trainer
@@ -104,8 +105,10 @@ def train_contrast(
         triples = [bank.triples[row] for row in rows]
         false = [(i, each) for i, triple in enumerate(triples) for each in false_triples(rng, triple)]
         texts = [relational_prompt(*t) for t in [*triples, *(each for _, each in false)]]
-        encoded = model.encode_text(tokenizer(texts), normalize=True)
-        image = model.encode_image(torch.from_numpy(to_unit(bank.pictures[rows])), normalize=True)
+        pixels = torch.from_numpy(to_unit(bank.pictures[rows]))
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            encoded = model.encode_text(tokenizer(texts), normalize=True).float()
+            image = model.encode_image(pixels, normalize=True).float()
         scale = model.logit_scale.exp().clamp(max=100)
         owner = torch.tensor([i for i, _ in false])
         trainer.backward(contrastive_loss(image, encoded[:batch], encoded[batch:], owner, scale))

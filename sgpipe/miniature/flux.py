@@ -18,16 +18,17 @@ from sgpipe.miniature.vae import CHANNELS, encode
 from sgpipe.runs.atomic import atomic_path
 
 STEPS = 4
-HEADS, HEAD_WIDTH = 3, 32
+DOUBLE_BLOCKS, SHALLOW_BLOCKS = 19, 6
+HEADS, HEAD_WIDTH = 4, 32
 
 
-def build_transformer(seed: int) -> FluxTransformer2DModel:
-    """FLUX's architecture at hidden size 96 (3 heads of 32), for 8×8 image tokens of 2×2 latents of 8 channels."""
+def build_transformer(seed: int, double_blocks: int = DOUBLE_BLOCKS) -> FluxTransformer2DModel:
+    """FLUX's architecture at hidden size 128 (4 heads of 32), for 8×8 image tokens of 2×2 latents of 4 channels."""
     torch.manual_seed(seed)
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * CHANNELS,
-        num_layers=19,
+        num_layers=double_blocks,
         num_single_layers=2,
         attention_head_dim=HEAD_WIDTH,
         num_attention_heads=HEADS,
@@ -38,6 +39,33 @@ def build_transformer(seed: int) -> FluxTransformer2DModel:
     )
 
 
+@torch.no_grad()
+def deepen(shallow: FluxTransformer2DModel, double_blocks: int, seed: int) -> FluxTransformer2DModel:
+    """A transformer with more double-stream blocks that computes the same function.
+
+    The blocks of `shallow` are spread evenly; each new one is a copy of the block before it whose gates are zero (as adaLN-Zero
+    starts, Peebles & Xie 2023), so that it passes both streams through until training opens it.
+    """
+    deep = build_transformer(seed, double_blocks)
+    old = len(shallow.transformer_blocks)
+    deep.load_state_dict(
+        {k: v for k, v in shallow.state_dict().items() if not k.startswith("transformer_blocks")},
+        strict=False,
+    )
+    sources = [index * old // double_blocks for index in range(double_blocks)]
+    for index, (block, source) in enumerate(zip(deep.transformer_blocks, sources, strict=True)):
+        block.load_state_dict(shallow.transformer_blocks[source].state_dict())
+        if index and sources[index - 1] == source:
+            for norm in (block.norm1, block.norm1_context):
+                gates = [chunk for i, chunk in enumerate(norm.linear.weight.chunk(6)) if i in GATES]
+                gates += [chunk for i, chunk in enumerate(norm.linear.bias.chunk(6)) if i in GATES]
+                for gate in gates:
+                    gate.zero_()
+    return deep
+
+
+GATES = (2, 5)
+"""Of the six parts of `AdaLayerNormZero`'s projection (shift, scale, gate, each for attention and MLP), the gates."""
 UNIFORM = 0.3
 GRID_SHARES = (0.2, 0.35, 0.35, 0.1)
 """Share of uniform times; of the others, shares of t = 1/4, 1/2, 3/4 and 1 (where there is little to learn but a mean picture)."""
@@ -85,42 +113,62 @@ def packed_latents(bank: Bank, vae: AutoencoderKL, path: Path) -> NDArray[np.flo
     return np.load(path, mmap_mode="r")
 
 
-def train_flux(bank: Bank, parts: Path, vae_folder: Path, folder: Path, out: Path, *, seed: int, steps: int, decay: int,
-               batch: int, rate: float, start: Path | None = None) -> None:  # fmt: skip
-    """Rectified flow (Liu et al. 2023, eq. 1): regress v(x_t, t, caption) on ε − x with x_t = (1 − t) x + t ε; save the pipeline.
+def fit(
+    model: FluxTransformer2DModel, bank: Bank, latents: NDArray[np.float16], encoders: FluxPipeline, folder: Path, *,
+    seed: int, steps: int, decay: int, batch: int, rate: float, compiled: bool,
+) -> FluxTransformer2DModel:  # fmt: skip
+    """Rectified flow (Liu et al. 2023, eq. 1): regress v(x_t, t, caption) on ε − x with x_t = (1 − t) x + t ε; the averaged model.
 
-    Caption, noise and time of a picture are drawn anew at every step. `start` is a pipeline folder whose transformer is trained on.
+    Caption, noise and time of a picture are drawn anew at every step. Matrix products are in bfloat16. `compiled` fuses each
+    block's pointwise work (twice as fast, after half a minute).
     """
-    vae = AutoencoderKL.from_pretrained(vae_folder)
-    latents = packed_latents(bank, vae, folder / "latents.npy")
-    model = build_transformer(seed)
-    if start is not None:
-        model = FluxTransformer2DModel.from_pretrained(start, subfolder="transformer")
-    pipeline = assemble(parts, vae, model)
     image_ids = FluxPipeline._prepare_latent_image_ids(batch, 8, 8, torch.device("cpu"), torch.float32)
     text_ids = torch.zeros(TOKENS, 3)
     trainer = Trainer(
         model, folder, steps=steps, rate=rate, decay=decay, muon="transformer_blocks", muon_rate=2 * rate
     )
+    model.set_attention_backend("_native_math")
+    if compiled:
+        model.compile_repeated_blocks(fullgraph=True)
     for step in trainer:
         rng, generator = np.random.default_rng((seed, step)), step_generator(seed, step)
         rows = rng.integers(len(bank.triples), size=batch)
-        states, pooled = encode_texts(pipeline, [caption(rng, bank.triples[row]) for row in rows])
+        states, pooled = encode_texts(encoders, [caption(rng, bank.triples[row]) for row in rows])
         clean = torch.from_numpy(latents[rows].astype(np.float32))
         noise = torch.randn(clean.shape, generator=generator)
         times = draw_times(generator, batch)
         at = times[:, None, None]
-        velocity = model(
-            hidden_states=(1 - at) * clean + at * noise,
-            encoder_hidden_states=states,
-            pooled_projections=pooled,
-            timestep=times,
-            img_ids=image_ids,
-            txt_ids=text_ids,
-        ).sample
-        trainer.backward((velocity - (noise - clean)).square().mean())
-    pipeline = assemble(parts, vae, trainer.average.model)
-    pipeline.save_pretrained(out, safe_serialization=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = model(
+                hidden_states=(1 - at) * clean + at * noise,
+                encoder_hidden_states=states,
+                pooled_projections=pooled,
+                timestep=times,
+                img_ids=image_ids,
+                txt_ids=text_ids,
+            ).sample
+        trainer.backward((velocity.float() - (noise - clean)).square().mean())
+    return trainer.average.model
+
+
+def train_flux(
+    bank: Bank, parts: Path, vae_folder: Path, folder: Path, out: Path, *,
+    seed: int, shallow_steps: int, steps: int, decay: int, batch: int, rate: float, compiled: bool,
+) -> None:  # fmt: skip
+    """Train the generator in two parts and save the pipeline: few double-stream blocks first, then all 19 (see `deepen`)."""
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    latents = packed_latents(bank, vae, folder / "latents.npy")
+    shallow = build_transformer(seed, SHALLOW_BLOCKS)
+    pipeline = assemble(parts, vae, shallow)
+    shallow = fit(
+        shallow, bank, latents, pipeline, folder / "shallow",
+        seed=seed, steps=shallow_steps, decay=0, batch=batch, rate=rate, compiled=compiled,
+    )  # fmt: skip
+    deep = fit(
+        deepen(shallow, DOUBLE_BLOCKS, seed), bank, latents, pipeline, folder / "deep",
+        seed=seed + 1, steps=steps, decay=decay, batch=batch, rate=rate, compiled=compiled,
+    )  # fmt: skip
+    assemble(parts, vae, deep).save_pretrained(out, safe_serialization=True)
 
 
 def draw(pipeline: FluxPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:

@@ -16,16 +16,18 @@ PARTS = ("language", "vae", "flux", "clip", "tower")
 class Recipe:
     """The numbers behind the committed checkpoints. `decay` counts the last steps, over which the rate falls to zero."""
 
-    pictures: int = 40_000
+    pictures: int = 80_000
     bank_seed: int = 1
-    language_steps: int = 500
-    vae_steps: int = 1_000
-    flux_steps: int = 8_933
-    flux_decay: int = 520
+    language_steps: int = 380
+    vae_steps: int = 1_200
+    shallow_steps: int = 8_000
+    flux_steps: int = 3_000
+    flux_decay: int = 1_500
     clip_steps: int = 300
     tower_steps: int = 140
-    flux_batch: int = 48
+    flux_batch: int = 64
     batch: int = 32
+    compiled: bool = True
 
 
 def train(
@@ -33,12 +35,10 @@ def train(
     out: Path,
     parts: tuple[str, ...] = PARTS,
     recipe: Recipe | None = None,
-    start: Path | None = None,
 ) -> None:
     """Train `parts` in order; working state in `state`, results in `out/{mini-flux,mini-clip,mini-tower}`.
 
-    A training that was interrupted continues with the same command; a finished one is not repeated. `start` names a FLUX pipeline
-    whose transformer is trained on instead of a new one. Teacher and judge are
+    A training that was interrupted continues with the same command; a finished one is not repeated. Teacher and judge are
     trained on banks of their own.
     """
     recipe = recipe or Recipe()
@@ -48,12 +48,12 @@ def train(
     if "language" in parts:
         train_language(state / "language", languages, seed=2, steps=recipe.language_steps, batch=256)
     if "vae" in parts:
-        train_vae(bank, state / "vae", vae, seed=3, steps=recipe.vae_steps, batch=recipe.batch, rate=1e-3)
+        train_vae(bank, state / "vae", vae, seed=3, steps=recipe.vae_steps, batch=recipe.batch, rate=2e-3)
     if "flux" in parts:
         train_flux(
             bank, languages, vae, state / "flux", out / "mini-flux",
-            seed=4, steps=recipe.flux_steps, decay=recipe.flux_decay, batch=recipe.flux_batch, rate=1e-3,
-            start=start,
+            seed=4, shallow_steps=recipe.shallow_steps, steps=recipe.flux_steps, decay=recipe.flux_decay,
+            batch=recipe.flux_batch, rate=1e-3, compiled=recipe.compiled,
         )  # fmt: skip
     if "clip" in parts:
         train_contrast(

@@ -11,8 +11,17 @@ from torch import nn
 
 from sgpipe.errors import StateError
 from sgpipe.miniature.contrast import contrastive_loss, false_triples
-from sgpipe.miniature.flux import STEPS, draw, draw_times, encode_texts
-from sgpipe.miniature.language import TOKENS, t5_tokenizer, words
+from sgpipe.miniature.flux import (
+    GRID_SHARES,
+    STEPS,
+    UNIFORM,
+    build_transformer,
+    deepen,
+    draw,
+    draw_times,
+    encode_texts,
+)
+from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
 from sgpipe.miniature.measure import images_per_second
 from sgpipe.miniature.recipe import Recipe, train
 from sgpipe.miniature.training import Trainer, learning_rate, step_generator
@@ -55,11 +64,33 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert rates[90] == 0.5 and rates[99] == 0.05
 
 
-def test_times_lie_on_the_samplers_grid_half_of_the_time() -> None:
-    times = draw_times(torch.Generator().manual_seed(0), 8000)
+def test_times_lie_on_the_samplers_grid_as_often_as_told() -> None:
+    times = draw_times(torch.Generator().manual_seed(0), 20_000)
     assert times.min() > 0 and times.max() <= 1
-    on_grid = torch.isin(times, torch.arange(1, STEPS + 1) / STEPS).float().mean()
-    assert abs(on_grid - 0.5) < 0.03
+    for index, share in enumerate(GRID_SHARES, 1):
+        on_point = (times == index / STEPS).float().mean()
+        assert abs(on_point - (1 - UNIFORM) * share) < 0.01
+
+
+@torch.no_grad()
+def test_a_deepened_transformer_computes_the_same_and_all_of_it_can_learn() -> None:
+    shallow = build_transformer(0, double_blocks=2)
+    deep = deepen(shallow, 5, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    inputs = {
+        "hidden_states": torch.randn(2, 64, shallow.config.in_channels, generator=generator),
+        "encoder_hidden_states": torch.randn(2, TOKENS, T5_WIDTH, generator=generator),
+        "pooled_projections": torch.randn(2, POOLED_WIDTH, generator=generator),
+        "timestep": torch.tensor([0.3, 1.0]),
+        "img_ids": FluxPipeline._prepare_latent_image_ids(2, 8, 8, torch.device("cpu"), torch.float32),
+        "txt_ids": torch.zeros(TOKENS, 3),
+    }
+    assert len(deep.transformer_blocks) == 5
+    assert torch.equal(shallow(**inputs).sample, deep(**inputs).sample)
+    with torch.enable_grad():
+        deep(**inputs).sample.square().mean().backward()
+    opened = [block.norm1.linear.weight.grad for block in deep.transformer_blocks]
+    assert all(gradient is not None and bool(gradient.abs().sum() > 0) for gradient in opened)
 
 
 def test_the_language_has_a_piece_for_every_word() -> None:
@@ -96,8 +127,9 @@ def test_contrastive_loss_against_its_definition() -> None:
 def test_every_checkpoint_is_in_its_standard_format(tmp_path: Path) -> None:
     """A few steps of each training: what is written loads without this package, and sampling is a function of the seed."""
     small = Recipe(
-        pictures=256, language_steps=2, vae_steps=2, flux_steps=2, flux_decay=1, clip_steps=1, batch=4
-    )
+        pictures=256, language_steps=2, vae_steps=2, shallow_steps=1, flux_steps=2, flux_decay=1,
+        clip_steps=1, tower_steps=1, flux_batch=4, batch=4, compiled=False,
+    )  # fmt: skip
     train(tmp_path / "state", tmp_path / "models", recipe=small)
     pipeline = FluxPipeline.from_pretrained(tmp_path / "models/mini-flux")
     assert len(pipeline.transformer.transformer_blocks) == 19
