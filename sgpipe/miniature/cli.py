@@ -49,17 +49,21 @@ def measure_command(
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/miniature.json"),
     per_class: Annotated[
         int, typer.Option(min=1, help="held-out triples of each class, three pictures each")
-    ] = 8,
+    ] = 24,
 ) -> None:
-    """Measure the checkpoints on triples that no training picture showed."""
+    """Measure the checkpoints on triples that no training picture showed, and write the figures into their model cards."""
+    from sgpipe.miniature.cards import misses, write_cards
     from sgpipe.miniature.measure import measure
     from sgpipe.runs.atomic import write_json
 
     values = measure(models, per_class)
     write_json(values, metrics)
+    write_cards(models, values)
     for name, value in values.items():
         if not isinstance(value, dict):
             print(f"{name:28} {value:.4g}")
+    for line in misses(values):
+        print(f"missed: {line}")
 
 
 @app.command("sheet")
