@@ -1,5 +1,7 @@
 """Scores of concepts on image patches, always in float32."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,9 @@ from sgpipe.attention_maps.options import Normalisation
 
 def _dot_products(rows: Tensor, columns: Tensor) -> Tensor:
     """⟨rows[k], columns[i]⟩ as float32 `[B, K, N]`, under autocast too."""
-    with torch.autocast(rows.device.type, enabled=False):
+    device = rows.device.type
+    available = torch.amp.is_autocast_available(device)
+    with torch.autocast(device, enabled=False) if available else nullcontext():
         return rows.float() @ columns.float().mT
 
 

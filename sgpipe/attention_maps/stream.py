@@ -148,9 +148,9 @@ class ConceptStream:
 
     def _ride(self, index: int, to_out: Any, args: tuple[Tensor, ...]) -> None:
         """Advance the concept rows in block `index`, which is about to project the image's attention output O_X `[B, N, D]`."""
-        if self._visit is None:
-            return
         visit, self._visit = self._visit, None
+        if visit is None or index not in visit.forward.rows:
+            return
         assert visit.key is not None and visit.value is not None
         patches = visit.key.shape[1]
         if self.grid[0] * self.grid[1] != patches:
@@ -208,7 +208,7 @@ def concept_stream(
 
     The model's outputs do not change by a bit. `concept_embeds` `[B, K, d_T5]` (see `concept_embeddings`): the K concepts of each
     sample; a concept's maps depend on the whole set. `grid`: patches (H, W) of the image. The maps are differentiable where the
-    forward is, unless `options.detach`.
+    forward is, unless `options.detach`; with gradient checkpointing the backward pass, too, belongs inside the `with` block.
 
         with concept_stream(pipeline.transformer, concept_embeds, (32, 32), options) as stream:
             images = pipeline(...).images

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from peft import LoraConfig
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from sgpipe.attention_maps import GroupMaps, MapOptions, concept_stream
 
 GRID = (6, 5)
 """Not square, so that rows and columns cannot be taken for one another."""
@@ -56,6 +59,41 @@ def batch(size: int, seed: int = 1) -> tuple[dict[str, Tensor], Tensor]:
         "txt_ids": torch.zeros(TEXT, 3),
     }
     return arguments, random(size, CONCEPTS, WIDTH_T5)
+
+
+GROUPS = {"early": "0..1", "late": "2..3", "all": "all"}
+
+
+def run(
+    model: nn.Module, size: int = 2, options: MapOptions | None = None
+) -> tuple[Tensor, dict[str, GroupMaps]]:
+    """Velocity and maps of one forward."""
+    arguments, concepts = batch(size)
+    with concept_stream(model, concepts, GRID, options or MapOptions(GROUPS)) as stream:
+        velocity = model(**arguments).sample
+    return velocity, stream.maps()
+
+
+def with_lora(model: FluxTransformer2DModel, rank: int = 3) -> FluxTransformer2DModel:
+    """A LoRA on both sides of all double blocks, with random up-projections."""
+    targets = r"transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0|add_k_proj|add_v_proj)"
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+    draw = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.copy_(0.1 * torch.randn(value.shape, generator=draw))
+    return model
+
+
+def same(found: dict[str, GroupMaps], expected: dict[str, GroupMaps]) -> bool:
+    assert found.keys() == expected.keys()
+    return all(torch.equal(a, b) for name in found for a, b in zip(found[name], expected[name], strict=True))
+
+
+def close(found: dict[str, GroupMaps], expected: dict[str, GroupMaps], **tolerance: float) -> None:
+    for name, maps in expected.items():
+        torch.testing.assert_close(tuple(found[name]), tuple(maps), **tolerance)
 
 
 @pytest.fixture
