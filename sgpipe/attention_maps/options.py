@@ -1,0 +1,54 @@
+"""What is averaged into a map."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sgpipe.errors import ParamsError
+from sgpipe.params.blocks import Blocks
+
+Normalisation = Literal["none", "concepts", "patches"]
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """Layer groups, normalisation and steps of the maps.
+
+    groups: name to double-stream blocks, e.g. `{"early": "0..6", "middle": "7..12", "late": "13..18"}`; groups may overlap.
+    normalisation: of the saliency scores of one block and forward, before the mean: none, or a softmax over concepts or patches.
+    steps: the forwards that count, numbered from 0 since the stream was opened; None for all. The others cost nothing.
+    detach: maps carry no gradients, though the caller's forward does.
+    Raises `ParamsError` naming the option.
+    """
+
+    groups: Mapping[str, Blocks | str]
+    normalisation: Normalisation = "none"
+    steps: tuple[int, ...] | None = None
+    detach: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ParamsError('groups: none given; valid: name to blocks, such as {"middle": "7..12"}')
+        parsed = {}
+        for name, blocks in self.groups.items():
+            try:
+                parsed[name] = Blocks.parse(blocks)
+            except ValueError as error:
+                raise ParamsError(f"groups.{name}: {error}") from None
+            if parsed[name].indices == ():
+                raise ParamsError(f"groups.{name}: has no blocks; name at least one or drop the group")
+        object.__setattr__(self, "groups", parsed)
+        if self.normalisation not in get_args(Normalisation):
+            valid = ", ".join(get_args(Normalisation))
+            raise ParamsError(f"normalisation: got {self.normalisation!r}; valid: {valid}")
+        if self.steps is not None and (
+            not self.steps or min(self.steps) < 0 or len(set(self.steps)) < len(self.steps)
+        ):
+            raise ParamsError(f"steps: got {self.steps}; valid: None, or distinct forwards counted from 0")
+
+    def resolve(self, count: int) -> dict[str, tuple[int, ...]]:
+        """Ascending block indices of each group in a model of `count` double blocks; `ParamsError` if one lies outside."""
+        return {
+            name: Blocks.parse(blocks).resolve(count, f"groups.{name}")
+            for name, blocks in self.groups.items()
+        }

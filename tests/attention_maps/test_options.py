@@ -1,0 +1,36 @@
+"""Options that cannot be used are named; spellings of a group do not matter."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from sgpipe.attention_maps import MapOptions
+from sgpipe.errors import ParamsError
+from tests.attention_maps.conftest import GROUPS
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"groups": {}}, "groups: none given"),
+        ({"groups": {"early": "3..1"}}, "groups.early: .*reversed"),
+        ({"groups": {"early": "none"}}, "groups.early: has no blocks"),
+        (
+            {"groups": GROUPS, "normalisation": "heads"},
+            "normalisation: got 'heads'; valid: none, concepts, patches",
+        ),
+        ({"groups": GROUPS, "steps": ()}, "steps: got"),
+        ({"groups": GROUPS, "steps": (1, 1)}, "steps: got"),
+        ({"groups": GROUPS, "steps": (-1,)}, "steps: got"),
+    ],
+)
+def test_options_are_checked(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        MapOptions(**given)
+
+
+def test_spellings_of_a_group_are_equal() -> None:
+    spellings = [MapOptions({"middle": blocks}) for blocks in ("7..12", "[7,8,9..12]", ["7..12"])]
+    assert all(a == b for a, b in pairwise(spellings))
+    assert spellings[0].resolve(19) == {"middle": (7, 8, 9, 10, 11, 12)}
