@@ -7,7 +7,7 @@ Direction and role lie in the places of the edge MLP's input and output, as in C
 so that an object without a triple keeps its class.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.batches import GraphBatch, GraphEncoding, encoding, mean_by
 from sgpipe.graph_encoder.cgip import LOGIT_SCALE
+from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.scene_graphs.predicates import phrase
 
 
@@ -39,6 +40,11 @@ class NameTable:
         return len(next(iter(self.vectors.values())))
 
     @property
+    def rms(self) -> float:
+        """Root mean square of all vectors: the size of a text embedding."""
+        return float(torch.stack(list(self.vectors.values())).double().square().mean().sqrt())
+
+    @property
     def image_node(self) -> bool:
         """There is no name for the image; graphs stay as they are."""
         return False
@@ -58,6 +64,12 @@ class NameTable:
     def edges(self, predicates: Sequence[str]) -> Tensor:
         """Vectors `[T, D]` of the predicates' phrases."""
         return self.nodes([phrase(name) for name in predicates])
+
+
+def texts_of(graphs: Iterable[SceneGraph]) -> list[str]:
+    """The names and phrases, sorted, that a `NameTable` for these graphs must hold."""
+    texts = {name for graph in graphs for name in graph.objects}
+    return sorted(texts | {phrase(p) for graph in graphs for _, p, _ in graph.triples})
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ SWAPPED, REPLACED = 0, 1
 def hard_negatives(
     graph: SceneGraph, rng: np.random.Generator
 ) -> tuple[SceneGraph | None, SceneGraph | None]:
-    """The graph with a triple's subject and object exchanged, and with a triple's predicate replaced; None where it would not be false.
+    """The graph with one triple's subject and object exchanged, and with one triple's predicate replaced; None where none is false.
 
     A symmetric predicate is not swapped. A directional predicate is replaced by its inverse, another by a class that cannot hold
     beside it. What the graph itself states is no negative.

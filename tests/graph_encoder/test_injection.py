@@ -12,7 +12,9 @@ from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.injection import GatedResidual, TextContext, named_spans, prepend
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graph_encoder.tokens import GraphTokenizer, Tokens
+from sgpipe.miniature.language import t5_tokenizer
 from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.scene_graphs.predicates import neutral_prompt, relational_prompt
 
 TEXT, WORDS, IMAGE = 10, 5, 6
 GRAPHS = (
@@ -190,3 +192,16 @@ def test_spans_find_the_words_of_objects() -> None:
         named_spans(SceneGraph.of("dog", "on", "cat"), prompt, ids)
     with pytest.raises(DataError, match="does not mention object 2, 'dog'"):
         named_spans(graph, prompt[:5], ids)
+
+
+@pytest.mark.parametrize("prompt", [relational_prompt("dog", "left of", "cat"), neutral_prompt("cat", "dog")])
+def test_spans_in_prompts_of_a_t5_tokenizer(prompt: str) -> None:
+    tokenizer = t5_tokenizer()
+    ids = {name: tokenizer(name, add_special_tokens=False).input_ids for name in ("dog", "cat")}
+    prompt_ids = tokenizer(prompt, padding="max_length", max_length=16).input_ids
+    spans = named_spans(SceneGraph.of("dog", "left of", "cat"), prompt_ids, ids)
+    words = prompt.split()
+    assert {index: list(span) for index, span in spans.items()} == {
+        0: [words.index("dog")],
+        1: [words.index("cat")],
+    }

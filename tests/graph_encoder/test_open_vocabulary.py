@@ -6,7 +6,12 @@ import torch
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
 from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
+from sgpipe.graph_encoder.open_vocabulary import (
+    NameTable,
+    OpenVocabularyConfig,
+    OpenVocabularyEncoder,
+    texts_of,
+)
 
 WORDS = ("dog", "cat", "axolotl", "tree", "left of", "on", "near")
 
@@ -55,6 +60,13 @@ def test_batch_is_each_alone_empty_ones_included(encoder: OpenVocabularyEncoder,
 def test_a_lone_node_keeps_its_class(encoder: OpenVocabularyEncoder, table: NameTable) -> None:
     found = encode(encoder, table, SceneGraph(("dog",)), SceneGraph(("cat",)))
     assert (found.pooled[0] - found.pooled[1]).abs().max() > 1e-2
+
+
+def test_a_table_for_graphs_holds_names_and_phrases_and_knows_its_size() -> None:
+    graphs = [SceneGraph.of("dog", "around/near", "axolotl"), SceneGraph(("tree", "dog"))]
+    assert texts_of(graphs) == ["axolotl", "dog", "near", "tree"]
+    table = NameTable({name: torch.full((4,), 3.0) for name in texts_of(graphs)})
+    assert table.rms == 3.0 and batch_graphs(graphs, table).edges.shape == (1, 4)
 
 
 def test_names_without_vectors_and_vectors_of_another_width_are_refused(

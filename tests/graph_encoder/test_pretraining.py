@@ -199,7 +199,7 @@ def test_both_losses_train_an_encoder_that_tells_directions_apart(kind: str) -> 
     block = Reconstruction(features=8, rows=24, patches=2, width=16, heads=2)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *block.parameters()], lr=5e-3)
     losses = []
-    for step in range(120):
+    for step in range(80):
         rng = np.random.default_rng(step)
         false = [hard_negatives(graph, rng) for graph in graphs]
         parts = pretraining_losses(encoder, block, graphs, false, names, images)
