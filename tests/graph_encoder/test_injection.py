@@ -38,7 +38,7 @@ def transformer() -> FluxTransformer2DModel:
         pooled_projection_dim=6,
         axes_dims_rope=(2, 2, 4),
     )
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,6 @@ def made(params: GraphTokens) -> GraphTokenizer:
     return GraphTokenizer(params, TEXT, text_scale=1.0)
 
 
-@torch.no_grad()
 def velocity(model: FluxTransformer2DModel, inputs: dict[str, Tensor], context: TextContext) -> Tensor:
     image_ids = torch.stack([torch.zeros(IMAGE), torch.arange(IMAGE) // 3, torch.arange(IMAGE) % 3], 1)
     given: dict[str, Any] = {**inputs, "encoder_hidden_states": context.encoder_hidden_states}
@@ -103,6 +102,24 @@ def test_mixed_graphs_in_one_batch_are_each_alone(
         assert (together[n] - alone).abs().max() < 5e-6
         if tokens.counts[n] < 3:
             assert (padded[n] - alone).abs().max() > 1e-3, "without the mask padding would be read"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_masked_padding_gets_no_gradient_and_every_token_does(
+    transformer: FluxTransformer2DModel, inputs: dict[str, Tensor], names: NameTable, checkpointing: bool
+) -> None:
+    tokens = made(GraphTokens())(GRAPHS, None, names)
+    states = tokens.states.detach().requires_grad_()
+    if checkpointing:
+        transformer.enable_gradient_checkpointing()
+    transformer.train(checkpointing)
+    context = context_of(Tokens(states, tokens.counts, tokens.owner), inputs)
+    with torch.enable_grad():
+        velocity(transformer, inputs, context).square().mean().backward()
+    transformer.disable_gradient_checkpointing()
+    transformer.eval()
+    assert states.grad is not None
+    assert torch.equal(states.grad.abs().sum(-1) > 0, tokens.mask)
 
 
 def test_padding_is_never_read(

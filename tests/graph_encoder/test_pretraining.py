@@ -171,7 +171,7 @@ def test_masked_loss_counts_hidden_patches_alone() -> None:
 @pytest.mark.parametrize("kind", ["cgip", "open_vocabulary"])
 def test_both_losses_train_an_encoder_that_tells_directions_apart(kind: str) -> None:
     """Images whose features are a random function of (left thing, right thing): learnt only by who stands where."""
-    things = ["dog", "cat", "tree", "cow"]
+    things = ["dog", "cat", "tree"]
     graphs = [
         SceneGraph.of(a, p, b) for a, b in product(things, things) if a != b for p in ("left of", "right of")
     ]
@@ -199,7 +199,7 @@ def test_both_losses_train_an_encoder_that_tells_directions_apart(kind: str) -> 
     block = Reconstruction(features=8, rows=24, patches=2, width=16, heads=2)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *block.parameters()], lr=5e-3)
     losses = []
-    for step in range(80):
+    for step in range(60):
         rng = np.random.default_rng(step)
         false = [hard_negatives(graph, rng) for graph in graphs]
         parts = pretraining_losses(encoder, block, graphs, false, names, images)
