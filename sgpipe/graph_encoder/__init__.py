@@ -1,0 +1,1 @@
+"""Scene graphs as vectors: SGDiff's encoder, an open-vocabulary one, their pre-training, and the tokens that a generator reads."""

@@ -1,0 +1,215 @@
+"""Graph encoders on disk: SGDiff's published files, and folders of our own.
+
+A folder holds `encoder.safetensors`, `encoder.json` (kind and sizes), for CGIP `vocabulary.json`, and, where the pre-training
+left one, `reconstruction.safetensors`. Weights are read as tensors only, and every name must be the one expected.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sgpipe.errors import DataError, ModelError
+from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
+from sgpipe.graph_encoder.open_vocabulary import OpenVocabularyConfig, OpenVocabularyEncoder
+from sgpipe.graph_encoder.vocabulary import Unknown, Vocabulary
+from sgpipe.runs.atomic import atomic_path, write_json
+
+Encoder = Cgip | OpenVocabularyEncoder
+_CONFIGS: Final[dict[str, type[CgipConfig | OpenVocabularyConfig]]] = {
+    "cgip": CgipConfig,
+    "open_vocabulary": OpenVocabularyConfig,
+}
+
+IGNORED: Final = "clip_model."
+"""SGDiff saved the frozen CLIP of its pre-training along; nothing else may be in the file beyond the encoder."""
+
+_WRAPPER: Final = "module."
+_NUMPY: Final[list[Any]] = [
+    np.float64(0).__reduce__()[0],
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+]
+"""Harmless types that the optimiser's state in a published file can hold."""
+
+WEIGHTS, SIZES, VOCABULARY, RECONSTRUCTION = (
+    "encoder.safetensors",
+    "encoder.json",
+    "vocabulary.json",
+    "reconstruction.safetensors",
+)
+
+
+def load_sgdiff(path: Path, vocabulary: Path, unknown: Unknown = "error") -> tuple[Cgip, Vocabulary]:
+    """SGDiff's `sip_vg.pt` or `sip_coco.pt` with the vocab.json of its preprocessing; sizes are read off the tensors.
+
+    Raises `ModelError` for a pickle that holds anything but tensors and plain values, for a missing, unexpected, misshapen or
+    not finite tensor; `DataError` for a vocabulary that is absent or does not fit the tables.
+    """
+    state = _official_state(_read_pickle(path), path)
+    config = _config_of(state, path)
+    names = Vocabulary.read(vocabulary, unknown)
+    _check_rows(names, config, vocabulary, path)
+    model = Cgip(config)
+    load_strictly(model, state, path)
+    return model.eval(), names
+
+
+def _read_pickle(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; SGDiff publishes sip_vg.pt and sip_coco.pt")
+    try:
+        with torch.serialization.safe_globals(_NUMPY):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        if culprit:
+            raise ModelError(
+                f"{path}: refused: the file asks to run or build {culprit[1]}, and only tensors and plain values are read; "
+                f"get the published file, or save its state_dict alone with torch.save"
+            ) from None
+        raise ModelError(f"{path}: not a PyTorch file of tensors and plain values; get it again") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{path}: not a readable PyTorch file ({str(error).partition(chr(10))[0]}); get it again"
+        ) from None
+    state = found.get("state_dict", found) if isinstance(found, dict) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(
+            f"{path}: no state_dict; a mapping of names to tensors, alone or under the key `state_dict`, is needed"
+        )
+    return state
+
+
+def _official_state(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The encoder's tensors without wrapper prefixes, in float32, and without the frozen CLIP."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in found.items():
+        plain = name
+        while plain.startswith(_WRAPPER):
+            plain = plain.removeprefix(_WRAPPER)
+        if plain.startswith(IGNORED):
+            continue
+        if plain in state:
+            raise ModelError(
+                f"{path}: tensor {plain} is given twice, with and without the prefix {_WRAPPER!r}"
+            )
+        state[plain] = tensor.float()
+    return state
+
+
+def _config_of(state: Mapping[str, Tensor], path: Path) -> CgipConfig:
+    """Sizes as the tensors have them; `load_strictly` finds what contradicts them."""
+    try:
+        objects, embed = state["obj_embeddings.weight"].shape
+        predicates = state["pred_embeddings.weight"].shape[0]
+        width = state["graph_conv.net1.0.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise ModelError(
+            f"{path}: no CGIP encoder: {error} is missing or no table; found {', '.join(sorted(state)[:5]) or 'nothing'}"
+        ) from None
+    numbers = [int(found[1]) for name in state if (found := re.match(r"graph_net\.gconvs\.(\d+)\.", name))]
+    return CgipConfig(objects - 1, predicates, width, embed, max(numbers, default=-1) + 1)
+
+
+def _check_rows(names: Vocabulary, config: CgipConfig, vocabulary: Path, weights: Path) -> None:
+    for what, named, rows in (
+        ("object", len(names.objects), config.objects),
+        ("predicate", len(names.predicates), config.predicates),
+    ):
+        if named != rows:
+            raise DataError(
+                f"{vocabulary}: {named} {what} names, {weights} has rows for {rows}; give the vocabulary these weights "
+                f"were trained with"
+            )
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load exactly the tensors of `model`. Raises `ModelError` naming what is missing, unexpected, misshapen or not finite."""
+    wanted = model.state_dict()
+    problems = [f"{name} is missing" for name in wanted if name not in state]
+    problems += [f"{name} is unexpected" for name in state if name not in wanted]
+    for name in wanted.keys() & state.keys():
+        if state[name].shape != wanted[name].shape:
+            problems.append(f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}")
+        elif not torch.isfinite(state[name]).all():
+            problems.append(f"{name} holds values that are not finite")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ModelError(f"{path}: {'; '.join(sorted(problems)[:5])}{more}; get the file that fits")
+    model.load_state_dict(dict(state))
+
+
+def save_encoder(
+    folder: Path,
+    encoder: Encoder,
+    vocabulary: Vocabulary | None = None,
+    reconstruction: nn.Module | None = None,
+) -> None:
+    """Write an encoder's folder. CGIP needs its `vocabulary`; `reconstruction` is the trained block of the masked loss."""
+    kind = "cgip" if isinstance(encoder, Cgip) else "open_vocabulary"
+    if isinstance(encoder, Cgip):
+        if vocabulary is None:
+            raise DataError(
+                f"{folder}: a CGIP encoder is of no use without its vocabulary; give it to be saved"
+            )
+        _check_rows(vocabulary, encoder.config, folder / VOCABULARY, folder / WEIGHTS)
+        vocabulary.write(folder / VOCABULARY)
+    save_module(encoder, folder / WEIGHTS)
+    if reconstruction is not None:
+        save_module(reconstruction, folder / RECONSTRUCTION)
+    write_json({"kind": kind, **vars(encoder.config)}, folder / SIZES)
+
+
+def save_module(module: nn.Module, path: Path) -> None:
+    """Write a module's tensors as safetensors, atomically."""
+    with atomic_path(path) as temporary:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def load_module(module: nn.Module, path: Path) -> None:
+    """Read what `save_module` wrote into `module`. Raises `ModelError` for a damaged file or one of another module."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; run the stage that writes it, or `dvc pull`")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({error}); get it again") from None
+    load_strictly(module, state, path)
+
+
+def load_encoder(folder: Path, unknown: Unknown = "error") -> tuple[Encoder, Vocabulary | None]:
+    """An encoder that `save_encoder` wrote, in evaluation mode, with its vocabulary if it is CGIP."""
+    sizes = folder / SIZES
+    try:
+        raw = msgspec.json.decode(sizes.read_bytes(), type=dict[str, int | str])
+        kind = raw.pop("kind", None)
+        if kind not in _CONFIGS:
+            raise ModelError(f"{sizes}: kind is {kind!r}; valid: {', '.join(_CONFIGS)}")
+        config = msgspec.convert(raw, _CONFIGS[str(kind)])
+    except FileNotFoundError:
+        raise ModelError(
+            f"{sizes}: no such file; a graph encoder's folder has {SIZES} and {WEIGHTS}"
+        ) from None
+    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{sizes}: not the sizes of a graph encoder: {error}") from None
+    vocabulary = None
+    encoder: Encoder
+    if isinstance(config, OpenVocabularyConfig):
+        encoder = OpenVocabularyEncoder(config)
+    else:
+        vocabulary = Vocabulary.read(folder / VOCABULARY, unknown)
+        _check_rows(vocabulary, config, folder / VOCABULARY, folder / WEIGHTS)
+        encoder = Cgip(config)
+    load_module(encoder, folder / WEIGHTS)
+    return encoder.eval(), vocabulary

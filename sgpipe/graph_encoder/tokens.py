@@ -1,0 +1,179 @@
+"""Graph tokens: scene graphs in the width of a generator's text encoder.
+
+With [s_t | r_t | o_t] the encoder's row of triple t, g its pooled vector, e(·) frozen text embeddings and c their typical size:
+
+- `triple`   τ_t = c·(W LN[s_t | r_t | o_t] + ρ)
+- `roles`    τ_t,k = c·(W_k LN(part k of the row) + ρ_k) for k = subject, predicate, object
+- `objects`  τ_i = e(name_i) + c·Σ f(t, role of i in t) over the triples of object i, where f is a learned vector for
+             (predicate, role), or W_role LN[s_t | r_t | o_t]. An object without a triple has no token.
+- the global token c·(W_g LN(g) + ρ_g), if asked for.
+
+A graph without triples has no token at all. Tokens of a graph are a set: no generator used here gives text a position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sgpipe.errors import ModelError
+from sgpipe.graph_encoder.batches import GraphEncoding, first_rows
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.graph_encoder.open_vocabulary import NameTable
+from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.scene_graphs.predicates import PREDICATES
+
+SUBJECT, OBJECT = 0, 1
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens `states` `[N, L, D]` of N graphs, zero where graph n has fewer than L: `counts[n]` come first.
+
+    `owner` `[N, L]`, on the CPU, is the number of the object that a token stands for, -1 for none and for padding.
+    """
+
+    states: Tensor
+    counts: tuple[int, ...]
+    owner: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """True where a token is, `[N, L]`."""
+        places = torch.arange(self.states.shape[1], device=self.states.device)
+        return places < torch.tensor(self.counts, device=self.states.device)[:, None]
+
+
+class _Projection(nn.Module):
+    """Linear map of a normalised vector, plus a learned vector that says what the token is."""
+
+    def __init__(self, into: int, out: int, scale: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(into)
+        self.linear = nn.Linear(into, out, bias=False)
+        self.role = nn.Parameter(torch.randn(out) * scale / 2**0.5)
+        nn.init.normal_(self.linear.weight, std=scale / (2 * into) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x)) + self.role
+
+
+class GraphTokenizer(nn.Module):
+    """Makes `Tokens` of width `text` from graphs, their encodings (of width `embed`) and their names' embeddings.
+
+    `text_scale` is the root mean square of text embeddings. Predicates of the table layout are `predicates`.
+    """
+
+    text_scale: Tensor
+
+    def __init__(
+        self,
+        params: GraphTokens,
+        text: int,
+        *,
+        text_scale: float,
+        embed: int | None = None,
+        predicates: Sequence[str] = PREDICATES,
+    ) -> None:
+        super().__init__()
+        if params.needs_encoder and embed is None:
+            raise ModelError("graph tokens: these parameters read a graph encoder, and none is given")
+        self.params, self.text = params, text
+        self.register_buffer("text_scale", torch.tensor(float(text_scale)))
+        self._rows = {name: row for row, name in enumerate(predicates)}
+        scale, width = params.relation_scale, embed or 0
+        inputs = {
+            "triple": [3 * width],
+            "roles": [width] * 3,
+            "objects": [3 * width] * 2 if params.relation == "encoder" else [],
+        }[params.layout]
+        self.projections = nn.ModuleList(_Projection(into, text, scale) for into in inputs)
+        if params.relation == "table":
+            self.table = nn.Parameter(torch.randn(len(predicates), 2, text) * scale)
+        if params.global_token:
+            self.pooled = _Projection(width, text, scale)
+
+    def forward(
+        self,
+        graphs: Sequence[SceneGraph],
+        encoded: GraphEncoding | None = None,
+        names: NameTable | None = None,
+    ) -> Tokens:
+        """Tokens of `graphs`; `encoded` is what the graph encoder says of the same graphs in the same order.
+
+        `names` are needed where tokens carry the text embedding of names (layout `objects`, prepended). With `residual` the
+        states are what is to be added to the words, c·Σ f alone.
+        """
+        if self.params.layout == "objects":
+            states, graph, owner = self._object_tokens(graphs, encoded, names)
+        else:
+            states, graph, owner = self._triple_tokens(graphs, encoded)
+        if self.params.global_token:
+            whole = torch.tensor([n for n, each in enumerate(graphs) if each.triples], dtype=torch.long)
+            summary = self.text_scale * self.pooled(_given(encoded).pooled[whole.to(states.device)])
+            states = torch.cat([states, summary])
+            graph = torch.cat([graph, whole])
+            owner = torch.cat([owner, torch.full_like(whole, -1)])
+        counts = graph.bincount(minlength=len(graphs))
+        most = int(counts.max()) if len(graphs) else 0
+        padded, _ = first_rows(states, graph.to(states.device), len(graphs), most)
+        owners, _ = first_rows(owner + 1, graph, len(graphs), most)
+        return Tokens(padded, tuple(counts.tolist()), owners - 1)
+
+    def _triple_tokens(
+        self, graphs: Sequence[SceneGraph], encoded: GraphEncoding | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        encoded = _given(encoded)
+        rows = encoded.local[encoded.relation]
+        graph, owner = _relations(graphs, encoded.local.shape[1])
+        if self.params.layout == "triple":
+            parts = [self.projections[0](rows)]
+            owners = [torch.full_like(graph, -1)]
+        else:
+            split = rows.chunk(3, dim=1)
+            parts = [projection(part) for projection, part in zip(self.projections, split, strict=True)]
+            owners = [owner[:, SUBJECT], torch.full_like(graph, -1), owner[:, OBJECT]]
+        states = torch.stack(parts, dim=1).flatten(0, 1)
+        return self.text_scale * states, graph.repeat_interleave(len(parts)), torch.stack(owners, 1).flatten()
+
+    def _object_tokens(
+        self, graphs: Sequence[SceneGraph], encoded: GraphEncoding | None, names: NameTable | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.params.relation == "encoder":
+            encoded = _given(encoded)
+            graph, ends = _relations(graphs, encoded.local.shape[1])
+            rows = encoded.local[encoded.relation]
+            said = torch.stack([projection(rows) for projection in self.projections], dim=1)
+        else:
+            graph, ends = _relations(graphs, None)
+            for each in graphs:
+                each.check_predicates(self._rows, "table of the graph tokens")
+            row = torch.tensor(
+                [self._rows[p] for each in graphs for _, p, _ in each.triples], dtype=torch.long
+            )
+            said = self.table[row.to(self.table.device)]
+        pairs = torch.stack([graph[:, None].expand(-1, 2), ends], dim=2).flatten(0, 1)
+        objects, place = pairs.unique(dim=0, return_inverse=True)
+        device = said.device
+        states = said.new_zeros(len(objects), self.text).index_add(0, place.to(device), said.flatten(0, 1))
+        states = self.text_scale * states
+        if self.params.injection == "prepend":
+            if names is None:
+                raise ModelError("graph tokens: layout objects needs the text embeddings of the names")
+            known = names.nodes([graphs[n].objects[i] for n, i in objects.tolist()])
+            states = known.to(device, states.dtype) + states
+        return states, objects[:, 0], objects[:, 1]
+
+
+def _given(encoded: GraphEncoding | None) -> GraphEncoding:
+    if encoded is None:
+        raise ModelError("graph tokens: these parameters read the graph encoder, but no encoding is given")
+    return encoded
+
+
+def _relations(graphs: Sequence[SceneGraph], most: int | None) -> tuple[Tensor, Tensor]:
+    """Of the first `most` triples of every graph (all for None): the graph `[T]`, and subject and object `[T, 2]` in it."""
+    kept = [(n, s, o) for n, each in enumerate(graphs) for s, _, o in each.triples[:most]]
+    found = torch.tensor(kept, dtype=torch.long).reshape(-1, 3)
+    return found[:, 0], found[:, 1:]

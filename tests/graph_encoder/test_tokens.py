@@ -1,0 +1,132 @@
+"""Graph tokens: how many, for whom, of which size; nothing for nothing; directions that differ."""
+
+import msgspec
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sgpipe.errors import DataError, ModelError
+from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
+from sgpipe.graph_encoder.tokens import GraphTokenizer, Tokens
+from sgpipe.params.graph_tokens import GraphTokens
+
+TEXT = 12
+ONE = SceneGraph.of("dog", "left of", "cat")
+MANY = SceneGraph(
+    ("tree", "dog", "cat", "dog"), ((1, "left of", 2), (1, "on", 3), (2, "behind", 3), (1, "left of", 2))
+)
+LONE = SceneGraph(("dog", "cat"))
+GRAPHS = (ONE, SceneGraph(), MANY, LONE)
+LAYOUTS = [
+    GraphTokens(layout="triple", relation="encoder", global_token=True),
+    GraphTokens(layout="roles", relation="encoder"),
+    GraphTokens(layout="objects", relation="encoder"),
+    GraphTokens(layout="objects"),
+    GraphTokens(layout="objects", injection="residual"),
+]
+COUNTS = [(2, 0, 5, 0), (3, 0, 12, 0), (2, 0, 3, 0), (2, 0, 3, 0), (2, 0, 3, 0)]
+
+
+@pytest.fixture(scope="module")
+def names() -> NameTable:
+    generator = torch.Generator().manual_seed(2)
+    words = ("dog", "cat", "tree", "left of", "right of", "on", "behind")
+    return NameTable({word: torch.randn(TEXT, generator=generator) for word in words})
+
+
+def encode(names: NameTable, *graphs: SceneGraph) -> GraphEncoding:
+    torch.manual_seed(0)
+    return OpenVocabularyEncoder(OpenVocabularyConfig(TEXT, width=16, embed=8, layers=2))(
+        batch_graphs(graphs, names)
+    )
+
+
+def tokenizer(params: GraphTokens) -> GraphTokenizer:
+    torch.manual_seed(1)
+    return GraphTokenizer(params, TEXT, text_scale=1.5, embed=8)
+
+
+def make(params: GraphTokens, names: NameTable, *graphs: SceneGraph) -> Tokens:
+    return tokenizer(params)(graphs, encode(names, *graphs), names)
+
+
+@pytest.mark.parametrize(("params", "counts"), zip(LAYOUTS, COUNTS, strict=True))
+def test_a_batch_gives_what_each_graph_gives_alone(
+    params: GraphTokens, counts: tuple[int, ...], names: NameTable
+) -> None:
+    together = make(params, names, *GRAPHS)
+    assert together.counts == counts
+    assert together.mask.sum(1).tolist() == list(counts)
+    assert not together.states[~together.mask].any() and (together.owner[~together.mask.cpu()] == -1).all()
+    for n, graph in enumerate(GRAPHS):
+        alone = make(params, names, graph)
+        assert alone.counts == (counts[n],)
+        assert torch.equal(alone.owner[0], together.owner[n, : counts[n]])
+        assert (alone.states[0] - together.states[n, : counts[n]]).abs().sum() < 1e-4
+
+
+def test_tokens_of_an_object_are_its_own_embedding_plus_what_its_triples_say(names: NameTable) -> None:
+    made = tokenizer(GraphTokens())
+    found = made([MANY], None, names)
+    table = {p: made.table[row] for p, row in made._rows.items()}
+    dog, cat, other = (names.vectors[name] for name in ("dog", "cat", "dog"))
+    wanted = [
+        dog + 1.5 * (2 * table["left of"][0] + table["on"][0]),
+        cat + 1.5 * (2 * table["left of"][1] + table["behind"][0]),
+        other + 1.5 * (table["on"][1] + table["behind"][1]),
+    ]
+    assert found.owner.tolist() == [[1, 2, 3]]
+    assert torch.allclose(found.states[0], torch.stack(wanted), atol=1e-5)
+    added = tokenizer(GraphTokens(injection="residual"))([MANY])
+    assert torch.allclose(added.states[0], torch.stack(wanted) - torch.stack([dog, cat, other]), atol=1e-5)
+
+
+@pytest.mark.parametrize("params", LAYOUTS)
+def test_swapped_roles_give_other_tokens_and_every_weight_learns(
+    params: GraphTokens, names: NameTable
+) -> None:
+    made = tokenizer(params)
+    pair = [ONE, ONE.reversed()]
+    tokens = made(pair, encode(names, *pair), names)
+    cosine = F.cosine_similarity(tokens.states[0].flatten(), tokens.states[1].flatten(), dim=0)
+    assert cosine < 0.99
+    (tokens.states[0] - tokens.states[1]).square().sum().backward()
+    silent = [name for name, p in made.named_parameters() if p.grad is None]
+    assert silent == []
+
+
+def test_more_triples_than_rows_keep_the_first(names: NameTable) -> None:
+    many = SceneGraph(("dog", "cat"), ((0, "left of", 1), (1, "on", 0)) * 9)
+    encoded = encode(names, many)
+    assert encoded.dropped.tolist() == [3]
+    found = tokenizer(GraphTokens(layout="triple", relation="encoder"))([many], encoded)
+    assert found.counts == (15,)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"injection": "residual", "layout": "roles", "relation": "encoder"},
+            "residual adds to the words of objects",
+        ),
+        ({"injection": "residual", "global_token": True}, "without global_token; got layout objects"),
+        ({"layout": "triple"}, "layout triple reads the graph encoder; set relation to encoder, got table"),
+    ],
+)
+def test_parameters_that_contradict_are_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=said):
+        msgspec.convert(given, GraphTokens)
+
+
+def test_what_is_missing_is_named(names: NameTable) -> None:
+    with pytest.raises(ModelError, match="read a graph encoder, and none is given"):
+        GraphTokenizer(GraphTokens(global_token=True), TEXT, text_scale=1.0)
+    with pytest.raises(ModelError, match="no encoding is given"):
+        tokenizer(GraphTokens(layout="triple", relation="encoder"))([ONE])
+    with pytest.raises(ModelError, match="needs the text embeddings"):
+        tokenizer(GraphTokens())([ONE])
+    with pytest.raises(DataError, match=r"predicate 'beside' is not in the table of the graph tokens"):
+        tokenizer(GraphTokens())([SceneGraph.of("dog", "beside", "cat")], None, names)
