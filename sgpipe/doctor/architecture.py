@@ -1,6 +1,5 @@
 """The parts of a pipeline on the meta device: real classes and real shapes, no weights and no memory."""
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sgpipe.backbones.source import part_configs, snapshot_folder
 from sgpipe.doctor.published import PUBLISHED
 from sgpipe.errors import ModelError
 
@@ -21,36 +21,7 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
     """The config.json of every part of a diffusers pipeline folder. Raises `ModelError` naming the file
     at fault.
     """
-    configs: dict[str, dict[str, Any]] = {}
-    for part in PARTS:
-        path = folder / part / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ModelError(
-                f"{path}: no such file; {folder} is not a whole diffusers pipeline folder"
-            ) from None
-        except (ValueError, OSError) as error:
-            raise ModelError(f"{path}: cannot be read ({error}); fetch the checkpoint again") from None
-        if not isinstance(config, dict):
-            raise ModelError(f"{path}: a JSON object is needed, got {type(config).__name__}")
-        configs[part] = config
-    return configs
-
-
-def snapshot_folder(model: str, revision: str | None) -> Path | None:
-    """The folder of a pipeline: `model` itself, or the hub cache's snapshot of it; None where neither
-    is there.
-    """
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    repository = Path(HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
-    reference = repository / "refs" / (revision or "main")
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision or ""
-    snapshot = repository / "snapshots" / commit
-    return snapshot if commit and snapshot.is_dir() else None
+    return part_configs(folder, PARTS)
 
 
 def configs_of(model: str, revision: str | None) -> dict[str, dict[str, Any]]:

@@ -33,7 +33,8 @@ def doctor(
     from huggingface_hub.constants import HF_HUB_CACHE
     from rich.console import Console
 
-    from sgpipe.doctor.architecture import configs_of, snapshot_folder
+    from sgpipe.backbones.source import snapshot_folder
+    from sgpipe.doctor.architecture import configs_of
     from sgpipe.doctor.data import check_data
     from sgpipe.doctor.findings import Finding, Level, show
     from sgpipe.doctor.machine import check_disk, check_download, check_memory, check_python, gpus

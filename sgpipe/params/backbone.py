@@ -23,9 +23,16 @@ class Backbone(Struct, frozen=True, forbid_unknown_fields=True):
     max_sequence_length: Annotated[
         int, Meta(ge=1, le=512, description="T5 tokens per prompt, padding included")
     ]
-    revision: Annotated[str | None, Meta(description="pinned commit of a hub id; required for hub ids")] = (
-        None
-    )
+    revision: Annotated[
+        str | None, Meta(description="pinned commit of a hub id, which needs one; null for a folder")
+    ] = None
+    files: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="folder whose parts DVC watches: model itself if it is a folder, presets/hub for a hub id",
+        ),
+    ] = "presets/hub"
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], Meta(description="precision of the weights")
     ] = "float32"

@@ -12,3 +12,17 @@ class Compute(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["auto", "cpu", "cuda", "mps"],
         Meta(description="where models run; auto takes a GPU if there is one"),
     ] = "auto"
+    offload: Annotated[
+        Literal["none", "model", "sequential"],
+        Meta(
+            description="what waits in main memory while it is not used: nothing, whole models, or single layers (slow)"
+        ),
+    ] = "none"
+    launch: Annotated[
+        str | None,
+        Meta(
+            description="command that starts a stage's processes, e.g. `torchrun --nproc-per-node 4` or "
+            "`accelerate launch --num_processes 4`; null runs one process",
+        ),
+    ] = None
+    threads: Annotated[int, Meta(ge=0, description="CPU threads per process; 0 leaves them to PyTorch")] = 0

@@ -9,6 +9,8 @@ SECTIONS: Final[dict[str, str]] = {
     "curate": "sgpipe.params.curate:Curate",
     "negatives": "sgpipe.params.negatives:Negatives",
     "backbone": "sgpipe.params.backbone:Backbone",
+    "cache_prompts": "sgpipe.params.cache_prompts:CachePrompts",
+    "cache_latents": "sgpipe.params.cache_latents:CacheLatents",
     "compute": "sgpipe.params.compute:Compute",
     "tracking": "sgpipe.params.tracking:Tracking",
 }

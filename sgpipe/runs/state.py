@@ -70,16 +70,20 @@ def fingerprint(module: str, config: Any, inputs: Iterable[Path], root: Path) ->
     return config_hash({"config": config, "code": code, "inputs": data})
 
 
+def state_folder(stage: str, digest: str, root: Path) -> Path:
+    """Where a stage's working state with this fingerprint lies, or would lie."""
+    return shared_dir(root) / "stage-state" / f"{stage.replace('@', '-')}-{digest}"
+
+
 @contextmanager
 def stage_state(stage: str, digest: str, root: Path) -> Iterator[Path]:
     """The stage's state folder, locked against a second copy of the same stage; removed when the body ends well.
 
     Raises `StateError` if another process holds it. On an error or a kill it stays, and the same command continues from it.
     """
-    base = shared_dir(root) / "stage-state"
-    base.mkdir(parents=True, exist_ok=True)
-    folder = base / f"{stage.replace('@', '-')}-{digest}"
-    lock = FileLock(base / f"{folder.name}.lock")
+    folder = state_folder(stage, digest, root)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -1,5 +1,6 @@
 """Images of a data folder in Visual Genome's layout, loose or inside the official archives."""
 
+import hashlib
 import io
 import zipfile
 from pathlib import Path
@@ -47,6 +48,19 @@ class ImageStore:
                 f"{archive.filename}: {member} cannot be read: {error}; get the archive again"
             ) from error
         return _decode(data, f"{archive.filename}: {member}")
+
+    def signature(self) -> str:
+        """A hash that changes with the images: sizes of loose ones, checksums of packed ones. Raises `DataError` as `load`."""
+        self._packed(0)
+        entries = [
+            f"{path.parent.name}/{path.name} {path.stat().st_size}"
+            for folder in FOLDERS
+            for path in (self.root / folder).glob("*")
+            if path.suffix in SUFFIXES
+        ]
+        for archive, members in self._archives or ():
+            entries += [f"{member} {archive.getinfo(member).CRC}" for member in members.values()]
+        return hashlib.sha256("\n".join(sorted(entries)).encode()).hexdigest()[:16]
 
     def _loose(self, image_id: int) -> Path | None:
         paths = (self.root / folder / f"{image_id}{suffix}" for folder in FOLDERS for suffix in SUFFIXES)

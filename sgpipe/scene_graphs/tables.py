@@ -88,6 +88,42 @@ NEGATIVES: Final = pa.schema(
         ("object", pa.string()),
     ]
 )
+PROMPTS: Final = pa.schema(
+    [
+        ("triple_id", pa.string()),
+        ("condition", pa.string()),
+        ("predicate", pa.string()),
+        ("prompt", pa.string()),
+    ]
+)
+"""Prompts of a triple: `relational`, `neutral` (no predicate), `wrong` (another relation) or `conflicting` (its negative's)."""
+PROMPT_INDEX: Final = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("text", pa.string()),
+        ("shard", pa.string()),
+        ("start", pa.int64()),
+        ("count", pa.int64()),
+    ]
+)
+"""Where a text's encoding is: `count` rows of its shard from `start` (one per prompt, one per token of a concept)."""
+LATENT_INDEX: Final = pa.schema(
+    [
+        ("triple_id", pa.string()),
+        ("image_id", pa.int64()),
+        *[(f"crop_{name}", dtype) for name, dtype in _BOX],
+        ("shard", pa.string()),
+        ("row", pa.int64()),
+    ]
+)
+LATENT_REJECTS: Final = pa.schema(
+    [
+        ("triple_id", pa.string()),
+        ("image_id", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
 
 
 ROW_GROUP: Final = 1 << 17

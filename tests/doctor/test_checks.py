@@ -13,13 +13,14 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from sgpipe.backbones.weights import tensors
 from sgpipe.doctor import machine
 from sgpipe.doctor.cli import doctor
 from sgpipe.doctor.data import check_data
 from sgpipe.doctor.findings import Finding, Level
 from sgpipe.doctor.memory import GIB
 from sgpipe.doctor.repository import check_dvc
-from sgpipe.doctor.weights import check_pipeline, tensors
+from sgpipe.doctor.weights import check_pipeline
 from sgpipe.errors import SgpipeError
 from sgpipe.fetch.images import REJECTS
 from sgpipe.params.backbone import Backbone

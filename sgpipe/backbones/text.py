@@ -1,0 +1,89 @@
+"""Texts to what a FLUX transformer is conditioned on: T5 states of every token, and CLIP's pooled vector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from sgpipe.backbones.loading import load_module, load_plain, on_device, place
+from sgpipe.errors import ModelError
+from sgpipe.params.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Encoded prompts of a batch, as the transformer takes them."""
+
+    encoder_hidden_states: Tensor
+    """`[B, T, text width]`, padding included: FLUX attends to it."""
+    pooled_projections: Tensor
+    """`[B, pooled width]`."""
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """On another device, in another precision."""
+        return type(self)(
+            self.encoder_hidden_states.to(device, dtype), self.pooled_projections.to(device, dtype)
+        )
+
+
+class TextEncoders:
+    """T5 and CLIP of a FLUX pipeline, with the results of `FluxPipeline.encode_prompt` bit for bit.
+
+    With `offload: model` only the encoder that is running is on the device.
+    """
+
+    def __init__(self, backbone: Backbone, device: torch.device, offload: str = "none") -> None:
+        self.length = backbone.max_sequence_length
+        self._device, self._offload = device, offload
+        self._clip_tokenizer, self._t5_tokenizer = (
+            load_plain(backbone, part) for part in ("tokenizer", "tokenizer_2")
+        )
+        self._clip, self._t5 = (load_module(backbone, part) for part in ("text_encoder", "text_encoder_2"))
+        if offload != "model":
+            for encoder in (self._clip, self._t5):
+                place(encoder, device, offload)
+
+    @torch.no_grad()
+    def prompts(self, texts: Sequence[str]) -> Prompts:
+        """Both encodings of a batch, on the CPU. Raises `ModelError` if they are not finite."""
+        states = self._states(_tokens(self._t5_tokenizer, texts, self.length).input_ids)
+        ids = _tokens(self._clip_tokenizer, texts, self._clip_tokenizer.model_max_length).input_ids
+        with on_device(self._clip, self._device, self._offload):
+            pooled = self._clip(ids.to(self._device)).pooler_output.to(self._clip.dtype).cpu()
+        _check_finite(pooled, "text_encoder", texts)
+        _check_finite(states, "text_encoder_2", texts)
+        return Prompts(states, pooled)
+
+    @torch.no_grad()
+    def concepts(self, texts: Sequence[str]) -> list[Tensor]:
+        """T5 states `[n, text width]` of the n tokens of each text's words, on the CPU.
+
+        Each is encoded alone, padded to the full length without an attention mask (facts of ConceptAttention's official
+        code); the states of padding and of the end token are left out, but a text always keeps its first token.
+        """
+        tokens = _tokens(self._t5_tokenizer, texts, self.length)
+        states = self._states(tokens.input_ids)
+        _check_finite(states, "text_encoder_2", texts)
+        words = tokens.attention_mask.bool() & (tokens.input_ids != self._t5_tokenizer.eos_token_id)
+        words[:, 0] = True
+        return [row[mask] for row, mask in zip(states, words, strict=True)]
+
+    def _states(self, ids: Tensor) -> Tensor:
+        with on_device(self._t5, self._device, self._offload):
+            return self._t5(ids.to(self._device)).last_hidden_state.to(self._t5.dtype).cpu()
+
+
+def _tokens(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
+    return tokenizer(
+        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+
+
+def _check_finite(values: Tensor, part: str, texts: Sequence[str]) -> None:
+    bad = [text for text, row in zip(texts, values, strict=True) if not torch.isfinite(row).all()]
+    if bad:
+        raise ModelError(
+            f"{part}: its result for {bad[0]!r} is not finite; T5 overflows in float16: set backbone.dtype to bfloat16"
+        )

@@ -1,0 +1,82 @@
+"""The processes of a stage: one, or those that `compute.launch` starts, each with a device and a share of the work."""
+
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from sgpipe.errors import ParamsError
+from sgpipe.params.compute import Compute
+
+_PATIENCE = timedelta(days=30)
+"""How long a process waits for the others: shards may take very unequal times."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among `count`, and the device on which it computes."""
+
+    index: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """The process that locks, merges, writes metrics and talks."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+def pick_device(name: str, local_index: int) -> torch.device:
+    """The device that `compute.device` names; processes of a machine take its GPUs in turn. Raises `ParamsError`."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present[name]:
+        valid = ", ".join(["auto", *(other for other, there in present.items() if there)])
+        raise ParamsError(
+            f"compute.device: got {name}, which this machine does not have; valid here: {valid}"
+        )
+    if name == "cuda":
+        return torch.device("cuda", local_index % torch.cuda.device_count())
+    return torch.device(name)
+
+
+def launch(compute: Compute) -> None:
+    """Replace this process by `compute.launch` running the same module with the same arguments, unless it already did."""
+    if not compute.launch or "LOCAL_RANK" in os.environ:
+        return
+    words = shlex.split(compute.launch)
+    beside = Path(sys.executable).parent / words[0]
+    program = str(beside) if beside.is_file() else shutil.which(words[0])
+    if program is None:
+        raise ParamsError(
+            f"compute.launch: got {compute.launch!r}; there is no command {words[0]!r}; valid: `torchrun --nproc-per-node N`, "
+            "`accelerate launch --num_processes N`, or null"
+        )
+    spec = sys.modules["__main__"].__spec__
+    if spec is None:
+        raise ParamsError("compute.launch: start the stage as `python -m stages.<name>`")
+    sys.stdout.flush()
+    os.execv(program, [program, *words[1:], "-m", spec.name, *sys.argv[1:]])
+
+
+def start(compute: Compute) -> Processes:
+    """Join the processes of this run. Arithmetic is set to give the same bits every time on the same kind of device."""
+    launch(compute)
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    state = PartialState(cpu=True, timeout=_PATIENCE)
+    device = pick_device(compute.device, state.local_process_index)
+    return Processes(state.process_index, state.num_processes, device)

@@ -1,0 +1,131 @@
+"""Work in shards of fixed composition: dealt over processes, resumed after a kill, merged by one process.
+
+A shard's files are made in a folder of the stage's state and appear there whole or not at all. What a shard holds and the
+order in which shards are merged depend on the work alone, so the output's bytes do not depend on the number of processes or
+on interruptions (at equal threads per process and on the same kind of device).
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from sgpipe.errors import StateError
+from sgpipe.runs.processes import Processes
+from sgpipe.runs.state import stage_state, state_folder
+
+Tick = Callable[[int], object]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Items `start:stop` of one kind of work; `name` is unique within the stage."""
+
+    name: str
+    start: int
+    stop: int
+
+    def batches(self, size: int) -> Iterator[slice]:
+        """The shard's items in slices of `size`; the last may be shorter."""
+        for start in range(self.start, self.stop, size):
+            yield slice(start, min(start + size, self.stop))
+
+
+Make = Callable[[Shard, Path, Tick], None]
+
+
+def cut(kind: str, count: int, size: int) -> list[Shard]:
+    """Shards of `size` items, named `kind-00000`, `kind-00001`, …"""
+    starts = range(0, count, size)
+    return [Shard(f"{kind}-{i:05d}", start, min(start + size, count)) for i, start in enumerate(starts)]
+
+
+@contextmanager
+def shared_state(stage: str, digest: str, root: Path, processes: Processes) -> Iterator[Path]:
+    """`stage_state` for several processes: the main one locks it and removes it at the end, the others share it."""
+    if processes.is_main:
+        with stage_state(stage, digest, root) as folder:
+            for path in folder.glob(".*.tmp"):
+                shutil.rmtree(path)
+            processes.wait()
+            yield folder
+    else:
+        processes.wait()
+        yield state_folder(stage, digest, root)
+
+
+def run_shards(
+    shards: Sequence[Shard],
+    folder: Path,
+    processes: Processes,
+    open_maker: Callable[[], Make],
+    unit: str,
+) -> None:
+    """Make this process's shards that are not there yet, every n-th one, then wait for the other processes.
+
+    `open_maker` loads what the work needs, and is called only if there is work; the maker fills a shard's folder and reports
+    items as they are done. Raises `StateError` saying how far the work had come where a file cannot be written.
+    """
+    mine = shards[processes.index :: processes.count]
+    missing = [shard for shard in mine if not (folder / shard.name).is_dir()]
+    total = sum(shard.stop - shard.start for shard in mine)
+    done = total - sum(shard.stop - shard.start for shard in missing)
+    if missing:
+        make = open_maker()
+        with tqdm(
+            total=total,
+            initial=done,
+            unit=unit,
+            disable=not processes.is_main,
+            smoothing=0.1,
+            dynamic_ncols=True,
+        ) as bar:
+            for shard in missing:
+                _make_whole(
+                    shard, folder, make, bar.update, f"{len(mine) - len(missing)} of {len(mine)} shards"
+                )
+    processes.wait()
+
+
+def _make_whole(shard: Shard, folder: Path, make: Make, tick: Tick, found: str) -> None:
+    temporary = folder / f".{shard.name}.{os.getpid()}.tmp"
+    try:
+        temporary.mkdir()
+        make(shard, temporary, tick)
+        for path in [*temporary.iterdir(), temporary]:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        temporary.rename(folder / shard.name)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        kept = sum(1 for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        raise StateError(
+            f"{shard.name}: {error}; {kept} finished shards stay in {folder} ({found} of this process were there before); "
+            "mend the cause (`df -h`) and run the same command again"
+        ) from error
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of `out` when the body ends well."""
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a finished file a second name, or a copy where the file systems differ: the state keeps its own until the end."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

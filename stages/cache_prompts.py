@@ -1,0 +1,74 @@
+"""Encodings of the unique prompts and concepts of the curated triples, or of the prompts of their negatives."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import typer
+
+from sgpipe.backbones.prompt_cache import merge_prompts, prompt_identity, prompt_maker, prompt_shards
+from sgpipe.backbones.text import TextEncoders
+from sgpipe.params.backbone import Backbone
+from sgpipe.params.cache_prompts import CachePrompts
+from sgpipe.params.compute import Compute
+from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.command import run, write_metrics
+from sgpipe.runs.processes import start
+from sgpipe.runs.shards import Make, new_folder, run_shards, shared_state
+from sgpipe.runs.state import config_hash, fingerprint
+from sgpipe.scene_graphs.prompts import conflicting_prompts, curated_prompts, unique_concepts, unique_texts
+from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table, write_table
+from sgpipe.tracking.run import StageRun, track
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
+    curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
+    negatives: Annotated[
+        Path | None,
+        typer.Option(help="encode the prompts of this table of negatives, not those of the triples"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder of the cache")] = Path("outputs/prompts"),
+    metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/cache_prompts.json"),
+) -> None:
+    """Run T5 and CLIP once over every different prompt and concept; killed at any point, the same command goes on."""
+    config = read_section(params, "cache_prompts", CachePrompts)
+    backbone = read_section(params, "backbone", Backbone)
+    compute = read_section(params, "compute", Compute)
+    processes = start(compute)
+    stage, who = ("cache_negative_prompts" if negatives else "cache_prompts"), prompt_identity(backbone)
+    inputs = [negatives] if negatives else [curated / "triples.parquet", curated / "map_triples.parquet"]
+    concepts: list[str] = []
+    if negatives:
+        asked = conflicting_prompts(read_table(negatives, NEGATIVES))
+    else:
+        triples = pa.concat_tables([read_table(path, TRIPLES) for path in inputs])
+        asked, concepts = curated_prompts(triples, config.conditions, config.seed), unique_concepts(triples)
+    prompts = unique_texts(asked)
+    shards = prompt_shards(prompts, concepts, config.shard_size)
+
+    def open_maker() -> Make:
+        encoders = TextEncoders(backbone, processes.device, compute.offload)
+        return prompt_maker(encoders, prompts, concepts, config.batch_size, config_hash(who))
+
+    plain = {"cache_prompts": to_builtins(config), "encoder": who}
+    sections = {"cache_prompts": config, "backbone": backbone}
+    recording = track(stage, sections, inputs, params) if processes.is_main else nullcontext(StageRun())
+    digest = fingerprint("stages.cache_prompts", plain, inputs, Path())
+    with recording as recorded, shared_state(stage, digest, Path(), processes) as state:
+        run_shards(shards, state, processes, open_maker, "text")
+        if processes.is_main:
+            with new_folder(out) as folder:
+                counts = merge_prompts(shards, state, folder, prompts, concepts, who)
+                write_table(asked, folder / "prompts.parquet")
+            found = {**counts, "shards": len(shards), "encoder": config_hash(who)}
+            write_metrics(found, metrics, plain)
+            recorded.log_metrics(found)
+
+
+if __name__ == "__main__":
+    run(app)
