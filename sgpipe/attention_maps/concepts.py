@@ -1,10 +1,11 @@
 """Concepts as the transformer's text side takes them: one T5 vector each."""
 
 from collections.abc import Collection
-from typing import Literal
 
 import torch
 from torch import Tensor
+
+from sgpipe.params.choices import Pooling
 
 
 def concept_token_mask(input_ids: Tensor, special_ids: Collection[int]) -> Tensor:
@@ -13,9 +14,7 @@ def concept_token_mask(input_ids: Tensor, special_ids: Collection[int]) -> Tenso
     return ~torch.isin(input_ids, special)
 
 
-def concept_embeddings(
-    hidden_states: Tensor, token_mask: Tensor, pooling: Literal["first", "mean"] = "first"
-) -> Tensor:
+def concept_embeddings(hidden_states: Tensor, token_mask: Tensor, pooling: Pooling = "first") -> Tensor:
     """One vector per concept `[C, d_T5]` from T5's states `[C, L, d_T5]`.
 
     Each concept string is encoded alone, padded to the backbone's maximum length without an attention mask (padding takes part).

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
-
-Normalisation = Literal["none", "concepts", "patches"]
+from sgpipe.params.choices import Normalisation
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from sgpipe.attention_maps.options import Normalisation
+from sgpipe.params.choices import Normalisation
 
 
 def _dot_products(rows: Tensor, columns: Tensor) -> Tensor:

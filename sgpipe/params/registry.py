@@ -11,6 +11,9 @@ SECTIONS: Final[dict[str, str]] = {
     "backbone": "sgpipe.params.backbone:Backbone",
     "cache_prompts": "sgpipe.params.cache_prompts:CachePrompts",
     "cache_latents": "sgpipe.params.cache_latents:CacheLatents",
+    "maps": "sgpipe.params.maps:Maps",
+    "saliency": "sgpipe.params.maps:Saliency",
+    "saliency_noised": "sgpipe.params.maps:NoisedMaps",
     "compute": "sgpipe.params.compute:Compute",
     "tracking": "sgpipe.params.tracking:Tracking",
 }

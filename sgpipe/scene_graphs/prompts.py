@@ -1,6 +1,7 @@
 """The prompts that later stages ask for, and the concepts whose maps they make."""
 
 from collections.abc import Collection
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,9 @@ from sgpipe.scene_graphs.hashing import fraction
 from sgpipe.scene_graphs.negatives import may_hold
 from sgpipe.scene_graphs.predicates import PREDICATES, phrase, relational_prompt
 from sgpipe.scene_graphs.tables import PROMPTS
+
+NO_RELATION: Final = "and"
+"""The concept in the relation's place for a prompt that names none: the word that joins the two names there."""
 
 
 def wrong_predicates(triples: pa.Table, seed: int) -> list[str]:
@@ -70,8 +74,8 @@ def unique_texts(prompts: pa.Table) -> list[str]:
 
 
 def unique_concepts(triples: pa.Table) -> list[str]:
-    """Every subject and object, and the phrases of all classes (a negative may need any), each once and sorted."""
+    """Every subject and object, the phrases of all classes (a negative may need any) and `NO_RELATION`, each once and sorted."""
     if triples.num_rows == 0:
         raise DataError("there are no curated triples; run `dvc repro curate`")
     said = triples["concepts"].combine_chunks().flatten().to_pylist()
-    return sorted({*said, *map(phrase, PREDICATES)})
+    return sorted({*said, *map(phrase, PREDICATES), NO_RELATION})

@@ -125,6 +125,17 @@ LATENT_REJECTS: Final = pa.schema(
     ]
 )
 
+MAP_ITEMS: Final = pa.schema(
+    [
+        ("triple_id", pa.string()),
+        ("predicate", pa.string()),
+        ("condition", pa.string()),
+        ("prompt_predicate", pa.string()),
+        ("t", pa.float32()),
+    ]
+)
+"""What a map is of: the triple and its class, the prompt's condition and the class that it names (null: none), and t (null: the
+mean over a sampling). Files of maps add `saliency` and `cross`, see `sgpipe/attention_maps/files.py`."""
 
 ROW_GROUP: Final = 1 << 17
 

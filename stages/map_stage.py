@@ -1,0 +1,85 @@
+"""What the two stages that make maps have in common: from the rows to be made to one file per layer group."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from sgpipe.attention_maps.making import Observer, Seen, map_maker, merge_maps
+from sgpipe.attention_maps.options import MapOptions
+from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.layout import read_layout
+from sgpipe.backbones.prompt_cache import PromptCache
+from sgpipe.backbones.source import identity, locate
+from sgpipe.params.backbone import Backbone
+from sgpipe.params.compute import Compute
+from sgpipe.params.load import to_builtins
+from sgpipe.params.maps import Maps, NoisedMaps, Saliency
+from sgpipe.runs.command import write_metrics
+from sgpipe.runs.processes import start
+from sgpipe.runs.shards import Make, cut, new_folder, run_shards, shared_state
+from sgpipe.runs.state import config_hash, fingerprint
+from sgpipe.tracking.run import StageRun, track
+
+See = Callable[[Observer, pa.Table], Seen]
+
+
+def make_maps(
+    stage: str,
+    items: pa.Table,
+    kept: Sequence[bool],
+    see: See,
+    facts: Mapping[str, Any],
+    *,
+    backbone: Backbone,
+    compute: Compute,
+    maps: Maps,
+    own: Saliency | NoisedMaps,
+    counted: tuple[int, ...] | None,
+    inputs: Sequence[Path],
+    prompts: Path,
+    params: Path,
+    out: Path,
+    metrics: Path,
+) -> None:
+    """Make the maps of `items` as `see` makes them from a batch, into `out`; killed at any point, the same command goes on."""
+    processes = start(compute)
+    cache = PromptCache([prompts], backbone)
+    layout = read_layout(locate(backbone, ("transformer", "vae", "scheduler")), backbone)
+    options = MapOptions(maps.groups, maps.normalisation, counted, detach=True)
+    options.resolve(layout.double_blocks)
+    grid = layout.grid(backbone.resolution) if maps.side is None else maps.side
+    shards = cut("maps", items.num_rows, maps.shard_size)
+
+    def open_maker() -> Make:
+        denoiser = Denoiser.load(backbone, processes.device, compute.offload)
+        observer = Observer(denoiser, cache, options, maps.concept_tokens, backbone.resolution, own.guidance)
+        return map_maker(lambda rows: see(observer, rows), items, maps.batch_size, maps.side, kept)
+
+    who = identity(backbone, ("transformer", "scheduler"), resolution=backbone.resolution)
+    plain = {"maps": to_builtins(maps), stage: to_builtins(own), "backbone": who}
+    sections = {"maps": maps, stage: own, "backbone": backbone}
+    recording = track(stage, sections, inputs, params) if processes.is_main else nullcontext(StageRun())
+    digest = fingerprint(f"stages.{stage}", {**plain, "threads": torch.get_num_threads()}, inputs, Path())
+    with recording as recorded, shared_state(stage, digest, Path(), processes) as state:
+        run_shards(shards, state, processes, open_maker, "picture")
+        if processes.is_main:
+            with new_folder(out) as folder:
+                about = {**facts, "backbone": config_hash(who), "concept_tokens": maps.concept_tokens}
+                merge_maps(shards, state, folder, options, about, (grid, grid))
+            found = {
+                "maps": items.num_rows,
+                "by_class": dict(sorted(_counts(items["predicate"].to_pylist()).items())),
+                "groups": {name: str(blocks) for name, blocks in maps.groups.items()},
+                "shape": [3, grid, grid],
+                "shards": len(shards),
+            }
+            write_metrics(found, metrics, plain)
+            recorded.log_metrics(found)
+
+
+def _counts(names: Sequence[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in set(names)}
