@@ -105,6 +105,9 @@ def euler_times(steps: int, tokens: int, scheduler: Mapping[str, Any]) -> NDArra
 
 
 def euler_step(z_t: Tensor, velocity: Tensor, t: float, t_next: float) -> Tensor:
-    """z at t_next: z_t + (t_next − t) v, accumulated in float32 and returned in the velocity's precision."""
-    dt = float(np.float32(t_next) - np.float32(t))
+    """z at t_next: z_t + (t_next − t) v, in the operations and precisions of diffusers' scheduler, so with the same bits.
+
+    The sum is made in float32; the product, and the result, have the velocity's precision.
+    """
+    dt = torch.tensor(np.float32(t_next) - np.float32(t), device=velocity.device)
     return (z_t.float() + dt * velocity).to(velocity.dtype)

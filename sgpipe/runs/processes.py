@@ -16,6 +16,8 @@ from sgpipe.params.compute import Compute
 
 _PATIENCE = timedelta(days=30)
 """How long a process waits for the others: shards may take very unequal times."""
+_LAUNCHED = "SGPIPE_LAUNCHED"
+"""Set for what `compute.launch` starts: a launcher of one process sets no rank by which to know it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def pick_device(name: str, local_index: int) -> torch.device:
 
 def launch(compute: Compute) -> None:
     """Replace this process by `compute.launch` running the same module with the same arguments, unless it already did."""
-    if not compute.launch or "LOCAL_RANK" in os.environ:
+    if not compute.launch or _LAUNCHED in os.environ or "LOCAL_RANK" in os.environ:
         return
     words = shlex.split(compute.launch)
     beside = Path(sys.executable).parent / words[0]
@@ -67,7 +69,7 @@ def launch(compute: Compute) -> None:
     spec = sys.modules["__main__"].__spec__
     if spec is None:
         raise ParamsError("compute.launch: start the stage as `python -m stages.<name>`")
-    sys.stdout.flush()
+    os.environ[_LAUNCHED] = "1"
     os.execv(program, [program, *words[1:], "-m", spec.name, *sys.argv[1:]])
 
 

@@ -87,13 +87,11 @@ def run_shards(
             dynamic_ncols=True,
         ) as bar:
             for shard in missing:
-                _make_whole(
-                    shard, folder, make, bar.update, f"{len(mine) - len(missing)} of {len(mine)} shards"
-                )
+                _make_whole(shard, folder, make, bar.update)
     processes.wait()
 
 
-def _make_whole(shard: Shard, folder: Path, make: Make, tick: Tick, found: str) -> None:
+def _make_whole(shard: Shard, folder: Path, make: Make, tick: Tick) -> None:
     temporary = folder / f".{shard.name}.{os.getpid()}.tmp"
     try:
         temporary.mkdir()
@@ -104,12 +102,13 @@ def _make_whole(shard: Shard, folder: Path, make: Make, tick: Tick, found: str) 
             os.close(descriptor)
         temporary.rename(folder / shard.name)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        kept = sum(1 for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        done = sum(1 for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         raise StateError(
-            f"{shard.name}: {error}; {kept} finished shards stay in {folder} ({found} of this process were there before); "
-            "mend the cause (`df -h`) and run the same command again"
+            f"{shard.name}: {error}; {done} finished shards stay in {folder}; mend the cause (`df -h`) and run the same "
+            "command again"
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

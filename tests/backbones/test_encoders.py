@@ -1,0 +1,80 @@
+"""Texts and pictures through their encoders, against the pipeline's own path."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+from PIL import Image
+
+from sgpipe.backbones.images import Scaling, crop_pixels, decode, encode
+from sgpipe.backbones.loading import load_module
+from sgpipe.backbones.text import TextEncoders
+from sgpipe.errors import DataError, ModelError
+from tests.tiny import TOKENS, backbone_of
+
+CPU = torch.device("cpu")
+TEXTS = ["a photo of dog above cat on a plain background", "", "ball"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("offload", ["none", "model"])
+def test_prompts_are_those_of_the_pipeline(schnell: Path, dtype, offload):
+    backbone = backbone_of(schnell, dtype=dtype)
+    mine = TextEncoders(backbone, CPU, offload).prompts(TEXTS)
+    pipeline = FluxPipeline.from_pretrained(
+        schnell, transformer=None, vae=None, torch_dtype=getattr(torch, dtype)
+    )
+    with torch.no_grad():
+        states, pooled, _ = pipeline.encode_prompt(TEXTS, None, max_sequence_length=TOKENS)
+    assert torch.equal(mine.encoder_hidden_states, states)
+    assert torch.equal(mine.pooled_projections, pooled)
+
+
+def test_concepts_are_the_word_tokens_of_a_padded_encoding(schnell: Path):
+    """'in front of' is three words of the tokenizer; the end token and the padding fall away, the first token never does."""
+    encoders = TextEncoders(backbone_of(schnell), CPU)
+    texts = ["dog", "in front of", ""]
+    whole = encoders.prompts(texts).encoder_hidden_states
+    concepts = encoders.concepts(texts)
+    assert [len(states) for states in concepts] == [1, 3, 1]
+    for states, row in zip(concepts, whole, strict=True):
+        assert torch.equal(states, row[: len(states)])
+
+
+def test_an_encoding_that_is_not_finite_names_its_text(schnell: Path):
+    encoders = TextEncoders(backbone_of(schnell), CPU)
+    encoders._t5.encoder.final_layer_norm.weight.data.fill_(float("inf"))
+    with pytest.raises(ModelError, match="text_encoder_2: its result for 'ball' is not finite"):
+        encoders.prompts(["ball"])
+
+
+def test_a_crop_on_whole_pixels_is_exact_and_a_larger_one_is_not_aliased():
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    assert np.array_equal(crop_pixels(pixels, (7.0, 3.0, 32.0, 32.0), 32), pixels[3:35, 7:39])
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    small = crop_pixels(stripes, (0.0, 0.0, 64.0, 64.0), 16).astype(float)
+    assert np.abs(small[:, 2:-2] - 127.5).max() < 3
+
+
+@pytest.mark.parametrize("box", [(30.0, 0.0, 31.0, 10.0), (-1.0, 0.0, 5.0, 5.0), (0.0, 45.0, 5.0, 9.0)])
+def test_a_crop_outside_the_image_is_refused(box):
+    with pytest.raises(DataError, match="not inside the image of 60 × 50"):
+        crop_pixels(np.zeros((50, 60, 3), dtype=np.uint8), box, 32)
+
+
+def test_pictures_go_through_the_vae_as_in_the_pipeline(schnell: Path):
+    pictures = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    vae, pipeline = load_module(backbone_of(schnell), "vae"), FluxPipeline.from_pretrained(schnell)
+    mean, std = encode(vae, list(pictures))
+    inputs = pipeline.image_processor.preprocess([Image.fromarray(picture) for picture in pictures])
+    posterior = pipeline.vae.encode(inputs).latent_dist
+    assert torch.equal(mean, posterior.mean) and torch.equal(std, posterior.std)
+    latents = torch.randn(2, 4, 16, 16)
+    scaling = Scaling.of(vae.config)
+    torch.testing.assert_close(scaling(scaling.inverse(latents)), latents)
+    decoded = pipeline.vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
+    theirs = pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")
+    assert np.array_equal(decode(vae, latents), np.stack([np.asarray(image) for image in theirs]))
