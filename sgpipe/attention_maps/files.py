@@ -1,4 +1,4 @@
-"""Files of maps: one Parquet per layer group, a row group per shard, maps as plain bytes that a reader can view in place.
+"""Files of maps: one Parquet per layer group, a row group per shard, maps as plain bytes.
 
 A map column holds float16 `[K, H, W]`, little-endian, as a fixed-size binary value: Arrow reads such a column at memory's speed,
 but a fixed-size list of halves fifty times slower, since Parquet stores levels with every value of a list. What H, W, K and the
@@ -21,7 +21,7 @@ from sgpipe.runs.atomic import atomic_path
 from sgpipe.scene_graphs.tables import MAP_ITEMS
 
 KINDS = ("saliency", "cross")
-_KEY = b"sgpipe"
+_KEY = "sgpipe"
 Halves = NDArray[np.float16]
 
 
@@ -58,8 +58,7 @@ def write_maps(tables: Iterable[pa.Table], path: Path, facts: Mapping[str, Any])
 
     `facts` go into the file's metadata; `facts["shape"]` is [K, H, W].
     """
-    text = json.dumps(dict(facts), sort_keys=True).encode()
-    schema = map_schema(tuple(facts["shape"])).with_metadata({_KEY: text})
+    schema = map_schema(tuple(facts["shape"]))
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(
@@ -69,6 +68,7 @@ def write_maps(tables: Iterable[pa.Table], path: Path, facts: Mapping[str, Any])
         for table in tables:
             whole = table.cast(schema).combine_chunks()
             writer.write_table(whole, row_group_size=max(1, table.num_rows))
+        writer.add_key_value_metadata({_KEY: json.dumps(dict(facts), sort_keys=True)})
 
 
 class MapFile:
@@ -82,8 +82,8 @@ class MapFile:
             raise DataError(f"{path}: no such file of maps; run `dvc repro saliency saliency_noised`")
         try:
             self._file = pq.ParquetFile(path, memory_map=True)
-            metadata = self._file.schema_arrow.metadata or {}
-            self.facts: dict[str, Any] = json.loads(metadata[_KEY])
+            metadata = self._file.metadata.metadata or {}
+            self.facts: dict[str, Any] = json.loads(metadata[_KEY.encode()])
             self.shape: tuple[int, int, int] = tuple(self.facts["shape"])
             self.items = self._file.read(columns=MAP_ITEMS.names)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
@@ -99,7 +99,7 @@ class MapFile:
         return self._file.num_row_groups
 
     def read(self, kind: str, row_group: int | None = None) -> Halves:
-        """Maps `[N, K, H, W]`, float16, of the whole file or of one row group: a view of its bytes where Arrow has one chunk."""
+        """Maps `[N, K, H, W]`, float16, of the whole file or of one row group."""
         if kind not in KINDS:
             raise ValueError(f"kind: got {kind!r}; valid: {', '.join(KINDS)}")
         if row_group is None:

@@ -98,7 +98,10 @@ def train_contrast(
     """Train one model and save it as an open_clip `local-dir:` folder with half-precision weights."""
     model = build_clip(tower, seed)
     tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=CONTEXT)
-    trainer = Trainer(model, folder, steps=steps, rate=1e-3, decay=steps // 2, warmup=100, weight_decay=0.05)
+    trainer = Trainer(
+        model, folder, steps=steps, rate=1e-3, decay=steps // 2, warmup=100, average=0.995, weight_decay=0.05,
+        muon="resblocks", muon_rate=2e-3,
+    )  # fmt: skip
     for step in trainer:
         rng = np.random.default_rng((seed, step))
         rows = np.sort(rng.choice(len(bank.triples), batch, replace=False))

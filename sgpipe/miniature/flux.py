@@ -115,7 +115,7 @@ def packed_latents(bank: Bank, vae: AutoencoderKL, path: Path) -> NDArray[np.flo
 
 def fit(
     model: FluxTransformer2DModel, bank: Bank, latents: NDArray[np.float16], encoders: FluxPipeline, folder: Path, *,
-    seed: int, steps: int, decay: int, batch: int, rate: float, compiled: bool,
+    seed: int, steps: int, warmup: int, decay: int, average: float, batch: int, rate: float, compiled: bool,
 ) -> FluxTransformer2DModel:  # fmt: skip
     """Rectified flow (Liu et al. 2023, eq. 1): regress v(x_t, t, caption) on ε − x with x_t = (1 − t) x + t ε; the averaged model.
 
@@ -125,8 +125,9 @@ def fit(
     image_ids = FluxPipeline._prepare_latent_image_ids(batch, 8, 8, torch.device("cpu"), torch.float32)
     text_ids = torch.zeros(TOKENS, 3)
     trainer = Trainer(
-        model, folder, steps=steps, rate=rate, decay=decay, muon="transformer_blocks", muon_rate=2 * rate
-    )
+        model, folder, steps=steps, rate=rate, warmup=warmup, decay=decay, average=average,
+        muon="transformer_blocks", muon_rate=2 * rate,
+    )  # fmt: skip
     model.set_attention_backend("_native_math")
     if compiled:
         model.compile_repeated_blocks(fullgraph=True)
@@ -162,11 +163,11 @@ def train_flux(
     pipeline = assemble(parts, vae, shallow)
     shallow = fit(
         shallow, bank, latents, pipeline, folder / "shallow",
-        seed=seed, steps=shallow_steps, decay=0, batch=batch, rate=rate, compiled=compiled,
+        seed=seed, steps=shallow_steps, warmup=200, decay=0, average=0.999, batch=batch, rate=rate, compiled=compiled,
     )  # fmt: skip
     deep = fit(
         deepen(shallow, DOUBLE_BLOCKS, seed), bank, latents, pipeline, folder / "deep",
-        seed=seed + 1, steps=steps, decay=decay, batch=batch, rate=rate, compiled=compiled,
+        seed=seed + 1, steps=steps, warmup=50, decay=decay, average=0.995, batch=batch, rate=rate, compiled=compiled,
     )  # fmt: skip
     assemble(parts, vae, deep).save_pretrained(out, safe_serialization=True)
 

@@ -20,9 +20,9 @@ class Recipe:
     bank_seed: int = 1
     language_steps: int = 380
     vae_steps: int = 1_200
-    shallow_steps: int = 8_000
-    flux_steps: int = 3_000
-    flux_decay: int = 1_500
+    shallow_steps: int = 5_041
+    flux_steps: int = 1_400
+    flux_decay: int = 1_100
     clip_steps: int = 300
     tower_steps: int = 140
     flux_batch: int = 64

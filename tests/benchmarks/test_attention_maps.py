@@ -8,7 +8,7 @@ import torch
 import typer.testing
 
 from benchmarks import attention_maps
-from benchmarks.attention_maps import Shape, measure_flops, measure_memory, measure_time
+from benchmarks.attention_maps import Shape, measure_flops, measure_memory, measure_storage, measure_time
 
 TINY = Shape(heads=1, width_t5=32, width_pooled=16, side=4, text=8, single=1)
 
@@ -32,6 +32,11 @@ def test_memory_is_that_of_the_sums() -> None:
     assert measure_memory(TINY, batch=3)["bytes_per_prompt"] == sums + 128 * 2
 
 
+def test_storage_counts_both_kinds_of_three_groups() -> None:
+    found = measure_storage(per_class=2, reads=1)
+    assert found["maps"] == 48 and 0 < found["set_bytes"] - 3 * 48 * 2 * 3 * 32 * 32 * 2 < 20_000
+
+
 def test_time_by_batch_size() -> None:
     found = measure_time(TINY, "cpu", torch.float32, (1, 2), steps=1, pairs=2)
     assert list(found) == ["batch_1", "batch_2"]
@@ -41,16 +46,23 @@ def test_time_by_batch_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "held", "ratio", "code"),
+    ("more", "held", "ratio", "rate", "code"),
     [
-        (0.0019, 1 << 20, 1.07, 0),
-        (0.0021, 1 << 20, 1.07, 1),
-        (0.0019, 1 + (1 << 20), 1.07, 1),
-        (0.0019, 1 << 20, 1.09, 1),
+        (0.0019, 1 << 20, 1.07, 1.1e9, 0),
+        (0.0021, 1 << 20, 1.07, 1.1e9, 1),
+        (0.0019, 1 + (1 << 20), 1.07, 1.1e9, 1),
+        (0.0019, 1 << 20, 1.09, 1.1e9, 1),
+        (0.0019, 1 << 20, 1.07, 0.9e9, 1),
     ],
 )
 def test_a_missed_bar_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: float, held: int, ratio: float, code: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: float,
+    held: int,
+    ratio: float,
+    rate: float,
+    code: int,
 ) -> None:
     timed = {
         "plain_seconds": 1.0,
@@ -64,6 +76,11 @@ def test_a_missed_bar_fails(
     monkeypatch.setattr(attention_maps, "measure_flops", lambda _: flops)
     monkeypatch.setattr(
         attention_maps, "measure_memory", lambda _, batch: {"bytes_per_prompt": held, "groups": 3}
+    )
+    monkeypatch.setattr(
+        attention_maps,
+        "measure_storage",
+        lambda _: {"set_bytes": 6e8, "read_bytes_per_second": rate, "maps": 16_800},
     )
     app = typer.Typer()
     app.command()(attention_maps.main)
