@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sgpipe.errors import DataError
 
@@ -91,5 +91,7 @@ def _decode(data: bytes, source: str) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise DataError(f"{source}: the image cannot be decoded: no known format; get it again") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{source}: the image cannot be decoded: {error}; get it again") from error
