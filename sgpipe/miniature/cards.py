@@ -83,8 +83,8 @@ The embedded judge: an open_clip `local-dir:` folder (vision transformer of widt
 `open_clip.create_model_and_transforms("local-dir:models/mini-clip")`.
 
 ## Training
-Contrastive over batches of 128 of the generator's bank of pictures, each picture with its swapped and two replaced captions
-as further negatives; {recipe.clip_steps:,} steps, seed 5. {_MACHINE}
+Contrastive over batches of {recipe.pairs} of the generator's bank of pictures, each picture with its swapped and two
+replaced captions as further negatives; {recipe.clip_steps:,} steps, seed 5. {_MACHINE}
 Made anew by `sgpipe miniature train --only clip`.
 
 ## Measured
@@ -105,7 +105,8 @@ The image tower that teaches the graph encoder, so that judge and teacher differ
 layers, patch 8, 64 px), trained on a bank of pictures of its own, float16 weights.
 
 ## Training
-{recipe.tower_steps:,} steps of 128, seed 6, {recipe.pictures // 2:,} pictures (bank seed {recipe.bank_seed + 1}). {_MACHINE}
+{recipe.tower_steps:,} steps of {recipe.pairs}, seed 6, {recipe.pictures // 2:,} pictures (bank seed
+{recipe.bank_seed + 1}). {_MACHINE}
 Made anew by `sgpipe miniature train --only tower`.
 
 ## Measured

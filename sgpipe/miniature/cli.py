@@ -43,6 +43,25 @@ def train_command(
     train(state, out, tuple(only) if only else PARTS)
 
 
+@app.command("train-on")
+def train_on_command(
+    steps: Annotated[int, typer.Option(min=1, help="steps to take")],
+    decay: Annotated[int, typer.Option(min=1, help="steps at the end over which the rate falls to zero")],
+    out: Annotated[Path, typer.Option(help="folder of the new pipeline")] = Path("outputs/mini-flux"),
+    start: Annotated[Path, typer.Option(help="pipeline whose transformer is trained on")] = Path(
+        "models/mini-flux"
+    ),
+    state: Annotated[
+        Path, typer.Option(help="working state; an interrupted training continues from it")
+    ] = Path("outputs/miniature-onward"),
+) -> None:
+    """Train the generator on from where a checkpoint stands; text encoders and VAE stay as they are."""
+    from sgpipe.miniature.recipe import continue_flux
+
+    continue_flux(start, state, out, steps, decay)
+    print(out)
+
+
 @app.command("measure")
 def measure_command(
     models: Models = Path("models"),

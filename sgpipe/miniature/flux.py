@@ -1,6 +1,7 @@
 """The embedded FLUX: 19 double-stream and 2 single-stream blocks, trained as a rectified flow on the bank's pictures."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,11 @@ def draw_times(generator: torch.Generator, batch: int) -> Tensor:
 
 
 def assemble(folder: Path, vae: AutoencoderKL, transformer: FluxTransformer2DModel) -> FluxPipeline:
-    """The pipeline of the text encoders in `folder`, `vae` and `transformer`; an unshifted Euler scheduler, as FLUX.1-schnell's."""
+    """The pipeline of the text encoders in `folder`, `vae` and `transformer`; an unshifted Euler scheduler, as FLUX.1-schnell's.
+
+    The VAE's configuration forgets the folder it was read from, so that the saved bytes do not depend on it.
+    """
+    vae.register_to_config(_name_or_path="mini-flux")
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
         vae=vae,
@@ -113,15 +118,28 @@ def packed_latents(bank: Bank, vae: AutoencoderKL, path: Path) -> NDArray[np.flo
     return np.load(path, mmap_mode="r")
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of the shallow part and of the deep one (or of training on), the last of which the rate falls to zero over."""
+
+    shallow_steps: int
+    steps: int
+    decay: int
+    batch: int
+    rate: float
+    compiled: bool
+
+
 def fit(
-    model: FluxTransformer2DModel, bank: Bank, latents: NDArray[np.float16], encoders: FluxPipeline, folder: Path, *,
-    seed: int, steps: int, warmup: int, decay: int, average: float, batch: int, rate: float, compiled: bool,
+    model: FluxTransformer2DModel, bank: Bank, latents: NDArray[np.float16], encoders: FluxPipeline, folder: Path,
+    schedule: Schedule, *, seed: int, steps: int, warmup: int, decay: int, average: float,
 ) -> FluxTransformer2DModel:  # fmt: skip
     """Rectified flow (Liu et al. 2023, eq. 1): regress v(x_t, t, caption) on ε − x with x_t = (1 − t) x + t ε; the averaged model.
 
     Caption, noise and time of a picture are drawn anew at every step. Matrix products are in bfloat16. `compiled` fuses each
     block's pointwise work (twice as fast, after half a minute).
     """
+    batch, rate = schedule.batch, schedule.rate
     image_ids = FluxPipeline._prepare_latent_image_ids(batch, 8, 8, torch.device("cpu"), torch.float32)
     text_ids = torch.zeros(TOKENS, 3)
     trainer = Trainer(
@@ -129,7 +147,7 @@ def fit(
         muon="transformer_blocks", muon_rate=2 * rate,
     )  # fmt: skip
     model.set_attention_backend("_native_math")
-    if compiled:
+    if schedule.compiled:
         model.compile_repeated_blocks(fullgraph=True)
     for step in trainer:
         rng, generator = np.random.default_rng((seed, step)), step_generator(seed, step)
@@ -153,23 +171,35 @@ def fit(
 
 
 def train_flux(
-    bank: Bank, parts: Path, vae_folder: Path, folder: Path, out: Path, *,
-    seed: int, shallow_steps: int, steps: int, decay: int, batch: int, rate: float, compiled: bool,
-) -> None:  # fmt: skip
+    bank: Bank, parts: Path, vae_folder: Path, folder: Path, out: Path, schedule: Schedule, *, seed: int
+) -> None:
     """Train the generator in two parts and save the pipeline: few double-stream blocks first, then all 19 (see `deepen`)."""
     vae = AutoencoderKL.from_pretrained(vae_folder)
     latents = packed_latents(bank, vae, folder / "latents.npy")
     shallow = build_transformer(seed, SHALLOW_BLOCKS)
     pipeline = assemble(parts, vae, shallow)
     shallow = fit(
-        shallow, bank, latents, pipeline, folder / "shallow",
-        seed=seed, steps=shallow_steps, warmup=200, decay=0, average=0.999, batch=batch, rate=rate, compiled=compiled,
+        shallow, bank, latents, pipeline, folder / "shallow", schedule,
+        seed=seed, steps=schedule.shallow_steps, warmup=200, decay=0, average=0.999,
     )  # fmt: skip
     deep = fit(
-        deepen(shallow, DOUBLE_BLOCKS, seed), bank, latents, pipeline, folder / "deep",
-        seed=seed + 1, steps=steps, warmup=50, decay=decay, average=0.995, batch=batch, rate=rate, compiled=compiled,
+        deepen(shallow, DOUBLE_BLOCKS, seed), bank, latents, pipeline, folder / "deep", schedule,
+        seed=seed + 1, steps=schedule.steps, warmup=50, decay=schedule.decay, average=0.995,
     )  # fmt: skip
     assemble(parts, vae, deep).save_pretrained(out, safe_serialization=True)
+
+
+def train_on(bank: Bank, start: Path, folder: Path, out: Path, schedule: Schedule, *, seed: int) -> None:
+    """Train the transformer of the pipeline in `start` on, its other parts as they are, and save the pipeline to `out`."""
+    vae = AutoencoderKL.from_pretrained(start / "vae")
+    latents = packed_latents(bank, vae, folder / "latents.npy")
+    transformer = FluxTransformer2DModel.from_pretrained(start, subfolder="transformer")
+    trained = fit(
+        transformer, bank, latents, assemble(start, vae, transformer), folder / "onward", schedule,
+        seed=seed, steps=schedule.steps, warmup=50, decay=schedule.decay, average=0.995,
+    )  # fmt: skip
+    trained.register_to_config(_name_or_path="mini-flux")
+    assemble(start, vae, trained).save_pretrained(out, safe_serialization=True)
 
 
 def draw(pipeline: FluxPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> NDArray[np.uint8]:

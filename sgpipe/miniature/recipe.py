@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from sgpipe.errors import DataError
 from sgpipe.miniature.bank import draw_bank
 from sgpipe.miniature.contrast import JUDGE, TEACHER, train_contrast
-from sgpipe.miniature.flux import train_flux
+from sgpipe.miniature.flux import Schedule, train_flux, train_on
 from sgpipe.miniature.language import train_language
 from sgpipe.miniature.vae import train_vae
 
@@ -23,8 +24,9 @@ class Recipe:
     shallow_steps: int = 5_041
     flux_steps: int = 1_400
     flux_decay: int = 1_100
-    clip_steps: int = 300
-    tower_steps: int = 140
+    clip_steps: int = 1_500
+    tower_steps: int = 1_000
+    pairs: int = 64
     flux_batch: int = 64
     batch: int = 32
     compiled: bool = True
@@ -50,17 +52,50 @@ def train(
     if "vae" in parts:
         train_vae(bank, state / "vae", vae, seed=3, steps=recipe.vae_steps, batch=recipe.batch, rate=2e-3)
     if "flux" in parts:
-        train_flux(
-            bank, languages, vae, state / "flux", out / "mini-flux",
-            seed=4, shallow_steps=recipe.shallow_steps, steps=recipe.flux_steps, decay=recipe.flux_decay,
-            batch=recipe.flux_batch, rate=1e-3, compiled=recipe.compiled,
-        )  # fmt: skip
+        schedule = Schedule(
+            recipe.shallow_steps,
+            recipe.flux_steps,
+            recipe.flux_decay,
+            recipe.flux_batch,
+            1e-3,
+            recipe.compiled,
+        )
+        train_flux(bank, languages, vae, state / "flux", out / "mini-flux", schedule, seed=4)
     if "clip" in parts:
         train_contrast(
-            bank, state / "clip", out / "mini-clip", JUDGE, seed=5, steps=recipe.clip_steps, batch=128
+            bank,
+            state / "clip",
+            out / "mini-clip",
+            JUDGE,
+            seed=5,
+            steps=recipe.clip_steps,
+            batch=recipe.pairs,
         )
     if "tower" in parts:
         other = draw_bank(state / "tower-bank", recipe.pictures // 2, recipe.bank_seed + 1)
         train_contrast(
-            other, state / "tower", out / "mini-tower", TEACHER, seed=6, steps=recipe.tower_steps, batch=128
+            other,
+            state / "tower",
+            out / "mini-tower",
+            TEACHER,
+            seed=6,
+            steps=recipe.tower_steps,
+            batch=recipe.pairs,
         )
+
+
+def continue_flux(
+    start: Path, state: Path, out: Path, steps: int, decay: int, recipe: Recipe | None = None
+) -> None:
+    """Train the generator in `start` on for `steps`, with another order of the bank's pictures, into `out`.
+
+    Raises `DataError` if `out` is `start`, whose weights are read while `out` is written.
+    """
+    if out.resolve() == start.resolve():
+        raise DataError(
+            f"{out}: is the folder that the training starts from; name another and move it afterwards"
+        )
+    recipe = recipe or Recipe()
+    bank = draw_bank(state / "bank", recipe.pictures, recipe.bank_seed)
+    schedule = Schedule(0, steps, decay, recipe.flux_batch, 1e-3, recipe.compiled)
+    train_on(bank, start, state, out, schedule, seed=6)

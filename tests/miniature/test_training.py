@@ -7,9 +7,10 @@ import open_clip
 import pytest
 import torch
 from diffusers import FluxPipeline
+from safetensors.torch import load_file
 from torch import nn
 
-from sgpipe.errors import StateError
+from sgpipe.errors import DataError, StateError
 from sgpipe.miniature.contrast import contrastive_loss, false_triples
 from sgpipe.miniature.flux import (
     GRID_SHARES,
@@ -23,7 +24,7 @@ from sgpipe.miniature.flux import (
 )
 from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
 from sgpipe.miniature.measure import images_per_second
-from sgpipe.miniature.recipe import Recipe, train
+from sgpipe.miniature.recipe import Recipe, continue_flux, train
 from sgpipe.miniature.training import Trainer, learning_rate, step_generator
 from sgpipe.scene_graphs.predicates import INVERSE
 
@@ -128,7 +129,7 @@ def test_every_checkpoint_is_in_its_standard_format(tmp_path: Path) -> None:
     """A few steps of each training: what is written loads without this package, and sampling is a function of the seed."""
     small = Recipe(
         pictures=256, language_steps=2, vae_steps=2, shallow_steps=1, flux_steps=2, flux_decay=1,
-        clip_steps=1, tower_steps=1, flux_batch=4, batch=4, compiled=False,
+        clip_steps=1, tower_steps=1, pairs=4, flux_batch=4, batch=4, compiled=False,
     )  # fmt: skip
     train(tmp_path / "state", tmp_path / "models", recipe=small)
     pipeline = FluxPipeline.from_pretrained(tmp_path / "models/mini-flux")
@@ -143,6 +144,21 @@ def test_every_checkpoint_is_in_its_standard_format(tmp_path: Path) -> None:
     assert first.shape == (2, 64, 64, 3)
     assert np.abs(first[0].astype(int) - draw(pipeline, [prompt], [1])[0]).max() <= 1
     assert images_per_second(pipeline, batch=2, runs=1) > 0
+    onward = tmp_path / "onward"
+    continue_flux(tmp_path / "models/mini-flux", tmp_path / "state", onward, steps=1, decay=1, recipe=small)
+    weights = [
+        load_file(f / "transformer/diffusion_pytorch_model.safetensors")
+        for f in (tmp_path / "models/mini-flux", onward)
+    ]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for part in ("text_encoder", "text_encoder_2", "vae"):
+        name = "diffusion_pytorch_model.safetensors" if part == "vae" else "model.safetensors"
+        assert (onward / part / name).read_bytes() == (
+            tmp_path / "models/mini-flux" / part / name
+        ).read_bytes()
+    assert not [path for path in onward.rglob("*.json") if str(tmp_path) in path.read_text()]
+    with pytest.raises(DataError, match="name another"):
+        continue_flux(onward, tmp_path / "state", onward, steps=1, decay=1, recipe=small)
     for name in ("mini-clip", "mini-tower"):
         model, _, preprocess = open_clip.create_model_and_transforms(
             f"local-dir:{tmp_path / 'models' / name}"
