@@ -29,7 +29,8 @@ class Maps(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="a concept of several words by its first token, as published, or by their mean"),
     ] = "first"
     side: Annotated[
-        int | None, Meta(ge=2, description="side of the stored maps; null keeps the model's own grid")
+        Annotated[int, Meta(ge=2)] | None,
+        Meta(description="side of the stored maps; null keeps the model's own grid"),
     ] = None
     batch_size: Annotated[int, Meta(ge=1, description="pictures per forward of the transformer")] = 16
     shard_size: Annotated[
@@ -45,12 +46,12 @@ class Saliency(Struct, frozen=True, forbid_unknown_fields=True):
     ] = "relational"
     steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to picture")] = 4
     counted: Annotated[
-        tuple[Annotated[int, Meta(ge=0)], ...] | None,
-        Meta(min_length=1, description="steps that count into the mean, from 0; null counts all"),
+        Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] | None,
+        Meta(description="steps that count into the mean, from 0; null counts all"),
     ] = None
     guidance: Annotated[
-        float | None,
-        Meta(ge=0, description="scale that a guidance-distilled transformer takes; null for others"),
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="scale that a guidance-distilled transformer takes; null for others"),
     ] = None
     pictures: Annotated[
         int, Meta(ge=1, description="pictures per class that are kept for the contact sheets")
@@ -78,8 +79,8 @@ class NoisedMaps(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(min_length=1, description="t of z_t = (1 − t) z_0 + t ε; the same ε at every t of a picture"),
     ]
     guidance: Annotated[
-        float | None,
-        Meta(ge=0, description="scale that a guidance-distilled transformer takes; null for others"),
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="scale that a guidance-distilled transformer takes; null for others"),
     ] = None
     seed: Annotated[int, Meta(ge=0, lt=1 << 31, description="seed of the noise")] = 0
 
