@@ -24,7 +24,7 @@ def write_sheet(title: str, rows: Sequence[Row], path: Path) -> None:
     """A page: a row per picture, then for each group its maps, brightness from each map's least to its greatest value."""
     groups = list(rows[0].maps)
     columns = 1 + sum(len(rows[0].concepts) for _ in groups)
-    figure = Figure(figsize=(1.05 * columns, 1.28 * len(rows) + 0.6), dpi=80)
+    figure = Figure(figsize=(1.05 * columns, 1.28 * len(rows) + 0.85), dpi=80)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         cells = iter(line)
@@ -50,6 +50,6 @@ def write_sheet(title: str, rows: Sequence[Row], path: Path) -> None:
             group, (0, 1.32), xycoords="axes fraction", fontsize=9, fontweight="bold", annotation_clip=False
         )
     figure.suptitle(title, fontsize=10, x=0.02, ha="left")
-    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.55 / figure.get_figheight(), 0.06, 0.2)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.8 / figure.get_figheight(), 0.06, 0.2)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
