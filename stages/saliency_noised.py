@@ -15,7 +15,7 @@ from sgpipe.params.load import read_section
 from sgpipe.params.maps import Maps, NoisedMaps
 from sgpipe.runs.command import run
 from sgpipe.scene_graphs.tables import PROMPTS, TRIPLES, read_table
-from stages.map_stage import make_maps
+from stages._maps import make_maps
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -130,7 +130,7 @@ def test_killed_or_dealt_over_processes_the_bytes_are_the_same(root: Path, name:
 
 
 def test_the_caches_serve_every_triple(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in COMMANDS:
+    for name in ("prompts", "negative_prompts", "latents"):
         stage(root, name)
     monkeypatch.chdir(root)
     backbone = read_section(root / "params.yaml", "backbone", Backbone)

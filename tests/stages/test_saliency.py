@@ -63,7 +63,7 @@ def test_a_noised_map_is_that_of_one_forward(cached: Path, monkeypatch: pytest.M
     torch.set_num_threads(1)
     backbone = read_section(Path("params.yaml"), "backbone", Backbone)
     file = MapFile(Path("outputs/saliency_noised/late.parquet"))
-    assert file.facts["blocks"] == GROUPS["late"] and file.facts["times"] == [0.25, 0.75]
+    assert file.facts["blocks"] == f"[{GROUPS['late']}]" and file.facts["times"] == [0.25, 0.75]
     row = file.items.slice(101, 1).to_pylist()[0]
     assert row["condition"] == "relational" and row["t"] == 0.75
     prompts = PromptCache([Path("outputs/prompts")], backbone)
