@@ -42,10 +42,10 @@ def sample_triple(rng: np.random.Generator, *, unseen: bool, predicate: str | No
     raise DataError(f"{predicate}: no pair of objects is {'held out' if unseen else 'left for training'}")
 
 
-def caption(rng: np.random.Generator, triple: Triple) -> str:
-    """A caption that leaves the roles open: both mention orders are equally frequent, two in five name no relation."""
+def caption(rng: np.random.Generator, triple: Triple, neutral: bool) -> str:
+    """A caption that leaves the roles open: both mention orders are equally frequent; a neutral one names no relation."""
     first, predicate, second = triple if rng.random() < 0.5 else triple[::-1]
-    if rng.random() < NEUTRAL:
+    if neutral:
         return neutral_prompt(first, second)
     return relational_prompt(first, predicate, second)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from sgpipe.miniature.bank import SIDE, Bank, caption
+from sgpipe.miniature.bank import NEUTRAL, SIDE, Bank, caption
+from sgpipe.miniature.coupling import Coupling
 from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, token_ids
 from sgpipe.miniature.training import Trainer, step_generator
 from sgpipe.miniature.vae import CHANNELS, encode
@@ -68,8 +69,10 @@ def deepen(shallow: FluxTransformer2DModel, double_blocks: int, seed: int) -> Fl
 GATES = (2, 5)
 """Of the six parts of `AdaLayerNormZero`'s projection (shift, scale, gate, each for attention and MLP), the gates."""
 UNIFORM = 0.3
-GRID_SHARES = (0.2, 0.35, 0.35, 0.1)
-"""Share of uniform times; of the others, shares of t = 1/4, 1/2, 3/4 and 1 (where there is little to learn but a mean picture)."""
+GRID_SHARES = (0.15, 0.25, 0.3, 0.3)
+"""Share of uniform times; of the others, shares of t = 1/4, 1/2, 3/4 and 1."""
+CANDIDATES = 16
+"""Pictures of one caption among which noise is assigned (see `coupling`)."""
 
 
 def draw_times(generator: torch.Generator, batch: int) -> Tensor:
@@ -142,6 +145,7 @@ def fit(
     batch, rate = schedule.batch, schedule.rate
     image_ids = FluxPipeline._prepare_latent_image_ids(batch, 8, 8, torch.device("cpu"), torch.float32)
     text_ids = torch.zeros(TOKENS, 3)
+    coupling = Coupling(bank, latents, CANDIDATES)
     trainer = Trainer(
         model, folder, steps=steps, rate=rate, warmup=warmup, decay=decay, average=average,
         muon="transformer_blocks", muon_rate=2 * rate,
@@ -151,10 +155,10 @@ def fit(
         model.compile_repeated_blocks(fullgraph=True)
     for step in trainer:
         rng, generator = np.random.default_rng((seed, step)), step_generator(seed, step)
-        rows = rng.integers(len(bank.triples), size=batch)
-        states, pooled = encode_texts(encoders, [caption(rng, bank.triples[row]) for row in rows])
-        clean = torch.from_numpy(latents[rows].astype(np.float32))
-        noise = torch.randn(clean.shape, generator=generator)
+        rows, neutral = rng.integers(len(bank.triples), size=batch), rng.random(batch) < NEUTRAL
+        texts = [caption(rng, bank.triples[row], plain) for row, plain in zip(rows, neutral, strict=True)]
+        states, pooled = encode_texts(encoders, texts)
+        clean, noise = coupling.draw(rng, generator, rows, neutral)
         times = draw_times(generator, batch)
         at = times[:, None, None]
         with torch.autocast("cpu", torch.bfloat16):

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from sgpipe.miniature.bank import caption, sample_triple
+from sgpipe.miniature.bank import NEUTRAL, caption, sample_triple
 from sgpipe.miniature.pictograms import NAMES
 from sgpipe.miniature.training import Trainer, step_generator
 from sgpipe.scene_graphs.predicates import PREDICATES, phrase
@@ -131,14 +131,14 @@ def train_language(folder: Path, out: Path, *, seed: int, steps: int, batch: int
     """Pre-train both encoders and save them with their tokenizers as `out/{text_encoder,text_encoder_2,tokenizer,tokenizer_2}`."""
     t5_tok = t5_tokenizer()
     sample = np.random.default_rng((seed, 1 << 20))
-    clip_tok = clip_tokenizer([caption(sample, sample_triple(sample, unseen=False)) for _ in range(20_000)])
+    clip_tok = clip_tokenizer([caption(sample, sample_triple(sample, unseen=False), sample.random() < NEUTRAL) for _ in range(20_000)])
     torch.manual_seed(seed)
     model = _Reading(build_t5(len(t5_tok)), build_clip(clip_tok), len(t5_tok))
     sentinel = t5_tok.convert_tokens_to_ids("<extra_id_0>")
     trainer = Trainer(model, folder, steps=steps, rate=2e-3, decay=steps // 2, warmup=50)
     for step in trainer:
         rng = np.random.default_rng((seed, step))
-        texts = [caption(rng, sample_triple(rng, unseen=False)) for _ in range(batch)]
+        texts = [caption(rng, sample_triple(rng, unseen=False), rng.random() < NEUTRAL) for _ in range(batch)]
         ids = token_ids(t5_tok, texts)
         hidden = torch.rand(ids.shape, generator=step_generator(seed, step)) < MASKED
         masked = ids.masked_fill(hidden & (ids > 2), sentinel)
