@@ -45,19 +45,24 @@ class Coupling:
     ) -> tuple[Tensor, Tensor]:
         """Latents `[B, 64, C]` of `rows` and the noise of each.
 
-        For every row, as many noises as candidates are drawn, of which the row itself is the first and the others are random
-        pictures of its caption; the assignment minimises Σ‖x − ε‖², that is, maximises Σ⟨x, ε⟩. The row keeps its own noise.
+        For every row, as many noises as candidates are drawn; the row itself is one of these, at a random position, among pictures
+        of its caption, all equally often if they are few. The assignment minimises Σ‖x − ε‖², that is, maximises Σ⟨x, ε⟩, and the
+        row keeps what its position got. (At a fixed position, the way the solver breaks ties would bias the noise.)
         """
         count, shape = self._candidates, self._latents.shape[1:]
         chosen = np.stack(
             [
-                np.concatenate(([row], rng.choice(self._same_caption(int(row), bool(plain)), count - 1)))
+                np.resize(rng.permutation(self._same_caption(int(row), bool(plain))), count)
                 for row, plain in zip(rows, neutral, strict=True)
             ]
         )
-        clean = torch.from_numpy(self._latents[chosen.ravel()].astype(np.float32)).view(len(rows), count, -1)
-        noise = torch.randn(clean.shape, generator=generator)
-        gains = (clean @ noise.transpose(1, 2)).numpy()
-        mine = [int(linear_sum_assignment(gain, maximize=True)[1][0]) for gain in gains]
-        picked = noise[torch.arange(len(rows)), torch.tensor(mine)]
-        return clean[:, 0].view(-1, *shape), picked.view(-1, *shape)
+        every = np.arange(len(rows))
+        place = (rng.random(chosen.shape) + (chosen == rows[:, None])).argmax(1)
+        chosen[every, place] = rows
+        pictures = torch.from_numpy(self._latents[chosen.ravel()].astype(np.float32))
+        pictures = pictures.view(len(rows), count, -1)
+        noise = torch.randn(pictures.shape, generator=generator)
+        gains = (pictures @ noise.transpose(1, 2)).numpy()
+        assigned = np.stack([linear_sum_assignment(gain, maximize=True)[1] for gain in gains])
+        clean, mine = pictures[every, place], noise[every, assigned[every, place]]
+        return clean.view(-1, *shape), mine.view(-1, *shape)

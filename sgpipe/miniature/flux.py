@@ -71,7 +71,7 @@ GATES = (2, 5)
 UNIFORM = 0.3
 GRID_SHARES = (0.15, 0.25, 0.3, 0.3)
 """Share of uniform times; of the others, shares of t = 1/4, 1/2, 3/4 and 1."""
-CANDIDATES = 16
+CANDIDATES = 24
 """Pictures of one caption among which noise is assigned (see `coupling`)."""
 
 

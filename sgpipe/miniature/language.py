@@ -131,7 +131,12 @@ def train_language(folder: Path, out: Path, *, seed: int, steps: int, batch: int
     """Pre-train both encoders and save them with their tokenizers as `out/{text_encoder,text_encoder_2,tokenizer,tokenizer_2}`."""
     t5_tok = t5_tokenizer()
     sample = np.random.default_rng((seed, 1 << 20))
-    clip_tok = clip_tokenizer([caption(sample, sample_triple(sample, unseen=False), sample.random() < NEUTRAL) for _ in range(20_000)])
+    clip_tok = clip_tokenizer(
+        [
+            caption(sample, sample_triple(sample, unseen=False), sample.random() < NEUTRAL)
+            for _ in range(20_000)
+        ]
+    )
     torch.manual_seed(seed)
     model = _Reading(build_t5(len(t5_tok)), build_clip(clip_tok), len(t5_tok))
     sentinel = t5_tok.convert_tokens_to_ids("<extra_id_0>")

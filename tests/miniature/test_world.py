@@ -89,7 +89,9 @@ def test_joined_cells_keep_objects_and_relations() -> None:
 
 def test_captions_leave_the_roles_open() -> None:
     rng = np.random.default_rng(0)
-    texts = Counter(caption(rng, ("dog", "left of", "cat"), neutral=rng.random() < NEUTRAL) for _ in range(4000))
+    texts = Counter(
+        caption(rng, ("dog", "left of", "cat"), neutral=rng.random() < NEUTRAL) for _ in range(4000)
+    )
     assert len(texts) == 4
     first = sum(count for text, count in texts.items() if text.startswith("a photo of dog"))
     assert abs(first / 4000 - 0.5) < 0.04
