@@ -21,9 +21,9 @@ class Recipe:
     bank_seed: int = 1
     language_steps: int = 380
     vae_steps: int = 1_200
-    shallow_steps: int = 5_041
-    flux_steps: int = 1_400
-    flux_decay: int = 1_100
+    shallow_steps: int = 9_300
+    flux_steps: int = 1_650
+    flux_decay: int = 1_350
     clip_steps: int = 1_500
     tower_steps: int = 1_000
     pairs: int = 64
