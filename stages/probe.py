@@ -17,8 +17,9 @@ from sgpipe.params.load import read_section, to_builtins
 from sgpipe.params.maps import Maps
 from sgpipe.params.probes import Probes
 from sgpipe.probes.data import MapSet, Pairs
-from sgpipe.probes.group import TABLE, write_group
+from sgpipe.probes.group import write_group
 from sgpipe.probes.pool import kept_at, run_units
+from sgpipe.probes.table import TABLE
 from sgpipe.probes.work import Bench, Result, units
 from sgpipe.runs.atomic import write_json
 from sgpipe.runs.command import run

@@ -15,8 +15,8 @@ from sgpipe.probes.probe import Probe
 from sgpipe.probes.store import save_weights
 from sgpipe.probes.work import TRACE, Bench, Result, Unit
 
-TABLE, BEST, NOISE_AWARE = "table.json", "best", "noise_aware"
-"""What a group's folder holds: its figures, its best probe and the noise-aware one."""
+BEST, NOISE_AWARE = "best", "noise_aware"
+"""Folders of a group's best probe and of the noise-aware one."""
 Get = Callable[[Unit], Result]
 
 
