@@ -40,7 +40,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before() -> None:
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
     assert not torch.equal(first.model[0].weight, other.model[0].weight)
-    assert first.val_accuracy > 0.9 and not first.model.training
+    assert first.val_accuracy > 0.8 and not first.model.training
 
 
 def test_fitting_leaves_the_global_generator_alone() -> None:
