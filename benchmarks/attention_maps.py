@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sgpipe.attention_maps import MapOptions, concept_stream
-from sgpipe.attention_maps.files import MapFile, map_table, write_maps
+from sgpipe.map_files.parquet import MapFile, map_table, write_maps
 from sgpipe.runs.atomic import write_json
 from sgpipe.scene_graphs.predicates import PREDICATES
 from sgpipe.scene_graphs.tables import MAP_ITEMS

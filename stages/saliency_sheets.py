@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import torch
 import typer
 
-from sgpipe.attention_maps.files import KINDS, MapFile
 from sgpipe.attention_maps.localisation import (
     Floats,
     boxes_in_crop,
@@ -24,6 +23,7 @@ from sgpipe.backbones.images import decode
 from sgpipe.backbones.layout import read_layout
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.source import locate
+from sgpipe.map_files.parquet import KINDS, MapFile
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.params.maps import Maps

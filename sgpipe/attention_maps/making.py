@@ -12,13 +12,13 @@ from torch import Tensor
 
 from sgpipe.attention_maps.accumulate import GroupMaps
 from sgpipe.attention_maps.concepts import concept_embeddings
-from sgpipe.attention_maps.files import map_bytes, map_table, write_maps
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.attention_maps.resize import resize_maps
 from sgpipe.attention_maps.stream import concept_stream
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.backbones.rectified_flow import interpolate, noise
+from sgpipe.map_files.parquet import map_bytes, map_table, write_maps
 from sgpipe.params.choices import Pooling
 from sgpipe.runs.shards import Make, Shard, Tick
 

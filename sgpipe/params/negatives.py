@@ -11,7 +11,8 @@ class Negatives(Struct, frozen=True, forbid_unknown_fields=True):
     confusions: Annotated[
         str | None,
         Meta(
-            description="JSON {class: {class: count}}, as the probes write it; null takes the built-in table"
+            description="JSON {class: {class: count}}, as probe_table writes it; a class that it leaves out, or all with {}, "
+            "takes the built-in table, as null does outside of DVC"
         ),
     ] = None
     choice: Annotated[

@@ -14,6 +14,7 @@ SECTIONS: Final[dict[str, str]] = {
     "maps": "sgpipe.params.maps:Maps",
     "saliency": "sgpipe.params.maps:Saliency",
     "saliency_noised": "sgpipe.params.maps:NoisedMaps",
+    "probes": "sgpipe.params.probes:Probes",
     "compute": "sgpipe.params.compute:Compute",
     "tracking": "sgpipe.params.tracking:Tracking",
 }

@@ -135,7 +135,7 @@ MAP_ITEMS: Final = pa.schema(
     ]
 )
 """What a map is of: the triple and its class, the prompt's condition and the class that it names (null: none), and t (null: the
-mean over a sampling). Files of maps add `saliency` and `cross`, see `sgpipe/attention_maps/files.py`."""
+mean over a sampling). Files of maps add `saliency` and `cross`, see `sgpipe/map_files/parquet.py`."""
 
 ROW_GROUP: Final = 1 << 17
 

@@ -29,7 +29,8 @@ def run(root: Path, *command: str) -> str:
 
 
 def clone(target: Path, data: Path) -> Path:
-    """The working tree's code in a fresh repository whose parameters name `data` and take what triples there are."""
+    """The working tree's code in a fresh repository whose parameters name `data`, take what triples there are and need no probes
+    for the negatives."""
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *COPIED],
         cwd=ROOT,
@@ -45,6 +46,8 @@ def clone(target: Path, data: Path) -> Path:
     params["data"]["root"] = str(data)
     params["curate"]["allow_short"] = True
     params["curate"]["quality"]["min_side"] = 4
+    params["negatives"]["confusions"] = "confusions.json"
+    (target / "confusions.json").write_text("{}")
     (target / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     run(target, "git", "init", "-q")
     author = ("-c", "user.name=a", "-c", "user.email=a@example.org")

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from sgpipe.attention_maps import MapOptions, concept_embeddings, concept_stream
-from sgpipe.attention_maps.files import MapFile
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.latent_cache import LatentCache
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.backbones.rectified_flow import interpolate, noise
+from sgpipe.map_files.parquet import MapFile
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.load import read_section
 from tests.stages.test_caches import COMMANDS, files, killed, root, run, set_params, stage  # noqa: F401

@@ -1,0 +1,94 @@
+"""Relation probes: which are fitted, how, and what controls stand beside them."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from sgpipe.params.cache_prompts import Condition
+
+Kind = Literal["mlp", "cnn", "wrn"]
+Feature = Literal["saliency", "cross", "concat", "triple", "diff"]
+Epochs = Annotated[int, Meta(ge=1)]
+
+
+class Fitting(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a probe is fitted. The batch size and the epochs are part of the result."""
+
+    batch_size: Annotated[int, Meta(ge=2, description="maps per step")] = 128
+    learning_rate: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="highest rate of AdamW: it rises for a fifth of the steps, then falls to 0",
+        ),
+    ] = 3e-3
+    weight_decay: Annotated[float, Meta(ge=0, description="of AdamW")] = 0.01
+    patience: Annotated[
+        int, Meta(ge=1, description="epochs without a better validation accuracy after which fitting stops")
+    ] = 4
+
+
+class NoiseAware(Struct, frozen=True, forbid_unknown_fields=True):
+    """The probe of noised maps that is told t, for the ranking loss."""
+
+    probe: Annotated[Kind, Meta(description="its architecture")] = "cnn"
+    feature: Annotated[Feature, Meta(description="its features")] = "concat"
+    epochs: Annotated[Epochs, Meta(description="most epochs")] = 10
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Meta(
+            min_length=1,
+            description="prompts whose maps it is fitted on; with wrong and neutral ones among them the word is no sure guide",
+        ),
+    ] = ("relational", "wrong", "neutral")
+
+    def __post_init__(self) -> None:
+        if len(set(self.conditions)) != len(self.conditions):
+            raise ValueError(f"conditions: got {list(self.conditions)}; name each once")
+
+
+class Probes(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `probes`: every probe of `epochs` is fitted on every feature, in every layer group, with every seed."""
+
+    epochs: Annotated[
+        dict[Kind, Epochs],
+        Meta(
+            min_length=1,
+            description="probes and the most epochs of each: mlp, cnn (TinyCNN), wrn (WRN-28-width)",
+        ),
+    ]
+    features: Annotated[
+        tuple[Feature, ...],
+        Meta(min_length=1, description="what a probe sees: one kind of map or a fusion of both"),
+    ] = ("saliency", "cross", "concat", "triple", "diff")
+    width: Annotated[int, Meta(ge=1, description="w of WRN-28-w")] = 1
+    seeds: Annotated[
+        int, Meta(ge=1, description="fits of each cell, each with another fold as its test set")
+    ] = 3
+    shuffled_seeds: Annotated[
+        int, Meta(ge=1, description="how many of these fits are repeated with shuffled labels")
+    ] = 1
+    folds: Annotated[
+        int,
+        Meta(
+            ge=3,
+            description="folds of name pairs: one is the test set, the next validation, the rest training",
+        ),
+    ] = 5
+    resamples: Annotated[
+        int, Meta(ge=100, description="bootstrap resamples of name pairs for the 95 % intervals")
+    ] = 1000
+    seed: Annotated[
+        int, Meta(ge=0, lt=1 << 31, description="seed of folds, weights, order and resamples")
+    ] = 0
+    fitting: Fitting = Fitting()
+    noise_aware: NoiseAware = NoiseAware()
+
+    def __post_init__(self) -> None:
+        if len(set(self.features)) != len(self.features):
+            raise ValueError(f"features: got {list(self.features)}; name each once")
+        if self.shuffled_seeds > self.seeds:
+            raise ValueError(
+                f"shuffled_seeds: got {self.shuffled_seeds}; valid: 1..{self.seeds}, as seeds is {self.seeds}"
+            )

@@ -1,0 +1,133 @@
+"""Maps as a probe reads them: labelled rows of a mapped file, gathered batch by batch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sgpipe.errors import DataError
+from sgpipe.map_files.parquet import KINDS, MapFile
+from sgpipe.params.probes import Feature
+from sgpipe.probes.fusion import KINDS_OF
+from sgpipe.scene_graphs.predicates import PREDICATE_INDEX, PREDICATES
+
+Indices = NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Inputs by row."""
+
+    def batch(self, rows: Indices) -> Tensor:
+        """Inputs of these rows, float32, on the CPU."""
+
+
+class Pairs:
+    """Classes and (subject, object) name pairs of triples: what folds are made of."""
+
+    def __init__(self, triples: pa.Table) -> None:
+        names = list(zip(triples["subject"].to_pylist(), triples["object"].to_pylist(), strict=True))
+        number = {pair: i for i, pair in enumerate(sorted(set(names)))}
+        self.names = sorted(number)
+        self.triple_ids: list[str] = triples["triple_id"].to_pylist()
+        self.predicates: list[str] = triples["predicate"].to_pylist()
+        self.of_row: Indices = np.array([number[pair] for pair in names], np.int64)
+        self.of_triple = dict(zip(self.triple_ids, self.of_row.tolist(), strict=True))
+
+
+class MapSet:
+    """A file of maps with the class and name pair of each row. Nothing is copied: batches are gathered from the mapped file.
+
+    classes: those of the file in the order of `PREDICATES`; labels `[N]`: index among them; `said` `[N]`: that of the class which
+    the prompt names (−1: none of them); conditions and t `[N]`; pairs `[N]`: as `Pairs` numbers them.
+    Raises `DataError` for a foreign class or triple and for maps that are not finite.
+    """
+
+    def __init__(self, path: Path, pairs: Pairs) -> None:
+        self.file = MapFile(path)
+        self.path, self.shape = path, self.file.shape
+        if not len(self.file):
+            raise DataError(f"{path}: holds no maps; run its stage again")
+        items = {name: self.file.items[name].to_pylist() for name in self.file.items.column_names}
+        foreign = sorted({name for name in items["predicate"] if name not in PREDICATE_INDEX}, key=str)
+        if foreign:
+            raise DataError(
+                f"{path}: classes {foreign} are none of the {len(PREDICATES)}; run its stage again"
+            )
+        self.triple_ids: list[str] = items["triple_id"]
+        lost = next((name for name in self.triple_ids if name not in pairs.of_triple), None)
+        if lost is not None:
+            raise DataError(f"{path}: triple {lost} is not among the map triples; run its stage again")
+        self.classes = tuple(name for name in PREDICATES if name in set(items["predicate"]))
+        index: Mapping[str | None, int] = {name: i for i, name in enumerate(self.classes)}
+        self.labels: Indices = np.array([index[name] for name in items["predicate"]], np.int64)
+        self.said: Indices = np.array([index.get(name, -1) for name in items["prompt_predicate"]], np.int64)
+        self.conditions = np.array(items["condition"], dtype=object)
+        self.t = np.array([np.nan if t is None else t for t in items["t"]], np.float32)
+        self.pairs: Indices = np.array([pairs.of_triple[name] for name in self.triple_ids], np.int64)
+        self._views = {
+            kind: [self.file.read(kind, group) for group in range(self.file.row_groups)] for kind in KINDS
+        }
+        sizes = [len(view) for view in self._views[KINDS[0]]]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._check_finite()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _check_finite(self) -> None:
+        for kind, views in self._views.items():
+            for start, view in zip(self._starts.tolist(), views, strict=False):
+                bad = ~np.isfinite(view).all(axis=(1, 2, 3))
+                if bad.any():
+                    row = start + int(bad.argmax())
+                    raise DataError(
+                        f"{self.path}: {kind} map of triple {self.triple_ids[row]} (row {row}, condition {self.conditions[row]}) "
+                        f"is not finite, as are {int(bad.sum())} of its row group; run its stage again"
+                    )
+
+    def expect(self, classes: Sequence[str], shape: Sequence[int], of: str) -> None:
+        """Raise `DataError` unless the maps have these classes and this shape, which are those of `of`."""
+        if tuple(shape) != tuple(self.shape):
+            raise DataError(
+                f"{self.path}: maps are {list(self.shape)} [K, H, W], those of {of} {list(shape)}"
+            )
+        if tuple(classes) != self.classes:
+            differ = sorted({*classes} ^ {*self.classes})
+            raise DataError(
+                f"{self.path}: other classes than those of {of}: {', '.join(differ)} in one of them only"
+            )
+
+    def gather(self, rows: Indices, kinds: Sequence[str]) -> Tensor:
+        """Maps `[B, kinds · K, H, W]` of these rows, float32."""
+        count, height, width = self.shape
+        halves = np.empty((len(rows), len(kinds) * count, height, width), np.float16)
+        group = np.searchsorted(self._starts, rows, side="right") - 1
+        for g in np.unique(group).tolist():
+            places = np.flatnonzero(group == g)
+            at = rows[places] - self._starts[g]
+            for i, kind in enumerate(kinds):
+                halves[places, i * count : (i + 1) * count] = self._views[kind][g][at]
+        return torch.from_numpy(halves).float()
+
+
+class MapSource:
+    """The maps that a feature needs, with t as a last channel where the probe is told it."""
+
+    def __init__(self, maps: MapSet, feature: Feature, timed: bool = False) -> None:
+        self.maps, self.kinds, self.timed = maps, KINDS_OF[feature], timed
+
+    def batch(self, rows: Indices) -> Tensor:
+        """Maps `[B, kinds · K (+ 1), H, W]`."""
+        maps = self.maps.gather(rows, self.kinds)
+        return with_time(maps, torch.from_numpy(self.maps.t[rows])) if self.timed else maps
+
+
+def with_time(maps: Tensor, t: Tensor) -> Tensor:
+    """Maps `[B, C, H, W]` and a channel that holds each one's t `[B]`."""
+    plane = t.to(maps)[:, None, None, None].expand(-1, 1, *maps.shape[2:])
+    return torch.cat([maps, plane], dim=1)

@@ -1,0 +1,182 @@
+"""Fitting a classifier by mini-batches, with early stopping on validation; the same bits on a CPU for the same seed."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from queue import Queue
+from threading import Thread
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sgpipe.errors import StateError
+from sgpipe.params.probes import Fitting
+from sgpipe.probes.data import Indices, Source
+
+Model = TypeVar("Model", bound=nn.Module)
+_AHEAD = 3
+"""Batches that are gathered while a GPU computes."""
+
+
+@dataclass
+class Clock:
+    """Seconds that fitting took and, of these, those in which it waited for maps."""
+
+    total: float = 0.0
+    waiting: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fitted(Generic[Model]):
+    """A fitted model in eval mode, with the weights of its best epoch on validation."""
+
+    model: Model
+    epochs: int
+    """Epochs run."""
+    best_epoch: int
+    val_accuracy: float
+    clock: Clock = field(default_factory=Clock)
+
+
+def cut(rows: Indices, size: int) -> list[Indices]:
+    """Rows in parts of at most `size` whose sizes differ by one at most: a batch norm never sees a last batch of one."""
+    return [part for part in np.array_split(rows, max(1, -(-len(rows) // size))) if len(part)]
+
+
+def _batches(
+    source: Source, parts: Sequence[Indices], device: torch.device, clock: Clock
+) -> Iterator[Tensor]:
+    """Inputs of each part on the device; a thread gathers ahead for a GPU. The wait for them is counted."""
+    if device.type == "cpu":
+        for part in parts:
+            start = time.perf_counter()
+            inputs = source.batch(part)
+            clock.waiting += time.perf_counter() - start
+            yield inputs
+        return
+    queue: Queue[Tensor | BaseException] = Queue(_AHEAD)
+
+    def gather() -> None:
+        try:
+            for part in parts:
+                queue.put(source.batch(part).pin_memory() if device.type == "cuda" else source.batch(part))
+        except BaseException as error:
+            queue.put(error)
+
+    Thread(target=gather, daemon=True).start()
+    for _ in parts:
+        start = time.perf_counter()
+        made = queue.get()
+        clock.waiting += time.perf_counter() - start
+        if isinstance(made, BaseException):
+            raise made
+        yield made.to(device, non_blocking=True)
+
+
+def _autocast(device: torch.device) -> Any:
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    source: Source,
+    rows: Indices,
+    device: torch.device,
+    clock: Clock | None = None,
+    size: int = 512,
+) -> NDArray[np.float64]:
+    """Logits `[N, classes]` of these rows, in eval mode."""
+    model.eval()
+    found = []
+    for inputs in _batches(source, cut(rows, size), device, clock or Clock()):
+        with _autocast(device):
+            found.append(model(inputs).double())
+    return torch.cat(found).cpu().numpy() if found else np.empty((0, 0))
+
+
+def scale(source: Source, rows: Indices, size: int = 512) -> tuple[Tensor, Tensor]:
+    """Mean and deviation `[C]` of every channel of these rows' inputs `[B, C, …]`, accumulated in float64."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for part in cut(rows, size):
+        values = source.batch(part).double().transpose(0, 1).flatten(1)
+        count += values.shape[1]
+        total, squares = total + values.sum(dim=1), squares + values.square().sum(dim=1)
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+
+
+def fit(
+    build: Callable[[], Model],
+    source: Source,
+    labels: Indices,
+    train: Indices,
+    val: Indices,
+    epochs: int,
+    config: Fitting,
+    seed: int,
+    device: torch.device,
+) -> Fitted[Model]:
+    """Fit `build()` on the rows `train` to `labels` `[N]` with AdamW and cross-entropy; keep the weights of the best epoch.
+
+    The rate rises and falls over `epochs` (Smith & Topin 2018); an epoch is better by validation accuracy, then by loss.
+    Weights, order and dropout are functions of `seed`; bfloat16 autocast on a GPU, float32 elsewhere. Raises `StateError` where
+    the loss is not finite.
+    """
+    began = time.perf_counter()
+    clock = Clock()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        model = build().to(device)
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=device.type != "mps",
+        )
+        steps = epochs * len(cut(train, config.batch_size))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.learning_rate, total_steps=steps + 1, pct_start=0.2
+        )
+        best, best_epoch, kept, epoch = (-1.0, -np.inf), 0, {}, 0
+        for epoch in range(1, epochs + 1):
+            model.train()
+            order = np.random.default_rng((seed, epoch)).permutation(train)
+            parts = cut(order, config.batch_size)
+            losses = torch.zeros((), device=device)
+            for part, inputs in zip(parts, _batches(source, parts, device, clock), strict=True):
+                with _autocast(device):
+                    loss = cross_entropy(model(inputs).float(), torch.from_numpy(labels[part]).to(device))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                losses += loss.detach()
+            if not losses.isfinite():
+                raise StateError(
+                    f"the loss is {losses.item()} in epoch {epoch}; lower probes.fitting.learning_rate"
+                )
+            score = _score(predict(model, source, val, device, clock), labels[val])
+            if score > best:
+                best, best_epoch = score, epoch
+                kept = {name: value.clone() for name, value in model.state_dict().items()}
+            elif epoch - best_epoch >= config.patience:
+                break
+        model.load_state_dict(kept)
+    clock.total = time.perf_counter() - began
+    return Fitted(model.eval(), epoch, best_epoch, best[0], clock)
+
+
+def _score(logits: NDArray[np.float64], labels: Indices) -> tuple[float, float]:
+    """Accuracy, and the negative loss that decides between equals."""
+    if not len(labels):
+        return 0.0, 0.0
+    top = logits.max(axis=1)
+    log_sum = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+    loss = (log_sum - logits[np.arange(len(labels)), labels]).mean()
+    return float((logits.argmax(axis=1) == labels).mean()), -float(loss)

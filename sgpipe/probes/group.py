@@ -1,0 +1,170 @@
+"""From the fits of a layer group to its figures: accuracy beside every control, the best probe, confusions, calibration."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgpipe.params.probes import Feature, Kind
+from sgpipe.probes.controls import word_trace
+from sgpipe.probes.data import Indices
+from sgpipe.probes.measures import confusion_matrix, interval, macro_f1
+from sgpipe.probes.noise_aware import NoiseAwareProbe, calibration, save_noise_aware
+from sgpipe.probes.probe import Probe
+from sgpipe.probes.store import save_weights
+from sgpipe.probes.work import TRACE, Bench, Result, Unit
+
+BEST, NOISE_AWARE = "best", "noise_aware"
+"""Folders of a group's best probe and of the noise-aware one."""
+Get = Callable[[Unit], Result]
+
+
+def _accuracies(results: Sequence[Result]) -> list[float]:
+    return [float((r.indices("predicted") == r.indices("labels")).mean()) for r in results]
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and deviation over seeds."""
+    return {"accuracy": float(np.mean(values)), "deviation": float(np.std(values, ddof=len(values) > 1))}
+
+
+def _pooled(results: Sequence[Result], name: str) -> Indices:
+    return np.concatenate([result.indices(name) for result in results])
+
+
+def _interval(bench: Bench, results: Sequence[Result]) -> list[float]:
+    rows = _pooled(results, "rows")
+    correct = _pooled(results, "predicted") == _pooled(results, "labels")
+    return list(interval(correct, bench.generated.pairs[rows], bench.params.resamples, bench.params.seed))
+
+
+def names_alone(bench: Bench, get: Get) -> dict[str, Any]:
+    """The linear probe on the two names: accuracy, its deviation and its interval."""
+    results = [get(Unit("names", i)) for i in range(bench.params.seeds)]
+    return {**_spread(_accuracies(results)), "interval": _interval(bench, results)}
+
+
+def _repeats(bench: Bench, get: Get, kind: Kind, feature: Feature) -> list[Result]:
+    return [get(Unit("cell", i, kind, feature)) for i in range(bench.params.seeds)]
+
+
+def cell(bench: Bench, get: Get, kind: Kind, feature: Feature, names: float) -> dict[str, Any]:
+    """One cell: accuracy, macro-F1, interval and sizes; each control; and what is left above the strongest one.
+
+    Selectivity compares like with like: accuracy on sampled pictures against shuffled labels and names alone, and on noised real
+    pictures accuracy under the true prompt against wrong prompts' accuracy towards their word. The headline is the least of these.
+    """
+    results = _repeats(bench, get, kind, feature)
+    mixed = [get(Unit("shuffled", i, kind, feature)) for i in range(bench.params.shuffled_seeds)]
+    figures = _spread(_accuracies(results))
+    confusion = confusion_matrix(
+        _pooled(results, "labels"), _pooled(results, "predicted"), len(bench.generated.classes)
+    )
+    trace = word_trace(bench.noised, _pooled(results, "noised_rows"), _pooled(results, "noised_predicted"))
+    controls = {
+        "shuffled": float(np.mean(_accuracies(mixed))),
+        "names": names,
+        "word": trace["wrong_towards_word"],
+    }
+    over = {
+        "shuffled": figures["accuracy"] - controls["shuffled"],
+        "names": figures["accuracy"] - controls["names"],
+        "word": trace["true"] - controls["word"],
+    }
+    probe = Probe(bench.config(Unit("cell", 0, kind, feature)))
+    return {
+        **figures,
+        "macro_f1": macro_f1(confusion),
+        "interval": _interval(bench, results),
+        "val_accuracy": float(np.mean([result.facts["val_accuracy"] for result in results])),
+        "sizes": {part: [result.facts[part] for result in results] for part in ("train", "val", "test")},
+        "parameters": sum(value.numel() for value in probe.parameters()),
+        "epochs": [result.facts["epochs"] for result in results],
+        "controls": controls,
+        "noised": trace,
+        "over": over,
+        "selectivity": min(over.values()),
+    }
+
+
+def noised(bench: Bench, unit: Unit, result: Result, probe: NoiseAwareProbe) -> dict[str, Any]:
+    """The fits on noised maps: what they follow, by condition and time, and how well calibrated they are where they were fitted."""
+    maps, rows = bench.noised, result.indices("noised_rows")
+    predicted, t = result.indices("noised_predicted"), maps.t[rows]
+    inside = result.tensors["fitted_on"].numpy()
+    logits = result.tensors["logits"].double().numpy()
+    temperatures = probe.temperatures(probe.times.new_tensor(t)).double().numpy()
+    own = bench.params.noise_aware
+    return {
+        "probe": own.probe,
+        "feature": own.feature,
+        "conditions": list(own.conditions if unit.what == "noise_aware" else TRACE),
+        "accuracy": float((predicted == maps.labels[rows])[inside].mean()),
+        "val_accuracy": result.facts["val_accuracy"],
+        "sizes": {part: result.facts[part] for part in ("train", "val", "test")},
+        "epochs": result.facts["epochs"],
+        "trace": word_trace(maps, rows, predicted),
+        "trace_by_time": {
+            f"{time:.4g}": word_trace(maps, rows[t == time], predicted[t == time]) for time in np.unique(t)
+        },
+        "calibration": calibration(
+            logits[inside], maps.labels[rows][inside], t[inside], temperatures[inside]
+        ),
+    }
+
+
+def _best(cells: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> tuple[Kind, Feature]:
+    """The cell of the highest mean validation accuracy; the test set has no say."""
+    every = [(kind, feature) for kind, row in cells.items() for feature in row]
+    return max(every, key=lambda at: cells[at[0]][at[1]]["val_accuracy"])  # type: ignore[return-value]
+
+
+def write_group(bench: Bench, group: str, get: Get, folder: Path) -> dict[str, Any]:
+    """Write the best probe and the noise-aware one into `folder`; return the group's figures."""
+    maps, params = bench.generated, bench.params
+    names = names_alone(bench, get)
+    cells = {
+        kind: {feature: cell(bench, get, kind, feature, names["accuracy"]) for feature in params.features}
+        for kind in params.epochs
+    }
+    kind, feature = _best(cells)
+    results = _repeats(bench, get, kind, feature)
+    repeat = int(np.argmax([result.facts["val_accuracy"] for result in results]))
+    unit = Unit("cell", repeat, kind, feature)
+    origin = {
+        name: maps.file.facts.get(name) for name in ("blocks", "backbone", "normalisation", "concept_tokens")
+    }
+    about = {"group": group, **origin, "repeat": repeat}
+    chosen = {
+        "probe": kind, "feature": feature, "accuracy": _accuracies(results)[repeat],
+        "val_accuracy": results[repeat].facts["val_accuracy"],
+    }  # fmt: skip
+    save_weights(results[repeat].weights, bench.config(unit), {**about, **chosen}, folder / BEST)
+    confusion = confusion_matrix(_pooled(results, "labels"), _pooled(results, "predicted"), len(maps.classes))
+    found = {
+        "group": group,
+        "classes": list(maps.classes),
+        "shape": list(maps.shape),
+        "pairs": len(bench.pairs.names),
+        "cells": cells,
+        "names": names,
+        "best": {**chosen, "repeat": repeat},
+        "confusion": confusion.tolist(),
+    }
+    for what in (NOISE_AWARE, "trace"):
+        unit = Unit(what if params.noise_aware.conditions != TRACE else NOISE_AWARE)
+        result = get(unit)
+        probe = restored(bench, unit, result)
+        found[what] = noised(bench, unit, result, probe)
+        if what == NOISE_AWARE:
+            save_noise_aware(probe, {**about, **found[what]}, folder / NOISE_AWARE)
+    return found
+
+
+def restored(bench: Bench, unit: Unit, result: Result) -> NoiseAwareProbe:
+    """The noise-aware probe of a kept fit."""
+    weights = result.weights
+    probe = NoiseAwareProbe(Probe(bench.config(unit)), weights["times"], weights["log_temperatures"])
+    probe.load_state_dict(weights)
+    return probe
