@@ -233,7 +233,7 @@ def test_images_that_do_not_fit_are_refused() -> None:
     block = Reconstruction(features=4, rows=12, patches=1, width=4, heads=1)
     graphs = [SceneGraph.of("dog", "on", "cat")]
     images = ImageFeatures(*(torch.zeros(1, *rest) for rest in ((5,), (1, 4), (1, 4), (1,))))
-    with pytest.raises(ModelError, match="vectors of width 4, the image tower of 5"):
+    with pytest.raises(ModelError, match="vectors of width 4, the images' have 5"):
         pretraining_losses(encoder, block, graphs, [(None, None)], names, images)
     with pytest.raises(DataError, match="2 graphs and 1 images"):
         pretraining_losses(encoder, block, graphs * 2, [(None, None)] * 2, names, images)
