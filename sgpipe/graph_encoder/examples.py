@@ -19,6 +19,8 @@ from sgpipe.scene_graphs.hashing import fraction, text_ids
 
 PARTS: Final = ("train", "development", "val")
 _CROP: Final = [f"crop_{name}" for name in "xywh"]
+_SEEN: Final = [*_CROP, "mirrored"]
+_MIRRORED: Final = {"left of": "right of", "right of": "left of"}
 _COLUMNS: Final = [
     "image_id", "relationship_id", "subject", "predicate", "object", "source", *_CROP,
     *(f"{side}{name}" for side in "so" for name in "xywh"),
@@ -27,9 +29,10 @@ _COLUMNS: Final = [
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of `frame`: names, `part` (one of `PARTS`), `source`, and `crop`, a number into `crops` (`image_id, crop_*, hidden_*`).
+    """Rows of `frame`: names, `part` (one of `PARTS`), `source`, and `crop`, a number into `crops`.
 
-    `hidden_*` is the box x0, y0, x1, y1, in 0–1 of the crop, that the masked loss hides: one end of one of the crop's relations.
+    `crops` has `image_id, crop_*, mirrored, x0, y0, x1, y1`; the last four are the box, in 0–1 of the crop as it is seen, that the
+    masked loss hides: one end of one of the crop's relations.
     """
 
     frame: pl.DataFrame
@@ -62,18 +65,19 @@ class Examples:
                 f"graph_encoder: {len(trained)} training relations for batches of {params.batch_size}; lower "
                 f"graph_encoder.batch_size, widen curate.quality, or give more data"
             )
+        held_out = ranked.filter(pl.col("part") == "development")
         val = pl.DataFrame(triples).filter(pl.col("split") == "val").with_columns(part=pl.lit("val"))
         columns = [*_COLUMNS, "part"]
-        frame = pl.concat(
-            [
-                trained.select(columns),
-                ranked.filter(pl.col("part") == "development").select(columns),
-                val.select(columns),
-            ]
-        )
-        frame = frame.sort("image_id", "relationship_id", "part")
-        where = frame.select("image_id", *_CROP).unique(maintain_order=True).with_row_index("crop")
-        frame = frame.join(where, on=["image_id", *_CROP], how="left", maintain_order="left")
+        frame = pl.concat([part.select(columns) for part in (trained, held_out, val)])
+        frame = frame.with_columns(mirrored=False)
+        if params.mirror:
+            turned = frame.filter(pl.col("part") == "train").with_columns(
+                pl.col("predicate").replace(_MIRRORED), mirrored=True
+            )
+            frame = pl.concat([frame, turned])
+        frame = frame.sort("image_id", "relationship_id", "part", "mirrored")
+        where = frame.select("image_id", *_SEEN).unique(maintain_order=True).with_row_index("crop")
+        frame = frame.join(where, on=["image_id", *_SEEN], how="left", maintain_order="left")
         first = frame.unique("crop", keep="first", maintain_order=True).sort("crop")
         return cls(frame, _hidden(first, params.seed))
 
@@ -110,5 +114,9 @@ def _hidden(first: pl.DataFrame, seed: int) -> pl.DataFrame:
     crop = first.select(_CROP).to_numpy().astype(np.float64)
     low = (box[:, :2] - crop[:, :2]) / crop[:, 2:]
     edges = np.concatenate([low, low + box[:, 2:] / crop[:, 2:]], axis=1).clip(0, 1)
+    mirrored = first["mirrored"].to_numpy()[:, None]
+    edges = np.where(
+        mirrored, np.stack([1 - edges[:, 2], edges[:, 1], 1 - edges[:, 0], edges[:, 3]], 1), edges
+    )
     hidden = {name: pl.Series(edges[:, i]) for i, name in enumerate(("x0", "y0", "x1", "y1"))}
-    return first.select("image_id", *_CROP).with_columns(**hidden)
+    return first.select("image_id", *_SEEN).with_columns(**hidden)

@@ -25,10 +25,11 @@ def feature_maker(
 ) -> Make:
     """What fills a shard: `item`, `patches`, `rest` `[n, P, F]` in float16 and `region` `[n, P]` of every crop that can be read.
 
-    A crop is squashed to the tower's square. `load` gives an image's pixels or raises `DataError`: then its crops are left out.
+    A crop is squashed to the tower's square, and mirrored where it says so. `load` gives an image's pixels or raises `DataError`:
+    then its crops are left out.
     """
-    where = crops.select("image_id", "crop_x", "crop_y", "crop_w", "crop_h").rows()
-    boxes = torch.from_numpy(crops.select("x0", "y0", "x1", "y1").to_numpy())
+    where = crops.select("image_id", "mirrored", "crop_x", "crop_y", "crop_w", "crop_h").rows()
+    boxes = torch.tensor(crops.select("x0", "y0", "x1", "y1").rows())
     side = tower.side
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
@@ -37,13 +38,13 @@ def feature_maker(
             items: list[int] = []
             pictures: list[NDArray[np.uint8]] = []
             for item in range(batch.start, batch.stop):
-                image, *box = where[item]
+                image, mirrored, *box = where[item]
                 try:
                     picture = crop_pixels(load(image), (box[0], box[1], box[2], box[3]), side)
                 except DataError:
                     continue
                 items.append(item)
-                pictures.append(picture)
+                pictures.append(picture[:, ::-1] if mirrored else picture)
             if items:
                 count = len(items)
                 one = torch.arange(count)

@@ -53,6 +53,16 @@ def _with(graph: SceneGraph, row: int, triple: tuple[int, str, int]) -> SceneGra
     return SceneGraph(graph.objects, (*graph.triples[:row], triple, *graph.triples[row + 1 :]))
 
 
+def restated(graph: SceneGraph, rng: np.random.Generator) -> SceneGraph:
+    """The same graph with each directional triple told from its other end half of the time: (o, inverse, s) for (s, p, o)."""
+    turned = rng.random(len(graph.triples)) < 0.5
+    triples = (
+        (o, INVERSE[p], s) if turn and p in INVERSE else (s, p, o)
+        for (s, p, o), turn in zip(graph.triples, turned.tolist(), strict=True)
+    )
+    return SceneGraph(graph.objects, tuple(triples))
+
+
 def same_graph(graphs: Sequence[SceneGraph]) -> Tensor:
     """True `[N, N]` where two graphs say the same in names, an inverse predicate read backwards: no negatives of each other."""
 

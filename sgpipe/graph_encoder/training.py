@@ -24,6 +24,7 @@ from sgpipe.graph_encoder.pretraining import (
     clamp_logit_scale,
     hard_negatives,
     pretraining_losses,
+    restated,
 )
 from sgpipe.params.graph_encoder import GraphEncoder
 from sgpipe.runs.atomic import atomic_path
@@ -98,7 +99,7 @@ def pretrain(learner: Learner, lessons: Lessons, params: GraphEncoder, state: Pa
         loss = losses["contrastive"] + params.masked_weight * losses["masked"]
         if not torch.isfinite(loss):
             raise StateError(
-                f"graph_encoder: the loss of step {step} is {float(loss)}; lower graph_encoder.rate ({params.rate:g})"
+                f"graph_encoder: the loss of step {step} is {loss.item()}; lower graph_encoder.rate ({params.rate:g})"
             )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, params)
@@ -122,7 +123,7 @@ def _losses(
 ) -> dict[str, Tensor]:
     rng = np.random.default_rng((params.seed, step))
     rows = rng.choice(lessons.rows, params.batch_size, replace=False).tolist()
-    graphs = [lessons.examples.graphs[row] for row in rows]
+    graphs = [restated(lessons.examples.graphs[row], rng) for row in rows]
     negatives = [hard_negatives(graph, rng) for graph in graphs]
     crop = torch.from_numpy(lessons.examples.crop[rows])
     images = lessons.images(rows, learner.head, device)

@@ -51,6 +51,9 @@ class GraphEncoder(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 1
     queries: Annotated[int, Meta(ge=1, description="queries of the attention that pools a picture")] = 8
     geometric: Annotated[bool, Meta(description="relations from boxes join the annotated ones")] = True
+    mirror: Annotated[
+        bool, Meta(description="each training crop once more as its mirror image, left and right exchanged")
+    ] = True
     graphs: Annotated[
         int, Meta(ge=0, description="training relations at most, drawn by hash; 0 takes all")
     ] = 0

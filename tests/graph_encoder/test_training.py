@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from sgpipe.backbones.images import crop_pixels
 from sgpipe.errors import DataError, ModelError, StateError
 from sgpipe.graph_encoder import training
 from sgpipe.graph_encoder.batches import batch_graphs
@@ -82,10 +83,13 @@ def tables() -> tuple[pa.Table, pa.Table, pa.Table]:
 
 
 def load(image_id: int) -> np.ndarray:
-    """Random pictures; that of image 7 is damaged."""
-    if image_id == 7:
-        raise DataError("damaged")
+    """Random pictures."""
     return np.random.default_rng(image_id).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+
+
+def damaged(examples: Examples) -> int:
+    """The image that cannot be read."""
+    return int(examples.crops["image_id"][40])
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +97,14 @@ def features(
     params: GraphEncoder, tower: ImageTower, examples: Examples, tmp_path_factory: pytest.TempPathFactory
 ) -> Features:
     made = tmp_path_factory.mktemp("features")
+
+    def read(image_id: int) -> np.ndarray:
+        if image_id == damaged(examples):
+            raise DataError("damaged")
+        return load(image_id)
+
     shards = cut("features", len(examples.crops), params.shard_size)
-    make = feature_maker(tower, load, examples.crops, params.tower_batch, "it")
+    make = feature_maker(tower, read, examples.crops, params.tower_batch, "it")
     for shard in shards:
         (made / shard.name).mkdir()
         make(shard, made / shard.name, lambda _: None)
@@ -131,8 +141,28 @@ def test_the_hidden_box_is_that_of_an_end_of_a_relation_of_its_crop(examples: Ex
         ends.append(
             ((pl.col("x0") - x0.clip(0, 1)).abs() < 1e-5) & ((pl.col("y1") - y1.clip(0, 1)).abs() < 1e-5)
         )
-    found = rows.group_by("crop").agg((ends[0] | ends[1]).any().alias("is_end"))
-    assert found["is_end"].all() and examples.crops.height == found.height
+    mirrored = pl.col("mirrored")
+    found = rows.filter(~mirrored).group_by("crop").agg((ends[0] | ends[1]).any().alias("is_end"))
+    assert found["is_end"].all() and found.height == (~examples.crops["mirrored"]).sum()
+
+
+def test_a_mirrored_example_exchanges_left_and_right_of_picture_and_graph(
+    tower: ImageTower, examples: Examples, features: Features
+) -> None:
+    trained = examples.frame.filter(pl.col("part") == "train")
+    assert not examples.frame.filter(pl.col("part") != "train")["mirrored"].any()
+    plain, turned = (trained.filter(pl.col("mirrored") == value) for value in (False, True))
+    told = {"left of": "right of", "right of": "left of"}
+    both = plain.join(turned, on="relationship_id", suffix="_turned")
+    assert len(both) == len(plain) == len(turned)
+    for row in both.to_dicts()[:40]:
+        assert row["predicate_turned"] == told.get(row["predicate"], row["predicate"])
+        assert (row["subject"], row["object"]) == (row["subject_turned"], row["object_turned"])
+    row = next(row for row in both.to_dicts() if row["image_id"] != damaged(examples))
+    image, *box = (row[name] for name in ("image_id", "crop_x", "crop_y", "crop_w", "crop_h"))
+    picture = crop_pixels(load(image), (box[0], box[1], box[2], box[3]), tower.side)
+    seen = tower.features(tower.pixels(picture[None, :, ::-1]))
+    assert (features.get("patches", [row["crop_turned"]]) - seen).abs().max() < 5e-3
 
 
 def test_features_are_those_of_each_crop_alone_and_blanking_reaches_the_tower(
@@ -140,11 +170,9 @@ def test_features_are_those_of_each_crop_alone_and_blanking_reaches_the_tower(
 ) -> None:
     assert (tower.patches, tower.width, tower.grid) == (16, 32, 4)
     unread = np.flatnonzero(~features.read)
-    assert set(examples.crops["image_id"].to_numpy()[unread]) == {7}
+    assert set(examples.crops["image_id"].to_numpy()[unread]) == {damaged(examples)}
     number = int(np.flatnonzero(features.read)[60])
     image, *box = examples.crops.select("image_id", "crop_x", "crop_y", "crop_w", "crop_h").row(number)
-    from sgpipe.backbones.images import crop_pixels
-
     pixels = tower.pixels(crop_pixels(load(image), (box[0], box[1], box[2], box[3]), tower.side)[None])
     alone = tower.features(pixels)
     assert (features.get("patches", [number]) - alone).abs().max() < 5e-3
