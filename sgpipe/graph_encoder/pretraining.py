@@ -53,6 +53,16 @@ def _with(graph: SceneGraph, row: int, triple: tuple[int, str, int]) -> SceneGra
     return SceneGraph(graph.objects, (*graph.triples[:row], triple, *graph.triples[row + 1 :]))
 
 
+def restated(graph: SceneGraph, rng: np.random.Generator) -> SceneGraph:
+    """The same graph with each directional triple told from its other end half of the time: (o, inverse, s) for (s, p, o)."""
+    turned = rng.random(len(graph.triples)) < 0.5
+    triples = (
+        (o, INVERSE[p], s) if turn and p in INVERSE else (s, p, o)
+        for (s, p, o), turn in zip(graph.triples, turned.tolist(), strict=True)
+    )
+    return SceneGraph(graph.objects, tuple(triples))
+
+
 def same_graph(graphs: Sequence[SceneGraph]) -> Tensor:
     """True `[N, N]` where two graphs say the same in names, an inverse predicate read backwards: no negatives of each other."""
 
@@ -159,16 +169,20 @@ def pretraining_losses(
     negatives: Sequence[Sequence[SceneGraph | None]],
     names: Names,
     images: ImageFeatures,
+    same_image: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Both losses of a batch, `contrastive` and `masked`. `negatives` holds as many places per graph, None where there is none."""
+    """Both losses of a batch, `contrastive` and `masked`. `negatives` holds as many places per graph, None where there is none.
+
+    `same_image` `[B, B]`: pairs that describe one image, which are no negatives of each other, as those of `same_graph` are not.
+    """
     if len(graphs) != len(images.pooled):
         raise DataError(
             f"pre-training: {len(graphs)} graphs and {len(images.pooled)} images; one image per graph is needed"
         )
     if encoder.config.embed != images.pooled.shape[1]:
         raise ModelError(
-            f"pre-training: the graph encoder gives vectors of width {encoder.config.embed}, the image tower of "
-            f"{images.pooled.shape[1]}; set graph_encoder.embed to the tower's"
+            f"pre-training: the graph encoder gives vectors of width {encoder.config.embed}, the images' have "
+            f"{images.pooled.shape[1]}; both must be of one width"
         )
     device = images.pooled.device
     false = [graph for row in negatives for graph in row if graph is not None]
@@ -179,11 +193,14 @@ def pretraining_losses(
     hard = vectors.new_zeros(*present.shape, vectors.shape[1]).index_put(
         present.nonzero(as_tuple=True), vectors[count:]
     )
+    same = same_graph(graphs)
+    if same_image is not None:
+        same = same | same_image
     contrastive = contrastive_loss(
         vectors[:count],
         F.normalize(images.pooled, dim=1),
         encoder.logit_scale.exp(),
-        same_graph(graphs).to(device),
+        same.to(device),
         hard,
         present,
     )

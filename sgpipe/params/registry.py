@@ -11,6 +11,7 @@ SECTIONS: Final[dict[str, str]] = {
     "backbone": "sgpipe.params.backbone:Backbone",
     "cache_prompts": "sgpipe.params.cache_prompts:CachePrompts",
     "cache_latents": "sgpipe.params.cache_latents:CacheLatents",
+    "graph_encoder": "sgpipe.params.graph_encoder:GraphEncoder",
     "maps": "sgpipe.params.maps:Maps",
     "saliency": "sgpipe.params.maps:Saliency",
     "saliency_noised": "sgpipe.params.maps:NoisedMaps",

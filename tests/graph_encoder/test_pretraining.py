@@ -27,6 +27,7 @@ from sgpipe.graph_encoder.pretraining import (
     hard_negatives,
     masked_loss,
     pretraining_losses,
+    restated,
     same_graph,
 )
 from sgpipe.graph_encoder.vocabulary import Vocabulary
@@ -108,6 +109,16 @@ def test_graphs_that_say_the_same_are_twins() -> None:
     ]
     kinds = torch.tensor([0, 0, 1, 2, 2, 3])
     assert torch.equal(same_graph(graphs), kinds[:, None] == kinds)
+
+
+def test_a_restated_graph_says_the_same() -> None:
+    graphs = [SceneGraph.of("dog", predicate, "cat") for predicate in PREDICATES]
+    seen = set()
+    for seed in range(8):
+        turned = [restated(graph, np.random.default_rng((seed, n))) for n, graph in enumerate(graphs)]
+        assert same_graph([*graphs, *turned])[: len(graphs), len(graphs) :].diagonal().all()
+        seen |= {graph.triples[0][1] for graph, each in zip(graphs, turned, strict=True) if graph != each}
+    assert seen == DIRECTIONAL
 
 
 def test_mask_hides_what_the_official_one_hides_but_for_its_two_faults(reference_dir: Path) -> None:
@@ -233,7 +244,7 @@ def test_images_that_do_not_fit_are_refused() -> None:
     block = Reconstruction(features=4, rows=12, patches=1, width=4, heads=1)
     graphs = [SceneGraph.of("dog", "on", "cat")]
     images = ImageFeatures(*(torch.zeros(1, *rest) for rest in ((5,), (1, 4), (1, 4), (1,))))
-    with pytest.raises(ModelError, match="vectors of width 4, the image tower of 5"):
+    with pytest.raises(ModelError, match="vectors of width 4, the images' have 5"):
         pretraining_losses(encoder, block, graphs, [(None, None)], names, images)
     with pytest.raises(DataError, match="2 graphs and 1 images"):
         pretraining_losses(encoder, block, graphs * 2, [(None, None)] * 2, names, images)

@@ -1,0 +1,111 @@
+"""A pre-trained encoder measured on relations it was not trained on."""
+
+from collections.abc import Sequence
+from typing import Any, Final, get_args
+
+import torch
+from torch import Tensor
+
+from sgpipe.graph_encoder.batches import GraphEncoding, Names, batch_graphs
+from sgpipe.graph_encoder.checkpoints import Encoder
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.graph_encoder.measures import direction_cosine, retrieval, true_above_swap
+from sgpipe.graph_encoder.open_vocabulary import NameTable
+from sgpipe.graph_encoder.pretraining import masked_loss, same_graph
+from sgpipe.graph_encoder.tokens import GraphTokenizer
+from sgpipe.graph_encoder.training import Learner, Lessons
+from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.scene_graphs.predicates import DIRECTIONAL, SYMMETRIC
+
+_CHUNK: Final = 256
+LAYOUTS: Final = get_args(GraphTokens.__annotations__["layout"].__origin__)
+
+
+@torch.no_grad()
+def measure(learner: Learner, lessons: Lessons) -> dict[str, Any]:
+    """Retrieval, true graphs against swapped ones, and the masked loss with and without the graph, of the rows of `lessons`.
+
+    `true_above_swap` has the share over `directional` classes, over the `others` whose swap is false too (null if none), by class.
+    """
+    device = next(learner.parameters()).device
+    graphs = [lessons.examples.graphs[row] for row in lessons.rows]
+    crop = torch.from_numpy(lessons.examples.crop[lessons.rows])
+    image, with_graph, without = _seen(learner, lessons, graphs, device)
+    true, swapped = (
+        _pooled(learner.encoder, each, lessons.names, device)
+        for each in (graphs, [graph.reversed() for graph in graphs])
+    )
+    same = same_graph(graphs) | (crop[:, None] == crop)
+    classes = [graph.triples[0][1] for graph in graphs]
+
+    def share(chosen: frozenset[str]) -> float | None:
+        at = torch.tensor([name in chosen for name in classes])
+        return true_above_swap(image[at], true[at], swapped[at]) if at.any() else None
+
+    present = frozenset(classes) - SYMMETRIC
+    return {
+        "retrieval": retrieval(true, image, same),
+        "true_above_swap": {
+            "directional": share(present & DIRECTIONAL),
+            "others": share(present - DIRECTIONAL),
+            "by_class": {name: share(frozenset([name])) for name in sorted(present)},
+            "directional_count": sum(name in DIRECTIONAL for name in classes),
+        },
+        "masked": {"with_graph": with_graph, "without_graph": without},
+    }
+
+
+def _pooled(encoder: Encoder, graphs: Sequence[SceneGraph], names: Names, device: torch.device) -> Tensor:
+    return encoder(batch_graphs(graphs, names).to(device)).pooled.cpu()
+
+
+def _seen(
+    learner: Learner, lessons: Lessons, graphs: Sequence[SceneGraph], device: torch.device
+) -> tuple[Tensor, float, float]:
+    """Vectors of the images, and the masked loss over all hidden patches given the graphs and given none."""
+    vectors, sums, hidden = [], [0.0, 0.0], 0
+    for start in range(0, len(graphs), _CHUNK):
+        rows = lessons.rows[start : start + _CHUNK].tolist()
+        images = lessons.images(rows, learner.head, device)
+        vectors.append(images.pooled.cpu())
+        count = int(images.region.sum())
+        hidden += count
+        own = learner.encoder(batch_graphs(graphs[start : start + _CHUNK], lessons.names).to(device))
+        for n, encoded in enumerate((own, _nothing(own))):
+            predicted = learner.reconstruction(images.rest, images.region, encoded)
+            sums[n] += float(masked_loss(predicted, images.patches, images.region)) * count
+    return torch.cat(vectors), sums[0] / max(1, hidden), sums[1] / max(1, hidden)
+
+
+def _nothing(encoded: GraphEncoding) -> GraphEncoding:
+    """The encoding without rows, as that of an empty graph."""
+    return GraphEncoding(
+        torch.zeros_like(encoded.local),
+        encoded.pooled,
+        torch.zeros_like(encoded.row),
+        torch.zeros_like(encoded.relation),
+        encoded.dropped,
+    )
+
+
+@torch.no_grad()
+def token_cosines(
+    encoder: Encoder, graphs: Sequence[SceneGraph], names: Names, texts: NameTable, seed: int
+) -> dict[str, dict[str, float]]:
+    """`direction_cosine` of the tokens of g⁺ and its swap in every layout that reads the encoder, through fresh projections.
+
+    The projections are a function of the seed, so that figures before and after a training differ by the encoder alone.
+    """
+    device = next(encoder.parameters()).device
+    swapped = [graph.reversed() for graph in graphs]
+    encoded = [encoder(batch_graphs(each, names).to(device)) for each in (graphs, swapped)]
+    found = {}
+    for layout in LAYOUTS:
+        torch.manual_seed(seed)
+        params = GraphTokens(layout=layout, relation="encoder")
+        tokenizer = GraphTokenizer(params, texts.width, text_scale=texts.rms, embed=encoder.config.embed).to(
+            device
+        )
+        tokens = [tokenizer(g, e, texts) for g, e in zip((graphs, swapped), encoded, strict=True)]
+        found[layout] = direction_cosine(*tokens)
+    return found

@@ -1,0 +1,90 @@
+"""Features of crops, made once by the image tower: of the whole crop, and of it with one object's box blanked."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sgpipe.backbones.cache_files import open_tensors, save_tensors
+from sgpipe.backbones.images import crop_pixels
+from sgpipe.errors import DataError
+from sgpipe.graph_encoder.masks import hidden_patches, hidden_pixels
+from sgpipe.graph_encoder.tower import ImageTower
+from sgpipe.runs.shards import Make, Shard, Tick
+
+_FILE = "features.safetensors"
+LoadImage = Callable[[int], NDArray[np.uint8]]
+
+
+def feature_maker(
+    tower: ImageTower, load: LoadImage, crops: pl.DataFrame, batch_size: int, encoder: str
+) -> Make:
+    """What fills a shard: `item`, `patches`, `rest` `[n, P, F]` in float16 and `region` `[n, P]` of every crop that can be read.
+
+    A crop is squashed to the tower's square, and mirrored where it says so. `load` gives an image's pixels or raises `DataError`:
+    then its crops are left out.
+    """
+    where = crops.select("image_id", "mirrored", "crop_x", "crop_y", "crop_w", "crop_h").rows()
+    boxes = torch.tensor(crops.select("x0", "y0", "x1", "y1").rows())
+    side = tower.side
+
+    def make(shard: Shard, folder: Path, tick: Tick) -> None:
+        made: dict[str, list[Tensor]] = {name: [] for name in ("item", "patches", "rest", "region")}
+        for batch in shard.batches(batch_size):
+            items: list[int] = []
+            pictures: list[NDArray[np.uint8]] = []
+            for item in range(batch.start, batch.stop):
+                image, mirrored, *box = where[item]
+                try:
+                    picture = crop_pixels(load(image), (box[0], box[1], box[2], box[3]), side)
+                except DataError:
+                    continue
+                items.append(item)
+                pictures.append(picture[:, ::-1] if mirrored else picture)
+            if items:
+                count = len(items)
+                one = torch.arange(count)
+                hidden = hidden_pixels(boxes[items], one, one >= 0, count, (side, side))
+                pixels = tower.pixels(np.stack(pictures))
+                blanked = pixels.masked_fill(hidden[:, None].to(pixels.device), 0.0)
+                made["item"].append(torch.tensor(items))
+                made["patches"].append(tower.features(pixels).half().cpu())
+                made["rest"].append(tower.features(blanked).half().cpu())
+                made["region"].append(hidden_patches(hidden, side // tower.grid))
+            tick(batch.stop - batch.start)
+        tensors = {name: torch.cat(parts) for name, parts in made.items() if parts}
+        save_tensors(tensors or {"item": torch.zeros(0, dtype=torch.int64)}, folder / _FILE, encoder)
+
+    return make
+
+
+class Features:
+    """Features by the number of a crop, out of the finished shards in `made`; files are mapped into memory."""
+
+    def __init__(self, shards: Sequence[Shard], made: Path, count: int, encoder: str) -> None:
+        self._open = [open_tensors(made / shard.name / _FILE, encoder) for shard in shards]
+        self._place: dict[int, tuple[int, int]] = {}
+        for number, shard in enumerate(self._open):
+            for row, item in enumerate(shard["item"].tolist()):
+                self._place[item] = (number, row)
+        self.read = np.zeros(count, dtype=bool)
+        self.read[list(self._place)] = True
+        if not self._place:
+            raise DataError(f"graph_encoder: none of {count} crops could be read; run `dvc repro curate`")
+
+    def get(self, name: str, crops: Sequence[int]) -> Tensor:
+        """`patches`, `rest` (float32) or `region` of crops, in their order, on the CPU."""
+        rows = torch.stack(
+            [self._open[shard][name][row] for shard, row in map(self._place.__getitem__, crops)]
+        )
+        return rows.float() if rows.is_floating_point() else rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Patches of a crop and width of a feature."""
+        found = next(shard["patches"] for shard in self._open if len(shard["item"]))
+        return found.shape[1], found.shape[2]

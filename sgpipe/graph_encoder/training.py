@@ -1,0 +1,138 @@
+"""The pre-training as a loop that a kill does not disturb: every draw is a function of (seed, step)."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sgpipe.errors import StateError
+from sgpipe.graph_encoder.batches import Names
+from sgpipe.graph_encoder.checkpoints import Encoder
+from sgpipe.graph_encoder.examples import Examples
+from sgpipe.graph_encoder.features import Features
+from sgpipe.graph_encoder.image_head import ImageHead
+from sgpipe.graph_encoder.pretraining import (
+    ImageFeatures,
+    Reconstruction,
+    clamp_logit_scale,
+    hard_negatives,
+    pretraining_losses,
+    restated,
+)
+from sgpipe.params.graph_encoder import GraphEncoder
+from sgpipe.runs.atomic import atomic_path
+
+SAVE_SECONDS: Final = 20.0
+_CHECKPOINT: Final = "training.pt"
+Log = Callable[[int, Mapping[str, float]], None]
+
+
+class Learner(nn.Module):
+    """What is trained together: the graph encoder, the head that pools the tower's patches, the reconstruction block."""
+
+    def __init__(
+        self, encoder: Encoder, shape: tuple[int, int], params: GraphEncoder, device: torch.device
+    ) -> None:
+        super().__init__()
+        patches, features = shape
+        self.encoder = encoder
+        self.head = ImageHead(features, patches, encoder.config.embed, params.queries)
+        self.reconstruction = Reconstruction(features, 3 * encoder.config.embed, patches)
+        self.to(device)
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What is learned from: `rows` of `examples`, features of their crops, and what names mean to the encoder."""
+
+    examples: Examples
+    features: Features
+    rows: NDArray[np.int64]
+    names: Names
+
+    def images(self, rows: Sequence[int], head: ImageHead, device: torch.device) -> ImageFeatures:
+        """Features of the crops of these rows."""
+        crops = self.examples.crop[rows].tolist()
+        patches, rest, region = (
+            self.features.get(name, crops).to(device) for name in ("patches", "rest", "region")
+        )
+        return ImageFeatures(head(patches), patches, rest, region)
+
+
+def learning_rate(step: int, params: GraphEncoder) -> float:
+    """Linear warm-up over a twentieth of the steps, constant, linear decay over the last two fifths."""
+    done = step / params.steps
+    return params.rate * min(1.0, (step + 1) / max(1, params.steps // 20), (1 - done) / 0.4)
+
+
+def _optimizer(learner: Learner, params: GraphEncoder) -> torch.optim.AdamW:
+    matrices = [p for p in learner.parameters() if p.ndim >= 2]
+    others = [p for p in learner.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": params.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, params.rate, betas=(0.9, 0.98))
+
+
+def pretrain(learner: Learner, lessons: Lessons, params: GraphEncoder, state: Path, log: Log) -> None:
+    """Train in place, from `state`'s checkpoint if there is one. Raises `StateError` for a loss that is not finite."""
+    device = next(learner.parameters()).device
+    optimizer, file = _optimizer(learner, params), state / _CHECKPOINT
+    first = 0
+    if file.is_file():
+        stored = torch.load(file, map_location=device, weights_only=True)
+        learner.load_state_dict(stored["learner"])
+        optimizer.load_state_dict(stored["optimizer"])
+        first = int(stored["step"])
+    learner.train()
+    saved = time.monotonic()
+    for step in tqdm(range(first, params.steps), total=params.steps, initial=first, unit="step"):
+        losses = _losses(learner, lessons, params, step, device)
+        loss = losses["contrastive"] + params.masked_weight * losses["masked"]
+        if not torch.isfinite(loss):
+            raise StateError(
+                f"graph_encoder: the loss of step {step} is {loss.item()}; lower graph_encoder.rate ({params.rate:g})"
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, params)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+        optimizer.step()
+        clamp_logit_scale(learner.encoder)
+        if step % 20 == 0 or step + 1 == params.steps:
+            log(step, {name: float(value.detach()) for name, value in losses.items()})
+        if time.monotonic() - saved > SAVE_SECONDS or step + 1 == params.steps:
+            with atomic_path(file) as temporary:
+                content = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save({**content, "step": step + 1}, temporary)
+            saved = time.monotonic()
+    learner.eval()
+
+
+def _losses(
+    learner: Learner, lessons: Lessons, params: GraphEncoder, step: int, device: torch.device
+) -> dict[str, Tensor]:
+    rng = np.random.default_rng((params.seed, step))
+    rows = rng.choice(lessons.rows, params.batch_size, replace=False).tolist()
+    graphs = [restated(lessons.examples.graphs[row], rng) for row in rows]
+    negatives = [hard_negatives(graph, rng) for graph in graphs]
+    crop = torch.from_numpy(lessons.examples.crop[rows])
+    images = lessons.images(rows, learner.head, device)
+    return pretraining_losses(
+        learner.encoder,
+        learner.reconstruction,
+        graphs,
+        negatives,
+        lessons.names,
+        images,
+        same_image=crop[:, None] == crop,
+    )
