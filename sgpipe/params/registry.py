@@ -14,6 +14,8 @@ SECTIONS: Final[dict[str, str]] = {
     "maps": "sgpipe.params.maps:Maps",
     "saliency": "sgpipe.params.maps:Saliency",
     "saliency_noised": "sgpipe.params.maps:NoisedMaps",
+    "graph_tokens": "sgpipe.params.graph_tokens:GraphTokens",
+    "lora": "sgpipe.params.lora:Lora",
     "compute": "sgpipe.params.compute:Compute",
     "tracking": "sgpipe.params.tracking:Tracking",
 }
