@@ -132,7 +132,7 @@ def try_recipe(
     start = time.perf_counter()
     fitted = fit(resolved, Denoiser.load(backbone, processes.device), backbone, data, folder, processes, {})
     trained = time.perf_counter() - start
-    planar = [each for each in data.held_out if each.graph.triples[0][1] in PLANAR]
+    planar = [each for each in data.held_out if each.predicate in PLANAR]
     generator = GraphGenerator.load(backbone.model, folder / "adapter", backbone=backbone)
     last = fitted.history.controls[-1]
     return {
@@ -141,7 +141,7 @@ def try_recipe(
         "val_preferred": last["preferred"],
         "steps": float(fitted.steps),
         "seconds": trained,
-        "seconds_per_step": fitted.spent / fitted.steps,
+        "seconds_per_step": fitted.spent / fitted.taken,
     }
 
 

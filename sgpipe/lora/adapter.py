@@ -8,7 +8,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ from sgpipe.backbones.loading import load_plain
 from sgpipe.backbones.source import identity
 from sgpipe.errors import ModelError
 from sgpipe.graph_encoder.checkpoints import load_encoder, load_strictly, save_encoder
+from sgpipe.lora.arms import Arm
 from sgpipe.lora.conditioning import GraphConditioner, read_encoder
 from sgpipe.lora.model import GraphLora
 from sgpipe.lora.targeting import attach, count, plain_name, target_modules
 from sgpipe.params.backbone import Backbone
-from sgpipe.params.graph_tokens import GraphTokens
 from sgpipe.params.load import decode, to_builtins
-from sgpipe.params.lora import Lora
 from sgpipe.runs.atomic import atomic_path, write_json
 
 LORA_FILE, TOKENS_FILE, ENCODER, ABOUT = (
@@ -37,31 +35,6 @@ LORA_FILE, TOKENS_FILE, ENCODER, ABOUT = (
     "adapter.json",
 )
 _PREFIX = "transformer"
-_PLACE = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What one arm trains, in canonical form: equal meanings are equal here. `graph_tokens` is None for graphs in words."""
-
-    name: str
-    lora: Lora
-    graph_tokens: GraphTokens | None
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        tokens = None if self.graph_tokens is None else to_builtins(self.graph_tokens)
-        return {"arm": self.name, "lora": to_builtins(self.lora), "graph_tokens": tokens}
-
-    @classmethod
-    def read(cls, plain: Mapping[str, Any], source: str) -> "Arm":
-        """From what `plain` gave. Raises `ParamsError` naming the key at fault."""
-        tokens = plain["graph_tokens"]
-        return cls(
-            plain["arm"],
-            decode("lora", plain["lora"], Lora, source),
-            None if tokens is None else decode("graph_tokens", tokens, GraphTokens, source),
-        )
 
 
 def base_identity(backbone: Backbone) -> dict[str, Any]:

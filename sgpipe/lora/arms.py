@@ -1,16 +1,20 @@
 """What `lora` and `graph_tokens` mean for each arm, written one way, so that two spellings of a meaning train once."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from msgspec.structs import replace
 
 from sgpipe.backbones.rectified_flow import generator
-from sgpipe.errors import ParamsError
-from sgpipe.lora.adapter import Arm
+from sgpipe.errors import DataError, ParamsError
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.params.load import decode, to_builtins
 from sgpipe.params.lora import (
     Conditions,
     Lora,
@@ -21,8 +25,38 @@ from sgpipe.params.lora import (
     Times,
     Weighted,
 )
+from sgpipe.params.maps import Maps
 
 _NO_BLOCKS = Blocks(())
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one arm trains, in canonical form: equal meanings are equal here.
+
+    `graph_tokens` is None for graphs in words, `maps` where no loss reads saliency maps.
+    """
+
+    name: str
+    lora: Lora
+    graph_tokens: GraphTokens | None
+    maps: Maps | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        parts = {"lora": self.lora, "graph_tokens": self.graph_tokens, "maps": self.maps}
+        return {"arm": self.name, **{key: to_builtins(part) for key, part in parts.items()}}
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any], source: str) -> "Arm":
+        """From what `plain` gave. Raises `ParamsError` naming the key at fault."""
+        tokens, maps = plain["graph_tokens"], plain["maps"]
+        return cls(
+            plain["arm"],
+            decode("lora", plain["lora"], Lora, source),
+            None if tokens is None else decode("graph_tokens", tokens, GraphTokens, source),
+            None if maps is None else decode("maps", maps, Maps, source),
+        )
 
 
 def random_blocks(chosen: Sequence[int], count: int, seed: int, key: str) -> tuple[int, ...]:
@@ -40,7 +74,7 @@ def random_blocks(chosen: Sequence[int], count: int, seed: int, key: str) -> tup
             return drawn
 
 
-def resolve(name: str, lora: Lora, tokens: GraphTokens, backbone: Backbone) -> Arm:
+def resolve(name: str, lora: Lora, tokens: GraphTokens, backbone: Backbone, maps: Maps | None = None) -> Arm:
     """The arm of this name in canonical form. Raises `ParamsError` for blocks that the model lacks.
 
     Block sets become ascending indices, targets take one order, and what a choice leaves without effect its default value:
@@ -78,8 +112,8 @@ def resolve(name: str, lora: Lora, tokens: GraphTokens, backbone: Backbone) -> A
             conditions=Conditions(neutral=0.0, relational=1.0),
             optimiser=replace(lora.optimiser, token_rate=1.0),
         )
-        return Arm(name, plain, None)
-    return Arm(name, plain, tokens)
+        return Arm(name, plain, None, _maps(plain.losses, maps))
+    return Arm(name, plain, tokens, _maps(plain.losses, maps))
 
 
 def _losses(losses: Losses) -> Losses:
@@ -92,7 +126,34 @@ def _losses(losses: Losses) -> Losses:
     )
 
 
+def _maps(losses: Losses, maps: Maps | None) -> Maps | None:
+    """What the losses read of `maps`: their groups, and how maps are made."""
+    wanted = {term.group for term in (losses.ranking, losses.saliency) if term.weight}
+    if not wanted:
+        return None
+    groups = maps.groups if maps is not None else {}
+    if lacking := sorted(wanted - groups.keys()):
+        raise ParamsError(
+            f"lora.losses: group {lacking[0]!r} is not in maps.groups; valid: {', '.join(groups) or 'none'}"
+        )
+    assert maps is not None
+    used = {name: blocks for name, blocks in groups.items() if name in wanted}
+    return Maps(used, maps.normalisation, maps.concept_tokens, maps.side)
+
+
 def _times(times: Times) -> Times:
     if times.density == "uniform":
         return Times(low=times.low, high=times.high)
     return times
+
+
+def read_arm(path: Path) -> Arm:
+    """What stage `resolve` wrote for an arm. Raises `DataError` where there is none."""
+    try:
+        return Arm.read(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; name the arm in lora.arms and run `dvc repro resolve`"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is no resolved arm ({error}); run `dvc repro resolve`") from None

@@ -16,7 +16,6 @@ from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
 from sgpipe.lora.conditioning import name_table
 from sgpipe.params.backbone import Backbone
 from sgpipe.scene_graphs.hashing import fraction, text_ids
-from sgpipe.scene_graphs.predicates import PREDICATE_INDEX
 from sgpipe.scene_graphs.tables import NEGATIVES, PROMPTS, TRIPLES, read_table
 
 
@@ -31,9 +30,9 @@ class Example:
     concepts: tuple[str, ...]
 
     @property
-    def label(self) -> int:
-        """Class of the graph's predicate."""
-        return PREDICATE_INDEX[self.graph.triples[0][1]]
+    def predicate(self) -> str:
+        """Class of the graph's relation."""
+        return self.graph.triples[0][1]
 
 
 @dataclass(frozen=True)

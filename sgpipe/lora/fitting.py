@@ -1,6 +1,5 @@
 """One arm from its inputs to its adapters: what the stage and the recipe search both run."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +8,8 @@ from typing import Any
 
 from sgpipe.attention_maps import MapOptions
 from sgpipe.backbones.denoiser import Denoiser
-from sgpipe.lora.adapter import Arm, build, counts, save_adapter
+from sgpipe.lora.adapter import build, counts, save_adapter
+from sgpipe.lora.arms import Arm
 from sgpipe.lora.examples import Data
 from sgpipe.lora.model import GraphLora
 from sgpipe.lora.objective import Objective, Probe
@@ -17,7 +17,6 @@ from sgpipe.lora.state import History
 from sgpipe.lora.targeting import target_modules
 from sgpipe.lora.training import Training
 from sgpipe.params.backbone import Backbone
-from sgpipe.params.choices import Pooling
 from sgpipe.runs.processes import Processes
 from sgpipe.tracking.run import StageRun
 
@@ -27,11 +26,15 @@ Validated = Callable[[GraphLora, int], None]
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained arm: the model with its final weights, what was seen on the way, and the seconds it took."""
+    """A trained arm: the model with its final weights, what was seen on the way, and what it took.
+
+    `taken` of its `steps` were made by this process, in `spent` seconds, of which it was `waiting` for data.
+    """
 
     model: GraphLora
     history: History
     steps: int
+    taken: int
     spent: float
     waiting: float
 
@@ -56,8 +59,6 @@ def fit(
     processes: Processes,
     facts: Mapping[str, Any],
     *,
-    maps: MapOptions | None = None,
-    pooling: Pooling = "first",
     probe: Probe | None = None,
     validated: Validated = lambda model, step: None,
     recorded: StageRun | None = None,
@@ -72,6 +73,8 @@ def fit(
             f"{numbers['lora_parameters']:,} numbers; tokens {numbers['token_parameters']:,}"
         )
     prepare(denoiser, arm)
+    maps = MapOptions(arm.maps.groups, arm.maps.normalisation) if arm.maps else None
+    pooling = arm.maps.concept_tokens if arm.maps else "first"
     objective = Objective(model, data, arm.lora.losses, maps=maps, pooling=pooling, probe=probe)
 
     def keep(name: str) -> None:
@@ -95,7 +98,7 @@ def fit(
     if processes.is_main:
         with training.exported():
             keep("adapter")
-    return Fitted(model, history, training.steps, training.spent, training.waiting)
+    return Fitted(model, history, training.steps, training.taken, training.spent, training.waiting)
 
 
 def _shortened(modules: list[str]) -> list[str]:
@@ -105,8 +108,3 @@ def _shortened(modules: list[str]) -> list[str]:
         stream, index, part = name.split(".", 2)
         blocks.setdefault((stream, part), []).append(index)
     return [f"{stream}.{{{','.join(found)}}}.{part}" for (stream, part), found in blocks.items()]
-
-
-def read_arm(path: Path) -> Arm:
-    """What `resolve` wrote for an arm."""
-    return Arm.read(json.loads(path.read_text(encoding="utf-8")), str(path))

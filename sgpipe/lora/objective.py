@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgpipe.attention_maps import GroupMaps, MapOptions, concept_embeddings, concept_stream
+from sgpipe.attention_maps import GroupMaps, MapOptions, concept_embeddings, concept_stream, resize_maps
 from sgpipe.backbones.rectified_flow import interpolate, velocity_target
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.lora.examples import Data, Example
@@ -22,9 +22,22 @@ from sgpipe.lora.losses import (
 from sgpipe.lora.model import GraphLora
 from sgpipe.params.choices import Pooling
 from sgpipe.params.lora import Losses
+from sgpipe.scene_graphs.predicates import PREDICATES
 
-Probe = Callable[[Tensor, Tensor], Tensor]
-"""Logits `[B, classes]` of saliency maps `[B, K, H, W]` at times `[B]`, differentiable in the maps."""
+
+@dataclass(frozen=True)
+class Probe:
+    """A frozen classifier of maps: `logits` of maps `[B, C, H, W]` at times `[B]` are `[B, classes]`, differentiable in the maps.
+
+    The channels are the maps of `kinds` (`saliency`, `cross`), one kind after the other; `side` is that of the maps it reads.
+    """
+
+    logits: Callable[[Tensor, Tensor], Tensor]
+    kinds: tuple[str, ...] = ("saliency",)
+    classes: tuple[str, ...] = PREDICATES
+    side: int | None = None
+
+
 RELATION = 1
 """The relation's place among the three concepts."""
 
@@ -102,7 +115,7 @@ class Objective:
                 parts["preference"] = graph_dpo(flow, against, base, base, terms.preference.beta)
                 total = total + terms.preference.weight * parts["preference"]
             if terms.ranking.weight:
-                parts["ranking"] = self._ranking(noised, maps[terms.ranking.group].saliency)
+                parts["ranking"] = self._ranking(noised, maps[terms.ranking.group])
                 total = total + terms.ranking.weight * parts["ranking"]
         if terms.saliency.weight:
             seen = maps[terms.saliency.group].saliency[:batch, RELATION]
@@ -126,9 +139,14 @@ class Objective:
             velocity = self.velocity(noised, spoken)
             return velocity, stream.maps()
 
-    def _ranking(self, noised: Noised, maps: Tensor) -> Tensor:
-        assert self._probe is not None
-        logits = self._probe(maps, noised.t.repeat(2).to(maps.device))
-        label = torch.tensor([each.label for each in noised.examples], device=logits.device)
+    def _ranking(self, noised: Noised, maps: GroupMaps) -> Tensor:
+        probe = self._probe
+        assert probe is not None
+        seen = torch.cat([getattr(maps, kind) for kind in probe.kinds], dim=1)
+        seen = seen if probe.side is None else resize_maps(seen, probe.side)
+        logits = probe.logits(seen, noised.t.repeat(2).to(seen.device))
+        label = torch.tensor([probe.classes.index(each.predicate) for each in noised.examples]).to(
+            logits.device
+        )
         positive, negative = logits.chunk(2)
         return relation_ranking(positive, negative, label, self.losses.ranking.margin)

@@ -52,8 +52,8 @@ class Training:
         self.average = Average(self.weights, lora.ema) if lora.ema else None
         self.history = state.History()
         self.step = 0
-        self.waiting = self.spent = 0.0
-        """Seconds spent on data, and on steps in all, in this process's run."""
+        self.taken, self.waiting, self.spent = 0, 0.0, 0.0
+        """Steps of this process, seconds spent on their data, and on them in all."""
         per_step = lora.batch_size * lora.accumulation
         train = objective.data.train
         self.steps = lora.epochs * len(train) // per_step
@@ -89,7 +89,7 @@ class Training:
         while self.step < self.steps:
             start = time.perf_counter()
             parts = self._update()
-            self.spent += time.perf_counter() - start
+            self.taken, self.spent = self.taken + 1, self.spent + time.perf_counter() - start
             self._log(parts)
             bar.update()
             if self.step in every or self.step == self.steps:
