@@ -110,6 +110,8 @@ def main(
     who = {**base_identity(backbone), "vae": identity(backbone, ("vae", "scheduler"))}
     stage = f"train_lora@{arm}"
     inputs = [*sources.paths(), resolved / f"{arm}.json"]
+    if chosen.graph_tokens is not None and chosen.graph_tokens.encoder:
+        inputs.append(Path(chosen.graph_tokens.encoder))
     sections = {"lora": chosen.lora, "backbone": backbone}
     recording = track(stage, sections, inputs, params) if processes.is_main else nullcontext(StageRun())
     settings = {**plain, "backbone": who, "threads": torch.get_num_threads()}

@@ -96,7 +96,7 @@ def save_adapter(
         }.items()}  # fmt: skip
         _save(folder / LORA_FILE, tensors, {"lora_adapter_metadata": json.dumps(about, sort_keys=True)})
     if model.conditioner is not None:
-        _save(folder / TOKENS_FILE, model.conditioner.projector(), {})
+        _save(folder / TOKENS_FILE, model.conditioner.projector(), {"format": "pt"})
         if model.conditioner.encoder is not None:
             (folder / ENCODER).mkdir(exist_ok=True)
             save_encoder(folder / ENCODER, model.conditioner.encoder, model.conditioner.vocabulary)
@@ -117,9 +117,10 @@ def save_adapter(
 
 
 def _save(path: Path, tensors: Mapping[str, torch.Tensor], about: dict[str, str]) -> None:
+    """Write tensors and one entry of metadata, since safetensors writes several in an order that changes."""
     with atomic_path(path) as temporary:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-        save_file(plain, temporary, metadata={"format": "pt", **about})
+        save_file(plain, temporary, metadata=about)
     path.chmod(0o644)
 
 

@@ -97,7 +97,9 @@ class GraphConditioner(nn.Module):
     ) -> GraphEncoding | None:
         if self.encoder is None:
             return None
-        return self.encoder(batch_graphs(graphs, self.vocabulary or names).to(device))
+        return self.encoder(
+            batch_graphs(graphs, names if self.vocabulary is None else self.vocabulary).to(device)
+        )
 
     def _spans(self, graph: SceneGraph, text: str) -> dict[int, range]:
         assert self._words is not None

@@ -59,7 +59,8 @@ def _backbone(model: str | Path, adapter: Path | None) -> Backbone:
     trained = backbone_of(read_about(adapter), adapter)
     if str(model) == trained.model:
         return trained
-    return replace(read_backbone(model), max_sequence_length=trained.max_sequence_length, dtype=trained.dtype)
+    found = read_backbone(model)
+    return replace(trained, model=found.model, files=found.files, revision=None)
 
 
 @dataclass

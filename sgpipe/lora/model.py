@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from sgpipe.backbones.denoiser import Denoiser
@@ -33,11 +34,12 @@ class GraphLora:
     def context(
         self, graphs: Sequence[SceneGraph] | None, texts: Sequence[str], prompts: Prompts, names: NameTable
     ) -> Context:
-        """What the transformer reads for prompts `texts` (encoded: `prompts`), each with its graph."""
+        """What the transformer reads for prompts `texts` (encoded: `prompts`), each with its graph; tokens in full precision."""
         prompts = prompts.to(self.denoiser.device)
         if self.conditioner is None or graphs is None:
             return Context(prompts)
-        return self.conditioner(graphs, texts, prompts, names)
+        with torch.autocast(self.denoiser.device.type, enabled=False):
+            return self.conditioner(graphs, texts, prompts, names)
 
     def velocity(self, latents: Tensor, t: Tensor, context: Context) -> Tensor:
         """v_θ(z_t, t, context) `[B, C, h, w]`; see `Denoiser.velocity`."""

@@ -78,7 +78,6 @@ class Objective:
     ) -> None:
         self.model, self.data, self.losses = model, data, losses
         self._maps, self._pooling, self._probe = maps, pooling, probe
-        self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
 
     def velocity(self, noised: Noised, spoken: Spoken) -> Tensor:
         """v_θ under what is spoken; several times as many texts as samples repeat the samples."""

@@ -129,7 +129,7 @@ def test_every_arm_trains_and_comes_back(world: World, tmp_path: Path, name: str
     generator = GraphGenerator.load(world.backbone.model, tmp_path / "adapter")
     graphs = [None, SceneGraph(), SceneGraph.of("dog", "above", "cat")]
     pictures = generator.draw(["a photo of dog and cat"] * 3, graphs, [1, 1, 1], steps=2, size=SIDE)
-    base = GraphGenerator.load(world.backbone.model, None)
+    base = GraphGenerator.load(world.backbone.model, None, backbone=world.backbone)
     plain = base.draw(["a photo of dog and cat"], [None], [1], steps=2, size=SIDE)
     assert np.array_equal(pictures[0], plain[0])
     assert np.array_equal(pictures[1], pictures[0]) == (name == "projector_only")
