@@ -10,6 +10,7 @@ import typer
 from sgpipe.doctor.cli import doctor
 from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
+from sgpipe.lora.cli import generate
 from sgpipe.miniature.cli import app as miniature_app
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.add_typer(tracking_app, name="tracking")
 app.add_typer(fetch_app, name="fetch")
 app.add_typer(miniature_app, name="miniature")
 app.command("doctor")(doctor)
+app.command("generate")(generate)
 
 ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]
 

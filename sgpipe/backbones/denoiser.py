@@ -74,8 +74,17 @@ class Denoiser:
         """Precision of the weights, and of latents on their way through."""
         return next(self.transformer.parameters()).dtype
 
-    def velocity(self, latents: Tensor, t: Tensor, prompts: Prompts, guidance: float | None = None) -> Tensor:
+    def velocity(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        prompts: Prompts,
+        guidance: float | None = None,
+        attention: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """v_θ(z_t, t, prompt) `[B, C, h, w]` for latents `[B, C, h, w]` at times `[B]`.
+
+        `attention` goes to every attention as `joint_attention_kwargs` (a mask over text and image, for instance).
 
         `guidance` is the scale that a guidance-distilled transformer takes as an input. Raises `ModelError` if it is missing
         there, or given to a transformer that takes none. Gradients flow if they are enabled.
@@ -100,6 +109,7 @@ class Denoiser:
             guidance=scale,
             img_ids=image_ids(height // 2, width // 2, tokens),
             txt_ids=tokens.new_zeros(prompts.encoder_hidden_states.shape[1], 3),
+            joint_attention_kwargs=dict(attention) if attention else None,
             return_dict=False,
         )[0]
         return unpack(velocity, height, width)
@@ -111,6 +121,7 @@ class Denoiser:
         resolution: int,
         steps: int,
         guidance: float | None = None,
+        attention: Mapping[str, Tensor] | None = None,
     ) -> Iterator[Step]:
         """Euler sampling from t = 1 to 0, step by step, without gradients; the last step's `after` is the sample.
 
@@ -123,7 +134,7 @@ class Denoiser:
         prompts = prompts.to(self.device, self.dtype)
         for index, (t, t_next) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
             with torch.no_grad():
-                velocity = self.velocity(latents, torch.full([len(latents)], t), prompts, guidance)
+                velocity = self.velocity(latents, torch.full([len(latents)], t), prompts, guidance, attention)
             after = euler_step(latents, velocity, t, t_next)
             yield Step(index, t, t_next, latents, velocity, after)
             latents = after
@@ -135,7 +146,8 @@ class Denoiser:
         resolution: int,
         steps: int,
         guidance: float | None = None,
+        attention: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """The latents `[B, C, h, w]` at the end of the trajectory."""
-        *_, last = self.trajectory(prompts, seeds, resolution, steps, guidance)
+        *_, last = self.trajectory(prompts, seeds, resolution, steps, guidance, attention)
         return last.after

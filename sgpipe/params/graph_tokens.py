@@ -29,6 +29,16 @@ class GraphTokens(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = 0.5
     global_token: Annotated[bool, Meta(description="one more token for the whole graph")] = False
+    encoder: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(
+            description="folder of the graph encoder that is read; null starts an open-vocabulary one from nothing, which is then "
+            "trained with the tokens"
+        ),
+    ] = None
+    train_encoder: Annotated[
+        bool, Meta(description="train the graph encoder of a folder on with the tokens")
+    ] = False
     injection: Annotated[
         Literal["prepend", "residual"],
         Meta(
@@ -45,6 +55,12 @@ class GraphTokens(Struct, frozen=True, forbid_unknown_fields=True):
         if self.layout != "objects" and self.relation != "encoder":
             raise ValueError(
                 f"relation: layout {self.layout} reads the graph encoder; set relation to encoder, got {self.relation}"
+            )
+
+        if not self.needs_encoder and (self.encoder or self.train_encoder):
+            raise ValueError(
+                f"encoder: relation {self.relation} without global_token reads no graph encoder; set encoder to null and "
+                f"train_encoder to false, or relation to encoder"
             )
 
     @property

@@ -16,6 +16,8 @@ SECTIONS: Final[dict[str, str]] = {
     "saliency": "sgpipe.params.maps:Saliency",
     "saliency_noised": "sgpipe.params.maps:NoisedMaps",
     "probes": "sgpipe.params.probes:Probes",
+    "graph_tokens": "sgpipe.params.graph_tokens:GraphTokens",
+    "lora": "sgpipe.params.lora:Lora",
     "compute": "sgpipe.params.compute:Compute",
     "tracking": "sgpipe.params.tracking:Tracking",
 }

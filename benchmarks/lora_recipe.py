@@ -1,0 +1,191 @@
+"""Try a recipe: train with other knobs, draw the development triples, and see with the exact detector what the graph decides.
+
+The development split is a share of the *train* triples' name pairs that training then does not see; the val triples are neither
+trained on nor drawn. Of the embedded world alone, whose detector knows every object.
+
+    python -m benchmarks.lora_recipe --set lora.blocks=[7..12] --set lora.losses.margin.weight=0.3 --seeds 3
+
+`role accuracy` counts, among pictures with both objects and of directional triples, those whose arrangement's direction is the
+triple's; `swapped followed`, among pairs of pictures of one noise under g⁺ and under its swap, both with both objects, those of
+which each shows its own graph's direction.
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.errors import ParamsError
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.lora.arms import resolve
+from sgpipe.lora.examples import Data, Example, Sources, prompt_of, read_data
+from sgpipe.lora.fitting import fit
+from sgpipe.lora.generation import GraphGenerator
+from sgpipe.miniature.detector import detect_batch
+from sgpipe.miniature.measure import boxes_of, direction
+from sgpipe.params.backbone import Backbone
+from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.params.load import decode, parse_yaml, read_yaml
+from sgpipe.params.lora import Lora
+from sgpipe.runs.processes import Processes
+from sgpipe.scene_graphs.predicates import INVERSE
+
+PLANAR = ("left of", "right of", "above", "below")
+"""Directional classes that centres of boxes tell apart."""
+
+
+def changed(sections: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """Plain sections with `a.b.c=value` settings applied, values as YAML."""
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        path = key.split(".")
+        if not equals or path[0] not in ("lora", "graph_tokens"):
+            raise ParamsError(f"--set {setting}: write lora.<knob>=<value> or graph_tokens.<knob>=<value>")
+        place = sections
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+        place[path[-1]] = parse_yaml(f"value: {text}", f"--set {setting}")["value"]
+    return sections
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of each picture, where the subject stands from the object; None where one of the two is missing."""
+
+    directions: list[str | None]
+
+    @classmethod
+    def of(cls, pictures: NDArray[np.uint8], graphs: list[SceneGraph]) -> "Seen":
+        """By the exact detector."""
+        found = []
+        for picture, graph in zip(detect_batch(pictures), graphs, strict=True):
+            boxes = boxes_of(picture, graph.objects)
+            found.append(None if boxes is None else direction(*boxes))
+        return cls(found)
+
+    @property
+    def present(self) -> float:
+        """Share of pictures with both objects."""
+        return float(np.mean([way is not None for way in self.directions]))
+
+
+def measure(
+    generator: GraphGenerator, examples: list[Example], prompt: str, seeds: int, size: int
+) -> dict[str, float]:
+    """Figures of planar triples under the kind of prompt `prompt`, each drawn with `seeds` noises."""
+    rows = [(each, seed) for each in examples for seed in range(seeds)]
+    texts = [prompt_of(each, prompt) for each, _ in rows]
+    noises = [1000 * index + seed for index, (_, seed) in enumerate(rows)]
+    graphs = [each.graph for each, _ in rows]
+    half = len(graphs) // 2
+    given: dict[str, list[SceneGraph | None]] = {
+        "graph": [*graphs],
+        "swapped": [graph.reversed() for graph in graphs],
+        "empty": [SceneGraph()] * len(graphs),
+        "shuffled": [*graphs[half:], *graphs[:half]],
+        "base": [None] * len(graphs),
+    }
+    asked = [graph.triples[0][1] for graph in graphs]
+    seen = {
+        name: Seen.of(generator.draw(texts, each, noises, size=size), graphs) for name, each in given.items()
+    }
+    figures: dict[str, float] = {"images": float(len(graphs))}
+    for name, found in seen.items():
+        pairs = [(way, wish) for way, wish in zip(found.directions, asked, strict=True) if way is not None]
+        right = [way == (INVERSE[wish] if name == "swapped" else wish) for way, wish in pairs]
+        axis = [way in (wish, INVERSE[wish]) for way, wish in pairs]
+        aligned = [r for r, a in zip(right, axis, strict=True) if a]
+        figures[f"{name}_present"] = found.present
+        figures[f"{name}_right"] = float(np.mean(right)) if right else 0.0
+        figures[f"{name}_role"] = float(np.mean(aligned)) if aligned else 0.0
+    both = [
+        (one == wish, other == INVERSE[wish])
+        for one, other, wish in zip(seen["graph"].directions, seen["swapped"].directions, asked, strict=True)
+        if one is not None and other is not None
+    ]
+    figures["swapped_followed"] = float(np.mean([a and b for a, b in both])) if both else 0.0
+    return figures
+
+
+def try_recipe(
+    lora: Lora,
+    tokens: GraphTokens,
+    backbone: Backbone,
+    data: Data,
+    arm: str,
+    prompt: str,
+    seeds: int,
+    folder: Path,
+) -> dict[str, float]:
+    """Train one arm once and measure it."""
+    processes = Processes(0, 1, torch.device("cpu"))
+    resolved = resolve(arm, lora, tokens, backbone)
+    start = time.perf_counter()
+    fitted = fit(resolved, Denoiser.load(backbone, processes.device), backbone, data, folder, processes, {})
+    trained = time.perf_counter() - start
+    planar = [each for each in data.held_out if each.predicate in PLANAR]
+    generator = GraphGenerator.load(backbone.model, folder / "adapter", backbone=backbone)
+    last = fitted.history.controls[-1]
+    return {
+        **measure(generator, planar, prompt, seeds, backbone.resolution),
+        **{f"val_{name}": value for name, value in last["losses"].items()},
+        "val_preferred": last["preferred"],
+        "steps": float(fitted.steps),
+        "seconds": trained,
+        "seconds_per_step": fitted.spent / fitted.taken,
+    }
+
+
+def main(
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="lora.<knob>=<value> or graph_tokens.<knob>=<value>")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="noises per triple")] = 3,
+    trainings: Annotated[int, typer.Option(min=1, help="training seeds, from lora.seed on")] = 1,
+    development: Annotated[float, typer.Option(help="share of train name pairs kept for this")] = 0.2,
+    arm: Annotated[str, typer.Option(help="arm to train")] = "graph",
+    prompt: Annotated[str, typer.Option(help="kind of prompt to draw under")] = "neutral",
+    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
+    out: Annotated[Path | None, typer.Option(help="JSON lines file that results are added to")] = None,
+) -> None:
+    """Train in a temporary folder, draw the development triples, print what the graph decides."""
+    sections = changed(read_yaml(params), settings or [])
+    backbone = decode("backbone", sections["backbone"], Backbone, str(params))
+    lora = decode("lora", sections["lora"], Lora, str(params))
+    tokens = decode("graph_tokens", sections["graph_tokens"], GraphTokens, str(params))
+    data = read_data(Sources(), backbone, development)
+    print(f"{len(data.train)} triples to train on, {len(data.held_out)} held out of them")
+    for seed in range(lora.seed, lora.seed + trainings):
+        with tempfile.TemporaryDirectory() as folder:
+            found = try_recipe(
+                replace(lora, seed=seed, development=development),
+                tokens,
+                backbone,
+                data,
+                arm,
+                prompt,
+                seeds,
+                Path(folder),
+            )
+        print(f"seed {seed}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+        if out is not None:
+            with out.open("a", encoding="utf-8") as stream:
+                stream.write(
+                    json.dumps(
+                        {"settings": settings or [], "arm": arm, "prompt": prompt, "seed": seed, **found}
+                    )
+                    + "\n"
+                )
+
+
+if __name__ == "__main__":
+    typer.run(main)

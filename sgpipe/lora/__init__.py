@@ -1,0 +1,1 @@
+"""The graph-conditioned LoRA: targeting, losses, training, adapters and generation with them."""

@@ -1,0 +1,54 @@
+"""What is random in training, as functions of (seed, step): order, prompts, times and noise. A resumed run draws the same."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sgpipe.backbones.rectified_flow import generator, logit_normal_times, uniform_times
+from sgpipe.params.lora import Conditions, Times
+
+
+def rows_of(start: int, count: int, size: int, seed: int) -> list[int]:
+    """Rows `start … start + count − 1` of an endless sequence of shuffled passes over `size` rows."""
+    rows: list[int] = []
+    while len(rows) < count:
+        epoch, place = divmod(start + len(rows), size)
+        order = torch.randperm(size, generator=generator(seed, "order", epoch))
+        rows += order[place : place + count - len(rows)].tolist()
+    return rows
+
+
+def conditions_of(count: int, conditions: Conditions, random: torch.Generator) -> list[str]:
+    """A condition for each of `count` samples, with the probabilities of `conditions`."""
+    shares = conditions.shares()
+    names = list(shares)
+    weights = torch.tensor(list(shares.values()))
+    return [names[index] for index in torch.multinomial(weights, count, True, generator=random).tolist()]
+
+
+def times_of(count: int, times: Times, random: torch.Generator) -> Tensor:
+    """Times `[count]` of the density asked for."""
+    if times.density == "uniform":
+        return uniform_times(count, times.low, times.high, random)
+    inner = logit_normal_times(count, times.mean, times.deviation, random)
+    return times.low + (times.high - times.low) * inner
+
+
+def even_times(count: int, times: Times) -> Tensor:
+    """Times `[count]` that divide the range evenly, in an order that has nothing to do with the samples'."""
+    inner = (torch.arange(count) + 0.5) / max(1, count)
+    inner = inner[torch.randperm(count, generator=generator("validation times", count))]
+    return times.low + (times.high - times.low) * inner
+
+
+def bin_of(t: Tensor, times: Times, bins: int) -> Tensor:
+    """The bin `[B]`, 0 … bins − 1, of each time within the range."""
+    share = (t - times.low) / (times.high - times.low)
+    return (share * bins).long().clamp(0, bins - 1)
+
+
+def bin_names(times: Times, bins: int) -> list[str]:
+    """`t_<low>_<high>` of each bin."""
+    edges = torch.linspace(times.low, times.high, bins + 1).tolist()
+    return [f"t_{low:.2f}_{high:.2f}" for low, high in pairwise(edges)]

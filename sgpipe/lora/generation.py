@@ -1,0 +1,179 @@
+"""Pictures of prompts with graphs, by a generator and an adapter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.images import decode
+from sgpipe.backbones.layout import LAYOUTS
+from sgpipe.backbones.loading import load_module, load_plain, place
+from sgpipe.backbones.source import part_configs, snapshot_folder
+from sgpipe.backbones.text import TextEncoders
+from sgpipe.errors import ModelError, ParamsError
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
+from sgpipe.lora.adapter import backbone_of, load_adapter, read_about
+from sgpipe.lora.conditioning import Context, name_table
+from sgpipe.lora.model import GraphLora
+from sgpipe.params.backbone import Backbone
+
+LONGEST = 512
+"""T5 tokens that FLUX takes at most; a tokenizer may state a smaller number."""
+
+
+def read_backbone(model: str | Path) -> Backbone:
+    """Section `backbone` for a pipeline folder (or a hub id in the cache), read off its own files. Raises `ModelError`."""
+    folder = snapshot_folder(str(model), None)
+    if folder is None:
+        raise ModelError(f"{model}: no such pipeline folder; give a local folder of a diffusers pipeline")
+    configs = part_configs(folder, ("", "transformer", "vae"))
+    kind = configs[""].get("_class_name")
+    if kind not in LAYOUTS:
+        raise ModelError(f"{model}: is a {kind}; valid: {', '.join(LAYOUTS)}")
+    layout = LAYOUTS[kind](configs["transformer"], configs["vae"])
+    backbone = Backbone(
+        model=str(folder),
+        files=str(folder),
+        double_blocks=layout.double_blocks,
+        single_blocks=layout.single_blocks,
+        resolution=layout.pixels_per_token,
+        max_sequence_length=LONGEST,
+    )
+    length = min(LONGEST, load_plain(backbone, "tokenizer_2").model_max_length)
+    return replace(backbone, max_sequence_length=length)
+
+
+def _backbone(model: str | Path, adapter: Path | None) -> Backbone:
+    """As the adapter was trained, if there is one: prompts must be padded alike, and the precision be the same."""
+    if adapter is None:
+        return read_backbone(model)
+    trained = backbone_of(read_about(adapter), adapter)
+    if str(model) == trained.model:
+        return trained
+    found = read_backbone(model)
+    return replace(trained, model=found.model, files=found.files, revision=None)
+
+
+@dataclass
+class GraphGenerator:
+    """Draws pictures; `adapter` is None for the base alone."""
+
+    denoiser: Denoiser
+    vae: Any
+    texts: TextEncoders
+    adapter: GraphLora | None = None
+    guidance: float | None = None
+    batch: int = 16
+    _names: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        adapter: Path | None,
+        *,
+        device: str = "cpu",
+        backbone: Backbone | None = None,
+    ) -> "GraphGenerator":
+        """The pipeline of folder `model` and the adapter of a folder that `train_lora` wrote.
+
+        Prompt length and precision come from `backbone`, else from the adapter, else from the pipeline's own files. Raises
+        `ModelError` if the adapter belongs to another base.
+        """
+        backbone = backbone or _backbone(model, adapter)
+        where = torch.device(device)
+        denoiser = Denoiser.load(backbone, where)
+        vae = load_module(backbone, "vae")
+        place(vae, where, "none")
+        made = cls(denoiser, vae, TextEncoders(backbone, where))
+        if adapter is not None:
+            made.adapter = load_adapter(adapter, denoiser, backbone)
+            made.guidance = made.adapter.guidance
+        return made
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        graphs: Sequence[SceneGraph | None],
+        seeds: Sequence[int],
+        *,
+        steps: int = 4,
+        size: int,
+    ) -> NDArray[np.uint8]:
+        """Pictures `[N, size, size, 3]`, 0–255, of prompts with a graph each; the noise of each depends on its seed alone.
+
+        Graph None switches the adapter off: those are the base's pictures. An *empty* graph leaves it on without tokens, and so
+        does any graph where the adapter reads none (arm `text_only`). Raises `ModelError` for a graph without an adapter.
+        """
+        if not len(prompts) == len(graphs) == len(seeds):
+            raise ParamsError(
+                f"draw: got {len(prompts)} prompts, {len(graphs)} graphs, {len(seeds)} seeds; one of each per picture"
+            )
+        self.denoiser.layout.grid(size)
+        groups: dict[tuple[int, int] | None, list[int]] = {}
+        for row, graph in enumerate(graphs):
+            groups.setdefault(_shape(graph), []).append(row)
+        pictures = np.zeros((len(prompts), size, size, 3), np.uint8)
+        for rows in groups.values():
+            for start in range(0, len(rows), self.batch):
+                part = rows[start : start + self.batch]
+                latents = self.latents(
+                    [prompts[i] for i in part],
+                    [graphs[i] for i in part],
+                    [seeds[i] for i in part],
+                    steps,
+                    size,
+                )
+                pictures[part] = decode(self.vae, latents)
+        return pictures
+
+    @torch.no_grad()
+    def latents(
+        self,
+        prompts: Sequence[str],
+        graphs: Sequence[SceneGraph | None],
+        seeds: Sequence[int],
+        steps: int,
+        size: int,
+    ) -> Tensor:
+        """Latents `[N, C, h, w]` of one batch; either all graphs or none are None."""
+        encoded = self.texts.prompts(prompts).to(self.denoiser.device)
+        given = [graph for graph in graphs if graph is not None]
+        context = Context(encoded)
+        if self.adapter is None:
+            if given:
+                raise ModelError("draw: a graph is given, but no adapter is loaded; load one, or give None")
+            return self._sample(context, seeds, size, steps)
+        if not given:
+            with self.adapter.off():
+                return self._sample(context, seeds, size, steps)
+        context = self.adapter.context(given, prompts, encoded, self._table(given))
+        return self._sample(context, seeds, size, steps)
+
+    def _sample(self, context: Context, seeds: Sequence[int], size: int, steps: int) -> Tensor:
+        return self.denoiser.sample(context.prompts, seeds, size, steps, self.guidance, context.attention)
+
+    def _table(self, graphs: Sequence[SceneGraph]) -> NameTable:
+        """Vectors of all names and phrases in the graphs."""
+        new = [text for text in ["", *texts_of(graphs)] if text not in self._names]
+        if new:
+            rows = self.texts.concepts(new)
+            mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+            self._names |= name_table(pad_sequence(rows, batch_first=True), mask, new).vectors
+        return NameTable(self._names)
+
+
+def _shape(graph: SceneGraph | None) -> tuple[int, int] | None:
+    """Graphs of equal shape have equally many tokens and need no mask."""
+    if graph is None:
+        return None
+    return len(graph.triples), len({index for s, _, o in graph.triples for index in (s, o)})

@@ -1,0 +1,61 @@
+"""A generator with its adapter: the transformer, LoRA inside it, and graph tokens beside its prompts."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.text import Prompts
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.graph_encoder.open_vocabulary import NameTable
+from sgpipe.lora.conditioning import Context, GraphConditioner
+
+
+@dataclass
+class GraphLora:
+    """`conditioner` is None where graphs are not read (text alone); `weights` are LoRA's, by name, empty without LoRA."""
+
+    denoiser: Denoiser
+    conditioner: GraphConditioner | None
+    weights: dict[str, nn.Parameter]
+    guidance: float | None = None
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Everything that is trained, by name: `lora.…` and `tokens.…`."""
+        found = {f"lora.{name}": weight for name, weight in self.weights.items()}
+        if self.conditioner is not None:
+            own = self.conditioner.named_parameters()
+            found |= {f"tokens.{name}": weight for name, weight in own if weight.requires_grad}
+        return found
+
+    def context(
+        self, graphs: Sequence[SceneGraph] | None, texts: Sequence[str], prompts: Prompts, names: NameTable
+    ) -> Context:
+        """What the transformer reads for prompts `texts` (encoded: `prompts`), each with its graph; tokens in full precision."""
+        prompts = prompts.to(self.denoiser.device)
+        if self.conditioner is None or graphs is None:
+            return Context(prompts)
+        with torch.autocast(self.denoiser.device.type, enabled=False):
+            return self.conditioner(graphs, texts, prompts, names)
+
+    def velocity(self, latents: Tensor, t: Tensor, context: Context) -> Tensor:
+        """v_θ(z_t, t, context) `[B, C, h, w]`; see `Denoiser.velocity`."""
+        return self.denoiser.velocity(latents, t, context.prompts, self.guidance, context.attention)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """LoRA is switched off within the body; together with `graphs=None` the model is the base, to the bit."""
+        if not self.weights:
+            yield
+            return
+        wanted = {name: weight.requires_grad for name, weight in self.weights.items()}
+        self.denoiser.transformer.disable_adapters()  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            self.denoiser.transformer.enable_adapters()  # type: ignore[operator]
+            for name, weight in self.weights.items():
+                weight.requires_grad_(wanted[name])

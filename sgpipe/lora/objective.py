@@ -1,0 +1,151 @@
+"""The training loss of a batch: g⁺ and g⁻ in one forward, at the same z_t, t, prompt and ε."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgpipe.attention_maps import GroupMaps, MapOptions, concept_embeddings, concept_stream, resize_maps
+from sgpipe.backbones.rectified_flow import interpolate, velocity_target
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.lora.examples import Data, Example
+from sgpipe.lora.losses import (
+    bounded_margin,
+    graph_dpo,
+    preferred,
+    relation_ranking,
+    relation_weights,
+    saliency_weighted,
+    sample_losses,
+)
+from sgpipe.lora.model import GraphLora
+from sgpipe.params.choices import Pooling
+from sgpipe.params.lora import Losses
+from sgpipe.scene_graphs.predicates import PREDICATES
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A frozen classifier of maps: `logits` of maps `[B, C, H, W]` at times `[B]` are `[B, classes]`, differentiable in the maps.
+
+    The channels are the maps of `kinds` (`saliency`, `cross`), one kind after the other; `side` is that of the maps it reads.
+    """
+
+    logits: Callable[[Tensor, Tensor], Tensor]
+    kinds: tuple[str, ...] = ("saliency",)
+    classes: tuple[str, ...] = PREDICATES
+    side: int | None = None
+
+
+RELATION = 1
+"""The relation's place among the three concepts."""
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Latents `[B, C, h, w]` of examples, the noise that meets them, and when, `[B]`."""
+
+    examples: Sequence[Example]
+    latents: Tensor
+    noise: Tensor
+    t: Tensor
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a batch is given beside its latents: a prompt and a graph each."""
+
+    texts: Sequence[str]
+    graphs: Sequence[SceneGraph]
+
+    def __add__(self, other: "Spoken") -> "Spoken":
+        return Spoken([*self.texts, *other.texts], [*self.graphs, *other.graphs])
+
+
+class Objective:
+    """Weighted sum of the loss terms, and each of them by name."""
+
+    def __init__(
+        self,
+        model: GraphLora,
+        data: Data,
+        losses: Losses,
+        *,
+        maps: MapOptions | None = None,
+        pooling: Pooling = "first",
+        probe: Probe | None = None,
+    ) -> None:
+        self.model, self.data, self.losses = model, data, losses
+        self._maps, self._pooling, self._probe = maps, pooling, probe
+
+    def velocity(self, noised: Noised, spoken: Spoken) -> Tensor:
+        """v_θ under what is spoken; several times as many texts as samples repeat the samples."""
+        repeat = len(spoken.texts) // len(noised.latents)
+        z_t = interpolate(noised.latents, noised.noise, noised.t).repeat(repeat, 1, 1, 1)
+        context = self.model.context(
+            spoken.graphs, spoken.texts, self.data.prompts.get(spoken.texts), self.data.names
+        )
+        return self.model.velocity(z_t, noised.t.repeat(repeat), context)
+
+    def __call__(
+        self, noised: Noised, positive: Spoken, negative: Spoken
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its parts `[B]` by name, detached: `flow`, `negative`, `preferred` and every term with a weight."""
+        terms, batch = self.losses, len(noised.latents)
+        spoken = positive + negative if terms.contrastive else positive
+        velocity, maps = (
+            self._with_maps(noised, spoken) if terms.maps else (self.velocity(noised, spoken), {})
+        )
+        target = velocity_target(noised.latents, noised.noise).to(velocity.device)
+        flow = sample_losses(velocity[:batch], target)
+        parts = {"flow": flow}
+        total = terms.flow * flow
+        if terms.contrastive:
+            against = sample_losses(velocity[batch:], target)
+            parts |= {"negative": against, "preferred": preferred(flow, against).float()}
+            if terms.margin.weight:
+                parts["margin"] = bounded_margin(flow, against, terms.margin.margin)
+                total = total + terms.margin.weight * parts["margin"]
+            if terms.preference.weight:
+                base = torch.zeros_like(
+                    flow
+                )  # the base model reads no graph: its two losses are equal and cancel
+                parts["preference"] = graph_dpo(flow, against, base, base, terms.preference.beta)
+                total = total + terms.preference.weight * parts["preference"]
+            if terms.ranking.weight:
+                parts["ranking"] = self._ranking(noised, maps[terms.ranking.group])
+                total = total + terms.ranking.weight * parts["ranking"]
+        if terms.saliency.weight:
+            seen = maps[terms.saliency.group].saliency[:batch, RELATION]
+            weights = relation_weights(seen, *velocity.shape[-2:])
+            parts["saliency"] = saliency_weighted(velocity[:batch], target, weights)
+            total = total + terms.saliency.weight * parts["saliency"]
+        return total.mean(), {name: part.detach() for name, part in parts.items()}
+
+    def _with_maps(self, noised: Noised, spoken: Spoken) -> tuple[Tensor, Mapping[str, GroupMaps]]:
+        """The velocity, and the maps of the examples' own concepts along that forward."""
+        assert self._maps is not None
+        denoiser = self.model.denoiser
+        rows = [
+            concept_embeddings(*self.data.prompts.concepts(each.concepts), self._pooling)
+            for each in noised.examples
+        ]
+        repeat = len(spoken.texts) // len(rows)
+        concepts = torch.stack(rows * repeat).to(denoiser.device, denoiser.dtype)
+        side = noised.latents.shape[-1] // denoiser.layout.patch
+        with concept_stream(denoiser.transformer, concepts, (side, side), self._maps) as stream:
+            velocity = self.velocity(noised, spoken)
+            return velocity, stream.maps()
+
+    def _ranking(self, noised: Noised, maps: GroupMaps) -> Tensor:
+        probe = self._probe
+        assert probe is not None
+        seen = torch.cat([getattr(maps, kind) for kind in probe.kinds], dim=1)
+        seen = seen if probe.side is None else resize_maps(seen, probe.side)
+        logits = probe.logits(seen, noised.t.repeat(2).to(seen.device))
+        label = torch.tensor([probe.classes.index(each.predicate) for each in noised.examples]).to(
+            logits.device
+        )
+        positive, negative = logits.chunk(2)
+        return relation_ranking(positive, negative, label, self.losses.ranking.margin)

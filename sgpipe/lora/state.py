@@ -1,0 +1,67 @@
+"""Checkpoints of a training: everything that its next step depends on, the last two kept."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgpipe.errors import StateError
+from sgpipe.runs.atomic import atomic_path
+
+KEPT = 2
+
+
+@dataclass
+class History:
+    """What was seen so far: mean loss parts by step, and controls by step; plain values only."""
+
+    steps: list[dict[str, float]] = field(default_factory=list)
+    controls: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Checkpoint:
+    """A training after `step` steps: trained weights, their average (None without one), the optimiser, the history."""
+
+    step: int
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    optimiser: dict[str, Any]
+    history: History
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step-*.pt"))
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> Path:
+    """Write a checkpoint whole or not at all, and drop all but the last two. Raises `StateError` where the disk refuses."""
+    path = folder / f"step-{checkpoint.step:08d}.pt"
+    try:
+        with atomic_path(path) as temporary:
+            torch.save({**vars(checkpoint), "history": asdict(checkpoint.history)}, temporary)
+    except (OSError, RuntimeError) as error:
+        last = checkpoints(folder)
+        raise StateError(
+            f"step {checkpoint.step}: the checkpoint {path} cannot be written ({str(error).splitlines()[0]}); the last good one is "
+            f"{last[-1] if last else 'none'}; mend the cause (`df -h`) and run the same command again"
+        ) from error
+    for old in checkpoints(folder)[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def load_last(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that can be read, or None. One that is damaged is passed over for the one before."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            return Checkpoint(**{**found, "history": History(**found["history"])})
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+            print(
+                f"warning: {path} cannot be read ({str(error).splitlines()[0]}); going on from the one before"
+            )
+    return None

@@ -1,0 +1,245 @@
+"""The training loop. To resume, run the same command again: every draw is a function of (seed, step)."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sgpipe.backbones.rectified_flow import generator
+from sgpipe.errors import ParamsError, StateError
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.lora import controls, state
+from sgpipe.lora.draws import conditions_of, rows_of, times_of
+from sgpipe.lora.examples import Example, prompt_of
+from sgpipe.lora.objective import Noised, Objective, Spoken
+from sgpipe.lora.optimise import Average, adamw, average_gradients, schedule, set_rates
+from sgpipe.params.lora import Lora
+from sgpipe.runs.processes import Processes
+from sgpipe.tracking.run import StageRun
+
+LOGGED = 10
+"""Steps whose mean loss parts make one row of the log."""
+
+
+class Training:
+    """One arm's training: `run` goes on from the last checkpoint in `folder` and calls `kept` after each epoch to be kept."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        lora: Lora,
+        folder: Path,
+        processes: Processes,
+        *,
+        in_words: bool = False,
+        validated: Callable[[int], None] = lambda step: None,
+        kept: Callable[[int], None] = lambda epoch: None,
+        recorded: StageRun | None = None,
+    ) -> None:
+        self.objective, self.lora, self.folder, self.processes = objective, lora, folder, processes
+        self.in_words, self._validated, self._kept = in_words, validated, kept
+        self.recorded = recorded or StageRun()
+        self.weights: dict[str, nn.Parameter] = objective.model.trainable()
+        if not self.weights:
+            raise ParamsError("lora: nothing is trained: no blocks, and no graph tokens; set lora.blocks")
+        self.optimiser = adamw(self.weights, lora.optimiser)
+        self.average = Average(self.weights, lora.ema) if lora.ema else None
+        self.history = state.History()
+        self.step = 0
+        self.taken, self.waiting, self.spent = 0, 0.0, 0.0
+        """Steps of this process, seconds spent on their data, and on them in all."""
+        per_step = lora.batch_size * lora.accumulation
+        train = objective.data.train
+        self.steps = lora.epochs * len(train) // per_step
+        if lora.batch_size % processes.count:
+            raise ParamsError(
+                f"lora.batch_size: got {lora.batch_size}; {processes.count} processes share it, so it must be a multiple"
+            )
+        if self.steps == 0:
+            raise ParamsError(
+                f"lora.batch_size × lora.accumulation = {per_step}, more than {lora.epochs} epochs of {len(train)} triples; "
+                "lower one of the two"
+            )
+        self._autocast = lora.precision == "bfloat16"
+
+    def after(self, epoch: int) -> int:
+        """Steps that end an epoch."""
+        return epoch * len(self.objective.data.train) // (self.lora.batch_size * self.lora.accumulation)
+
+    def run(self) -> state.History:
+        """Train to the end; the weights are then those to be exported. Raises `StateError` for a loss that is not finite."""
+        self._resume()
+        kept = {self.after(epoch): epoch for epoch in self.lora.keep_epochs}
+        every = {self.after(epoch) for epoch in range(0, self.lora.epochs, self.lora.validation.every)}
+        if self.step == 0 and not self.history.controls:
+            self._validate()
+        bar = tqdm(
+            total=self.steps,
+            initial=self.step,
+            unit="step",
+            mininterval=5,
+            disable=not self.processes.is_main,
+        )
+        while self.step < self.steps:
+            start = time.perf_counter()
+            parts = self._update()
+            self.taken, self.spent = self.taken + 1, self.spent + time.perf_counter() - start
+            self._log(parts)
+            bar.update()
+            if self.step in every or self.step == self.steps:
+                self._validate()
+            if self.step in kept and self.processes.is_main:
+                with self.exported():
+                    self._kept(kept[self.step])
+            if self.step % self.lora.save_every == 0 or self.step == self.steps:
+                self._save()
+        bar.close()
+        return self.history
+
+    @contextmanager
+    def exported(self) -> Iterator[None]:
+        """Within the body the model has the weights that are exported: the averaged ones, if there are any."""
+        if self.average is None:
+            yield
+            return
+        own = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        _assign(self.weights, self.average.values)
+        try:
+            yield
+        finally:
+            _assign(self.weights, own)
+
+    def _update(self) -> dict[str, float]:
+        """One step of the optimiser; the mean of each loss part."""
+        set_rates(self.optimiser, schedule(self.step, self.steps, self.lora.optimiser))
+        self.optimiser.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        for pass_ in range(self.lora.accumulation):
+            start = time.perf_counter()
+            noised, positive, negative = self._batch(pass_)
+            self.waiting += time.perf_counter() - start
+            torch.manual_seed(
+                generator(self.lora.seed, "dropout", self.step, pass_, self.processes.index).initial_seed()
+            )
+            with self._casting():
+                loss, parts = self.objective(noised, positive, negative)
+            values = {
+                "loss": float(loss.detach()),
+                **{name: float(part.mean()) for name, part in parts.items()},
+            }
+            if not math.isfinite(values["loss"]):
+                self._stop(values)
+            (loss / self.lora.accumulation).backward()
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value / self.lora.accumulation
+        average_gradients(self.weights, self.processes.count)
+        norm = nn.utils.clip_grad_norm_(self.weights.values(), self.lora.optimiser.clip)
+        sums["gradient"] = float(norm)
+        if not math.isfinite(sums["gradient"]):
+            self._stop(sums)
+        self.optimiser.step()
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.weights, self.step)
+        return sums
+
+    def _batch(self, pass_: int) -> tuple[Noised, Spoken, Spoken]:
+        """This process's part of a batch; what is drawn for a sample does not depend on how many processes share it."""
+        lora, data = self.lora, self.objective.data
+        number = self.step * lora.accumulation + pass_
+        rows = rows_of(number * lora.batch_size, lora.batch_size, len(data.train), lora.seed)
+        kinds = conditions_of(lora.batch_size, lora.conditions, generator(lora.seed, "prompts", number))
+        t = times_of(lora.batch_size, lora.times, generator(lora.seed, "times", number))
+        share = slice(self.processes.index, None, self.processes.count)
+        examples = [data.train[row] for row in rows][share]
+        latents = data.latents.latents([each.triple_id for each in examples])
+        drawn = torch.randn(
+            lora.batch_size, *latents.shape[1:], generator=generator(lora.seed, "noise", number)
+        )
+        device = self.objective.model.denoiser.device
+        noised = Noised(examples, latents.to(device), drawn[share].to(device), t[share].to(device))
+        return (noised, *spoken(examples, kinds[share], self.in_words))
+
+    def _casting(self) -> AbstractContextManager[object]:
+        device = self.objective.model.denoiser.device.type
+        return torch.autocast(device, torch.bfloat16) if self._autocast else nullcontext()
+
+    def _validate(self) -> None:
+        """Control losses with the weights that would be exported, in eager mode: compiled blocks are for training shapes."""
+        chosen = self.objective.data.held_out[: self.lora.validation.triples or None]
+        if not self.processes.is_main or not chosen:
+            return
+        base = self.history.controls[0]["losses"]["base"] if self.history.controls else None
+        with self.exported(), self._casting(), torch.compiler.set_stance("force_eager"):
+            found = controls.measure(self.objective, chosen, self.lora, self.in_words, base)
+            self._validated(self.step)
+        self.history.controls.append({"step": self.step, **asdict(found)})
+        self.recorded.log_step(self.step, {f"val_loss_{name}": value for name, value in found.losses.items()})
+        self.recorded.log_step(self.step, {"val_preferred": found.preferred})
+
+    def _log(self, parts: Mapping[str, float]) -> None:
+        """Keep running means; every `LOGGED` steps they become a row."""
+        rows = self.history.steps
+        if not rows or rows[-1]["steps"] == LOGGED:
+            rows.append({"step": self.step, "steps": 0, **dict.fromkeys(parts, 0.0)})
+        row, count = rows[-1], rows[-1]["steps"] + 1
+        for name, value in parts.items():
+            row[name] += (value - row[name]) / count
+        row |= {"step": self.step, "steps": count}
+        if count == LOGGED:
+            self.recorded.log_step(self.step, {f"train_{name}": row[name] for name in parts})
+
+    def _resume(self) -> None:
+        found = state.load_last(self.folder)
+        if found is None:
+            return
+        _assign(self.weights, found.weights)
+        self.optimiser.load_state_dict(found.optimiser)
+        if self.average is not None and found.average is not None:
+            self.average.values = {
+                name: value.to(self.weights[name].device) for name, value in found.average.items()
+            }
+        self.step, self.history = found.step, found.history
+
+    def _save(self) -> None:
+        if not self.processes.is_main:
+            return
+        weights = {name: weight.detach().cpu().clone() for name, weight in self.weights.items()}
+        average = self.average.values if self.average is not None else None
+        state.save(
+            state.Checkpoint(self.step, weights, average, self.optimiser.state_dict(), self.history),
+            self.folder,
+        )
+
+    def _stop(self, values: Mapping[str, float]) -> None:
+        last = state.checkpoints(self.folder)
+        shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        raise StateError(
+            f"step {self.step}: the loss is not finite ({shown}); the last good checkpoint is {last[-1] if last else 'none'}; "
+            "lower lora.optimiser.rate, or set lora.precision to float32, and run again"
+        )
+
+
+def spoken(examples: Sequence[Example], conditions: Sequence[str], in_words: bool) -> tuple[Spoken, Spoken]:
+    """g⁺ and g⁻ of each example beside the prompt of its condition; or in words, with empty graphs."""
+    if in_words:
+        none = [SceneGraph()] * len(examples)
+        kinds = ("relational", "conflicting")
+        positive, negative = (Spoken([prompt_of(each, kind) for each in examples], none) for kind in kinds)
+        return positive, negative
+    texts = [prompt_of(each, kind) for each, kind in zip(examples, conditions, strict=True)]
+    return Spoken(texts, [each.graph for each in examples]), Spoken(
+        texts, [each.negative for each in examples]
+    )
+
+
+@torch.no_grad()
+def _assign(weights: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.copy_(values[name])

@@ -1,0 +1,156 @@
+"""One arm of the graph-conditioned LoRA, from caches to its adapters."""
+
+import csv
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.loading import load_module, place
+from sgpipe.backbones.source import identity
+from sgpipe.lora.adapter import base_identity, counts
+from sgpipe.lora.arms import Arm, read_arm
+from sgpipe.lora.controls import CONDITIONS
+from sgpipe.lora.examples import Sources, read_data
+from sgpipe.lora.fitting import Fitted, fit
+from sgpipe.lora.model import GraphLora
+from sgpipe.lora.objective import Probe
+from sgpipe.lora.samples import draw_samples
+from sgpipe.lora.state import History
+from sgpipe.params.backbone import Backbone
+from sgpipe.params.compute import Compute
+from sgpipe.params.load import read_section
+from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.command import run, write_metrics
+from sgpipe.runs.processes import start
+from sgpipe.runs.shards import new_folder, shared_state
+from sgpipe.runs.state import config_hash, fingerprint
+from sgpipe.tracking.run import StageRun, track
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """A CSV with a column for every key, numbers with six digits."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, names, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def figures(fitted: Fitted, seconds: float) -> dict[str, Any]:
+    """What the metrics file holds of a training."""
+    found: dict[str, Any] = {
+        **counts(fitted.model),
+        "steps": fitted.steps,
+        "seconds": seconds,
+        "seconds_per_step": fitted.spent / max(1, fitted.taken),
+        "data_share": fitted.waiting / fitted.spent if fitted.spent else 0.0,
+    }
+    if fitted.history.controls:
+        last = fitted.history.controls[-1]
+        found |= {f"val_loss_{name}": last["losses"][name] for name in CONDITIONS}
+        found |= {
+            "preference_accuracy": last["preferred"],
+            "preference_accuracy_by_t": last["preferred_by_t"],
+        }
+    return found
+
+
+def control_rows(history: History) -> list[dict[str, Any]]:
+    """Rows of `controls.csv`."""
+    return [
+        {
+            "step": row["step"],
+            **{name: row["losses"][name] for name in CONDITIONS},
+            "preferred": row["preferred"],
+        }
+        for row in history.controls
+    ]
+
+
+def open_probe(arm: Arm) -> Probe | None:
+    """The noise-aware probe of L_rel-rank, where that has a weight."""
+    ranking = arm.lora.losses.ranking
+    if not ranking.weight:
+        return None
+    from sgpipe.probes.noise_aware import load_noise_aware  # type: ignore[import-not-found,unused-ignore]
+
+    found = load_noise_aware(Path(str(ranking.probe)))
+    return Probe(found.logits, found.kinds, found.classes, arm.maps.side if arm.maps else None)
+
+
+@app.command()
+def main(
+    arm: Annotated[str, typer.Option(help="which of lora.arms to train")],
+    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
+    resolved: Annotated[Path, typer.Option(help="folder of the resolved arms")] = Path("outputs/resolved"),
+    out: Annotated[Path | None, typer.Option(help="folder; outputs/lora/<arm> by default")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="file; metrics/lora/<arm>.json by default")] = None,
+    plots: Annotated[Path | None, typer.Option(help="folder; plots/lora/<arm> by default")] = None,
+) -> None:
+    """Train; killed at any point, the same command goes on and ends with the same adapters."""
+    backbone = read_section(params, "backbone", Backbone)
+    compute = read_section(params, "compute", Compute)
+    chosen = read_arm(resolved / f"{arm}.json")
+    processes = start(compute)
+    out, metrics = out or Path("outputs/lora") / arm, metrics or Path("metrics/lora") / f"{arm}.json"
+    plots = plots or Path("plots/lora") / arm
+    sources = Sources()
+    plain = chosen.plain()
+    who = {**base_identity(backbone), "vae": identity(backbone, ("vae", "scheduler"))}
+    stage = f"train_lora@{arm}"
+    inputs = [*sources.paths(), resolved / f"{arm}.json"]
+    if chosen.graph_tokens is not None and chosen.graph_tokens.encoder:
+        inputs.append(Path(chosen.graph_tokens.encoder))
+    sections = {"lora": chosen.lora, "backbone": backbone}
+    recording = track(stage, sections, inputs, params) if processes.is_main else nullcontext(StageRun())
+    settings = {**plain, "backbone": who, "threads": torch.get_num_threads()}
+    digest = fingerprint("stages.train_lora", settings, inputs, Path())
+    facts = {"config": config_hash(plain), "commit": _commit()}
+    begun = time.perf_counter()
+    with recording as recorded, shared_state(stage, digest, Path(), processes) as folder:
+        data = read_data(sources, backbone, chosen.lora.development)
+        vae = load_module(backbone, "vae")
+        place(vae, processes.device, "none")
+
+        def validated(model: GraphLora, step: int) -> None:
+            if chosen.lora.validation.pictures:
+                path = folder / "samples" / f"step-{step:06d}.png"
+                in_words = chosen.graph_tokens is None
+                draw_samples(model, data, chosen.lora, vae, backbone.resolution, path, in_words)
+                recorded.log_artifact(path, "samples")
+
+        fitted = fit(
+            chosen, Denoiser.load(backbone, processes.device, compute.offload), backbone, data, folder, processes, facts,
+            probe=open_probe(chosen), validated=validated, recorded=recorded,
+        )  # fmt: skip
+        if processes.is_main:
+            with new_folder(out) as new:
+                for made in sorted(folder.iterdir()):
+                    if made.is_dir() and not made.name.startswith("."):
+                        shutil.copytree(made, new / made.name)
+            write_rows(control_rows(fitted.history), plots / "controls.csv")
+            write_rows(fitted.history.steps, plots / "training.csv")
+            found = figures(fitted, time.perf_counter() - begun)
+            write_metrics(found, metrics, plain)
+            recorded.log_metrics(found)
+            recorded.log_artifact(out / "adapter", "adapter")
+
+
+def _commit() -> str | None:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,134 @@
+"""A tiny world: a pipeline of random weights, curated triples with negatives, and the caches that training reads."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from msgspec.structs import replace
+
+from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.images import Scaling
+from sgpipe.backbones.latent_cache import Crops, latent_identity, latent_maker, merge_latents
+from sgpipe.backbones.loading import load_module
+from sgpipe.backbones.prompt_cache import merge_prompts, prompt_identity, prompt_maker, prompt_shards
+from sgpipe.backbones.text import TextEncoders
+from sgpipe.lora.adapter import build
+from sgpipe.lora.arms import Arm, resolve
+from sgpipe.lora.examples import Data, Sources, read_data
+from sgpipe.lora.model import GraphLora
+from sgpipe.params.backbone import Backbone
+from sgpipe.params.blocks import Blocks
+from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.params.lora import Lora, Optimiser, Validation
+from sgpipe.params.negatives import Negatives
+from sgpipe.runs.processes import Processes
+from sgpipe.runs.shards import cut, run_shards
+from sgpipe.runs.state import config_hash
+from sgpipe.scene_graphs.images import ImageStore
+from sgpipe.scene_graphs.negatives import negatives
+from sgpipe.scene_graphs.prompts import (
+    conflicting_prompts,
+    curated_prompts,
+    unique_concepts,
+    unique_texts,
+)
+from sgpipe.scene_graphs.tables import NEGATIVES, write_table
+from tests.tiny import SIDE, backbone_of, curated_triples, write_curated, write_images, write_pipeline
+
+CPU = torch.device("cpu")
+ALONE = Processes(0, 1, CPU)
+TOKENS = GraphTokens()
+
+
+def tiny_lora(**changes: Any) -> Lora:
+    """A section `lora` for three blocks that trains in seconds."""
+    lora = Lora(
+        Blocks.parse("1..2"),
+        rank=4,
+        alpha=4.0,
+        epochs=2,
+        batch_size=4,
+        precision="float32",
+        optimiser=Optimiser(rate=1e-2),
+        validation=Validation(every=1, pictures=0),
+        keep_epochs=(1,),
+        save_every=3,
+    )
+    return replace(lora, **changes)
+
+
+@dataclass(frozen=True)
+class World:
+    """Where everything lies, and how to make a model of it."""
+
+    backbone: Backbone
+    sources: Sources
+
+    def data(self, development: float = 0.0) -> Data:
+        return read_data(self.sources, self.backbone, development)
+
+    def denoiser(self) -> Denoiser:
+        return Denoiser.load(self.backbone, CPU)
+
+    def arm(self, lora: Lora, tokens: GraphTokens = TOKENS, name: str = "graph") -> Arm:
+        return resolve(name, lora, tokens, self.backbone)
+
+    def model(self, lora: Lora, tokens: GraphTokens = TOKENS, name: str = "graph") -> GraphLora:
+        return build(self.denoiser(), self.backbone, self.arm(lora, tokens, name), 0.7)
+
+
+def _prompt_cache(backbone: Backbone, table: pa.Table, concepts: list[str], out: Path, state: Path) -> None:
+    who, texts = prompt_identity(backbone), unique_texts(table)
+    shards = prompt_shards(texts, concepts, 64)
+    for folder in (out, state):
+        folder.mkdir(parents=True)
+    run_shards(
+        shards, state, ALONE,
+        lambda: prompt_maker(TextEncoders(backbone, CPU), texts, concepts, 16, config_hash(who)), "text",
+    )  # fmt: skip
+    merge_prompts(shards, state, out, texts, concepts, who)
+    write_table(table, out / "prompts.parquet")
+
+
+def write_world(root: Path, train: int = 20, val: int = 8) -> World:
+    """All that `stages.train_lora` reads, under `root`."""
+    backbone = backbone_of(write_pipeline(root / "models" / "tiny"))
+    triples = pa.concat_tables([curated_triples(train, "train"), curated_triples(val, "val", train + 1)])
+    outputs = root / "outputs"
+    sources = Sources(
+        *(outputs / name for name in ("curated", "negatives", "prompts", "negative_prompts", "latents"))
+    )
+    write_curated(sources.curated, triples, triples.slice(0, 0))
+    held = pa.Table.from_pylist(
+        [
+            {name: row[name] for name in ("image_id", "subject", "predicate", "object")}
+            for row in triples.to_pylist()
+        ]
+    )
+    against = negatives(triples, held, Negatives())
+    write_table(against.cast(NEGATIVES), sources.negatives / "negatives.parquet")
+    said = curated_prompts(triples, ("relational", "neutral", "wrong"), 0)
+    _prompt_cache(backbone, said, unique_concepts(triples), sources.prompts, root / "state" / "p")
+    _prompt_cache(backbone, conflicting_prompts(against), [], sources.negative_prompts, root / "state" / "n")
+    write_images(root / "data", triples)
+    crops, who = Crops.of(triples), latent_identity(backbone)
+    shards = cut("latents", len(crops), 64)
+    state = root / "state" / "l"
+    for folder in (state, sources.latents):
+        folder.mkdir(parents=True)
+    vae = load_module(backbone, "vae")
+    load: Callable[[int], Any] = ImageStore(root / "data").load
+    run_shards(
+        shards, state, ALONE, lambda: latent_maker(vae, load, crops, SIDE, 16, config_hash(who)), "crop"
+    )
+    merge_latents(shards, state, sources.latents, crops, who, Scaling.of(vae.config))
+    return World(backbone, sources)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return write_world(tmp_path_factory.mktemp("world"))

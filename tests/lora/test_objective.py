@@ -1,0 +1,176 @@
+"""The batch's loss: g⁺ and g⁻ at the same noise, what maps and the probe add, and controls that are what they say."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgpipe.attention_maps import MapOptions
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.lora.controls import measure, spoken
+from sgpipe.lora.examples import Data, development_pairs, prompt_of
+from sgpipe.lora.losses import sample_losses
+from sgpipe.lora.model import GraphLora
+from sgpipe.lora.objective import Noised, Objective, Probe
+from sgpipe.lora.training import spoken as both
+from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.params.lora import Losses, Margin, Preference, Ranking, Weighted
+from tests.lora.conftest import World, tiny_lora
+from tests.tiny import curated_triples
+
+MAPS = MapOptions({"middle": "0..1"})
+
+
+@pytest.fixture(scope="module")
+def model(world: World) -> GraphLora:
+    """A model whose LoRA does something."""
+    made = world.model(tiny_lora())
+    draw = torch.Generator().manual_seed(1)
+    for weight in made.weights.values():
+        weight.data.add_(0.1 * torch.randn(weight.shape, generator=draw))
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(world: World) -> Data:
+    return world.data()
+
+
+def batch(data: Data, count: int = 3) -> Noised:
+    examples = data.train[:count]
+    latents = data.latents.latents([each.triple_id for each in examples])
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(2))
+    return Noised(examples, latents, noise, torch.linspace(0.75, 0.95, count))
+
+
+def test_both_graphs_in_one_forward_are_each_alone(model: GraphLora, data: Data) -> None:
+    noised = batch(data)
+    positive, negative = both(noised.examples, ["neutral"] * 3, in_words=False)
+    objective = Objective(
+        model, data, Losses(flow=0.5, margin=Margin(2.0, 10.0), preference=Preference(3.0, 4.0))
+    )
+    loss, parts = objective(noised, positive, negative)
+    target = noised.noise - noised.latents
+    alone = [
+        sample_losses(objective.velocity(noised, each), target).detach() for each in (positive, negative)
+    ]
+    torch.testing.assert_close(parts["flow"], alone[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(parts["negative"], alone[1], atol=1e-5, rtol=1e-5)
+    wanted = (
+        0.5 * alone[0]
+        + 2 * (10 - alone[1] + alone[0])
+        + 3 * torch.log1p(torch.exp(2 * (alone[0] - alone[1])))
+    )
+    torch.testing.assert_close(loss.detach(), wanted.mean(), atol=1e-4, rtol=1e-5)
+
+
+def test_without_contrast_the_negative_costs_nothing(model: GraphLora, data: Data) -> None:
+    noised = batch(data)
+    positive, negative = both(noised.examples, ["neutral"] * 3, in_words=False)
+    objective = Objective(model, data, Losses(margin=Margin(0.0)))
+    loss, parts = objective(noised, positive, negative)
+    assert set(parts) == {"flow"} and loss.item() == pytest.approx(parts["flow"].mean().item())
+
+
+def test_maps_weigh_the_loss_and_rank_the_graphs(model: GraphLora, data: Data) -> None:
+    """A probe that sums maps up gets them for g⁺ and g⁻; its gradient reaches LoRA and tokens."""
+    seen: list[Tensor] = []
+
+    def logits(maps: Tensor, t: Tensor) -> Tensor:
+        seen.append(maps)
+        assert t.shape == maps.shape[:1]
+        return maps.sum(dim=(2, 3))[:, :1] * torch.arange(1.0, 25.0)
+
+    losses = Losses(
+        flow=0, margin=Margin(0.0), ranking=Ranking(1.0, 50.0, "middle", "x"), saliency=Weighted(0.0)
+    )
+    objective = Objective(model, data, losses, maps=MAPS, probe=Probe(logits, kinds=("saliency", "cross")))
+    noised = batch(data)
+    loss, parts = objective(noised, *both(noised.examples, ["neutral"] * 3, in_words=False))
+    assert seen[0].shape[:2] == (6, 6) and set(parts) == {"flow", "negative", "preferred", "ranking"}
+    weights = model.trainable()
+    reached = {
+        name.partition(".")[0]
+        for name, slope in zip(
+            weights, torch.autograd.grad(loss, weights.values(), allow_unused=True), strict=True
+        )
+        if slope is not None and slope.any()
+    }
+    assert reached == {"lora", "tokens"}
+
+    weighted = Objective(model, data, Losses(margin=Margin(0.0), saliency=Weighted(1.0)), maps=MAPS)
+    _, parts = weighted(noised, *both(noised.examples, ["neutral"] * 3, in_words=False))
+    assert (parts["saliency"] > 0).all() and not torch.allclose(parts["saliency"], parts["flow"])
+
+
+def test_switched_off_the_model_is_the_base_to_the_bit(world: World, model: GraphLora, data: Data) -> None:
+    noised = batch(data)
+    said = spoken("base", noised.examples, noised.examples, "neutral", in_words=False)
+    plain = GraphLora(world.denoiser(), None, {})
+    base = Objective(plain, data, Losses()).velocity(noised, said)
+    objective = Objective(model, data, Losses())
+    on = objective.velocity(noised, said)
+    with model.off():
+        assert torch.equal(objective.velocity(noised, said), base)
+    assert not torch.equal(on, base)
+    assert torch.equal(objective.velocity(noised, said), on)
+    assert all(weight.requires_grad for weight in model.weights.values())
+
+
+def test_an_empty_graph_under_a_closed_gate_is_the_prompt(world: World, data: Data) -> None:
+    """Residual injection starts at nothing: every graph gives the base's velocity, to the bit."""
+    model = world.model(tiny_lora(), GraphTokens(injection="residual"))
+    noised = batch(data)
+    objective = Objective(model, data, Losses())
+    kinds = [spoken(name, noised.examples, noised.examples, "neutral", False) for name in ("graph", "empty")]
+    one, other = (objective.velocity(noised, each) for each in kinds)
+    assert torch.equal(one, other)
+
+
+def test_controls_do_not_depend_on_the_batch_and_put_graphs_where_they_say(
+    model: GraphLora, data: Data
+) -> None:
+    objective = Objective(model, data, Losses())
+    found = [measure(objective, data.held_out, tiny_lora(batch_size=size), False) for size in (3, 8)]
+    assert found[0].losses == pytest.approx(found[1].losses, abs=1e-5)
+    known = measure(objective, data.held_out, tiny_lora(), False, base=0.5)
+    assert known.losses["base"] == 0.5 and known.losses["graph"] == pytest.approx(
+        found[0].losses["graph"], abs=1e-5
+    )
+    first = data.held_out[0]
+    graph = first.graph
+    given = {
+        name: spoken(name, [first], [data.held_out[4]], "neutral", False).graphs[0]
+        for name in ("graph", "swapped", "shuffled", "negative", "empty")
+    }
+    assert given == {
+        "graph": graph, "swapped": graph.reversed(), "shuffled": data.held_out[4].graph, "negative": first.negative,
+        "empty": SceneGraph(),
+    }  # fmt: skip
+
+
+def test_in_words_the_prompt_carries_what_the_graph_would(data: Data) -> None:
+    first, other = data.held_out[0], data.held_out[4]
+    texts = {
+        name: spoken(name, [first], [other], "neutral", True)
+        for name in ("graph", "empty", "shuffled", "negative")
+    }
+    assert all(each.graphs == [SceneGraph()] for each in texts.values())
+    assert texts["graph"].texts == [prompt_of(first, "relational")]
+    assert texts["empty"].texts == [prompt_of(first, "neutral")]
+    assert texts["shuffled"].texts == [prompt_of(other, "relational")]
+    assert texts["negative"].texts == [prompt_of(first, "conflicting")] != texts["graph"].texts
+
+
+def test_the_development_split_goes_by_pairs_and_never_touches_val(world: World) -> None:
+    triples = curated_triples(60, "train")
+    apart = development_pairs(triples, 0.4).to_pylist()
+    pairs: dict[tuple[str, ...], set[bool]] = {}
+    for row, out in zip(triples.to_pylist(), apart, strict=True):
+        pairs.setdefault(tuple(sorted((row["subject"], row["object"]))), set()).add(out)
+    assert all(len(kinds) == 1 for kinds in pairs.values()) and {True, False} == set(apart)
+    more = development_pairs(triples, 0.7).to_pylist()
+    assert all(b or not a for a, b in zip(apart, more, strict=True))
+    val = {each.triple_id for each in world.data().held_out}
+    split = world.data(0.4)
+    assert not val & {each.triple_id for each in (*split.train, *split.held_out)}
+    assert {each.triple_id for each in split.train}.isdisjoint(each.triple_id for each in split.held_out)

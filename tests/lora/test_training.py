@@ -1,0 +1,220 @@
+"""The loop: killed = not killed, what is kept, what stops it, and adapters that come back."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from sgpipe.backbones.denoiser import pack
+from sgpipe.errors import DataError, ModelError, ParamsError, StateError
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.lora import state
+from sgpipe.lora.fitting import Fitted, fit
+from sgpipe.lora.generation import GraphGenerator
+from sgpipe.lora.training import Training
+from sgpipe.params.blocks import Blocks
+from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.params.lora import Conditions, Lora, Losses, Margin, Preference
+from sgpipe.scene_graphs.predicates import neutral_prompt
+from tests.lora.conftest import ALONE, TOKENS, World, tiny_lora
+from tests.tiny import SIDE, write_pipeline
+
+
+def train(
+    world: World, folder: Path, lora: Lora, tokens: GraphTokens = TOKENS, name: str = "graph"
+) -> Fitted:
+    folder.mkdir(parents=True, exist_ok=True)
+    return fit(
+        world.arm(lora, tokens, name), world.denoiser(), world.backbone, world.data(), folder, ALONE, {"commit": "abc"}
+    )  # fmt: skip
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing after it runs."""
+
+
+@pytest.fixture(scope="module")
+def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fitted]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(world, folder, tiny_lora(ema=0.9))
+
+
+@pytest.mark.parametrize("step", [2, 5, 7])
+def test_a_training_that_was_interrupted_ends_with_the_same_bytes(
+    world: World, whole: tuple[Path, Fitted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """At a step before, between and after checkpoints (every third step) and the kept epoch (step 5)."""
+    update = Training._update
+
+    def dying(self: Training) -> dict[str, float]:
+        if self.step == step:
+            raise Killed
+        return update(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Training, "_update", dying)
+        train(world, tmp_path, tiny_lora(ema=0.9))
+    again = train(world, tmp_path, tiny_lora(ema=0.9))
+    folder, fitted = whole
+    for name in ("adapter", "epoch-1"):
+        assert files(tmp_path / name) == files(folder / name)
+    assert again.history == fitted.history
+
+
+def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, Fitted]) -> None:
+    folder, fitted = whole
+    assert fitted.steps == 10
+    assert [path.name for path in state.checkpoints(folder)] == ["step-00000009.pt", "step-00000010.pt"]
+    assert files(folder / "adapter") != files(folder / "epoch-1")
+    about = json.loads((folder / "adapter" / "adapter.json").read_text())
+    assert about["blocks"] == [1, 2] and about["commit"] == "abc" and about["arm"] == "graph"
+    assert about["lora_parameters"] == 2 * 4 * 2 * (32 * 4)
+    assert about["token_parameters"] == 24 * 2 * 24
+
+
+def test_the_first_control_losses_say_that_lora_starts_at_nothing(whole: tuple[Path, Fitted]) -> None:
+    """Without tokens, an untrained adapter is the base; with them it is not, and graphs differ from each other."""
+    first = whole[1].history.controls[0]["losses"]
+    assert first["empty"] == pytest.approx(first["base"], abs=1e-7)
+    assert len({round(first[name], 9) for name in ("base", "graph", "shuffled", "swapped")}) == 4
+    last = whole[1].history.controls[-1]
+    assert last["step"] == 10 and last["losses"]["base"] == first["base"]
+    assert 0 <= last["preferred"] <= 1 and len(last["preferred_by_t"]) == 3
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (3, 6, 9):
+        state.save(state.Checkpoint(step, {"a": torch.ones(1)}, None, {}, state.History()), tmp_path)
+    newest = state.checkpoints(tmp_path)[-1]
+    newest.write_bytes(newest.read_bytes()[:200])
+    found = state.load_last(tmp_path)
+    assert found is not None and found.step == 6
+    assert "step-00000009" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_with_what_is_needed_to_go_on(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = torch.optim.AdamW.step
+
+    def exploding(self: torch.optim.AdamW, closure: None = None) -> None:
+        step(self)
+        next(iter(self.param_groups[0]["params"])).data.mul_(
+            float("inf") if len(list(tmp_path.glob("step*"))) else 1
+        )
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", exploding)
+    with pytest.raises(
+        StateError, match=r"step 4: the loss is not finite \(loss nan.*flow nan.*step-00000003\.pt"
+    ):
+        train(world, tmp_path, tiny_lora())
+
+
+@pytest.mark.parametrize("name", ["text_only", "projector_only", "random_blocks"])
+def test_every_arm_trains_and_comes_back(world: World, tmp_path: Path, name: str) -> None:
+    lora = tiny_lora(
+        epochs=1, keep_epochs=(), losses=Losses(margin=Margin(weight=0.5), preference=Preference(0.1))
+    )
+    train(world, tmp_path, lora, name=name)
+    about = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
+    assert (about["lora_parameters"] == 0) == (name == "projector_only")
+    assert (about["token_parameters"] == 0) == (name == "text_only")
+    generator = GraphGenerator.load(world.backbone.model, tmp_path / "adapter")
+    graphs = [None, SceneGraph(), SceneGraph.of("dog", "above", "cat")]
+    pictures = generator.draw(["a photo of dog and cat"] * 3, graphs, [1, 1, 1], steps=2, size=SIDE)
+    base = GraphGenerator.load(world.backbone.model, None, backbone=world.backbone)
+    plain = base.draw(["a photo of dog and cat"], [None], [1], steps=2, size=SIDE)
+    assert np.array_equal(pictures[0], plain[0])
+    assert np.array_equal(pictures[1], pictures[0]) == (name == "projector_only")
+    assert np.array_equal(pictures[2], pictures[1]) == (name == "text_only")
+
+
+def test_an_adapter_draws_what_it_drew_when_it_was_trained(world: World, whole: tuple[Path, Fitted]) -> None:
+    """Through files, and through diffusers' own pipeline with `load_lora_weights`."""
+    folder, fitted = whole
+    graph, prompt = SceneGraph.of("dog", "left of", "cat"), neutral_prompt("dog", "cat")
+    loaded = GraphGenerator.load(world.backbone.model, folder / "adapter")
+    latents = loaded.latents([prompt], [graph], [5], 3, SIDE)
+    assert loaded.adapter is not None
+    averaged = state.load_last(folder)
+    assert averaged is not None and averaged.average is not None
+    weights = fitted.model.trainable()
+    for name, value in averaged.average.items():
+        weights[name].data.copy_(value)
+    inside = GraphGenerator(fitted.model.denoiser, loaded.vae, loaded.texts, fitted.model)
+    torch.testing.assert_close(inside.latents([prompt], [graph], [5], 3, SIDE), latents, atol=1e-5, rtol=0)
+
+    pipeline = FluxPipeline.from_pretrained(world.backbone.model)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(folder / "adapter")
+    encoded = loaded.texts.prompts([prompt])
+    context = loaded.adapter.context([graph], [prompt], encoded, loaded._table([graph])).prompts
+    drawn = pipeline(
+        prompt_embeds=context.encoder_hidden_states, pooled_prompt_embeds=context.pooled_projections,
+        height=SIDE, width=SIDE, num_inference_steps=3, guidance_scale=0.0,
+        generator=[torch.Generator().manual_seed(5)], output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(drawn, pack(latents), atol=1e-5, rtol=0)
+
+
+def test_graphs_of_any_size_are_drawn_in_one_call_as_alone(world: World, whole: tuple[Path, Fitted]) -> None:
+    generator = GraphGenerator.load(world.backbone.model, whole[0] / "adapter")
+    graphs = [
+        SceneGraph.of("dog", "above", "cat"),
+        None,
+        SceneGraph(("dog", "cat", "tree"), ((0, "on", 1), (1, "left of", 2))),
+        SceneGraph(),
+        SceneGraph.of("cat", "above", "dog"),
+    ]
+    prompts = ["a photo of dog and cat"] * len(graphs)
+    together = generator.draw(prompts, graphs, range(5), steps=2, size=SIDE)
+    for i, graph in enumerate(graphs):
+        alone = generator.draw(prompts[:1], [graph], [i], steps=2, size=SIDE)[0]
+        assert np.abs(together[i].astype(int) - alone).max() <= 1
+    swapped = generator.draw(prompts[:1], [graphs[0].reversed()], [0], steps=2, size=SIDE)[0]
+    assert not np.array_equal(swapped, together[0])
+
+
+def test_a_foreign_base_is_refused(world: World, whole: tuple[Path, Fitted], tmp_path: Path) -> None:
+    other = write_pipeline(tmp_path / "other", seed=1)
+    with pytest.raises(ModelError, match="trained on another base"):
+        GraphGenerator.load(other, whole[0] / "adapter")
+    with pytest.raises(ModelError, match="no adapter is loaded"):
+        GraphGenerator.load(other, None).draw(["a"], [SceneGraph()], [0], size=SIDE)
+    with pytest.raises(ParamsError, match="1 prompts, 0 graphs"):
+        GraphGenerator.load(other, None).draw(["a"], [], [0], size=SIDE)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        GraphTokens(injection="residual"),
+        GraphTokens(layout="triple", relation="encoder", global_token=True),
+        GraphTokens(layout="roles", relation="encoder"),
+    ],
+    ids=["residual", "triple", "roles"],
+)
+def test_other_tokens_train_and_come_back(world: World, tmp_path: Path, tokens: GraphTokens) -> None:
+    fitted = train(world, tmp_path, tiny_lora(epochs=1, keep_epochs=()), tokens)
+    graph, prompt = SceneGraph.of("dog", "left of", "cat"), neutral_prompt("dog", "cat")
+    loaded = GraphGenerator.load(world.backbone.model, tmp_path / "adapter")
+    inside = GraphGenerator(fitted.model.denoiser, loaded.vae, loaded.texts, fitted.model)
+    one, other = (each.latents([prompt], [graph], [5], 2, SIDE) for each in (inside, loaded))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_what_cannot_be_trained_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="more than 2 epochs of 20 triples"):
+        train(world, tmp_path, tiny_lora(batch_size=64))
+    with pytest.raises(ParamsError, match=r"valid: 0\.\.2"):
+        world.arm(tiny_lora(blocks=Blocks.parse("7..12")))
+    lora = tiny_lora(conditions=Conditions(neutral=0.5, dropped=0.5))
+    with pytest.raises(DataError, match="its dropped prompt is not cached; add dropped"):
+        train(world, tmp_path, lora)

@@ -1,0 +1,138 @@
+"""The training as a stage: SIGKILL and resume, in another workspace too, one trainer at a time, no retraining for spelling."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from msgspec import to_builtins
+
+from tests.lora.conftest import tiny_lora, write_world
+from tests.stages.test_caches import set_params
+from tests.stages.test_pipeline import clone, dvc, run
+from tests.tiny import DOUBLE, SIDE, SINGLE, TOKENS
+
+pytestmark = pytest.mark.slow
+COMMAND = (sys.executable, "-m", "stages.train_lora", "--arm", "graph")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with a tiny pipeline, its caches and parameters, and the resolved arms."""
+    root = clone(tmp_path_factory.mktemp("lora") / "repository", tmp_path_factory.mktemp("data"))
+    shutil.copytree(Path(__file__).resolve().parents[2] / "presets", root / "presets", dirs_exist_ok=True)
+    write_world(root)
+    backbone = {
+        "model": "models/tiny", "files": "models/tiny", "double_blocks": DOUBLE, "single_blocks": SINGLE,
+        "resolution": SIDE, "max_sequence_length": TOKENS,
+    }  # fmt: skip
+    lora = to_builtins(tiny_lora(epochs=8, keep_epochs=(2,), ema=0.9), enc_hook=str)
+    lora["validation"]["pictures"] = 2
+    set_params(
+        root, backbone=backbone, lora=lora, compute={"device": "cpu", "threads": 1}, tracking={"enabled": False},
+        maps={"groups": {"middle": "0..1"}},
+    )  # fmt: skip
+    run(root, sys.executable, "-m", "stages.resolve")
+    return root
+
+
+def results(root: Path) -> dict[str, bytes]:
+    folder = root / "outputs/lora/graph"
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return found | {path.name: path.read_bytes() for path in (root / "plots/lora/graph").glob("*.csv")}
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.Popen(
+        COMMAND, cwd=root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def killed(root: Path, checkpoints: int) -> None:
+    """Start the stage and kill it as soon as it has come past so many checkpoints."""
+    process = start(root)
+    states = root / ".dvc" / "stage-state"
+    while process.poll() is None:
+        numbers = [int(path.stem.split("-")[1]) for path in states.glob("train_lora-graph-*/step-*.pt")]
+        if numbers and max(numbers) >= 3 * checkpoints:
+            break
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def whole(made: Path) -> dict[str, bytes]:
+    run(made, *COMMAND)
+    found = results(made)
+    assert {
+        "adapter/adapter.json",
+        "epoch-2/graph_tokens.safetensors",
+        "controls.csv",
+        "training.csv",
+    } <= found.keys()
+    assert "samples/step-000040.png" in found
+    figures = json.loads((made / "metrics/lora/graph.json").read_text())
+    losses = {f"val_loss_{name}" for name in ("base", "graph", "empty", "shuffled", "swapped")}
+    assert losses | {"preference_accuracy", "steps", "seconds", "config"} <= figures.keys()
+    assert figures["steps"] == 40
+    return found
+
+
+@pytest.mark.parametrize("checkpoints", [1, 5])
+def test_killed_it_goes_on_and_ends_with_the_same_bytes(
+    made: Path, whole: dict[str, bytes], checkpoints: int
+) -> None:
+    shutil.rmtree(made / "outputs/lora")
+    killed(made, checkpoints)
+    assert not (made / "outputs/lora").exists()
+    run(made, *COMMAND)
+    assert results(made) == whole
+    assert [path for path in (made / ".dvc/stage-state").iterdir() if path.is_dir()] == []
+
+
+def test_another_workspace_of_the_repository_goes_on(
+    made: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """What `dvc exp run --temp` does: the same files elsewhere, with the same cache."""
+    shutil.rmtree(made / "outputs/lora")
+    killed(made, 2)
+    other = shutil.copytree(made, tmp_path / "temp", ignore=shutil.ignore_patterns("stage-state"))
+    dvc(other, "cache", "dir", "--local", str(made / ".dvc" / "cache"))
+    run(other, *COMMAND)
+    assert results(other) == whole
+    assert not (other / ".dvc/stage-state").exists()
+
+
+def test_a_second_trainer_is_kept_out(made: Path, whole: dict[str, bytes]) -> None:
+    first = start(made)
+    states = made / ".dvc" / "stage-state"
+    while first.poll() is None and not list(states.glob("train_lora-graph-*/step-*.pt")):
+        time.sleep(0.01)
+    second = subprocess.run(COMMAND, cwd=made, capture_output=True, text=True, check=False)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert second.returncode == 2 and "another process is running the same stage" in second.stderr
+
+
+def test_a_spelling_retrains_nothing_and_a_meaning_does(made: Path) -> None:
+    def status(blocks: object, **others: object) -> str:
+        params = yaml.safe_load((made / "params.yaml").read_text())
+        params["lora"] |= {"blocks": blocks, **others}
+        (made / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        run(made, sys.executable, "-m", "stages.resolve")
+        return (made / "outputs/resolved/graph.json").read_text()
+
+    first = status("1..2")
+    assert status(["1..2"]) == status([1, 2]) == status("[1,2]") == first
+    assert status("1..2", arms=["graph"]) == first
+    assert status("0..1") != first
