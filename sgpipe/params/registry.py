@@ -14,6 +14,11 @@ SECTIONS: Final[dict[str, str]] = {
     "maps": "sgpipe.params.maps:Maps",
     "saliency": "sgpipe.params.maps:Saliency",
     "saliency_noised": "sgpipe.params.maps:NoisedMaps",
+    "evaluate": "sgpipe.params.evaluate:Evaluate",
+    "judge": "sgpipe.params.judge:JudgeParams",
+    "statistics": "sgpipe.params.evaluate:Statistics",
+    "ablation": "sgpipe.params.evaluate:Ablation",
+    "report": "sgpipe.params.report:Report",
     "compute": "sgpipe.params.compute:Compute",
     "tracking": "sgpipe.params.tracking:Tracking",
 }
