@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.errors import DataError
-from sgpipe.evaluation.draws import Case, read_cases
+from sgpipe.evaluation.draws import read_cases
 from sgpipe.evaluation.pictures import FILE, PictureFile
 from sgpipe.evaluation.summary import Jury
 from sgpipe.evaluation.tables import ASKED, VERDICTS
@@ -18,9 +18,9 @@ from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table
 
 def read_judged(
     curated: Path, negatives: Path, judged: Path, drawn: Evaluate, judges: JudgeParams, statistics: Statistics,
-    arms: list[str] | None = None,
-) -> tuple[list[Case], Verdicts, Jury]:  # fmt: skip
-    """The cases, what judges said of them (of `arms` alone, where given) and what the judges are worth.
+    arms: list[str],
+) -> tuple[Verdicts, Jury]:  # fmt: skip
+    """What judges said of these arms' pictures, and what the judges are worth.
 
     Raises `DataError` where a judge of params.yaml has not seen an arm.
     """
@@ -29,16 +29,15 @@ def read_judged(
     )
     table = read_table(judged / "verdicts.parquet", VERDICTS)
     asked = read_table(judged / "asked.parquet", ASKED)
-    if arms is not None:
-        table = table.filter(pc.is_in(table["arm"], pa.array(arms)))
+    table = table.filter(pc.is_in(table["arm"], pa.array(arms)))
     seen = set(zip(table["judge"].to_pylist(), table["arm"].to_pylist(), strict=True))
     for judge in judges.judges:
-        for arm in arms or sorted({arm for _, arm in seen}):
+        for arm in arms:
             if (judge, arm) not in seen:
                 raise DataError(
                     f"{judged}: judge {judge} has not seen {arm}; run `dvc repro judge judge_epochs`"
                 )
-    return cases, Verdicts(table, cases, drawn.seeds), Jury.of(judges, asked, statistics)
+    return Verdicts(table, cases, drawn.seeds), Jury.of(judges, asked, statistics)
 
 
 def picture_files(images: Path) -> dict[str, PictureFile]:

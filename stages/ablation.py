@@ -38,7 +38,7 @@ def main(
     inputs = [curated / "triples.parquet", negatives, images, judged]
     with track("ablation", sections, inputs, params) as recorded:
         named = [checkpoint_arm(each, epoch) for each in config.runs for epoch in config.epochs]
-        _, verdicts, jury = read_judged(curated, negatives, judged, drawn, judges, statistics, named)
+        verdicts, jury = read_judged(curated, negatives, judged, drawn, judges, statistics, named)
         found = ablation_figures(verdicts, jury, picture_files(images), config.epochs, config.runs)
         write_metrics(found, metrics, {name: to_builtins(section) for name, section in sections.items()})
         recorded.log_metrics(found)

@@ -1,5 +1,6 @@
 """The pictures of one arm for the evaluation: every validation triple, seed, prompt and graph."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from sgpipe.evaluation.sampling import (
 from sgpipe.evaluation.verdicts import BASE
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.compute import Compute
-from sgpipe.params.evaluate import HEADLINE, Evaluate
+from sgpipe.params.evaluate import HEADLINE, Evaluate, Graph, Prompt
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.command import run
 from sgpipe.runs.processes import start
@@ -61,7 +62,9 @@ def main(
     adapter = None if arm == BASE else adapters / arm / ("adapter" if epoch is None else f"epoch-{epoch}")
     if adapter is not None:
         check_adapter(adapter)
-    draw = config.draw if epoch is None else {HEADLINE: ("positive", "negative")}
+    draw: Mapping[Prompt, Sequence[Graph]] = config.draw
+    if epoch is not None:
+        draw = {HEADLINE: ("positive", "negative")}
     name = arm if epoch is None else f"{arm}-{epoch}"
     out = out or Path("outputs/images" if epoch is None else "outputs/images_by_epoch") / name
     processes = start(compute)

@@ -49,7 +49,7 @@ def main(
     with track("evaluate", sections, inputs, params) as recorded:
         losses = {arm: read_metrics(trained / f"{arm}.json") for arm in drawn.adapters}
         named = [BASE, *drawn.adapters]
-        _, verdicts, jury = read_judged(curated, negatives, judged, drawn, judges, statistics, named)
+        verdicts, jury = read_judged(curated, negatives, judged, drawn, judges, statistics, named)
         found, rows = evaluation_figures(verdicts, jury, picture_files(images))
         beside = {"arms": arm_figures(found["arms"], losses)}
         with new_folder(out) as folder:

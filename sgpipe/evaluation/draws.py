@@ -132,12 +132,12 @@ def plan(
     names = [case.triple_id for case in cases]
     noise = {seed: noise_seeds(names, seed) for seed in seeds}
     elsewhere = others(cases) if given == "graphs" else []
-    single = {"empty": SceneGraph(), "none": None}
     planned = []
     for prompt, graphs in draw.items():
         for graph in graphs if given == "graphs" else (NO_GRAPH,):
             for seed in seeds:
                 for index, case in enumerate(cases):
+                    scene = SceneGraph() if given == "empty" else None
                     if given == "graphs":
                         scene = {
                             "positive": SceneGraph.of(*case.positive),
@@ -145,8 +145,6 @@ def plan(
                             "empty": SceneGraph(),
                             "shuffled": SceneGraph.of(*cases[elsewhere[index]].positive),
                         }[graph]
-                    else:
-                        scene = single[given]
                     text = {
                         "neutral": case.neutral_prompt,
                         "relational": relational_prompt(*case.positive),

@@ -26,7 +26,7 @@ def test_pictures_of_a_triple_that_agree_count_as_one() -> None:
 
 
 def test_intervals_cover_the_truth_at_their_rate() -> None:
-    """Triples of different difficulty, three pictures each, a third of the pictures undecided: 95 % within the error of 200 tries."""
+    """Triples of different difficulty, three pictures each, a third of them undecided: 95 % within the error of 200 tries."""
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(200):
