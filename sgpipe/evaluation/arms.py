@@ -26,18 +26,24 @@ def read_metrics(path: Path) -> dict[str, Any]:
 def arm_figures(arms: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """`<arm>` with roles, objects and control losses; `arms` is that of the evaluation, `trained` are the metrics of training.
 
-    Of an arm that is given no graph, the share that follows g⁻ is what is left of the share that follows g⁺, on the same pictures.
-    Raises `DataError` where training states no control loss.
+    An arm that is given graphs is asked under neutral prompts, by g⁺ and g⁻. One that is given none is asked in words, by
+    relational and conflicting prompts where those were drawn: `prompt` says which. Raises `DataError` where training states no control loss.
     """
     found: dict[str, Any] = {}
     for arm, by_prompt in arms.items():
-        shown = by_prompt[HEADLINE]
-        own = shown.get("positive") or shown[NO_GRAPH]
-        against = (shown.get("negative") or own)["role_accuracy"]
+        shown, prompt = by_prompt[HEADLINE], HEADLINE
+        if "positive" in shown:
+            own, against = shown["positive"], shown["negative"]
+        else:
+            prompt = "relational" if "relational" in by_prompt else HEADLINE
+            own = by_prompt[prompt][NO_GRAPH]
+            against = by_prompt.get("conflicting", by_prompt[prompt])[NO_GRAPH]
+        followed = against["role_accuracy"]
         found[arm] = {
+            "prompt": prompt,
             "role_accuracy": own["role_accuracy"],
             "role_accuracy_low": own["role_accuracy_low"],
-            "swapped_followed": None if against is None else 1 - against,
+            "swapped_followed": None if followed is None else 1 - followed,
             "objects_present": own.get("objects_present"),
         }
         if arm in trained:

@@ -178,6 +178,7 @@ class Summary:
     def comparisons(self) -> dict[str, Any]:
         """`<prompt>.<first>-<second>`: every arm's g⁺ against the base model, the arms without graphs, and its own controls.
 
+        Under neutral prompts also against the arms without graphs when these are told the relation in words (`_in_words`).
         `p_holm` is adjusted over all comparisons of a prompt.
         """
         found: dict[str, Any] = {}
@@ -197,6 +198,14 @@ class Summary:
                 )
             ]
             rows = {f"{_label(a)}-{_label(b)}": self.compare(a, b) for a, b in pairs}
+            if prompt == HEADLINE:
+                told = [each for each in seen if each.prompt == "relational" and each.graph == NO_GRAPH]
+                rows |= {
+                    f"{_label(a)}-{_label(b)}_in_words": self.compare(a, b)
+                    for a in here
+                    for b in told
+                    if a.graph == "positive"
+                }
             for row, adjusted in zip(rows.values(), holm([row["p"] for row in rows.values()]), strict=True):
                 row["p_holm"] = adjusted
             if rows:
