@@ -12,6 +12,7 @@ from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
 from sgpipe.lora.cli import generate
 from sgpipe.miniature.cli import app as miniature_app
+from sgpipe.report.cli import app as report_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +28,7 @@ app.add_typer(pipeline_app, name="pipeline")
 app.add_typer(tracking_app, name="tracking")
 app.add_typer(fetch_app, name="fetch")
 app.add_typer(miniature_app, name="miniature")
+app.add_typer(report_app, name="report")
 app.command("doctor")(doctor)
 app.command("generate")(generate)
 

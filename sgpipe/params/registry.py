@@ -18,6 +18,11 @@ SECTIONS: Final[dict[str, str]] = {
     "probes": "sgpipe.params.probes:Probes",
     "graph_tokens": "sgpipe.params.graph_tokens:GraphTokens",
     "lora": "sgpipe.params.lora:Lora",
+    "evaluate": "sgpipe.params.evaluate:Evaluate",
+    "judge": "sgpipe.params.judge:JudgeParams",
+    "statistics": "sgpipe.params.evaluate:Statistics",
+    "ablation": "sgpipe.params.evaluate:Ablation",
+    "report": "sgpipe.params.report:Report",
     "compute": "sgpipe.params.compute:Compute",
     "tracking": "sgpipe.params.tracking:Tracking",
 }

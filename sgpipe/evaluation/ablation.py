@@ -1,0 +1,115 @@
+"""Epochs of training against one another, on the same triples and seeds."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from sgpipe.evaluation.pictures import PictureFile
+from sgpipe.evaluation.sensitivity import distances
+from sgpipe.evaluation.statistics import Bootstrap, Floats, mcnemar
+from sgpipe.evaluation.summary import Jury, Summary, bounds, plain
+from sgpipe.evaluation.verdicts import Condition, Verdicts
+from sgpipe.params.evaluate import HEADLINE
+
+PREDECESSOR = {
+    "10": {"samples": 10, "mse": 6460.0, "clip_accuracy": 0.60, "margin": 1.01},
+    "20": {"samples": 160, "mse": 8613.7, "clip_accuracy": 0.494, "margin": -0.022},
+}
+"""What the seed document reports. Its two rows are of different samples, so they cannot be compared with one another."""
+
+
+def checkpoint_arm(run: str, epoch: int) -> str:
+    """Name of a checkpoint among the arms."""
+    return f"{run}-{epoch}"
+
+
+class Epochs:
+    """Checkpoints by epoch; runs of several training seeds lie side by side, as further pictures of each triple."""
+
+    def __init__(self, verdicts: Verdicts, jury: Jury, runs: Sequence[str]) -> None:
+        self._verdicts, self._runs = verdicts, runs
+        self._judge, self._kind = jury.judges.headline, jury.judges.judges[jury.judges.headline].kind
+        self._summary = Summary(verdicts, jury)
+        wanted = jury.statistics
+        self._bootstrap = Bootstrap(wanted.resamples, wanted.confidence, wanted.seed)
+
+    def outcomes(self, epoch: int, graph: str, roles: bool = True) -> Floats:
+        """1/0/NaN `[T, R · S]` of R runs: c⁺ or c⁻ chosen under the neutral prompt from this kind of graph."""
+        conditions = [Condition(checkpoint_arm(run, epoch), HEADLINE, graph) for run in self._runs]
+        return np.concatenate(
+            [self._summary.outcomes(each, self._judge, roles) for each in conditions], axis=1
+        )
+
+    def figures(self, epoch: int, files: Mapping[str, PictureFile]) -> dict[str, Any]:
+        """Of one epoch: roles under g⁺ and g⁻, objects present, MSE."""
+        shown = self.outcomes(epoch, "positive")
+        role = self._bootstrap.mean(shown)
+        names = [checkpoint_arm(run, epoch) for run in self._runs]
+        found: dict[str, Any] = {
+            **bounds("role_accuracy", role),
+            "role_accuracy_pictures": role.count,
+            "role_accuracy_by_run": {
+                run: float(np.nanmean(part)) if np.isfinite(part).any() else float("nan")
+                for run, part in zip(self._runs, np.split(shown, len(self._runs), axis=1), strict=True)
+            },
+            **bounds("swapped_followed", self._bootstrap.mean(1 - self.outcomes(epoch, "negative"))),
+            **bounds("accuracy", self._bootstrap.mean(self.outcomes(epoch, "positive", roles=False))),
+        }
+        if self._kind != "open_clip":
+            present = [
+                np.isfinite(
+                    self._verdicts.scored(Condition(name, HEADLINE, "positive"), self._judge).positive
+                )
+                for name in names
+            ]
+            found["objects_present"] = float(np.mean(present))
+        apart = [
+            distances(files[name], self._verdicts.cases, self._verdicts.seeds, HEADLINE) for name in names
+        ]
+        graphs = np.concatenate([each.graphs for each in apart], axis=1)
+        other = np.concatenate([each.other_seed for each in apart], axis=1)
+        ratio = self._bootstrap.function(lambda means: means[0] / means[1], [graphs, other], graphs.size)
+        return found | {
+            "mse": float(graphs.mean()),
+            "mse_other_seed": float(other.mean()),
+            **bounds("mse_ratio", ratio),
+        }
+
+    def compare(self, later: int, earlier: int) -> dict[str, Any]:
+        """Role accuracy of a later epoch less that of an earlier one, with interval and McNemar's test."""
+        a, b = self.outcomes(later, "positive"), self.outcomes(earlier, "positive")
+        difference, test = self._bootstrap.difference(a, b), mcnemar(a, b)
+        return {
+            **bounds("difference", difference),
+            "pairs": difference.count,
+            "first_only": test.first_only,
+            "second_only": test.second_only,
+            "p": test.clustered,
+            "p_exact": test.exact,
+        }
+
+
+def ablation_figures(
+    verdicts: Verdicts,
+    jury: Jury,
+    files: Mapping[str, PictureFile],
+    epochs: Sequence[int],
+    runs: Sequence[str],
+) -> dict[str, Any]:
+    """Metrics of the ablation: each epoch, and each against the one before it."""
+    side = Epochs(verdicts, jury, runs)
+    return plain(
+        {
+            "triples": len(verdicts.cases),
+            "seeds": len(verdicts.seeds),
+            "runs": len(runs),
+            "judge": jury.judges.headline,
+            "epochs": {str(epoch): side.figures(epoch, files) for epoch in epochs},
+            "comparisons": {
+                f"{later}-{earlier}": side.compare(later, earlier) for earlier, later in pairwise(epochs)
+            },
+            "predecessor": PREDECESSOR,
+        }
+    )

@@ -1,0 +1,57 @@
+"""The arms side by side: what the pictures show, and what the training measured on noise (`metrics/lora.json`)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import DataError
+from sgpipe.evaluation.draws import NO_GRAPH
+from sgpipe.params.evaluate import HEADLINE
+
+LOSSES = ("graph", "empty", "shuffled", "swapped", "base")
+"""Control losses of validation: the graph, none, another sample's, the swapped one, the base model."""
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """A metrics file. Raises `DataError` naming it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such metrics; run `dvc repro` for the stage that writes it") from None
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run its stage again") from None
+
+
+def arm_figures(arms: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """`<arm>` with roles, objects and control losses; `arms` is that of the evaluation, `trained` are the metrics of training.
+
+    An arm that is given graphs is asked under neutral prompts, by g⁺ and g⁻. One that is given none is asked in words, by
+    relational and conflicting prompts where those were drawn: `prompt` says which. Raises `DataError` where training states no control loss.
+    """
+    found: dict[str, Any] = {}
+    for arm, by_prompt in arms.items():
+        shown, prompt = by_prompt[HEADLINE], HEADLINE
+        if "positive" in shown:
+            own, against = shown["positive"], shown["negative"]
+        else:
+            prompt = "relational" if "relational" in by_prompt else HEADLINE
+            own = by_prompt[prompt][NO_GRAPH]
+            against = by_prompt.get("conflicting", by_prompt[prompt])[NO_GRAPH]
+        followed = against["role_accuracy"]
+        found[arm] = {
+            "prompt": prompt,
+            "role_accuracy": own["role_accuracy"],
+            "role_accuracy_low": own["role_accuracy_low"],
+            "swapped_followed": None if followed is None else 1 - followed,
+            "objects_present": own.get("objects_present"),
+        }
+        if arm in trained:
+            for name in LOSSES:
+                key = f"val_loss_{name}"
+                if key not in trained[arm]:
+                    raise DataError(
+                        f"metrics/lora/{arm}.json: {key} is missing; run `dvc repro train_lora` again"
+                    )
+                found[arm][key] = trained[arm][key]
+    return found

@@ -1,0 +1,91 @@
+"""Draw the pictures of an arm in shards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from sgpipe.backbones.source import locate
+from sgpipe.errors import ModelError
+from sgpipe.evaluation.draws import Draw
+from sgpipe.evaluation.pictures import FILE, to_png, write_pictures
+from sgpipe.evaluation.tables import PICTURES
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.params.backbone import Backbone
+from sgpipe.runs.shards import Make, Shard, Tick
+
+ABOUT = "adapter.json"
+PIPELINE = ("transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
+
+class Generator(Protocol):
+    """What draws: `None` for a graph switches the adapter off, an empty graph keeps it on without tokens."""
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        graphs: Sequence[SceneGraph | None],
+        seeds: Sequence[int],
+        *,
+        steps: int,
+        size: int,
+    ) -> NDArray[np.uint8]:
+        """One picture `[N, size, size, 3]` per prompt."""
+        ...
+
+
+def check_adapter(folder: Path) -> None:
+    """Raises `ModelError` unless there is an adapter in the folder."""
+    if not (folder / ABOUT).is_file():
+        raise ModelError(
+            f"{folder}: no adapter there ({ABOUT} is missing); `dvc repro train_lora` trains it; an epoch's checkpoint is "
+            "there only if lora.keep_epochs names it"
+        )
+
+
+def open_generator(backbone: Backbone, adapter: Path | None, device: torch.device) -> Generator:
+    """The pipeline of `backbone` with an adapter, or alone. Raises `ModelError` if they do not fit one another."""
+    from sgpipe.lora.generation import GraphGenerator
+
+    return GraphGenerator.load(locate(backbone, PIPELINE), adapter, device=str(device), backbone=backbone)
+
+
+def picture_maker(
+    generator: Generator, draws: Sequence[Draw], steps: int, size: int, batch_size: int
+) -> Make:
+    """What fills a shard with its pictures. Raises `ModelError` if the generator's pictures are not what was asked for."""
+
+    def make(shard: Shard, folder: Path, tick: Tick) -> None:
+        columns: dict[str, list[Any]] = {name: [] for name in PICTURES.names}
+        for batch in shard.batches(batch_size):
+            part = draws[batch]
+            pixels = generator.draw(
+                [each.text for each in part],
+                [each.scene for each in part],
+                [each.noise_seed for each in part],
+                steps=steps,
+                size=size,
+            )
+            if pixels.shape != (len(part), size, size, 3) or pixels.dtype != np.uint8:
+                raise ModelError(
+                    f"the generator gave {pixels.dtype} {pixels.shape} for {len(part)} pictures of {size} px; "
+                    "set backbone.resolution to a size that the model draws"
+                )
+            for each, picture in zip(part, pixels, strict=True):
+                row = (each.triple_id, each.prompt, each.graph, each.seed, each.text, to_png(picture))
+                for name, value in zip(PICTURES.names, row, strict=True):
+                    columns[name].append(value)
+            tick(len(part))
+        write_pictures([pa.table(columns, schema=PICTURES)], folder / FILE, {})
+
+    return make
+
+
+def merge_pictures(shards: Sequence[Shard], made: Path, out: Path, facts: dict[str, Any]) -> int:
+    """Make the file of pictures in `out` of the finished shards in `made`; how many pictures it holds."""
+    return write_pictures((pq.read_table(made / shard.name / FILE) for shard in shards), out / FILE, facts)

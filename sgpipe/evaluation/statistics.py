@@ -1,0 +1,161 @@
+"""How sure a share is: intervals by triple, paired tests, many tests at once, sizes of samples, errors of a judge.
+
+Arrays are `[T, S]`: T triples, which are drawn from a population, and S pictures of each, which share a triple and so are not
+independent. NaN in an outcome stands for a picture that does not count.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `count` pictures, and its interval; NaN where no picture counts."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Draws of T triples with replacement and, within each, of its S pictures with replacement (Davison & Hinkley 1997, §3.8).
+
+    The same object resamples all arrays of one shape alike, so that differences are paired.
+    """
+
+    resamples: int
+    confidence: float
+    seed: int
+
+    def _sums(self, values: Floats) -> Floats:
+        """Sums `[resamples]` of `values` `[T, S]` over each draw."""
+        triples, pictures = values.shape
+        rng = np.random.default_rng((self.seed, triples, pictures))
+        sums = np.empty(self.resamples)
+        block = max(1, 2_000_000 // values.size)
+        for start in range(0, self.resamples, block):
+            size = min(block, self.resamples - start)
+            rows = rng.integers(triples, size=(size, triples, 1))
+            columns = rng.integers(pictures, size=(size, triples, pictures))
+            sums[start : start + size] = values[rows, columns].sum((1, 2))
+        return sums
+
+    def _means(self, values: Floats) -> Floats:
+        counted = np.isfinite(values)
+        with np.errstate(invalid="ignore"):
+            return self._sums(np.where(counted, values, 0.0)) / self._sums(counted.astype(np.float64))
+
+    def _interval(self, draws: Floats) -> tuple[float, float]:
+        kept = draws[np.isfinite(draws)]
+        if not len(kept):
+            return np.nan, np.nan
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(kept, (tail, 1 - tail))
+        return float(low), float(high)
+
+    def mean(self, values: Floats) -> Estimate:
+        """The mean of the finite values, with the percentile interval of its draws."""
+        return self.function(lambda means: means[0], [values], int(np.isfinite(values).sum()))
+
+    def difference(self, first: Floats, second: Floats) -> Estimate:
+        """Mean of `first` less mean of `second`, triples and pictures drawn together; counts pictures finite in both."""
+        both = np.isfinite(first) & np.isfinite(second)
+        return self.function(lambda means: means[0] - means[1], [first, second], int(both.sum()))
+
+    def function(
+        self, combine: Callable[[list[Floats]], Floats], arrays: Sequence[Floats], count: int
+    ) -> Estimate:
+        """`combine` of the means of several arrays of one shape, and the interval of it."""
+        if any(not np.isfinite(values).any() for values in arrays):
+            return Estimate(np.nan, np.nan, np.nan, 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = combine([np.atleast_1d(np.nanmean(values)) for values in arrays])
+            low, high = self._interval(combine([self._means(values) for values in arrays]))
+        return Estimate(float(value[0]), low, high, count)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """McNemar's test: pairs won by the first alone and by the second alone, and two-sided p values."""
+
+    first_only: int
+    second_only: int
+    exact: float
+    clustered: float
+
+
+def mcnemar(first: Floats, second: Floats) -> Paired:
+    """Compare two arms by their outcomes 0/1 `[T, S]` on the same triples and seeds; pairs with a NaN are left out.
+
+    `exact` is the binomial test on discordant pairs, as if all pictures were independent. `clustered` is Durkalski et al. 2003,
+    (Σ_k d_k / n_k)² / Σ_k (d_k / n_k)² ~ χ²(1) with d_k the difference of discordant pairs of triple k and n_k its pairs: it
+    lets the pictures of a triple agree. With one picture per triple it is McNemar's own (b − c)² / (b + c).
+    """
+    both = np.isfinite(first) & np.isfinite(second)
+    difference = np.where(both, first, 0.0) - np.where(both, second, 0.0)
+    won, lost = int((difference > 0).sum()), int((difference < 0).sum())
+    exact = float(stats.binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
+    pairs = both.sum(1)
+    shares = difference.sum(1)[pairs > 0] / pairs[pairs > 0]
+    spread = float(np.square(shares).sum())
+    clustered = float(stats.chi2.sf(shares.sum() ** 2 / spread, 1)) if spread else 1.0
+    return Paired(won, lost, exact, clustered)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values that keep the chance of any false finding among them below the level (Holm 1979), in the given order."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted = [0.0] * len(p_values)
+    worst = 0.0
+    for rank, index in enumerate(order):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = worst
+    return adjusted
+
+
+def triples_needed(
+    share: float, null: float = 0.5, power: float = 0.8, level: float = 0.05, most: int = 20_000
+) -> int | None:
+    """The fewest independent triples with which a two-sided exact binomial test tells `share` from `null` with the power.
+
+    0.6 against 0.5 needs 199, 0.55 needs 786. None if it takes more than `most`.
+    """
+    if share == null:
+        return None
+    guess = int(
+        (
+            (
+                stats.norm.isf(level / 2) * np.sqrt(null * (1 - null))
+                + stats.norm.isf(1 - power) * np.sqrt(share * (1 - share))
+            )
+            / (share - null)
+        )
+        ** 2
+    )
+    highest = min(most, 2 * guess + 100)
+    counts = np.arange(1, highest + 1)
+    low = stats.binom.ppf(level / 2, counts, null)
+    low = np.where(stats.binom.cdf(low, counts, null) <= level / 2, low, low - 1)
+    high = stats.binom.isf(level / 2, counts, null)
+    reached = stats.binom.cdf(low, counts, share) + stats.binom.sf(high, counts, share)
+    enough = np.flatnonzero(reached >= power)
+    return int(counts[enough[0]]) if len(enough) else None
+
+
+def rogan_gladen(apparent: float, sensitivity: float, specificity: float) -> float:
+    """The true share that a judge with these error rates reports as `apparent` (Rogan & Gladen 1978), held within 0–1.
+
+    NaN for a judge no better than a coin (sensitivity + specificity ≤ 1).
+    """
+    informed = sensitivity + specificity - 1
+    if not informed > 0:
+        return float("nan")
+    return float(np.clip((apparent + specificity - 1) / informed, 0.0, 1.0))

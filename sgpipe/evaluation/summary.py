@@ -1,0 +1,296 @@
+"""The figures of the evaluation, from what judges said and from the pictures. Nothing is drawn or judged here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sgpipe.evaluation.certificates import Certificate, certificates, certify
+from sgpipe.evaluation.draws import NO_GRAPH, Case
+from sgpipe.evaluation.pictures import PictureFile
+from sgpipe.evaluation.sensitivity import CHANCE, condition_pairs, distances, two_by_two
+from sgpipe.evaluation.statistics import (
+    Bootstrap,
+    Estimate,
+    Floats,
+    holm,
+    mcnemar,
+    rogan_gladen,
+    triples_needed,
+)
+from sgpipe.evaluation.verdicts import BASE, Condition, Verdicts
+from sgpipe.params.evaluate import HEADLINE, Statistics
+from sgpipe.params.judge import JudgeParams
+
+
+def plain(value: Any) -> Any:
+    """`value` with NaN as null, for JSON."""
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def bounds(name: str, estimate: Estimate) -> dict[str, float]:
+    """A figure with its interval as flat keys."""
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+@dataclass(frozen=True)
+class Jury:
+    """Judges with their certificates: who may judge which class."""
+
+    judges: JudgeParams
+    by_class: Mapping[str, Mapping[str, Certificate]]
+    asked: pa.Table
+    statistics: Statistics
+
+    @classmethod
+    def of(cls, judges: JudgeParams, asked: pa.Table, statistics: Statistics) -> "Jury":
+        """From rows of `ASKED`."""
+        return cls(judges, certificates(asked), asked, statistics)
+
+    def used(self, judge: str) -> set[str]:
+        """Classes that a judge may judge."""
+        return {name for name, each in self.by_class[judge].items() if each.used(self.statistics.threshold)}
+
+    def together(self, judge: str, predicates: set[str]) -> Certificate:
+        """One certificate over several classes."""
+        rows = self.asked.filter(pc.equal(self.asked["judge"], judge))
+        return certify(rows, predicates, "all")
+
+    def mask(self, judge: str, cases: Sequence[Case], roles: bool) -> np.ndarray:
+        """`[T]`: triples whose class the judge may judge; with `roles` those alone whose negative swaps the roles."""
+        used = self.used(judge)
+        return np.array([case.predicate in used and (case.kind == "swap" or not roles) for case in cases])
+
+    def figures(self) -> dict[str, Any]:
+        """Each judge over all classes, and those it is refused."""
+        found = {}
+        for name, of_class in self.by_class.items():
+            whole = asdict(self.together(name, set(of_class)))
+            del whole["predicate"]
+            used = self.used(name)
+            found[name] = {**whole, "classes_used": len(used), "refused": sorted(set(of_class) - used)}
+        return found
+
+    def corrected(self, judge: str, estimate: Estimate, predicates: set[str]) -> float:
+        """The share freed of the judge's own errors on these classes (`rogan_gladen`)."""
+        known = self.together(judge, predicates)
+        return rogan_gladen(estimate.value, known.sensitivity, known.specificity)
+
+
+class Summary:
+    """Figures of the arms under one jury."""
+
+    def __init__(self, verdicts: Verdicts, jury: Jury) -> None:
+        self._verdicts, self._jury = verdicts, jury
+        wanted = jury.statistics
+        self._bootstrap = Bootstrap(wanted.resamples, wanted.confidence, wanted.seed)
+        self._judge = jury.judges.headline
+
+    def outcomes(self, condition: Condition, judge: str, roles: bool) -> Floats:
+        """1/0/NaN `[T, S]`: c⁺ or c⁻ chosen; NaN too for classes that the judge may not judge."""
+        mask = self._jury.mask(judge, self._verdicts.cases, roles)
+        return np.where(mask[:, None], self._verdicts.scored(condition, judge).choices, np.nan)
+
+    def _classes(self, roles: bool) -> set[str]:
+        mask = self._jury.mask(self._judge, self._verdicts.cases, roles)
+        return {case.predicate for case, kept in zip(self._verdicts.cases, mask, strict=True) if kept}
+
+    def condition(self, condition: Condition) -> dict[str, Any]:
+        """By the headline judge: objects present, roles as the graph g⁺ has them, any class right.
+
+        `role_accuracy` is of pictures with both objects in the right kind of arrangement (where the judge chooses), of
+        directional classes; `accuracy` is of all classes that it may judge; both count c⁺, whatever graph was given.
+        """
+        found: dict[str, Any] = {}
+        if self._jury.judges.judges[self._judge].kind != "open_clip":
+            present = np.isfinite(self._verdicts.scored(condition, self._judge).positive)
+            found["objects_present"] = float(present.mean())
+        for name, roles in (("role_accuracy", True), ("accuracy", False)):
+            estimate = self._bootstrap.mean(self.outcomes(condition, self._judge, roles))
+            found |= bounds(name, estimate)
+            found[f"{name}_corrected"] = self._jury.corrected(self._judge, estimate, self._classes(roles))
+            found[f"{name}_pictures"] = estimate.count
+        return found
+
+    def arms(self) -> dict[str, Any]:
+        """`arms.<arm>.<prompt>.<graph>`."""
+        found: dict[str, Any] = {}
+        for each in self._verdicts.conditions(self._judge):
+            found.setdefault(each.arm, {}).setdefault(each.prompt, {})[each.graph] = self.condition(each)
+        return found
+
+    def sensitivity(self, files: Mapping[str, PictureFile]) -> dict[str, Any]:
+        """`<arm>.<prompt>`: MSE(I⁺, I⁻) beside that of other seeds; per judge the 2×2, accuracy and margin on I⁺.
+
+        Accuracy (share of I⁺ with a higher score for c⁺) and margin (mean score of c⁺ less that of c⁻) are the predecessor's, over
+        all classes and without a certificate.
+        """
+        found: dict[str, Any] = {}
+        cases, seeds = self._verdicts.cases, self._verdicts.seeds
+        for shown, swapped in condition_pairs(self._verdicts.conditions(self._judge)):
+            apart = distances(files[shown.arm], cases, seeds, shown.prompt)
+            ratio = self._bootstrap.function(
+                lambda means: means[0] / means[1], [apart.graphs, apart.other_seed], apart.graphs.size
+            )
+            entry: dict[str, Any] = {
+                "mse": float(apart.graphs.mean()),
+                "mse_deviation": float(apart.graphs.std()),
+                "mse_other_seed": float(apart.other_seed.mean()),
+                **bounds("mse_ratio", ratio),
+                "judges": {},
+            }
+            for judge in self._jury.judges.judges:
+                scores = self._verdicts.scored(shown, judge)
+                table = two_by_two(scores, self._verdicts.scored(swapped, judge))
+                right = self._bootstrap.mean(scores.choices)
+                entry["judges"][judge] = {
+                    **{name: self._bootstrap.mean(values).value for name, values in table.items()},
+                    "pictures": int(np.isfinite(table["text"]).sum()),
+                    **bounds("accuracy", right),
+                    "margin": self._bootstrap.mean(scores.positive - scores.negative).value,
+                }
+            found.setdefault(shown.arm, {})[shown.prompt] = entry
+        return found
+
+    def compare(self, first: Condition, second: Condition) -> dict[str, Any]:
+        """Role accuracy of two conditions on the same triples and seeds: difference, interval, McNemar."""
+        a, b = (self.outcomes(each, self._judge, roles=True) for each in (first, second))
+        difference = self._bootstrap.difference(a, b)
+        test = mcnemar(a, b)
+        return {
+            **bounds("difference", difference),
+            "pairs": difference.count,
+            "first_only": test.first_only,
+            "second_only": test.second_only,
+            "p": test.clustered,
+            "p_exact": test.exact,
+        }
+
+    def comparisons(self) -> dict[str, Any]:
+        """`<prompt>.<first>-<second>`: every arm's g⁺ against the base model, the arms without graphs, and its own controls.
+
+        Under neutral prompts also against the arms without graphs when these are told the relation in words (`_in_words`).
+        `p_holm` is adjusted over all comparisons of a prompt.
+        """
+        found: dict[str, Any] = {}
+        seen = self._verdicts.conditions(self._judge)
+        for prompt in dict.fromkeys(each.prompt for each in seen):
+            here = [each for each in seen if each.prompt == prompt]
+            pairs = [
+                (first, second)
+                for first in here
+                for second in here
+                if first.arm != BASE
+                and first.graph in ("positive", NO_GRAPH)
+                and (
+                    second.arm == BASE
+                    or (second.graph == NO_GRAPH and first.graph == "positive")
+                    or (second.arm == first.arm and second.graph in ("empty", "shuffled"))
+                )
+            ]
+            rows = {f"{_label(a)}-{_label(b)}": self.compare(a, b) for a, b in pairs}
+            if prompt == HEADLINE:
+                told = [each for each in seen if each.prompt == "relational" and each.graph == NO_GRAPH]
+                rows |= {
+                    f"{_label(a)}-{_label(b)}_in_words": self.compare(a, b)
+                    for a in here
+                    for b in told
+                    if a.graph == "positive"
+                }
+            for row, adjusted in zip(rows.values(), holm([row["p"] for row in rows.values()]), strict=True):
+                row["p_holm"] = adjusted
+            if rows:
+                found[prompt] = rows
+        return found
+
+    def needed(self, condition: Condition) -> dict[str, Any]:
+        """Triples with one decided picture each that show this role accuracy against a half, and against no effect seen yet."""
+        share = self._bootstrap.mean(self.outcomes(condition, self._judge, roles=True)).value
+        power, level = self._jury.statistics.power, 1 - self._jury.statistics.confidence
+        needed = triples_needed(share, power=power, level=level) if np.isfinite(share) else None
+        return {
+            "role_accuracy": share,
+            "triples": needed,
+            "for_0.60": triples_needed(0.6, power=power, level=level),
+            "for_0.55": triples_needed(0.55, power=power, level=level),
+        }
+
+    def by_predicate(self) -> list[dict[str, Any]]:
+        """A row per class, arm and graph under the neutral prompt: accuracy, interval, corrected; p against the base, after Holm.
+
+        Classes that the judge may not judge have `used` false and no accuracy.
+        """
+        rows: list[dict[str, Any]] = []
+        classes = list(self._jury.by_class[self._judge])
+        used = self._jury.used(self._judge)
+        base = Condition(BASE, HEADLINE, NO_GRAPH)
+        for condition in self._verdicts.conditions(self._judge):
+            if condition.prompt != HEADLINE:
+                continue
+            of_arm = []
+            for predicate in classes:
+                row: dict[str, Any] = {**asdict(condition), "predicate": predicate, "used": predicate in used}
+                if predicate in used:
+                    mine = np.array([case.predicate == predicate for case in self._verdicts.cases])[:, None]
+                    outcome = np.where(mine, self.outcomes(condition, self._judge, roles=False), np.nan)
+                    estimate = self._bootstrap.mean(outcome)
+                    row |= bounds("accuracy", estimate)
+                    row["pictures"] = estimate.count
+                    row["corrected"] = self._jury.corrected(self._judge, estimate, {predicate})
+                    if condition.arm != BASE and self._verdicts.has(base, self._judge):
+                        against = np.where(mine, self.outcomes(base, self._judge, roles=False), np.nan)
+                        row["p"] = mcnemar(outcome, against).clustered
+                of_arm.append(row)
+            tested = [row for row in of_arm if "p" in row]
+            for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
+                row["p_holm"] = adjusted
+            rows += of_arm
+        return rows
+
+
+def _label(condition: Condition) -> str:
+    return (
+        condition.arm if condition.graph in ("positive", NO_GRAPH) else f"{condition.arm}_{condition.graph}"
+    )
+
+
+def evaluation_figures(
+    verdicts: Verdicts, jury: Jury, files: Mapping[str, PictureFile]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Metrics of the evaluation, and its rows by class."""
+    summary = Summary(verdicts, jury)
+    rows = summary.by_predicate()
+    arms = summary.arms()
+    figures = {
+        "triples": len(verdicts.cases),
+        "seeds": len(verdicts.seeds),
+        "headline": {"judge": jury.judges.headline, "prompt": HEADLINE},
+        "judges": jury.figures(),
+        "arms": arms,
+        "sensitivity": summary.sensitivity(files),
+        "chance": CHANCE,
+        "comparisons": summary.comparisons(),
+        "needed": {
+            each.arm: summary.needed(each)
+            for each in verdicts.conditions(jury.judges.headline)
+            if each.prompt == HEADLINE and each.graph in ("positive", NO_GRAPH)
+        },
+        "classes_better_than_base": {
+            arm: sum(
+                row["arm"] == arm and row["graph"] in ("positive", NO_GRAPH) and row.get("p_holm", 1.0) < 0.05
+                for row in rows
+            )
+            for arm in arms
+            if arm != BASE
+        },
+    }
+    return plain(figures), plain(rows)

@@ -1,0 +1,150 @@
+"""Panels: prompt, scene graph, and the same noise drawn by every arm."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sgpipe.errors import ParamsError
+from sgpipe.evaluation.draws import NO_GRAPH, Case
+from sgpipe.evaluation.pictures import PictureFile, Pixels
+from sgpipe.evaluation.summary import Jury
+from sgpipe.evaluation.verdicts import Condition, Verdicts
+from sgpipe.params.evaluate import HEADLINE
+from sgpipe.params.report import Report
+from sgpipe.report.figures import scene_graph
+from sgpipe.scene_graphs.hashing import hashed, text_ids
+
+SIDE = 256
+"""Pictures are shown no larger than this many pixels."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture of a panel: what drew it, its data URI, and what the judge says of it."""
+
+    label: str
+    uri: str
+    verdict: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One triple and seed."""
+
+    triple_id: str
+    prompt: str
+    positive: str
+    negative: str
+    graph: str
+    shown: tuple[Shown, ...]
+
+
+def data_uri(pixels: Pixels, side: int = SIDE) -> str:
+    """A PNG in the page itself; larger pictures are shrunk."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def file_uri(path: Path, width: int) -> str:
+    """A picture file in the page itself, no wider than `width` pixels."""
+    with Image.open(path) as image:
+        converted = image.convert("RGB")
+    converted.thumbnail((width, 4 * width), Image.Resampling.LANCZOS)
+    return data_uri(np.asarray(converted), 4 * width)
+
+
+def _verdict(positive: float, negative: float) -> str:
+    if not np.isfinite(positive) or not np.isfinite(negative):
+        return "objects not found"
+    if positive == negative:
+        return "neither"
+    return "as g⁺" if positive > negative else "as g⁻"
+
+
+def pick(report: Report, verdicts: Verdicts, jury: Jury, arm: str) -> dict[str, list[Case]]:
+    """Triples of the chosen, the random and the worst panels. The random ones depend on the seed and the ids alone.
+
+    The worst are those of whose g⁺ pictures by `arm` the fewest are judged right, among classes that the judge may judge.
+    """
+    cases = {case.triple_id: case for case in verdicts.cases}
+    for name in report.chosen:
+        if name not in cases:
+            raise ParamsError(
+                f"report.chosen: got {name!r}, which is no evaluated triple; valid are ids such as {next(iter(cases))}"
+            )
+    ranks = hashed(report.seed, "panels", text_ids(list(cases)))
+    drawn = [list(cases)[i] for i in np.argsort(ranks, kind="stable")[: report.random]]
+    judge = jury.judges.headline
+    right = (verdicts.scored(Condition(arm, HEADLINE, "positive"), judge).choices == 1).mean(1)
+    may = jury.mask(judge, verdicts.cases, roles=False)
+    order = [i for i in np.argsort(right, kind="stable") if may[i]][: report.worst]
+    picked = {
+        "chosen": [cases[name] for name in report.chosen],
+        "random": [cases[name] for name in drawn],
+        "worst": [verdicts.cases[i] for i in order],
+    }
+    return {kind: several for kind, several in picked.items() if several}
+
+
+def columns(arms: Mapping[str, str]) -> list[tuple[str, Condition]]:
+    """Labels and conditions of a panel's pictures, from the arms and what each is given."""
+    found: list[tuple[str, Condition]] = []
+    for arm, given in arms.items():
+        if given == "graphs":
+            found += [
+                (f"{arm} {sign}", Condition(arm, HEADLINE, g))
+                for sign, g in (("g⁺", "positive"), ("g⁻", "negative"))
+            ]
+        else:
+            found.append((arm, Condition(arm, HEADLINE, NO_GRAPH)))
+    return found
+
+
+def panels(
+    cases: Sequence[Case],
+    arms: Mapping[str, str],
+    files: Mapping[str, PictureFile],
+    verdicts: Verdicts,
+    judge: str,
+) -> list[Panel]:
+    """A panel per case, of the first seed under the neutral prompt."""
+    rows = {case.triple_id: row for row, case in enumerate(verdicts.cases)}
+    seed = verdicts.seeds[0]
+    shown_by = columns(arms)
+    at: dict[tuple[str, str, str], int] = {}
+    for arm in arms:
+        items = files[arm].items
+        names = (items[name].to_pylist() for name in ("triple_id", "prompt", "graph", "seed"))
+        for index, (triple, prompt, graph, of_seed) in enumerate(zip(*names, strict=True)):
+            if prompt == HEADLINE and of_seed == seed:
+                at[arm, triple, graph] = index
+    made = []
+    for case in cases:
+        shown = []
+        for label, condition in shown_by:
+            picture = files[condition.arm].read([at[condition.arm, case.triple_id, condition.graph]])[0]
+            scored = verdicts.scored(condition, judge)
+            row = rows[case.triple_id]
+            verdict = _verdict(scored.positive[row, 0], scored.negative[row, 0])
+            alt = f"{label}: picture for {' '.join(case.positive)}; judge {judge} says {verdict}"
+            shown.append(Shown(label, data_uri(picture), verdict, alt))
+        made.append(
+            Panel(
+                case.triple_id,
+                case.neutral_prompt,
+                " ".join(case.positive),
+                " ".join(case.negative),
+                scene_graph(*case.positive),
+                tuple(shown),
+            )
+        )
+    return made

@@ -1,0 +1,58 @@
+"""The README's first table, made from the metrics."""
+
+from pathlib import Path
+
+from sgpipe.errors import DataError
+from sgpipe.evaluation.arms import read_metrics
+from sgpipe.evaluation.draws import NO_GRAPH
+from sgpipe.params.evaluate import HEADLINE
+from sgpipe.report import tables
+
+BEGIN, END = "<!-- table: evaluation -->", "<!-- end of table -->"
+
+
+def headline_table(evaluation: Path, ablation: Path) -> str:
+    """Arms and epochs as Markdown, each figure with its interval and beside its controls."""
+    found = read_metrics(evaluation)
+    rows = []
+    for arm, prompts in found["arms"].items():
+        for prompt, graphs in prompts.items():
+            for graph, row in graphs.items():
+                if graph in (NO_GRAPH, "positive", "negative") or prompt == HEADLINE:
+                    said = f"{arm}, {prompt} prompt" + ("" if graph == NO_GRAPH else f", {graph} graph")
+                    rows.append(
+                        (
+                            said,
+                            tables.figure(row.get("objects_present")),
+                            tables.with_interval(row, "role_accuracy"),
+                            tables.with_interval(row, "accuracy"),
+                        )
+                    )
+    if ablation.is_file():
+        for epoch, row in sorted(read_metrics(ablation)["epochs"].items(), key=lambda item: int(item[0])):
+            rows.append(
+                (
+                    f"after {epoch} epochs, neutral prompt, positive graph",
+                    tables.figure(row.get("objects_present")),
+                    tables.with_interval(row, "role_accuracy"),
+                    tables.with_interval(row, "accuracy"),
+                )
+            )
+    head = ("", "both objects", "roles as g⁺", "any class as g⁺")
+    judge = found["headline"]["judge"]
+    ceiling = found["judges"][judge]["ceiling"]
+    note = (
+        f"{found['triples']} triples × {found['seeds']} seeds; judge `{judge}`, right on {ceiling:.3f} of ground-truth pictures; "
+        "95 % intervals by bootstrap over triples. Of roles, a half is chance."
+    )
+    return tables.Table("", head, tuple(rows), note).markdown()
+
+
+def replace_table(text: str, table: str) -> str:
+    """`text` with `table` between the markers. Raises `DataError` unless each stands there once, in this order."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise DataError(
+            f"the text needs one line {BEGIN!r} and after it one line {END!r}; put them where the table is to stand"
+        )
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}"

@@ -1,0 +1,255 @@
+"""Metrics as rows of text, the same for the page and for the README."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sgpipe.evaluation.sensitivity import CHANCE
+
+PREDECESSOR_NOTE = (
+    "The predecessor compared 10 epochs on 10 samples (MSE 6460, CLIP 60 %, margin 1.01) with 20 epochs on 160 samples "
+    "(MSE 8613.7, CLIP 49.4 %, margin −0.022): different samples, so its two rows say nothing about epochs. Here all epochs draw "
+    "the same triples with the same noise."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: caption, column heads, rows whose first cell is their head, and a note below."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def markdown(self) -> str:
+        """As Markdown; the caption and the note stand before and after."""
+        lines = [self.head, ("---",) * len(self.head), *self.rows]
+        body = "\n".join(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+        )
+        return "\n\n".join(part for part in (self.caption, body, self.note) if part)
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number, or a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def with_interval(row: Mapping[str, Any], name: str, digits: int = 3) -> str:
+    """`value [low, high]`."""
+    if row.get(name) is None:
+        return "–"
+    return f"{row[name]:.{digits}f} [{figure(row[f'{name}_low'], digits)}, {figure(row[f'{name}_high'], digits)}]"
+
+
+def p_value(value: float | None) -> str:
+    """A p value; small ones as a bound."""
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def headline(found: Mapping[str, Any]) -> Table:
+    """Every arm, prompt and graph by the headline judge."""
+    rows = []
+    for arm, prompts in found["arms"].items():
+        for prompt, graphs in prompts.items():
+            for graph, row in graphs.items():
+                rows.append(
+                    (
+                        arm,
+                        prompt,
+                        graph,
+                        figure(row.get("objects_present")),
+                        with_interval(row, "role_accuracy"),
+                        figure(row["role_accuracy_corrected"]),
+                        str(row["role_accuracy_pictures"]),
+                        with_interval(row, "accuracy"),
+                    )
+                )
+    known = found["judges"][found["headline"]["judge"]]
+    refused = ", ".join(known["refused"]) or "none"
+    return Table(
+        f"What the pictures show, by judge {found['headline']['judge']} (right on {known['ceiling']:.3f} of ground-truth pictures)",
+        ("arm", "prompt", "graph", "both objects", "roles as g⁺", "corrected", "pictures", "any class as g⁺"),
+        tuple(rows),
+        f"{found['triples']} triples, {found['seeds']} seeds each; intervals by bootstrap over triples with seeds nested. Roles: "
+        "pictures with both objects in the right kind of arrangement, directional classes; under the graph “negative” a low figure "
+        "is control, elsewhere a half is chance. Corrected for the judge's own errors (Rogan–Gladen). Classes the judge may not judge, "
+        f"left out of the last column: {refused}.",
+    )
+
+
+def comparisons(found: Mapping[str, Any]) -> Table:
+    """Paired comparisons of role accuracy."""
+    rows = [
+        (
+            pair.replace("_", " "),
+            prompt,
+            with_interval(row, "difference"),
+            str(row["pairs"]),
+            f"{row['first_only']} : {row['second_only']}",
+            p_value(row["p"]),
+            p_value(row["p_holm"]),
+        )
+        for prompt, several in found["comparisons"].items()
+        for pair, row in several.items()
+    ]
+    return Table(
+        "Paired comparisons of roles on the same triples, seeds and noise",
+        ("first - second", "prompt", "difference", "pairs", "won : lost", "p", "p (Holm)"),
+        tuple(rows),
+        "McNemar's test with pictures clustered by triple (Durkalski 2003), adjusted over all comparisons of a prompt.",
+    )
+
+
+def sensitivity(found: Mapping[str, Any]) -> Table:
+    """MSE with its control, and the 2×2 by judge; the predecessor's figures in the first row."""
+    rows = [
+        (
+            "predecessor, 20 epochs",
+            "relational",
+            "8613.7",
+            "not reported",
+            "–",
+            "CLIP",
+            "0.494",
+            "-0.022",
+            *("–",) * 4,
+        )
+    ]
+    for arm, prompts in found["sensitivity"].items():
+        for prompt, row in prompts.items():
+            for judge, of in row["judges"].items():
+                rows.append(
+                    (
+                        arm,
+                        prompt,
+                        figure(row["mse"], 1),
+                        figure(row["mse_other_seed"], 1),
+                        with_interval(row, "mse_ratio", 2),
+                        judge,
+                        with_interval(of, "accuracy"),
+                        figure(of["margin"]),
+                        *(figure(of[name]) for name in CHANCE),
+                    )
+                )
+    chance = ", ".join(f"{name} {value:.3f}" for name, value in CHANCE.items())
+    return Table(
+        "Does the picture change with the graph, and towards it",
+        (
+            "arm",
+            "prompt",
+            "MSE(I⁺, I⁻)",
+            "MSE other seed",
+            "ratio",
+            "judge",
+            "c⁺ over c⁻ on I⁺",
+            "margin",
+            *CHANCE,
+        ),  # fmt: skip
+        tuple(rows),
+        "MSE on 0–255 pixels; two unrelated pictures of deviation σ differ by 2σ², so only the ratio to what another seed changes says "
+        f"that the graph did something. Chance of the last four: {chance}. No certificate is asked for here.",
+    )
+
+
+def certificates(found: Mapping[str, Any]) -> Table:
+    """Each judge over all classes."""
+    rows = tuple(
+        (
+            name,
+            figure(row["ceiling"]),
+            figure(row["abstained"]),
+            figure(row["floor"]),
+            figure(row["floor_abstained"]),
+            figure(row["order_bias"]),
+            str(row["classes_used"]),
+            ", ".join(row["refused"]) or "none",
+        )
+        for name, row in found["judges"].items()
+    )
+    return Table(
+        "What the judges are worth, on ground-truth validation pictures",
+        (
+            "judge",
+            "ceiling",
+            "neither",
+            "floor",
+            "neither (floor)",
+            "order bias",
+            "classes used",
+            "refused",
+        ),  # fmt: skip
+        rows,
+        "Ceiling: c⁺ chosen over c⁻ on the triple's own picture. Floor: c⁺ chosen on another triple's picture, of those where it "
+        "chooses; a half is no preference. Order bias: right as told less right as told from the object's side.",
+    )
+
+
+def by_predicate(
+    rows: list[dict[str, Any]], certificate: Mapping[str, Mapping[str, Any]], arms: Mapping[str, str]
+) -> Table:
+    """A row per class: certificate, then accuracy of each arm."""
+    graphs = {arm: "positive" if given == "graphs" else "none" for arm, given in arms.items()}
+    cells = {(row["predicate"], row["arm"]): row for row in rows if graphs.get(row["arm"]) == row["graph"]}
+    classes = list(dict.fromkeys(row["predicate"] for row in rows))
+    made = []
+    for predicate in classes:
+        known = certificate[predicate]
+        of_arms = [cells[predicate, arm] for arm in arms]
+        shown = [with_interval(row, "accuracy", 2) if row["used"] else "refused" for row in of_arms]
+        adjusted = [p_value(row.get("p_holm")) for row in of_arms[1:]]
+        made.append(
+            (
+                predicate,
+                figure(known["ceiling"]),
+                figure(known["floor"]),
+                figure(known["abstained"]),
+                *shown,
+                *adjusted,
+            )
+        )
+    others = list(arms)[1:]
+    return Table(
+        "By class: the judge's certificate and the share of pictures as g⁺ has it",
+        ("class", "ceiling", "floor", "neither", *arms, *(f"p {arm}" for arm in others)),
+        tuple(made),
+        "Neutral prompt; g⁺ for arms that are given graphs. p against base, adjusted over classes (Holm).",
+    )
+
+
+def ablation(found: Mapping[str, Any]) -> Table:
+    """Epochs on the same triples and seeds, and each against the one before."""
+    tests = {pair.split("-")[0]: row for pair, row in found["comparisons"].items()}
+    rows = tuple(
+        (
+            epoch,
+            with_interval(row, "role_accuracy"),
+            with_interval(row, "swapped_followed"),
+            figure(row.get("objects_present")),
+            with_interval(row, "mse_ratio", 2),
+            with_interval(tests[epoch], "difference") if epoch in tests else "–",
+            p_value(tests[epoch]["p"]) if epoch in tests else "–",
+        )
+        for epoch, row in sorted(found["epochs"].items(), key=lambda item: int(item[0]))
+    )
+    return Table(
+        "Ablation of epochs",
+        ("epochs", "roles as g⁺", "roles as g⁻", "both objects", "MSE ratio", "against the row above", "p"),
+        rows,
+        f"{found['triples']} triples, {found['seeds']} seeds, {found['runs']} training run(s); judge {found['judge']}. {PREDECESSOR_NOTE}",
+    )
+
+
+def probes(found: Mapping[str, Any], value: str, caption: str) -> Table:
+    """`value` of each probe and feature, a column per layer group."""
+    cells = found["cells"]
+    groups = list(dict.fromkeys(g for features in cells.values() for row in features.values() for g in row))
+    rows = tuple(
+        (probe, feature, *(figure(row[group][value]) if group in row else "–" for group in groups))
+        for probe, features in cells.items()
+        for feature, row in features.items()
+    )
+    return Table(caption, ("probe", "feature", *groups), rows)

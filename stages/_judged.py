@@ -1,0 +1,46 @@
+"""What the stages that count verdicts read."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sgpipe.errors import DataError
+from sgpipe.evaluation.draws import read_cases
+from sgpipe.evaluation.pictures import FILE, PictureFile
+from sgpipe.evaluation.summary import Jury
+from sgpipe.evaluation.tables import ASKED, VERDICTS
+from sgpipe.evaluation.verdicts import Verdicts
+from sgpipe.params.evaluate import Evaluate, Statistics
+from sgpipe.params.judge import JudgeParams
+from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table
+
+
+def read_judged(
+    curated: Path, negatives: Path, judged: Path, drawn: Evaluate, judges: JudgeParams, statistics: Statistics,
+    arms: list[str],
+) -> tuple[Verdicts, Jury]:  # fmt: skip
+    """What judges said of these arms' pictures, and what the judges are worth.
+
+    Raises `DataError` where a judge of params.yaml has not seen an arm.
+    """
+    cases = read_cases(
+        read_table(curated / "triples.parquet", TRIPLES), read_table(negatives, NEGATIVES), drawn.per_class
+    )
+    table = read_table(judged / "verdicts.parquet", VERDICTS)
+    asked = read_table(judged / "asked.parquet", ASKED)
+    table = table.filter(pc.is_in(table["arm"], pa.array(arms)))
+    seen = set(zip(table["judge"].to_pylist(), table["arm"].to_pylist(), strict=True))
+    for judge in judges.judges:
+        for arm in arms:
+            if (judge, arm) not in seen:
+                raise DataError(
+                    f"{judged}: judge {judge} has not seen {arm}; run `dvc repro judge judge_epochs`"
+                )
+    return Verdicts(table, cases, drawn.seeds), Jury.of(judges, asked, statistics)
+
+
+def picture_files(images: Path) -> dict[str, PictureFile]:
+    """Files of pictures by arm."""
+    files = [PictureFile(path.parent) for path in sorted(images.glob(f"*/{FILE}"))]
+    return {file.arm: file for file in files}

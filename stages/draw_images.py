@@ -1,0 +1,103 @@
+"""The pictures of one arm for the evaluation: every validation triple, seed, prompt and graph."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgpipe.backbones.source import identity
+from sgpipe.errors import ParamsError
+from sgpipe.evaluation.draws import plan, read_cases
+from sgpipe.evaluation.sampling import (
+    PIPELINE,
+    check_adapter,
+    merge_pictures,
+    open_generator,
+    picture_maker,
+)
+from sgpipe.evaluation.verdicts import BASE
+from sgpipe.params.backbone import Backbone
+from sgpipe.params.compute import Compute
+from sgpipe.params.evaluate import HEADLINE, Evaluate, Graph, Prompt
+from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.command import run
+from sgpipe.runs.processes import start
+from sgpipe.runs.shards import Make, cut, new_folder, run_shards, shared_state
+from sgpipe.runs.state import config_hash, file_hash, fingerprint
+from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table
+from sgpipe.tracking.run import StageRun, track
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    arm: Annotated[str, typer.Option(help="base, or a training run in the folder of adapters")],
+    epoch: Annotated[
+        int | None,
+        typer.Option(help="draw from this epoch's checkpoint, neutral prompts with g⁺ and g⁻ alone"),
+    ] = None,
+    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
+    curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
+    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
+        "outputs/negatives/negatives.parquet"
+    ),
+    adapters: Annotated[Path, typer.Option(help="folder of the adapters")] = Path("outputs/lora"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of the pictures; outputs/images/<arm>, or outputs/images_by_epoch/<arm>-<epoch>"
+        ),
+    ] = None,
+) -> None:
+    """Draw the pictures; killed at any point, the same command goes on."""
+    config = read_section(params, "evaluate", Evaluate)
+    backbone = read_section(params, "backbone", Backbone)
+    compute = read_section(params, "compute", Compute)
+    given = "none" if arm == BASE else config.adapters.get(arm, "graphs" if epoch is not None else None)
+    if given is None:
+        raise ParamsError(f"--arm: got {arm!r}; valid: {BASE}, {', '.join(config.adapters)}")
+    adapter = None if arm == BASE else adapters / arm / ("adapter" if epoch is None else f"epoch-{epoch}")
+    if adapter is not None:
+        check_adapter(adapter)
+    draw: Mapping[Prompt, Sequence[Graph]] = config.draw
+    if epoch is not None:
+        draw = {HEADLINE: ("positive", "negative")}
+    name = arm if epoch is None else f"{arm}-{epoch}"
+    out = out or Path("outputs/images" if epoch is None else "outputs/images_by_epoch") / name
+    processes = start(compute)
+    tables = [curated / "triples.parquet", negatives]
+    cases = read_cases(read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES), config.per_class)
+    draws = plan(cases, draw, config.seeds, given)
+    shards = cut("pictures", len(draws), config.shard_size)
+    who = {
+        "arm": name,
+        "given": given,
+        "backbone": config_hash(identity(backbone, PIPELINE, resolution=backbone.resolution)),
+        "adapter": file_hash(adapter)[:16] if adapter else None,
+    }
+
+    def open_maker() -> Make:
+        generator = open_generator(backbone, adapter, processes.device)
+        return picture_maker(generator, draws, config.steps, backbone.resolution, config.batch_size)
+
+    plain = {"evaluate": to_builtins(config), **who}
+    stage, inputs = f"draw_images@{name}", [*tables, *([adapter] if adapter else [])]
+    recording = (
+        track(stage, {"evaluate": config, "backbone": backbone}, inputs, params)
+        if processes.is_main
+        else nullcontext(StageRun())
+    )
+    digest = fingerprint("stages.draw_images", plain, inputs, Path())
+    with recording as recorded, shared_state(stage, digest, Path(), processes) as state:
+        run_shards(shards, state, processes, open_maker, "picture")
+        if processes.is_main:
+            with new_folder(out) as folder:
+                count = merge_pictures(shards, state, folder, {**who, "config": config_hash(plain)})
+            recorded.log_metrics({"pictures": count})
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,65 @@
+"""The tables of the evaluation, from stored pictures and verdicts: nothing is drawn or judged."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgpipe.evaluation.arms import arm_figures, read_metrics
+from sgpipe.evaluation.summary import evaluation_figures
+from sgpipe.evaluation.verdicts import BASE
+from sgpipe.params.evaluate import Evaluate, Statistics
+from sgpipe.params.judge import JudgeParams
+from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.atomic import write_json
+from sgpipe.runs.command import run, write_metrics
+from sgpipe.runs.shards import new_folder
+from sgpipe.tracking.run import track
+from stages._judged import picture_files, read_judged
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
+    curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
+    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
+        "outputs/negatives/negatives.parquet"
+    ),
+    images: Annotated[Path, typer.Option(help="folder with a folder of pictures per arm")] = Path(
+        "outputs/images"
+    ),
+    judged: Annotated[Path, typer.Option(help="folder of the verdicts")] = Path("outputs/judged"),
+    trained: Annotated[Path, typer.Option(help="folder of the metrics of training, a file per arm")] = Path(
+        "metrics/lora"
+    ),
+    out: Annotated[Path, typer.Option(help="folder of the rows by class")] = Path("outputs/evaluation"),
+    metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/evaluation.json"),
+    arms: Annotated[Path, typer.Option(help="metrics file of the arms side by side")] = Path(
+        "metrics/lora.json"
+    ),
+) -> None:
+    """Count, with certificates, intervals and tests."""
+    drawn = read_section(params, "evaluate", Evaluate)
+    judges = read_section(params, "judge", JudgeParams)
+    statistics = read_section(params, "statistics", Statistics)
+    sections = {"evaluate": drawn, "judge": judges, "statistics": statistics}
+    inputs = [curated / "triples.parquet", negatives, images, judged]
+    with track("evaluate", sections, inputs, params) as recorded:
+        losses = {arm: read_metrics(trained / f"{arm}.json") for arm in drawn.adapters}
+        named = [BASE, *drawn.adapters]
+        verdicts, jury = read_judged(curated, negatives, judged, drawn, judges, statistics, named)
+        found, rows = evaluation_figures(verdicts, jury, picture_files(images))
+        beside = {"arms": arm_figures(found["arms"], losses)}
+        with new_folder(out) as folder:
+            write_json(rows, folder / "predicates.json")
+        plain = {name: to_builtins(section) for name, section in sections.items()}
+        write_metrics(found, metrics, plain)
+        write_metrics(beside, arms, plain)
+        recorded.log_metrics(found)
+        recorded.log_metrics(beside)
+
+
+if __name__ == "__main__":
+    run(app)

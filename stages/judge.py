@@ -1,0 +1,91 @@
+"""What the judges say of the arms' pictures, and of ground-truth ones for their certificates."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgpipe.errors import DataError
+from sgpipe.evaluation.certificates import questions
+from sgpipe.evaluation.draws import read_cases
+from sgpipe.evaluation.judging import Work, judge_maker, merge_verdicts, true_pictures
+from sgpipe.evaluation.opening import judge_identity, open_judge
+from sgpipe.evaluation.pictures import FILE, PictureFile
+from sgpipe.params.backbone import Backbone
+from sgpipe.params.compute import Compute
+from sgpipe.params.data import Data
+from sgpipe.params.evaluate import Evaluate
+from sgpipe.params.judge import JudgeParams
+from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.command import run
+from sgpipe.runs.processes import start
+from sgpipe.runs.shards import Make, new_folder, run_shards, shared_state
+from sgpipe.runs.state import fingerprint
+from sgpipe.scene_graphs.images import ImageStore
+from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table, write_table
+from sgpipe.tracking.run import StageRun, track
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
+    curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
+    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
+        "outputs/negatives/negatives.parquet"
+    ),
+    images: Annotated[Path, typer.Option(help="folder with a folder of pictures per arm")] = Path(
+        "outputs/images"
+    ),
+    out: Annotated[Path, typer.Option(help="folder of the verdicts")] = Path("outputs/judged"),
+) -> None:
+    """Let every judge see every picture; killed at any point, the same command goes on. Nothing is drawn."""
+    config = read_section(params, "judge", JudgeParams)
+    drawn = read_section(params, "evaluate", Evaluate)
+    backbone = read_section(params, "backbone", Backbone)
+    compute = read_section(params, "compute", Compute)
+    data = read_section(params, "data", Data)
+    who = {name: judge_identity(each) for name, each in config.judges.items()}
+    folders = sorted(path.parent for path in images.glob(f"*/{FILE}"))
+    if not folders:
+        raise DataError(f"{images}: no arm's pictures there; run `dvc repro draw_base draw_images`")
+    tables = [curated / "triples.parquet", negatives]
+    cases = read_cases(read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES), drawn.per_class)
+    files = {file.arm: file for file in map(PictureFile, folders)}
+    work = Work(cases, files, questions(cases), tuple(config.judges))
+    processes, store = start(compute), ImageStore(Path(data.root))
+    shards = work.shards(config.shard_size)
+
+    def open_maker() -> Make:
+        return judge_maker(
+            work,
+            lambda name: open_judge(name, config.judges[name], processes.device),
+            lambda: true_pictures(cases, store, backbone.resolution),
+            config.batch_size,
+        )
+
+    inputs = [*tables, *folders]
+    recording = (
+        track("judge", {"judge": config}, inputs, params) if processes.is_main else nullcontext(StageRun())
+    )
+    plain = {
+        "judge": to_builtins(config),
+        "judges": who,
+        "images": store.signature(),
+        "side": backbone.resolution,
+    }
+    digest = fingerprint("stages.judge", plain, inputs, Path())
+    with recording as recorded, shared_state("judge", digest, Path(), processes) as state:
+        run_shards(shards, state, processes, open_maker, "picture")
+        if processes.is_main:
+            verdicts, asked = merge_verdicts(work, shards, state)
+            with new_folder(out) as folder:
+                write_table(verdicts, folder / "verdicts.parquet")
+                write_table(asked, folder / "asked.parquet")
+            recorded.log_metrics({"verdicts": verdicts.num_rows, "questions": asked.num_rows})
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,125 @@
+"""Validation triples of the drawn world with ground-truth pictures, and judges whose verdicts are known."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from sgpipe.evaluation.draws import Case, Triple
+from sgpipe.evaluation.judges import Scores
+from sgpipe.evaluation.pictures import Pixels
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.scene_graphs.predicates import DIRECTIONAL, neutral_prompt
+
+PAIRS = (("dog", "cat"), ("apple", "horse"), ("cup", "bird"), ("car", "person"))
+PREDICATES = ("left of", "right of", "above", "below", "riding")
+
+
+def make_case(index: int, subject: str, predicate: str, object_: str) -> Case:
+    kind = "swap" if predicate in DIRECTIONAL else "replace"
+    negative = (object_, predicate, subject) if kind == "swap" else (subject, "pulling", object_)
+    name = f"{index:03d}-{predicate}"
+    return Case(
+        name,
+        index,
+        (0.0, 0.0, 64.0, 64.0),
+        (subject, predicate, object_),
+        negative,
+        kind,
+        neutral_prompt(subject, object_),
+    )
+
+
+@pytest.fixture(scope="session")
+def cases() -> list[Case]:
+    made = [(s, predicate, o) for predicate in PREDICATES for s, o in PAIRS]
+    return [make_case(i, *triple) for i, triple in enumerate(made)]
+
+
+class Written:
+    """A picture of a triple is a code of it; `read` says what it shows. Noise fills the rest."""
+
+    def __init__(self, triples: Sequence[Triple]) -> None:
+        self.triples = list(dict.fromkeys(triples))
+
+    def picture(self, triple: Triple | None, seed: int, side: int = 16) -> Pixels:
+        pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
+        pixels[0, 0] = (255, 255, 255) if triple is None else (self.triples.index(triple), 0, 0)
+        return pixels
+
+    def read(self, picture: Pixels) -> Triple | None:
+        code = int(picture[0, 0, 0])
+        return None if code == 255 else self.triples[code]
+
+
+class Oracle:
+    """Reads what a picture shows; abstains where that has other names than the statement's."""
+
+    def __init__(self, written: Written) -> None:
+        self._written = written
+
+    def scores(self, pictures: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
+        made = []
+        for picture, several in zip(pictures, statements, strict=True):
+            shown = self._written.read(picture)
+            made.append([self._score(shown, each) for each in several])
+        return np.array(made, np.float32)
+
+    @staticmethod
+    def _score(shown: Triple | None, statement: Triple) -> float:
+        if shown is None or {shown[0], shown[2]} != {statement[0], statement[2]}:
+            return float("nan")
+        mirrored = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+        told = {shown, (shown[2], mirrored.get(shown[1], shown[1]), shown[0])}
+        return float(statement in told and (statement == shown or shown[1] in mirrored))
+
+
+class Blind:
+    """Likes statements by their words alone: the alphabetically greater subject."""
+
+    def scores(self, pictures: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
+        return np.array(
+            [[float(ord(s[0])) + 0.01 * len(p) for s, p, _ in several] for several in statements], np.float32
+        )
+
+
+class FakeGenerator:
+    """Draws what the graph says, or with a tenth of a chance its swap; without a graph, a coin decides the roles."""
+
+    def __init__(self, written: Written) -> None:
+        self.written, self.calls = written, 0
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        graphs: Sequence[SceneGraph | None],
+        seeds: Sequence[int],
+        *,
+        steps: int,
+        size: int,
+    ) -> Pixels:
+        self.calls += 1
+        return np.stack(
+            [
+                self._one(prompt, graph, seed, size)
+                for prompt, graph, seed in zip(prompts, graphs, seeds, strict=True)
+            ]
+        )
+
+    def _one(self, prompt: str, graph: SceneGraph | None, seed: int, size: int) -> Pixels:
+        rng = np.random.default_rng(seed)
+        if graph is None or not graph.triples:
+            same = [t for t in self.written.triples if f" {t[0]} and {t[2]} " in prompt and t[1] == "left of"]
+            swapped = [(t[2], t[1], t[0]) for t in same]
+            return self.written.picture(
+                [*same, *swapped][int(rng.random() < 0.5)] if same else None, seed, size
+            )
+        (s, predicate, o), *_ = graph.triples
+        said = (graph.objects[s], predicate, graph.objects[o])
+        wrong = rng.random() < 0.1 and predicate != "riding" and predicate != "pulling"
+        return self.written.picture((said[2], said[1], said[0]) if wrong else said, seed, size)
+
+
+@pytest.fixture(scope="session")
+def written(cases: list[Case]) -> Written:
+    return Written([triple for case in cases for triple in (case.positive, case.negative)])

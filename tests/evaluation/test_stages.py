@@ -1,0 +1,178 @@
+"""The stages from drawing to the page, with a generator that draws by rule: killed or not, the bytes are the same."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import stages.ablation
+import stages.draw_images
+import stages.evaluate
+import stages.judge
+import stages.report
+from sgpipe.errors import DataError, ModelError, ParamsError
+from tests.evaluation.drawn import DrawnGenerator, write_repository, write_training
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("repository")
+    write_repository(root)
+    write_training(root)
+    return root
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy with the stages run in it, drawing by rule: the graph arm follows graphs, epoch 1 half as well as epoch 2."""
+    root = tmp_path / "repository"
+    shutil.copytree(made, root, symlinks=True)
+    monkeypatch.chdir(root)
+
+    def opened(_: Any, adapter: Path | None, __: Any) -> DrawnGenerator:
+        return DrawnGenerator(0.6 if adapter is not None and adapter.name == "epoch-1" else 0.9)
+
+    monkeypatch.setattr(stages.draw_images, "open_generator", opened)
+    return root
+
+
+def set_params(root: Path, **sections: dict[str, Any]) -> None:
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    for name, values in sections.items():
+        params[name] |= values
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def call(main: Any, **given: Any) -> None:
+    """A stage's command with its defaults, in this process."""
+    import inspect
+
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(main).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    main(**{**defaults, **given})
+
+
+def draw_all() -> None:
+    for arm in ("base", "text_only", "graph"):
+        call(stages.draw_images.main, arm=arm)
+
+
+def judge_all() -> None:
+    draw_all()
+    call(stages.judge.main)
+    call(stages.evaluate.main)
+
+
+def test_killed_while_drawing_or_judging_the_bytes_are_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_all()
+    call(stages.judge.main)
+    images = {path: path.read_bytes() for path in sorted(Path("outputs/images").rglob("*.parquet"))}
+    judged = {path: path.read_bytes() for path in sorted(Path("outputs/judged").iterdir())}
+    assert len(images) == 3 and len(judged) == 2
+    assert not list(Path(".dvc/stage-state").glob("*/*"))
+    shutil.rmtree("outputs/images/graph")
+    with monkeypatch.context() as patched:
+        patched.setattr(stages.draw_images, "open_generator", lambda *_: DrawnGenerator(fails_after=5))
+        with pytest.raises(KeyboardInterrupt):
+            call(stages.draw_images.main, arm="graph")
+    assert not Path("outputs/images/graph").exists()
+    assert len(list(Path(".dvc/stage-state").glob("draw_images-graph-*/pictures-*"))) == 2
+    call(stages.draw_images.main, arm="graph")
+    assert {path: path.read_bytes() for path in images} == images
+    shutil.rmtree("outputs/judged")
+    with monkeypatch.context() as patched:
+        patched.setattr(stages.judge, "open_judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            call(stages.judge.main)
+    call(stages.judge.main)
+    assert {path: path.read_bytes() for path in judged} == judged
+
+
+def test_figures_and_page_of_arms_drawn_by_rule(root: Path) -> None:
+    judge_all()
+    found = json.loads(Path("metrics/evaluation.json").read_text())
+    exact = found["judges"]["exact"]
+    assert exact["ceiling"] >= 0.98 and exact["refused"] == [] and exact["order_bias"] == 0.0
+    assert found["judges"]["clip"]["ceiling"] < 0.9, "random weights"
+    graph = found["arms"]["graph"]["neutral"]
+    assert graph["positive"]["objects_present"] == 1.0
+    assert graph["positive"]["role_accuracy"] > 0.75 > 0.5 > graph["negative"]["role_accuracy"]
+    arms = json.loads(Path("metrics/lora.json").read_text())["arms"]
+    assert arms["graph"]["swapped_followed"] == pytest.approx(
+        1 - graph["negative"]["role_accuracy"], abs=1e-5
+    )
+    assert arms["graph"]["val_loss_shuffled"] == 0.1 and arms["text_only"]["prompt"] == "relational"
+    before = Path("metrics/evaluation.json").read_bytes()
+    call(stages.evaluate.main)
+    assert Path("metrics/evaluation.json").read_bytes() == before
+
+    call(stages.report.main)
+    page = Path("outputs/report/index.html").read_text()
+    assert "Not there: metrics/ablation.json" in page and "Not there: metrics/probes.json" in page
+    assert page.count('class="panel"') == 3 + 2 + 1 and "http" not in page.replace("http-equiv", "").replace(
+        "http://www.w3.org", ""
+    )
+
+    for epoch in (1, 2):
+        call(stages.draw_images.main, arm="graph", epoch=epoch)
+    call(stages.judge.main, images=Path("outputs/images_by_epoch"), out=Path("outputs/judged_by_epoch"))
+    call(stages.ablation.main)
+    ablation = json.loads(Path("metrics/ablation.json").read_text())
+    last = ablation["epochs"]["2"]
+    assert last["role_accuracy"] == graph["positive"]["role_accuracy"], "the same triples, seeds and noise"
+    assert last["role_accuracy"] > ablation["epochs"]["1"]["role_accuracy"]
+    assert ablation["comparisons"]["2-1"]["difference"] > 0
+    call(stages.report.main)
+    assert "different samples" in Path("outputs/report/index.html").read_text()
+
+
+def test_another_judge_draws_nothing_again(root: Path) -> None:
+    judge_all()
+    images = {path: path.stat().st_mtime_ns for path in Path("outputs/images").rglob("*.parquet")}
+    set_params(
+        root,
+        judge={
+            "judges": {"clip": {"kind": "open_clip", "model": "local-dir:models/clip"}},
+            "headline": "clip",
+        },
+    )
+    with pytest.raises(DataError, match="no arm's pictures"):
+        call(stages.judge.main, images=Path("outputs/nowhere"))
+    call(stages.judge.main)
+    assert set(pq.read_table("outputs/judged/verdicts.parquet")["judge"].to_pylist()) == {"clip"}
+    assert images == {path: path.stat().st_mtime_ns for path in Path("outputs/images").rglob("*.parquet")}
+    set_params(root, judge={"judges": {"other": {"kind": "embedded_detector"}}, "headline": "other"})
+    with pytest.raises(DataError, match="judge other has not seen base"):
+        call(stages.evaluate.main)
+
+
+def test_what_is_missing_is_said(root: Path) -> None:
+    with pytest.raises(ParamsError, match="--arm: got 'garph'; valid: base, text_only, graph"):
+        call(stages.draw_images.main, arm="garph")
+    shutil.rmtree("outputs/lora/graph/adapter")
+    with pytest.raises(ModelError, match=r"outputs/lora/graph/adapter: no adapter there.*train_lora"):
+        call(stages.draw_images.main, arm="graph")
+    with pytest.raises(ModelError, match=r"epoch-7: no adapter there.*keep_epochs"):
+        call(stages.draw_images.main, arm="graph", epoch=7)
+    call(stages.draw_images.main, arm="base")
+    Path("models/clip/open_clip_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"judge\.judges\.clip: local-dir:models/clip cannot be loaded"):
+        call(stages.judge.main)
+    shutil.rmtree("models/clip")
+    with pytest.raises(ModelError, match="no such folder"):
+        call(stages.judge.main)
+    set_params(root, judge={"judges": {"exact": {"kind": "embedded_detector"}}, "headline": "exact"})
+    call(stages.judge.main)
+    with pytest.raises(DataError, match="judge exact has not seen text_only"):
+        call(stages.evaluate.main)

@@ -1,0 +1,253 @@
+"""Figures of arms whose pictures are known, by judges whose worth is known."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sgpipe.errors import DataError
+from sgpipe.evaluation.ablation import ablation_figures
+from sgpipe.evaluation.arms import arm_figures
+from sgpipe.evaluation.certificates import certificates, questions
+from sgpipe.evaluation.draws import Case, Draw, plan
+from sgpipe.evaluation.judges import Judge
+from sgpipe.evaluation.pictures import FILE, PictureFile, to_png, write_pictures
+from sgpipe.evaluation.sensitivity import distances, two_by_two
+from sgpipe.evaluation.summary import Jury, evaluation_figures
+from sgpipe.evaluation.tables import ASKED, PICTURES, VERDICTS
+from sgpipe.evaluation.verdicts import Condition, Scored, Verdicts
+from sgpipe.params.evaluate import Statistics
+from sgpipe.params.judge import Judge as Named
+from sgpipe.params.judge import JudgeParams
+from tests.evaluation.conftest import Blind, FakeGenerator, Oracle, Written
+
+DRAW = {"neutral": ("positive", "negative", "empty", "shuffled"), "relational": ("positive", "negative")}
+SEEDS = (0, 1, 2)
+JUDGES = JudgeParams(
+    judges={"oracle": Named(kind="embedded_detector"), "blind": Named(kind="open_clip", model="local-dir:x")},
+    headline="oracle",
+)
+STATISTICS = Statistics(resamples=200)
+
+
+def draw_arm(arm: str, given: str, cases: Sequence[Case], written: Written, folder: Path) -> PictureFile:
+    draws: list[Draw] = plan(cases, DRAW, SEEDS, given)
+    pixels = FakeGenerator(written).draw(
+        [d.text for d in draws], [d.scene for d in draws], [d.noise_seed for d in draws], steps=4, size=16
+    )
+    rows = [
+        (d.triple_id, d.prompt, d.graph, d.seed, d.text, to_png(p))
+        for d, p in zip(draws, pixels, strict=True)
+    ]
+    table = pa.table(dict(zip(PICTURES.names, zip(*rows, strict=True), strict=True)), schema=PICTURES)
+    write_pictures([table], folder / arm / FILE, {"arm": arm})
+    return PictureFile(folder / arm)
+
+
+def tables(
+    judges: dict[str, Judge], files: dict[str, PictureFile], cases: Sequence[Case], written: Written
+) -> tuple[pa.Table, pa.Table]:
+    """What `judging` stores, by a plain loop."""
+    by_id = {case.triple_id: case for case in cases}
+    verdicts: list[tuple[object, ...]] = []
+    asked: list[tuple[object, ...]] = []
+    for name, judge in judges.items():
+        for arm, file in files.items():
+            items = file.items.to_pylist()
+            shown = [by_id[item["triple_id"]] for item in items]
+            scores = judge.scores(file.read(range(len(file))), [(c.positive, c.negative) for c in shown])
+            for item, (positive, negative) in zip(items, scores.tolist(), strict=True):
+                key = (arm, item["triple_id"], item["prompt"], item["graph"], item["seed"], name)
+                verdicts.append((*key, positive, negative))
+        listed = questions(cases)
+        truth = np.stack([written.picture(cases[q.picture].positive, 0) for q in listed])
+        scores = judge.scores(truth, [(q.positive, q.negative) for q in listed])
+        for q, (positive, negative) in zip(listed, scores.tolist(), strict=True):
+            asked.append((name, q.triple_id, q.predicate, q.kind, positive, negative))
+
+    def table(rows: list[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
+        columns = [
+            pa.array(column, field.type, from_pandas=True)
+            for column, field in zip(zip(*rows, strict=True), schema, strict=True)
+        ]
+        return pa.table(columns, schema=schema)
+
+    return table(verdicts, VERDICTS), table(asked, ASKED)
+
+
+@pytest.fixture(scope="module")
+def world(
+    cases: list[Case], written: Written, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Verdicts, Jury, dict[str, PictureFile], pa.Table]:
+    folder = tmp_path_factory.mktemp("pictures")
+    arms = {
+        "base": "none",
+        "text_only": "empty",
+        "graph": "graphs",
+        "graph-10": "graphs",
+        "graph-20": "graphs",
+    }
+    files = {arm: draw_arm(arm, given, cases, written, folder) for arm, given in arms.items()}
+    verdicts, asked = tables({"oracle": Oracle(written), "blind": Blind()}, files, cases, written)
+    return Verdicts(verdicts, cases, SEEDS), Jury.of(JUDGES, asked, STATISTICS), files, verdicts
+
+
+def test_a_judge_that_sees_is_certified_and_one_that_does_not_is_refused(world: tuple) -> None:
+    _, jury, _, _ = world
+    seen, blind = jury.by_class["oracle"], jury.by_class["blind"]
+    for predicate in ("left of", "right of", "above", "below"):
+        certificate = seen[predicate]
+        assert (certificate.ceiling, certificate.abstained, certificate.order_bias) == (1.0, 0.0, 0.0)
+        assert (certificate.sensitivity, certificate.specificity) == (1.0, 1.0)
+        assert certificate.floor_abstained > 0.5
+    assert jury.used("oracle") == {"left of", "right of", "above", "below", "riding"}
+    assert np.isnan(seen["riding"].order_bias) and np.isnan(seen["riding"].specificity)
+    assert blind["left of"].ceiling < 0.8 and jury.used("blind").isdisjoint({"left of", "above"})
+    assert blind["left of"].floor == blind["left of"].ceiling, "words alone decide, whatever the picture"
+    assert blind["left of"].order_bias == pytest.approx(2 * blind["left of"].ceiling - 1)
+    figures = jury.figures()
+    assert figures["oracle"]["refused"] == [] and figures["oracle"]["classes_used"] == 5
+    assert {"left of", "above"} <= set(figures["blind"]["refused"])
+
+
+def test_the_false_question_needs_a_picture_of_what_is_true(cases: list[Case]) -> None:
+    """Of `riding` replaced by `pulling` there is none here; with a triple of that class there is, and c⁻ is true of it."""
+    assert not any(q.kind == "false" for q in questions(cases))
+    puller = Case(
+        "p", 99, cases[0].crop, ("horse", "pulling", "box"), ("horse", "pushing", "box"), "replace", ""
+    )
+    asked = [q for q in questions([*cases, puller]) if q.kind == "false"]
+    assert {q.predicate for q in asked} == {"riding"} and all(q.picture == len(cases) for q in asked)
+    assert {(q.positive, q.negative) for q in asked} == {
+        (("horse", "riding", "box"), ("horse", "pulling", "box"))
+    }
+
+
+def test_figures_of_known_arms(world: tuple, cases: list[Case]) -> None:
+    verdicts, jury, files, _ = world
+    found, rows = evaluation_figures(verdicts, jury, files)
+    graph = found["arms"]["graph"]["neutral"]
+    directional = sum(case.kind == "swap" for case in cases) * len(SEEDS)
+    truth = [
+        verdicts.scored(Condition("graph", "neutral", "positive"), "oracle").choices[row]
+        for row, case in enumerate(cases)
+        if case.kind == "swap"
+    ]
+    assert graph["positive"]["role_accuracy"] == pytest.approx(np.mean(truth))
+    assert graph["positive"]["role_accuracy_pictures"] == directional
+    assert 0.8 < graph["positive"]["role_accuracy"] < 1.0 and graph["positive"]["objects_present"] == 1.0
+    assert graph["negative"]["role_accuracy"] == pytest.approx(1 - graph["positive"]["role_accuracy"])
+    assert graph["positive"]["role_accuracy_corrected"] == pytest.approx(graph["positive"]["role_accuracy"])
+    assert 0.25 < found["arms"]["base"]["neutral"]["none"]["role_accuracy"] < 0.75
+    compared = found["comparisons"]["neutral"]
+    in_words = {f"{a}-{b}_in_words" for a in ("graph", "graph-10", "graph-20") for b in ("base", "text_only")}
+    assert set(compared) - in_words == {
+        "graph-base", "graph-text_only", "graph-graph_empty", "graph-graph_shuffled", "text_only-base",
+        "graph-10-base", "graph-10-text_only", "graph-10-graph-10_empty", "graph-10-graph-10_shuffled",
+        "graph-20-base", "graph-20-text_only", "graph-20-graph-20_empty", "graph-20-graph-20_shuffled",
+    }  # fmt: skip
+    assert in_words < set(compared)
+    against = compared["graph-base"]
+    assert against["difference_low"] > 0 and against["p"] < 0.05 and against["p_holm"] >= against["p"]
+    assert compared["text_only-base"]["difference"] == 0.0 and compared["text_only-base"]["p"] == 1.0
+    same = found["sensitivity"]["graph"]["neutral"]
+    assert same["judges"]["oracle"]["accuracy"] > 0.85 and same["judges"]["blind"]["group"] == 0.0
+    assert same["mse"] < same["mse_other_seed"] and same["mse_ratio_low"] < same["mse_ratio"]
+    assert found["needed"]["graph"]["triples"] < found["needed"]["graph"]["for_0.60"] == 199
+    refused = [row for row in rows if not row["used"]]
+    assert not refused and len(rows) == 5 * (2 + 3 * 4)
+    row = next(
+        r for r in rows if r["arm"] == "graph" and r["graph"] == "positive" and r["predicate"] == "above"
+    )
+    assert row["pictures"] == 12 and row["p_holm"] >= row["p"]
+
+
+def test_a_refused_class_has_no_figure(world: tuple) -> None:
+    verdicts, jury, files, _ = world
+    blind = JudgeParams(judges=JUDGES.judges, headline="blind")
+    found, rows = evaluation_figures(verdicts, Jury.of(blind, jury.asked, STATISTICS), files)
+    refused = [row for row in rows if not row["used"]]
+    assert refused and all("accuracy" not in row for row in refused)
+    assert found["arms"]["graph"]["neutral"]["positive"]["role_accuracy_pictures"] < 48
+    assert "objects_present" not in found["arms"]["graph"]["neutral"]["positive"]
+
+
+def test_arms_side_by_side(world: tuple) -> None:
+    verdicts, jury, files, _ = world
+    found, _ = evaluation_figures(verdicts, jury, files)
+    losses = {f"val_loss_{name}": 0.1 for name in ("graph", "empty", "shuffled", "swapped", "base")}
+    arms = arm_figures(found["arms"], {"graph": losses})
+    assert arms["graph"]["val_loss_swapped"] == 0.1 and "val_loss_graph" not in arms["base"]
+    own = found["arms"]["graph"]["neutral"]
+    assert arms["graph"]["role_accuracy_low"] == own["positive"]["role_accuracy_low"]
+    assert arms["graph"]["swapped_followed"] == pytest.approx(1 - own["negative"]["role_accuracy"])
+    assert arms["base"]["swapped_followed"] == pytest.approx(1 - arms["base"]["role_accuracy"])
+    with pytest.raises(DataError, match="val_loss_base is missing"):
+        arm_figures(found["arms"], {"graph": {k: v for k, v in losses.items() if k != "val_loss_base"}})
+
+
+def test_epochs_that_are_the_same_do_not_differ(world: tuple) -> None:
+    verdicts, jury, files, _ = world
+    found = ablation_figures(verdicts, jury, files, (10, 20), ("graph",))
+    assert found["epochs"]["10"] == found["epochs"]["20"]
+    compared = found["comparisons"]["20-10"]
+    assert (compared["difference"], compared["difference_low"], compared["p"]) == (0.0, 0.0, 1.0)
+    assert compared["pairs"] == 48
+    whole, _ = evaluation_figures(verdicts, jury, files)
+    own = whole["arms"]["graph"]["neutral"]["positive"]
+    assert found["epochs"]["10"]["role_accuracy"] == own["role_accuracy"]
+    assert found["epochs"]["10"]["role_accuracy_low"] == own["role_accuracy_low"]
+
+
+def test_mse_is_that_of_the_pixels(world: tuple, cases: list[Case]) -> None:
+    _, _, files, _ = world
+    file = files["graph"]
+    items = file.items.to_pylist()
+
+    def picture(graph: str, seed: int) -> np.ndarray:
+        row = next(
+            i
+            for i, item in enumerate(items)
+            if (item["triple_id"], item["prompt"], item["graph"], item["seed"])
+            == (cases[2].triple_id, "neutral", graph, seed)
+        )
+        return file.read([row])[0].astype(float)
+
+    found = distances(file, cases, SEEDS, "neutral")
+    by_graph = [np.mean((picture("positive", s) - picture("negative", s)) ** 2) for s in SEEDS]
+    by_seed = [
+        np.mean((picture("positive", a) - picture("positive", b)) ** 2) for a, b in ((0, 1), (0, 2), (1, 2))
+    ]
+    assert found.graphs[2, 0] == pytest.approx(np.mean(by_graph))
+    assert found.other_seed[2, 0] == pytest.approx(np.mean(by_seed))
+    with pytest.raises(DataError, match="not all"):
+        distances(files["base"], cases, SEEDS, "neutral")
+
+
+def test_two_by_two_of_chance_and_of_certainty() -> None:
+    rng = np.random.default_rng(0)
+    a, b, c, d = rng.normal(size=(4, 40_000, 1))
+    found = two_by_two(Scored(a, b), Scored(c, d))
+    for name, chance in {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6, "crossed": 1 / 2}.items():
+        assert found[name].mean() == pytest.approx(chance, abs=0.01)
+    one, none = np.ones((5, 1)), np.zeros((5, 1))
+    assert all(v.mean() == 1 for v in two_by_two(Scored(one, none), Scored(none, one)).values())
+    assert all(v.mean() == 0 for v in two_by_two(Scored(one, one), Scored(one, one)).values())
+    assert np.isnan(two_by_two(Scored(one, none * np.nan), Scored(none, one))["text"]).all()
+
+
+def test_verdicts_of_other_seeds_are_refused(world: tuple, cases: list[Case]) -> None:
+    table = world[3]
+    with pytest.raises(DataError, match="other triples or seeds"):
+        Verdicts(table, cases, (0, 1))
+    with pytest.raises(DataError, match="other triples or seeds"):
+        Verdicts(table, cases[1:], SEEDS)
+    with pytest.raises(DataError, match="other triples or seeds"):
+        Verdicts(table.slice(1), cases, SEEDS)
+
+
+def test_certificates_are_by_judge(world: tuple) -> None:
+    found = certificates(world[1].asked)
+    assert list(found) == ["oracle", "blind"] and list(found["oracle"]) == list(found["blind"])
