@@ -1,9 +1,10 @@
 """Reading params.yaml: what is accepted, and that every refusal names key, value and remedy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 import pytest
 from msgspec import Meta, Struct
 from typer.testing import CliRunner
@@ -130,16 +131,18 @@ def test_the_committed_parameters_resolve(repo_root: Path) -> None:
 
 @pytest.fixture
 def with_blocks(repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Writes the committed parameters with a section `lora` of the given text."""
-    monkeypatch.setitem(SECTIONS, "lora", f"{__name__}:Example")
+    """Writes the committed parameters with a section `example` of the given text."""
+    monkeypatch.setitem(SECTIONS, "example", f"{__name__}:Example")
     text = (repo_root / "params.yaml").read_text(encoding="utf-8")
-    return lambda lora: write(tmp_path / "params.yaml", f"{text}\nlora: {lora}\n")
+    return lambda example: write(tmp_path / "params.yaml", f"{text}\nexample: {example}\n")
 
 
 def test_show_spells_blocks_out_by_stream(with_blocks: Callable[[str], Path]) -> None:
     path = with_blocks("{rank: 1, single_blocks: all, groups: {early: 0..2, late: [16..17, 18]}}")
-    done = CliRunner().invoke(app, ["params", "show", "lora", "--params", str(path)], catch_exceptions=False)
-    shown = parse_yaml(done.output, "shown")["lora"]
+    done = CliRunner().invoke(
+        app, ["params", "show", "example", "--params", str(path)], catch_exceptions=False
+    )
+    shown = parse_yaml(done.output, "shown")["example"]
     assert shown["blocks"] == list(range(19))
     assert shown["single_blocks"] == [0, 1]
     assert shown["groups"] == {"early": [0, 1, 2], "late": [16, 17, 18]}
@@ -147,29 +150,41 @@ def test_show_spells_blocks_out_by_stream(with_blocks: Callable[[str], Path]) ->
 
 
 @pytest.mark.parametrize(
-    ("lora", "says"),
+    ("example", "says"),
     [
-        ("{rank: 1, blocks: 18..19}", r"lora\.blocks: block 19 is out of range; valid: 0\.\.18"),
-        ("{rank: 1, single_blocks: 2}", r"lora\.single_blocks: block 2 is out of range; valid: 0\.\.1"),
-        ("{rank: 1, groups: {late: 30}}", r"lora\.groups\.late: block 30 is out of range"),
+        ("{rank: 1, blocks: 18..19}", r"example\.blocks: block 19 is out of range; valid: 0\.\.18"),
+        ("{rank: 1, single_blocks: 2}", r"example\.single_blocks: block 2 is out of range; valid: 0\.\.1"),
+        ("{rank: 1, groups: {late: 30}}", r"example\.groups\.late: block 30 is out of range"),
     ],
 )
 def test_blocks_outside_the_model_are_refused(
-    with_blocks: Callable[[str], Path], lora: str, says: str
+    with_blocks: Callable[[str], Path], example: str, says: str
 ) -> None:
     with pytest.raises(ParamsError, match=says):
-        resolved(with_blocks(lora))
+        resolved(with_blocks(example))
+
+
+def structs_of(kind: msgspec.inspect.Type) -> Iterator[msgspec.inspect.StructType]:
+    """The structs that a type is made of, itself first."""
+    if isinstance(kind, msgspec.inspect.StructType):
+        yield kind
+        parts = [field.type for field in kind.fields]
+    else:
+        names = ("type", "types", "item_type", "item_types", "value_type")
+        found = [getattr(kind, name, ()) for name in names]
+        parts = [part for each in found for part in (each if isinstance(each, tuple) else (each,))]
+    for part in parts:
+        yield from structs_of(part)
 
 
 @pytest.mark.parametrize("name", list(SECTIONS))
 def test_every_knob_is_described(name: str) -> None:
-    """Each field carries a description, from which the parameter reference is made."""
-    import msgspec
-
-    schema = msgspec.json.schema(section_type(name), schema_hook=lambda kind: {"type": "string"})
-    for title, definition in schema["$defs"].items():
-        for field, entry in definition.get("properties", {}).items():
-            described = entry.get("description") or any(
-                "description" in part for part in entry.get("anyOf", [])
+    """Each field carries a description, from which the parameter reference is made; sections of sections describe themselves."""
+    for struct in structs_of(msgspec.inspect.type_info(section_type(name))):
+        assert struct.cls.__doc__, f"{struct.cls.__name__} has no docstring"
+        for field in struct.fields:
+            schema = getattr(field.type, "extra_json_schema", None) or {}
+            nested = isinstance(field.type, msgspec.inspect.StructType)
+            assert nested or schema.get("description"), (
+                f"{struct.cls.__name__}.{field.name} has no description"
             )
-            assert described, f"{title}.{field} has no description"
