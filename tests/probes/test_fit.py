@@ -8,7 +8,7 @@ from torch import nn
 
 from sgpipe.errors import StateError
 from sgpipe.params.probes import Fitting
-from sgpipe.probes.fit import Fitted, cut, fit, predict, scale
+from sgpipe.probes.fit import Fitted, cut, fit, predict, rate, scale
 from sgpipe.probes.measures import calibration_error, confusion_matrix, interval, macro_f1
 from tests.probes.world import Rows
 
@@ -68,6 +68,14 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
     values[7] = float("inf")
     with pytest.raises(StateError, match=r"loss is nan in epoch 1; lower probes\.fitting\.learning_rate"):
         fit(build, Rows(values), LABELS, TRAIN, VAL, 2, Fitting(), 0, CPU)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 9, 100])
+def test_the_rate_rises_to_one_and_falls(steps: int) -> None:
+    rates = [rate(step, steps) for step in range(steps)]
+    top = rates.index(1.0)
+    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert min(rates) > 0 and max(rates) == 1 and top == max(0, steps // 5 - 1)
 
 
 def test_batches_and_scale() -> None:
