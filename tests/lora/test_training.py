@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
+from PIL import Image
+from typer.testing import CliRunner
 
 from sgpipe.backbones.denoiser import pack
+from sgpipe.cli import app
 from sgpipe.errors import DataError, ModelError, ParamsError, StateError
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.lora import state
@@ -218,3 +221,32 @@ def test_what_cannot_be_trained_is_refused(world: World, tmp_path: Path) -> None
     lora = tiny_lora(conditions=Conditions(neutral=0.5, dropped=0.5))
     with pytest.raises(DataError, match="its dropped prompt is not cached; add dropped"):
         train(world, tmp_path, lora)
+
+
+def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Fitted], tmp_path: Path) -> None:
+    """`sgpipe generate`, with a graph in text and in a file: the pictures are those of `draw`."""
+    runner, adapter = CliRunner(), whole[0] / "adapter"
+    common = [
+        "generate",
+        "--adapter",
+        str(adapter),
+        "--model",
+        world.backbone.model,
+        "--steps",
+        "2",
+        "--seed",
+        "3",
+    ]
+    graph = tmp_path / "graph.json"
+    graph.write_text('{"objects": ["dog", "cat", "tree"], "triples": [[0, "left of", 1], [2, "near", 0]]}')
+    done = runner.invoke(app, [*common, "--graph", "a dog, left of, cat", "--out", str(tmp_path / "one.png")])
+    assert done.exit_code == 0, done.output
+    several = [*common, "--graph", str(graph), "--count", "2", "--out", str(tmp_path / "two.png")]
+    assert runner.invoke(app, several).exit_code == 0
+    generator = GraphGenerator.load(world.backbone.model, adapter)
+    scene = SceneGraph.of("dog", "left of", "cat")
+    wanted = generator.draw([neutral_prompt("dog", "cat")], [scene], [3], steps=2, size=SIDE)[0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), wanted)
+    assert sorted(path.name for path in tmp_path.glob("two*")) == ["two-3.png", "two-4.png"]
+    refused = runner.invoke(app, ["generate", "--graph", "dog, left of, cat"])
+    assert isinstance(refused.exception, ParamsError) and "needs --adapter" in str(refused.exception)
