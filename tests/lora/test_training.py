@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
+from msgspec.structs import replace
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,10 +18,11 @@ from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.lora import state
 from sgpipe.lora.fitting import Fitted, fit
 from sgpipe.lora.generation import GraphGenerator
+from sgpipe.lora.optimise import schedule
 from sgpipe.lora.training import Training
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.graph_tokens import GraphTokens
-from sgpipe.params.lora import Conditions, Lora, Losses, Margin, Preference
+from sgpipe.params.lora import Conditions, Lora, Losses, Margin, Optimiser, Preference
 from sgpipe.scene_graphs.predicates import neutral_prompt
 from tests.lora.conftest import ALONE, TOKENS, World, tiny_lora
 from tests.tiny import SIDE, write_pipeline
@@ -69,6 +71,52 @@ def test_a_training_that_was_interrupted_ends_with_the_same_bytes(
     for name in ("adapter", "epoch-1"):
         assert files(tmp_path / name) == files(folder / name)
     assert again.history == fitted.history
+
+
+@pytest.mark.slow
+def test_compiled_blocks_in_bfloat16_resume_to_the_same_bytes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And checkpointing changes memory, not weights."""
+    lora = tiny_lora(compile=True, precision="bfloat16", attention="math", keep_epochs=())
+    train(world, tmp_path / "whole", lora)
+    update = Training._update
+
+    def dying(self: Training) -> dict[str, float]:
+        if self.step == 7:
+            raise Killed
+        return update(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Training, "_update", dying)
+        train(world, tmp_path / "killed", lora)
+    torch.compiler.reset()
+    train(world, tmp_path / "killed", lora)
+    assert files(tmp_path / "killed" / "adapter") == files(tmp_path / "whole" / "adapter")
+
+
+def test_gradient_checkpointing_trains_the_same(world: World, tmp_path: Path) -> None:
+    lora = tiny_lora(epochs=1, keep_epochs=())
+    plain, saving = (
+        train(world, tmp_path / str(on), replace(lora, checkpointing=on)).model.trainable()
+        for on in (False, True)
+    )
+    for name, weight in plain.items():
+        torch.testing.assert_close(saving[name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_accumulation_and_schedules_step_as_they_say(world: World, tmp_path: Path) -> None:
+    lora = tiny_lora(
+        batch_size=2, accumulation=2, optimiser=Optimiser(schedule="cosine", warmup=2, token_rate=3.0)
+    )
+    assert train(world, tmp_path, lora).steps == 10
+    factors = [schedule(step, 10, lora.optimiser) for step in range(10)]
+    assert factors[:3] == [0.5, 1.0, 1.0] and factors == pytest.approx(
+        [*factors[:2], *sorted(factors[2:], reverse=True)]
+    )
+    assert schedule(6, 10, lora.optimiser) == pytest.approx(0.5)
+    assert schedule(6, 10, replace(lora.optimiser, schedule="linear")) == pytest.approx(0.5)
+    assert schedule(9, 10, replace(lora.optimiser, schedule="constant")) == 1.0
 
 
 def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, Fitted]) -> None:
