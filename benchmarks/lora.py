@@ -30,6 +30,7 @@ from sgpipe.backbones.rectified_flow import interpolate, velocity_target
 from sgpipe.backbones.text import Prompts
 from sgpipe.lora.adapter import build
 from sgpipe.lora.arms import resolve
+from sgpipe.lora.conditioning import Context
 from sgpipe.lora.examples import Sources, read_data
 from sgpipe.lora.fitting import prepare
 from sgpipe.lora.objective import Objective
@@ -70,7 +71,7 @@ def bare_step(training: Training) -> Callable[[], None]:
         said.graphs, said.texts, objective.data.prompts.get(said.texts), objective.data.names
     )
     states = context.prompts.encoder_hidden_states.detach().requires_grad_()
-    prompts = Prompts(states, context.prompts.pooled_projections)
+    fixed = Context(Prompts(states, context.prompts.pooled_projections), context.attention)
     z_t = interpolate(noised.latents, noised.noise, noised.t).repeat(repeat, 1, 1, 1)
     target = velocity_target(noised.latents, noised.noise).repeat(repeat, 1, 1, 1)
     t = noised.t.repeat(repeat)
@@ -79,10 +80,8 @@ def bare_step(training: Training) -> Callable[[], None]:
         for weight in training.weights.values():
             weight.grad = None
         states.grad = None
-        with training._casting():
-            velocity = model.denoiser.velocity(z_t, t, prompts, model.guidance, context.attention)
-            loss = (velocity.float() - target).square().mean()
-        loss.backward()
+        velocity = model.velocity(z_t, t, fixed)
+        (velocity.float() - target).square().mean().backward()
         synchronise()
 
     return step

@@ -126,8 +126,7 @@ def main(
         def validated(model: GraphLora, step: int) -> None:
             if chosen.lora.validation.pictures:
                 path = folder / "samples" / f"step-{step:06d}.png"
-                in_words = chosen.graph_tokens is None
-                draw_samples(model, data, chosen.lora, vae, backbone.resolution, path, in_words)
+                draw_samples(model, data, chosen.lora, vae, backbone.resolution, path)
                 recorded.log_artifact(path, "samples")
 
         fitted = fit(

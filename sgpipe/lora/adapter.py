@@ -65,7 +65,8 @@ def build(
             encoder=given,
             words=load_plain(backbone, "tokenizer_2") if params.injection == "residual" else None,
         ).to(denoiser.device)
-    return GraphLora(denoiser, conditioner, weights, arm.lora.guidance)
+    precision = torch.bfloat16 if arm.lora.precision == "bfloat16" else None
+    return GraphLora(denoiser, conditioner, weights, arm.lora.guidance, precision)
 
 
 def counts(model: GraphLora) -> dict[str, int]:

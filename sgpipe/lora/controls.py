@@ -15,6 +15,7 @@ from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.lora.draws import bin_names, bin_of, even_times
 from sgpipe.lora.examples import Example, prompt_of
 from sgpipe.lora.losses import preferred, sample_losses
+from sgpipe.lora.model import Way
 from sgpipe.lora.objective import Noised, Objective, Spoken
 from sgpipe.params.lora import Lora
 
@@ -31,28 +32,32 @@ class Controls:
     preferred_by_t: dict[str, float]
 
 
-def chosen_condition(lora: Lora, in_words: bool) -> str:
+def chosen_condition(lora: Lora, way: Way) -> str:
     """The kind of prompt that controls are measured under: the most frequent one of training."""
     shares = lora.conditions.shares()
-    return "relational" if in_words else max(shares, key=lambda name: shares[name])
+    return "relational" if way == "words" else max(shares, key=lambda name: shares[name])
 
 
 def spoken(
-    condition: str, examples: Sequence[Example], others: Sequence[Example], prompt: str, in_words: bool
+    condition: str, examples: Sequence[Example], others: Sequence[Example], prompt: str, way: Way
 ) -> Spoken:
     """What each example is given under a condition; `shuffled` takes the graph of `others`.
 
     Where the graph goes in words alone, they are what changes: no relation for `empty`, the other example's triple for `shuffled`,
-    the negative's for `swapped` and `negative`.
+    the negative's for `swapped` and `negative`. Residual tokens need the prompt's own names, so that `shuffled` takes the other
+    example's relation alone.
     """
     none = [SceneGraph()] * len(examples)
-    if in_words:
+    if way == "words":
         kinds = {"empty": "neutral", "swapped": "conflicting", "negative": "conflicting"}
         of = others if condition == "shuffled" else examples
         return Spoken([prompt_of(each, kinds.get(condition, "relational")) for each in of], none)
     graphs = {
         "graph": [each.graph for each in examples],
-        "shuffled": [each.graph for each in others],
+        "shuffled": [
+            SceneGraph(own.graph.objects, each.graph.triples) if way == "residual" else each.graph
+            for own, each in zip(examples, others, strict=True)
+        ],
         "swapped": [each.graph.reversed() for each in examples],
         "negative": [each.negative for each in examples],
     }.get(condition, none)
@@ -61,10 +66,11 @@ def spoken(
 
 @torch.no_grad()
 def measure(
-    objective: Objective, examples: Sequence[Example], lora: Lora, in_words: bool, base: float | None = None
+    objective: Objective, examples: Sequence[Example], lora: Lora, base: float | None = None
 ) -> Controls:
     """Control losses of `examples` on noise that depends on the triple alone; `base` is taken as it is where it is known."""
-    kind = chosen_condition(lora, in_words)
+    way = objective.model.way
+    kind = chosen_condition(lora, way)
     times = even_times(len(examples), lora.times)
     half = len(examples) // 2
     others = [*examples[half:], *examples[:half]]
@@ -81,7 +87,7 @@ def measure(
         target = velocity_target(latents, noise)
         noised = Noised(part, latents, noise, times[start : start + len(part)])
         for name, losses in found.items():
-            said = spoken(name, part, other, kind, in_words)
+            said = spoken(name, part, other, kind, way)
             if name == "base":
                 with objective.model.off():
                     velocity = objective.velocity(noised, said)

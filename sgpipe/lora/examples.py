@@ -103,7 +103,7 @@ def read_data(sources: Sources, backbone: Backbone, development: float) -> Data:
             f"{sources.curated}/triples.parquet: no train triples are left (lora.development {development:g}); run "
             "`dvc repro curate` or lower lora.development"
         )
-    texts = texts_of(graph for part in parts for each in part for graph in (each.graph, each.negative))
+    texts = texts_of([graph for part in parts for each in part for graph in (each.graph, each.negative)])
     names = name_table(*prompts.concepts(texts), texts)
     return Data(parts[0], parts[1], latents, prompts, names)
 

@@ -89,7 +89,6 @@ def fit(
         arm.lora,
         folder,
         processes,
-        in_words=arm.graph_tokens is None,
         validated=lambda step: validated(model, step),
         kept=lambda epoch: keep(f"epoch-{epoch}"),
         recorded=recorded,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,27 @@ from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.lora.conditioning import Context, GraphConditioner
 
+Way = Literal["words", "prepend", "residual"]
+"""How a graph reaches the transformer: in the prompt's words alone, or by tokens before them or added to them."""
+
 
 @dataclass
 class GraphLora:
-    """`conditioner` is None where graphs are not read (text alone); `weights` are LoRA's, by name, empty without LoRA."""
+    """`conditioner` is None where graphs are not read (text alone); `weights` are LoRA's, by name, empty without LoRA.
+
+    `precision` is that of matrix products in `velocity`; None leaves them to the weights.
+    """
 
     denoiser: Denoiser
     conditioner: GraphConditioner | None
     weights: dict[str, nn.Parameter]
     guidance: float | None = None
+    precision: torch.dtype | None = None
+
+    @property
+    def way(self) -> Way:
+        """How it is told graphs."""
+        return "words" if self.conditioner is None else self.conditioner.params.injection
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Everything that is trained, by name: `lora.…` and `tokens.…`."""
@@ -34,16 +47,16 @@ class GraphLora:
     def context(
         self, graphs: Sequence[SceneGraph] | None, texts: Sequence[str], prompts: Prompts, names: NameTable
     ) -> Context:
-        """What the transformer reads for prompts `texts` (encoded: `prompts`), each with its graph; tokens in full precision."""
+        """What the transformer reads for prompts `texts` (encoded: `prompts`), each with its graph."""
         prompts = prompts.to(self.denoiser.device)
         if self.conditioner is None or graphs is None:
             return Context(prompts)
-        with torch.autocast(self.denoiser.device.type, enabled=False):
-            return self.conditioner(graphs, texts, prompts, names)
+        return self.conditioner(graphs, texts, prompts, names)
 
     def velocity(self, latents: Tensor, t: Tensor, context: Context) -> Tensor:
         """v_θ(z_t, t, context) `[B, C, h, w]`; see `Denoiser.velocity`."""
-        return self.denoiser.velocity(latents, t, context.prompts, self.guidance, context.attention)
+        with torch.autocast(self.denoiser.device.type, self.precision, enabled=self.precision is not None):
+            return self.denoiser.velocity(latents, t, context.prompts, self.guidance, context.attention)
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -25,15 +25,13 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
 
 
 @torch.no_grad()
-def draw_samples(
-    model: GraphLora, data: Data, lora: Lora, vae: Any, resolution: int, path: Path, in_words: bool
-) -> None:
+def draw_samples(model: GraphLora, data: Data, lora: Lora, vae: Any, resolution: int, path: Path) -> None:
     """Write one sheet: a row per triple, the columns of `COLUMNS`; the same noise in a row and in every sheet."""
     examples = spread(data.held_out, lora.validation.pictures)
-    kind = chosen_condition(lora, in_words)
+    kind = chosen_condition(lora, model.way)
     columns = []
     for name in COLUMNS:
-        said = spoken(name, examples, examples, kind, in_words)
+        said = spoken(name, examples, examples, kind, model.way)
         context = model.context(said.graphs, said.texts, data.prompts.get(said.texts), data.names)
         seeds = range(len(examples))
         sampling = (

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.lora import controls, state
 from sgpipe.lora.draws import conditions_of, rows_of, times_of
 from sgpipe.lora.examples import Example, prompt_of
+from sgpipe.lora.model import Way
 from sgpipe.lora.objective import Noised, Objective, Spoken
 from sgpipe.lora.optimise import Average, adamw, average_gradients, schedule, set_rates
 from sgpipe.params.lora import Lora
@@ -37,13 +38,12 @@ class Training:
         folder: Path,
         processes: Processes,
         *,
-        in_words: bool = False,
         validated: Callable[[int], None] = lambda step: None,
         kept: Callable[[int], None] = lambda epoch: None,
         recorded: StageRun | None = None,
     ) -> None:
         self.objective, self.lora, self.folder, self.processes = objective, lora, folder, processes
-        self.in_words, self._validated, self._kept = in_words, validated, kept
+        self._validated, self._kept = validated, kept
         self.recorded = recorded or StageRun()
         self.weights: dict[str, nn.Parameter] = objective.model.trainable()
         if not self.weights:
@@ -66,7 +66,6 @@ class Training:
                 f"lora.batch_size × lora.accumulation = {per_step}, more than {lora.epochs} epochs of {len(train)} triples; "
                 "lower one of the two"
             )
-        self._autocast = lora.precision == "bfloat16"
 
     def after(self, epoch: int) -> int:
         """Steps that end an epoch."""
@@ -127,8 +126,7 @@ class Training:
             torch.manual_seed(
                 generator(self.lora.seed, "dropout", self.step, pass_, self.processes.index).initial_seed()
             )
-            with self._casting():
-                loss, parts = self.objective(noised, positive, negative)
+            loss, parts = self.objective(noised, positive, negative)
             values = {
                 "loss": float(loss.detach()),
                 **{name: float(part.mean()) for name, part in parts.items()},
@@ -164,11 +162,7 @@ class Training:
         )
         device = self.objective.model.denoiser.device
         noised = Noised(examples, latents.to(device), drawn[share].to(device), t[share].to(device))
-        return (noised, *spoken(examples, kinds[share], self.in_words))
-
-    def _casting(self) -> AbstractContextManager[object]:
-        device = self.objective.model.denoiser.device.type
-        return torch.autocast(device, torch.bfloat16) if self._autocast else nullcontext()
+        return (noised, *spoken(examples, kinds[share], self.objective.model.way))
 
     def _validate(self) -> None:
         """Control losses with the weights that would be exported, in eager mode: compiled blocks are for training shapes."""
@@ -176,8 +170,8 @@ class Training:
         if not self.processes.is_main or not chosen:
             return
         base = self.history.controls[0]["losses"]["base"] if self.history.controls else None
-        with self.exported(), self._casting(), torch.compiler.set_stance("force_eager"):
-            found = controls.measure(self.objective, chosen, self.lora, self.in_words, base)
+        with self.exported(), torch.compiler.set_stance("force_eager"):
+            found = controls.measure(self.objective, chosen, self.lora, base)
             self._validated(self.step)
         self.history.controls.append({"step": self.step, **asdict(found)})
         self.recorded.log_step(self.step, {f"val_loss_{name}": value for name, value in found.losses.items()})
@@ -226,9 +220,9 @@ class Training:
         )
 
 
-def spoken(examples: Sequence[Example], conditions: Sequence[str], in_words: bool) -> tuple[Spoken, Spoken]:
+def spoken(examples: Sequence[Example], conditions: Sequence[str], way: Way) -> tuple[Spoken, Spoken]:
     """g⁺ and g⁻ of each example beside the prompt of its condition; or in words, with empty graphs."""
-    if in_words:
+    if way == "words":
         none = [SceneGraph()] * len(examples)
         kinds = ("relational", "conflicting")
         positive, negative = (Spoken([prompt_of(each, kind) for each in examples], none) for kind in kinds)

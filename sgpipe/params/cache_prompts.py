@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-Condition = Literal["relational", "neutral", "wrong"]
+Condition = Literal["relational", "neutral", "dropped", "wrong"]
 
 
 class CachePrompts(Struct, frozen=True, forbid_unknown_fields=True):
@@ -14,7 +14,7 @@ class CachePrompts(Struct, frozen=True, forbid_unknown_fields=True):
         tuple[Condition, ...],
         Meta(
             min_length=1,
-            description="prompts of each curated triple: with its relation, without one, with a wrong one",
+            description="prompts of each curated triple: with its relation, with `and` in its place, without it, with a wrong one",
         ),
     ] = ("relational", "neutral", "wrong")
     batch_size: Annotated[int, Meta(ge=1, description="texts per forward of the encoders")] = 32

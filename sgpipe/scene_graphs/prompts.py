@@ -41,6 +41,10 @@ def curated_prompts(triples: pa.Table, conditions: Collection[str], seed: int) -
         predicates, prompts = triples["predicate"], triples["prompt"]
         if condition == "neutral":
             predicates, prompts = pa.nulls(triples.num_rows, pa.string()), triples["neutral_prompt"]
+        elif condition == "dropped":
+            predicates = pa.nulls(triples.num_rows, pa.string())
+            pairs = zip(triples["subject"].to_pylist(), triples["object"].to_pylist(), strict=True)
+            prompts = [dropped_prompt(*names) for names in pairs]
         elif condition == "wrong":
             predicates = wrong_predicates(triples, seed)
             names = zip(
@@ -49,6 +53,11 @@ def curated_prompts(triples: pa.Table, conditions: Collection[str], seed: int) -
             prompts = [relational_prompt(*said) for said in names]
         parts.append(_rows(triples["triple_id"], condition, predicates, prompts))
     return pa.concat_tables(parts)
+
+
+def dropped_prompt(subject: str, object_: str) -> str:
+    """The relational prompt without the words of its relation: the names stay in their places."""
+    return f"a photo of {subject} {object_} on a plain background"
 
 
 def conflicting_prompts(negatives: pa.Table) -> pa.Table:

@@ -44,7 +44,7 @@ def batch(data: Data, count: int = 3) -> Noised:
 
 def test_both_graphs_in_one_forward_are_each_alone(model: GraphLora, data: Data) -> None:
     noised = batch(data)
-    positive, negative = both(noised.examples, ["neutral"] * 3, in_words=False)
+    positive, negative = both(noised.examples, ["neutral"] * 3, "prepend")
     objective = Objective(
         model, data, Losses(flow=0.5, margin=Margin(2.0, 10.0), preference=Preference(3.0, 4.0))
     )
@@ -65,7 +65,7 @@ def test_both_graphs_in_one_forward_are_each_alone(model: GraphLora, data: Data)
 
 def test_without_contrast_the_negative_costs_nothing(model: GraphLora, data: Data) -> None:
     noised = batch(data)
-    positive, negative = both(noised.examples, ["neutral"] * 3, in_words=False)
+    positive, negative = both(noised.examples, ["neutral"] * 3, "prepend")
     objective = Objective(model, data, Losses(margin=Margin(0.0)))
     loss, parts = objective(noised, positive, negative)
     assert set(parts) == {"flow"} and loss.item() == pytest.approx(parts["flow"].mean().item())
@@ -85,7 +85,7 @@ def test_maps_weigh_the_loss_and_rank_the_graphs(model: GraphLora, data: Data) -
     )
     objective = Objective(model, data, losses, maps=MAPS, probe=Probe(logits, kinds=("saliency", "cross")))
     noised = batch(data)
-    loss, parts = objective(noised, *both(noised.examples, ["neutral"] * 3, in_words=False))
+    loss, parts = objective(noised, *both(noised.examples, ["neutral"] * 3, "prepend"))
     assert seen[0].shape[:2] == (6, 6) and set(parts) == {"flow", "negative", "preferred", "ranking"}
     weights = model.trainable()
     reached = {
@@ -98,13 +98,13 @@ def test_maps_weigh_the_loss_and_rank_the_graphs(model: GraphLora, data: Data) -
     assert reached == {"lora", "tokens"}
 
     weighted = Objective(model, data, Losses(margin=Margin(0.0), saliency=Weighted(1.0)), maps=MAPS)
-    _, parts = weighted(noised, *both(noised.examples, ["neutral"] * 3, in_words=False))
+    _, parts = weighted(noised, *both(noised.examples, ["neutral"] * 3, "prepend"))
     assert (parts["saliency"] > 0).all() and not torch.allclose(parts["saliency"], parts["flow"])
 
 
 def test_switched_off_the_model_is_the_base_to_the_bit(world: World, model: GraphLora, data: Data) -> None:
     noised = batch(data)
-    said = spoken("base", noised.examples, noised.examples, "neutral", in_words=False)
+    said = spoken("base", noised.examples, noised.examples, "neutral", "prepend")
     plain = GraphLora(world.denoiser(), None, {})
     base = Objective(plain, data, Losses()).velocity(noised, said)
     objective = Objective(model, data, Losses())
@@ -121,25 +121,31 @@ def test_an_empty_graph_under_a_closed_gate_is_the_prompt(world: World, data: Da
     model = world.model(tiny_lora(), GraphTokens(injection="residual"))
     noised = batch(data)
     objective = Objective(model, data, Losses())
-    kinds = [spoken(name, noised.examples, noised.examples, "neutral", False) for name in ("graph", "empty")]
-    one, other = (objective.velocity(noised, each) for each in kinds)
-    assert torch.equal(one, other)
+    others = data.train[5:8]
+    kinds = [
+        spoken(name, noised.examples, others, "neutral", "residual")
+        for name in ("graph", "empty", "shuffled")
+    ]
+    assert kinds[2].graphs[0].objects == noised.examples[0].graph.objects
+    assert kinds[2].graphs[0].triples == others[0].graph.triples
+    one, *more = (objective.velocity(noised, each) for each in kinds)
+    assert all(torch.equal(one, other) for other in more)
 
 
 def test_controls_do_not_depend_on_the_batch_and_put_graphs_where_they_say(
     model: GraphLora, data: Data
 ) -> None:
     objective = Objective(model, data, Losses())
-    found = [measure(objective, data.held_out, tiny_lora(batch_size=size), False) for size in (3, 8)]
+    found = [measure(objective, data.held_out, tiny_lora(batch_size=size)) for size in (3, 8)]
     assert found[0].losses == pytest.approx(found[1].losses, abs=1e-5)
-    known = measure(objective, data.held_out, tiny_lora(), False, base=0.5)
+    known = measure(objective, data.held_out, tiny_lora(), base=0.5)
     assert known.losses["base"] == 0.5 and known.losses["graph"] == pytest.approx(
         found[0].losses["graph"], abs=1e-5
     )
     first = data.held_out[0]
     graph = first.graph
     given = {
-        name: spoken(name, [first], [data.held_out[4]], "neutral", False).graphs[0]
+        name: spoken(name, [first], [data.held_out[4]], "neutral", "prepend").graphs[0]
         for name in ("graph", "swapped", "shuffled", "negative", "empty")
     }
     assert given == {
@@ -151,7 +157,7 @@ def test_controls_do_not_depend_on_the_batch_and_put_graphs_where_they_say(
 def test_in_words_the_prompt_carries_what_the_graph_would(data: Data) -> None:
     first, other = data.held_out[0], data.held_out[4]
     texts = {
-        name: spoken(name, [first], [other], "neutral", True)
+        name: spoken(name, [first], [other], "neutral", "words")
         for name in ("graph", "empty", "shuffled", "negative")
     }
     assert all(each.graphs == [SceneGraph()] for each in texts.values())

@@ -7,17 +7,22 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
+from msgspec.structs import replace
+from PIL import Image
+from typer.testing import CliRunner
 
 from sgpipe.backbones.denoiser import pack
+from sgpipe.cli import app
 from sgpipe.errors import DataError, ModelError, ParamsError, StateError
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.lora import state
 from sgpipe.lora.fitting import Fitted, fit
 from sgpipe.lora.generation import GraphGenerator
+from sgpipe.lora.optimise import schedule
 from sgpipe.lora.training import Training
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.graph_tokens import GraphTokens
-from sgpipe.params.lora import Conditions, Lora, Losses, Margin, Preference
+from sgpipe.params.lora import Conditions, Lora, Losses, Margin, Optimiser, Preference
 from sgpipe.scene_graphs.predicates import neutral_prompt
 from tests.lora.conftest import ALONE, TOKENS, World, tiny_lora
 from tests.tiny import SIDE, write_pipeline
@@ -66,6 +71,52 @@ def test_a_training_that_was_interrupted_ends_with_the_same_bytes(
     for name in ("adapter", "epoch-1"):
         assert files(tmp_path / name) == files(folder / name)
     assert again.history == fitted.history
+
+
+@pytest.mark.slow
+def test_compiled_blocks_in_bfloat16_resume_to_the_same_bytes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And checkpointing changes memory, not weights."""
+    lora = tiny_lora(compile=True, precision="bfloat16", attention="math", keep_epochs=())
+    train(world, tmp_path / "whole", lora)
+    update = Training._update
+
+    def dying(self: Training) -> dict[str, float]:
+        if self.step == 7:
+            raise Killed
+        return update(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Training, "_update", dying)
+        train(world, tmp_path / "killed", lora)
+    torch.compiler.reset()
+    train(world, tmp_path / "killed", lora)
+    assert files(tmp_path / "killed" / "adapter") == files(tmp_path / "whole" / "adapter")
+
+
+def test_gradient_checkpointing_trains_the_same(world: World, tmp_path: Path) -> None:
+    lora = tiny_lora(epochs=1, keep_epochs=())
+    plain, saving = (
+        train(world, tmp_path / str(on), replace(lora, checkpointing=on)).model.trainable()
+        for on in (False, True)
+    )
+    for name, weight in plain.items():
+        torch.testing.assert_close(saving[name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_accumulation_and_schedules_step_as_they_say(world: World, tmp_path: Path) -> None:
+    lora = tiny_lora(
+        batch_size=2, accumulation=2, optimiser=Optimiser(schedule="cosine", warmup=2, token_rate=3.0)
+    )
+    assert train(world, tmp_path, lora).steps == 10
+    factors = [schedule(step, 10, lora.optimiser) for step in range(10)]
+    assert factors[:3] == [0.5, 1.0, 1.0] and factors == pytest.approx(
+        [*factors[:2], *sorted(factors[2:], reverse=True)]
+    )
+    assert schedule(6, 10, lora.optimiser) == pytest.approx(0.5)
+    assert schedule(6, 10, replace(lora.optimiser, schedule="linear")) == pytest.approx(0.5)
+    assert schedule(9, 10, replace(lora.optimiser, schedule="constant")) == 1.0
 
 
 def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, Fitted]) -> None:
@@ -218,3 +269,32 @@ def test_what_cannot_be_trained_is_refused(world: World, tmp_path: Path) -> None
     lora = tiny_lora(conditions=Conditions(neutral=0.5, dropped=0.5))
     with pytest.raises(DataError, match="its dropped prompt is not cached; add dropped"):
         train(world, tmp_path, lora)
+
+
+def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Fitted], tmp_path: Path) -> None:
+    """`sgpipe generate`, with a graph in text and in a file: the pictures are those of `draw`."""
+    runner, adapter = CliRunner(), whole[0] / "adapter"
+    common = [
+        "generate",
+        "--adapter",
+        str(adapter),
+        "--model",
+        world.backbone.model,
+        "--steps",
+        "2",
+        "--seed",
+        "3",
+    ]
+    graph = tmp_path / "graph.json"
+    graph.write_text('{"objects": ["dog", "cat", "tree"], "triples": [[0, "left of", 1], [2, "near", 0]]}')
+    done = runner.invoke(app, [*common, "--graph", "a dog, left of, cat", "--out", str(tmp_path / "one.png")])
+    assert done.exit_code == 0, done.output
+    several = [*common, "--graph", str(graph), "--count", "2", "--out", str(tmp_path / "two.png")]
+    assert runner.invoke(app, several).exit_code == 0
+    generator = GraphGenerator.load(world.backbone.model, adapter)
+    scene = SceneGraph.of("dog", "left of", "cat")
+    wanted = generator.draw([neutral_prompt("dog", "cat")], [scene], [3], steps=2, size=SIDE)[0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), wanted)
+    assert sorted(path.name for path in tmp_path.glob("two*")) == ["two-3.png", "two-4.png"]
+    refused = runner.invoke(app, ["generate", "--graph", "dog, left of, cat"])
+    assert isinstance(refused.exception, ParamsError) and "needs --adapter" in str(refused.exception)

@@ -19,15 +19,18 @@ TRIPLES = curated_triples(96, "maps")
 
 def test_every_triple_has_each_condition_once():
     table = curated_prompts(
-        pa.concat_tables([TRIPLES, TRIPLES.slice(3, 5)]), ("relational", "neutral", "wrong"), 0
+        pa.concat_tables([TRIPLES, TRIPLES.slice(3, 5)]), ("relational", "neutral", "dropped", "wrong"), 0
     )
-    assert table.num_rows == 3 * TRIPLES.num_rows
+    assert table.num_rows == 4 * TRIPLES.num_rows
     rows = {(row["triple_id"], row["condition"]): row for row in table.to_pylist()}
     for triple in TRIPLES.to_pylist():
         names = triple["subject"], triple["object"]
         assert rows[triple["triple_id"], "relational"]["prompt"] == triple["prompt"]
         neutral, wrong = (rows[triple["triple_id"], kind] for kind in ("neutral", "wrong"))
         assert (neutral["predicate"], neutral["prompt"]) == (None, triple["neutral_prompt"])
+        dropped = rows[triple["triple_id"], "dropped"]
+        said = triple["prompt"].replace(f" {phrase(triple['predicate'])} ", " ")
+        assert (dropped["predicate"], dropped["prompt"]) == (None, said)
         assert wrong["prompt"] == relational_prompt(names[0], wrong["predicate"], names[1])
         assert phrase(wrong["predicate"]) != phrase(triple["predicate"])
 

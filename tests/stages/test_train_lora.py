@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from msgspec import to_builtins
+from safetensors.torch import load
 
 from tests.lora.conftest import tiny_lora, write_world
 from tests.stages.test_caches import set_params
@@ -111,6 +113,22 @@ def test_another_workspace_of_the_repository_goes_on(
     run(other, *COMMAND)
     assert results(other) == whole
     assert not (other / ".dvc/stage-state").exists()
+
+
+def test_two_processes_train_what_one_does(made: Path, whole: dict[str, bytes]) -> None:
+    """Up to the order in which gradients are summed; every process takes its share of each batch."""
+    set_params(made, compute={"launch": "torchrun --nproc-per-node 2"})
+    try:
+        run(made, *COMMAND)
+    finally:
+        set_params(made, compute={"launch": None})
+    for name in ("graph_tokens.safetensors", "pytorch_lora_weights.safetensors"):
+        one, two = (
+            load(whole[f"adapter/{name}"]),
+            load((made / "outputs/lora/graph/adapter" / name).read_bytes()),
+        )
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, atol=2e-3, rtol=2e-2)
 
 
 def test_a_second_trainer_is_kept_out(made: Path, whole: dict[str, bytes]) -> None:

@@ -1,0 +1,67 @@
+"""Settings of the recipe trial, and figures that are what they say on pictures whose content is known."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.lora_recipe import changed, measure
+from sgpipe.errors import ParamsError
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.lora.examples import Example
+from sgpipe.miniature.scenes import pair_scene, render
+from sgpipe.scene_graphs.predicates import neutral_prompt
+
+
+def test_settings_are_yaml_at_dotted_keys() -> None:
+    sections: dict[str, Any] = {"lora": {"blocks": "7..12", "losses": {"flow": 1}}, "graph_tokens": {}}
+    found = changed(
+        sections, ["lora.blocks=[0..6]", "lora.losses.margin.weight=0.3", "graph_tokens.relation=encoder"]
+    )
+    assert found["lora"]["blocks"] == ["0..6"]
+    assert found["lora"]["losses"] == {"flow": 1, "margin": {"weight": 0.3}}
+    assert found["graph_tokens"] == {"relation": "encoder"}
+    for wrong in ("lora.blocks", "backbone.model=x"):
+        with pytest.raises(ParamsError, match="write lora"):
+            changed(sections, [wrong])
+
+
+@dataclass
+class Obedient:
+    """Draws what the graph says by rule, and without one always the first name left of the second."""
+
+    def draw(
+        self, prompts: list[str], graphs: list[SceneGraph | None], seeds: list[int], *, size: int
+    ) -> np.ndarray:
+        pictures = []
+        for graph, seed in zip(graphs, seeds, strict=True):
+            said = ("dog", "left of", "tree")
+            if graph is not None and graph.triples:
+                s, p, o = graph.triples[0]
+                said = graph.objects[s], p, graph.objects[o]
+            pictures.append(render(pair_scene(np.random.default_rng(seed), *said)))
+        return np.stack(pictures)
+
+
+def test_a_generator_that_obeys_scores_full_and_one_that_cannot_read_does_not() -> None:
+    examples = []
+    for predicate in ("left of", "right of", "above", "below"):
+        graph = SceneGraph.of("dog", predicate, "tree")
+        examples.append(
+            Example(
+                predicate, graph, graph.reversed(), {"neutral": neutral_prompt("dog", "tree")}, ("", "", "")
+            )
+        )
+    found = measure(Obedient(), examples, "neutral", 2, 64)  # type: ignore[arg-type]
+    assert found["images"] == 8
+    assert (
+        found["graph_right"]
+        == found["graph_role"]
+        == found["swapped_right"]
+        == found["swapped_followed"]
+        == 1
+    )
+    assert found["base_present"] == found["graph_present"] == 1
+    assert found["base_right"] == found["empty_right"] == 0.25 and found["base_role"] == 0.5
+    assert found["shuffled_right"] == 0
