@@ -98,8 +98,8 @@ def main(
         sections = [
             Section(
                 "results", "Results",
-                "Does a scene graph decide who stands where? Each figure stands beside the base model, an arm that is told in words, "
-                "the adapter without a graph and with another triple's graph.",
+                "Does a scene graph decide who stands where? Each figure stands beside the base model, an arm that is told in "
+                "words, the adapter without a graph and with another triple's graph.",
                 [tables.headline(found), tables.comparisons(found)], [headline_figure(found)],
             ),
             Section("judges", "Judges", tables=[tables.certificates(found), tables.by_predicate(rows, known, arms)]),
@@ -115,7 +115,10 @@ def main(
         shown = {
             kind: panels(cases, arms, files, verdicts, judges.headline) for kind, cases in picked.items()
         }
-        intro = f"Neutral prompt, seed {verdicts.seeds[0]}, the same noise in a row; below each picture what judge {judges.headline} says."
+        intro = (
+            f"Neutral prompt, seed {verdicts.seeds[0]}, the same noise in a row; below each picture what judge "
+            f"{judges.headline} says of it."
+        )
         sections.append(Section("panels", "Pictures", intro, panels=shown))
         curves = [plots / "lora" / arm / "controls.csv" for arm in drawn.adapters]
         sections.append(
