@@ -17,13 +17,13 @@ import torch
 import typer
 
 from sgpipe.evaluation.certificates import questions
-from sgpipe.evaluation.draws import NO_GRAPH, Case, Draw, plan, read_cases
+from sgpipe.evaluation.draws import BASE, NO_GRAPH, Case, Draw, plan, read_cases
 from sgpipe.evaluation.judging import Work, judge_maker, merge_verdicts, true_pictures
 from sgpipe.evaluation.opening import open_judge
 from sgpipe.evaluation.pictures import PictureFile
 from sgpipe.evaluation.sampling import merge_pictures, open_generator, picture_maker
 from sgpipe.evaluation.summary import Jury, evaluation_figures
-from sgpipe.evaluation.verdicts import BASE, Verdicts
+from sgpipe.evaluation.verdicts import Verdicts
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.data import Data
 from sgpipe.params.evaluate import HEADLINE, Evaluate, Statistics

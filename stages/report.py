@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from sgpipe.evaluation.arms import read_metrics
+from sgpipe.evaluation.draws import BASE
 from sgpipe.evaluation.summary import plain
-from sgpipe.evaluation.verdicts import BASE
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.evaluate import Evaluate, Statistics
 from sgpipe.params.judge import JudgeParams
@@ -127,16 +127,17 @@ def main(
                 "training",
                 "Training",
                 pictures=[control_figure(p, arm) for p, arm in zip(curves, drawn.adapters, strict=True)],
-            )  # fmt: skip
+            )
         )
         path = metrics / "probes.json"
         if (section := optional("probes", "Probes", [path], "dvc repro probe_table")) is None:
             of = read_metrics(path)
             section = Section(
-                "probes", "Probes",
+                "probes",
+                "Probes",
                 "Selectivity is accuracy less that of the strongest control: what is read from the picture and not from the words.",
                 [tables.probes(of, "accuracy", "Accuracy"), tables.probes(of, "selectivity", "Selectivity")],
-            )  # fmt: skip
+            )
         sections.append(section)
         sheets = {
             name: plots / "saliency" / f"{phrase(name).replace(' ', '_')}.png" for name in config.sheets
@@ -152,7 +153,7 @@ def main(
                     )
                     for name, each in sheets.items()
                 ],
-            )  # fmt: skip
+            )
         )
         facts = {
             "backbone": f"{backbone.model} {backbone.revision or ''}".strip(),
