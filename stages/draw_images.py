@@ -9,7 +9,7 @@ import typer
 
 from sgpipe.backbones.source import identity
 from sgpipe.errors import ParamsError
-from sgpipe.evaluation.draws import plan, read_cases
+from sgpipe.evaluation.draws import BASE, plan, read_cases
 from sgpipe.evaluation.sampling import (
     PIPELINE,
     check_adapter,
@@ -17,7 +17,6 @@ from sgpipe.evaluation.sampling import (
     open_generator,
     picture_maker,
 )
-from sgpipe.evaluation.verdicts import BASE
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.compute import Compute
 from sgpipe.params.evaluate import HEADLINE, Evaluate, Graph, Prompt

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from sgpipe.evaluation.arms import arm_figures, read_metrics
+from sgpipe.evaluation.draws import BASE
 from sgpipe.evaluation.summary import evaluation_figures
-from sgpipe.evaluation.verdicts import BASE
 from sgpipe.params.evaluate import Evaluate, Statistics
 from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import read_section, to_builtins

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from sgpipe.evaluation.arms import read_metrics
+from sgpipe.evaluation.draws import BASE
 from sgpipe.evaluation.summary import plain
-from sgpipe.evaluation.verdicts import BASE
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.evaluate import Evaluate, Statistics
 from sgpipe.params.judge import JudgeParams
@@ -98,8 +98,8 @@ def main(
         sections = [
             Section(
                 "results", "Results",
-                "Does a scene graph decide who stands where? Each figure stands beside the base model, an arm that is told in words, "
-                "the adapter without a graph and with another triple's graph.",
+                "Does a scene graph decide who stands where? Each figure stands beside the base model, an arm that is told in "
+                "words, the adapter without a graph and with another triple's graph.",
                 [tables.headline(found), tables.comparisons(found)], [headline_figure(found)],
             ),
             Section("judges", "Judges", tables=[tables.certificates(found), tables.by_predicate(rows, known, arms)]),
@@ -115,7 +115,10 @@ def main(
         shown = {
             kind: panels(cases, arms, files, verdicts, judges.headline) for kind, cases in picked.items()
         }
-        intro = f"Neutral prompt, seed {verdicts.seeds[0]}, the same noise in a row; below each picture what judge {judges.headline} says."
+        intro = (
+            f"Neutral prompt, seed {verdicts.seeds[0]}, the same noise in a row; below each picture what judge "
+            f"{judges.headline} says of it."
+        )
         sections.append(Section("panels", "Pictures", intro, panels=shown))
         curves = [plots / "lora" / arm / "controls.csv" for arm in drawn.adapters]
         sections.append(
@@ -124,16 +127,17 @@ def main(
                 "training",
                 "Training",
                 pictures=[control_figure(p, arm) for p, arm in zip(curves, drawn.adapters, strict=True)],
-            )  # fmt: skip
+            )
         )
         path = metrics / "probes.json"
         if (section := optional("probes", "Probes", [path], "dvc repro probe_table")) is None:
             of = read_metrics(path)
             section = Section(
-                "probes", "Probes",
+                "probes",
+                "Probes",
                 "Selectivity is accuracy less that of the strongest control: what is read from the picture and not from the words.",
                 [tables.probes(of, "accuracy", "Accuracy"), tables.probes(of, "selectivity", "Selectivity")],
-            )  # fmt: skip
+            )
         sections.append(section)
         sheets = {
             name: plots / "saliency" / f"{phrase(name).replace(' ', '_')}.png" for name in config.sheets
@@ -149,7 +153,7 @@ def main(
                     )
                     for name, each in sheets.items()
                 ],
-            )  # fmt: skip
+            )
         )
         facts = {
             "backbone": f"{backbone.model} {backbone.revision or ''}".strip(),

@@ -27,7 +27,8 @@ def arm_figures(arms: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]
     """`<arm>` with roles, objects and control losses; `arms` is that of the evaluation, `trained` are the metrics of training.
 
     An arm that is given graphs is asked under neutral prompts, by g⁺ and g⁻. One that is given none is asked in words, by
-    relational and conflicting prompts where those were drawn: `prompt` says which. Raises `DataError` where training states no control loss.
+    relational and conflicting prompts where those were drawn: `prompt` says which. Raises `DataError` where training states no
+    control loss.
     """
     found: dict[str, Any] = {}
     for arm, by_prompt in arms.items():

@@ -15,6 +15,8 @@ from sgpipe.scene_graphs.hashing import hashed, text_ids
 from sgpipe.scene_graphs.predicates import relational_prompt
 
 Triple = tuple[str, str, str]
+BASE: Final = "base"
+"""The arm without an adapter."""
 NO_GRAPH: Final = "none"
 """Stands for the graph of an arm that is given none."""
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.evaluation.certificates import Certificate, certificates, certify
-from sgpipe.evaluation.draws import NO_GRAPH, Case
+from sgpipe.evaluation.draws import BASE, NO_GRAPH, Case
 from sgpipe.evaluation.pictures import PictureFile
 from sgpipe.evaluation.sensitivity import CHANCE, condition_pairs, distances, two_by_two
 from sgpipe.evaluation.statistics import (
@@ -21,7 +21,7 @@ from sgpipe.evaluation.statistics import (
     rogan_gladen,
     triples_needed,
 )
-from sgpipe.evaluation.verdicts import BASE, Condition, Verdicts
+from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.params.evaluate import HEADLINE, Statistics
 from sgpipe.params.judge import JudgeParams
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +9,8 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.certificates import choices
-from sgpipe.evaluation.draws import Case
+from sgpipe.evaluation.draws import BASE, Case
 from sgpipe.evaluation.statistics import Floats
-
-BASE: Final = "base"
-"""The arm without an adapter."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Figures as SVG text that stands in the page itself: intervals, curves, scene graphs. The same numbers give the same bytes."""
 
+import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -24,7 +26,15 @@ def _svg(figure: Figure) -> str:
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = stream.getvalue()
-    return text[text.index("<svg") :]
+    return _own_ids(text[text.index("<svg") :])
+
+
+def _own_ids(svg: str) -> str:
+    """Several figures share a page: ids that nothing names go, the others start with a hash of the figure."""
+    mark = f"f{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
+    named = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{mark}{found[1]}"' if found[1] in named else "", svg)
+    return re.sub(r'(href="|url\()#', rf"\1#{mark}", svg)
 
 
 def intervals(

@@ -76,8 +76,8 @@ def headline(found: Mapping[str, Any]) -> Table:
         tuple(rows),
         f"{found['triples']} triples, {found['seeds']} seeds each; intervals by bootstrap over triples with seeds nested. Roles: "
         "pictures with both objects in the right kind of arrangement, directional classes; under the graph “negative” a low figure "
-        "is control, elsewhere a half is chance. Corrected for the judge's own errors (Rogan–Gladen). Classes the judge may not judge, "
-        f"left out of the last column: {refused}.",
+        "is control, elsewhere a half is chance. Corrected for the judge's own errors (Rogan–Gladen). Classes the judge may "
+        f"not judge, left out of the last column: {refused}.",
     )
 
 
@@ -148,10 +148,10 @@ def sensitivity(found: Mapping[str, Any]) -> Table:
             "c⁺ over c⁻ on I⁺",
             "margin",
             *CHANCE,
-        ),  # fmt: skip
+        ),
         tuple(rows),
-        "MSE on 0–255 pixels; two unrelated pictures of deviation σ differ by 2σ², so only the ratio to what another seed changes says "
-        f"that the graph did something. Chance of the last four: {chance}. No certificate is asked for here.",
+        "MSE on 0–255 pixels; two unrelated pictures of deviation σ differ by 2σ², so only the ratio to what another seed changes "
+        f"says that the graph did something. Chance of the last four: {chance}. No certificate is asked for here.",
     )
 
 
@@ -181,7 +181,7 @@ def certificates(found: Mapping[str, Any]) -> Table:
             "order bias",
             "classes used",
             "refused",
-        ),  # fmt: skip
+        ),
         rows,
         "Ceiling: c⁺ chosen over c⁻ on the triple's own picture. Floor: c⁺ chosen on another triple's picture, of those where it "
         "chooses; a half is no preference. Order bias: right as told less right as told from the object's side.",
@@ -239,7 +239,8 @@ def ablation(found: Mapping[str, Any]) -> Table:
         "Ablation of epochs",
         ("epochs", "roles as g⁺", "roles as g⁻", "both objects", "MSE ratio", "against the row above", "p"),
         rows,
-        f"{found['triples']} triples, {found['seeds']} seeds, {found['runs']} training run(s); judge {found['judge']}. {PREDECESSOR_NOTE}",
+        f"{found['triples']} triples, {found['seeds']} seeds, {found['runs']} training run(s); judge {found['judge']}. "
+        f"{PREDECESSOR_NOTE}",
     )
 
 

@@ -1,0 +1,52 @@
+"""The README's table is what the metrics say."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.cli import app
+from sgpipe.errors import DataError, SgpipeError
+from sgpipe.report.readme import BEGIN, END, replace_table
+from tests.report.pages import ABLATION, FOUND, table
+
+RUNNER = CliRunner()
+
+
+def test_the_table_is_written_once_and_checked(tmp_path: Path) -> None:
+    paths = {name: tmp_path / f"{name}.json" for name in ("evaluation", "ablation")}
+    paths["evaluation"].write_text(json.dumps(FOUND))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    command = ["report", "readme-table", f"--readme={readme}", *(f"--{n}={p}" for n, p in paths.items())]
+    refused = RUNNER.invoke(app, [*command, "--check"])
+    assert isinstance(refused.exception, SgpipeError) and "is not that of the metrics" in str(
+        refused.exception
+    )
+    assert "written" in RUNNER.invoke(app, command).output
+    text = readme.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n") and "old" not in text
+    assert (
+        "| graph, neutral prompt, positive graph | 0.800 | 0.700 [0.600, 0.800] | 0.660 [0.600, 0.720] |"
+        in text
+    )
+    assert "| base, neutral prompt | 0.800 | – |" in text and "epochs" not in text
+    paths["ablation"].write_text(json.dumps(ABLATION))
+    assert "written" in RUNNER.invoke(app, command).output
+    assert "after 20 epochs" in readme.read_text()
+    assert "already in step" in RUNNER.invoke(app, [*command, "--check"]).output
+    FOUND_LATER = {**FOUND, "triples": 9}
+    paths["evaluation"].write_text(json.dumps(FOUND_LATER))
+    assert RUNNER.invoke(app, [*command, "--check"]).exit_code != 0
+
+
+def test_markers_are_needed() -> None:
+    for text in ("", f"{BEGIN}\n", f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"):
+        with pytest.raises(DataError, match="put them where the table is to stand"):
+            replace_table(text, "x")
+    assert replace_table(f"a{BEGIN}b{END}c", "t") == f"a{BEGIN}\n\nt\n\n{END}c"
+
+
+def test_markdown_escapes_bars() -> None:
+    assert table().markdown() == "Caption\n\n| a | b |\n| --- | --- |\n| x | 1\\|2 |\n\nNote."
