@@ -14,7 +14,7 @@ Epochs = Annotated[int, Meta(ge=1)]
 class Fitting(Struct, frozen=True, forbid_unknown_fields=True):
     """How a probe is fitted. The batch size and the epochs are part of the result."""
 
-    batch_size: Annotated[int, Meta(ge=2, description="maps per step")] = 128
+    batch_size: Annotated[int, Meta(ge=2, description="maps per step")] = 64
     learning_rate: Annotated[
         float,
         Meta(
@@ -22,11 +22,11 @@ class Fitting(Struct, frozen=True, forbid_unknown_fields=True):
             le=1,
             description="highest rate of AdamW: it rises for a fifth of the steps, then falls to 0",
         ),
-    ] = 3e-3
+    ] = 0.01
     weight_decay: Annotated[float, Meta(ge=0, description="of AdamW")] = 0.01
     patience: Annotated[
         int, Meta(ge=1, description="epochs without a better validation accuracy after which fitting stops")
-    ] = 4
+    ] = 3
 
 
 class NoiseAware(Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,7 +34,7 @@ class NoiseAware(Struct, frozen=True, forbid_unknown_fields=True):
 
     probe: Annotated[Kind, Meta(description="its architecture")] = "cnn"
     feature: Annotated[Feature, Meta(description="its features")] = "concat"
-    epochs: Annotated[Epochs, Meta(description="most epochs")] = 10
+    epochs: Annotated[Epochs, Meta(description="most epochs")] = 8
     conditions: Annotated[
         tuple[Condition, ...],
         Meta(
