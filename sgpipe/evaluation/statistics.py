@@ -62,8 +62,17 @@ class Bootstrap:
         return float(low), float(high)
 
     def mean(self, values: Floats) -> Estimate:
-        """The mean of the finite values, with the percentile interval of its draws."""
-        return self.function(lambda means: means[0], [values], int(np.isfinite(values).sum()))
+        """The mean of the finite values, with the percentile interval of its draws.
+
+        A share of 0 or 1 has draws without width: there the exact binomial interval (Clopper & Pearson 1934) of as many pictures as
+        triples count stands for it.
+        """
+        found = self.function(lambda means: means[0], [values], int(np.isfinite(values).sum()))
+        if found.value in (0.0, 1.0) and found.low == found.high:
+            width = 1 - ((1 - self.confidence) / 2) ** (1 / int(np.isfinite(values).any(1).sum()))
+            low, high = (0.0, width) if found.value == 0.0 else (1 - width, 1.0)
+            return Estimate(found.value, low, high, found.count)
+        return found
 
     def difference(self, first: Floats, second: Floats) -> Estimate:
         """Mean of `first` less mean of `second`, triples and pictures drawn together; counts pictures finite in both."""

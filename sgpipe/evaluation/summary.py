@@ -179,7 +179,7 @@ class Summary:
         """`<prompt>.<first>-<second>`: every arm's g⁺ against the base model, the arms without graphs, and its own controls.
 
         Under neutral prompts also against the arms without graphs when these are told the relation in words (`_in_words`).
-        `p_holm` is adjusted over all comparisons of a prompt.
+        `p_holm` is adjusted over all comparisons of a prompt; those without a pair are left out.
         """
         found: dict[str, Any] = {}
         seen = self._verdicts.conditions(self._judge)
@@ -206,6 +206,7 @@ class Summary:
                     for b in told
                     if a.graph == "positive"
                 }
+            rows = {name: row for name, row in rows.items() if row["pairs"]}
             for row, adjusted in zip(rows.values(), holm([row["p"] for row in rows.values()]), strict=True):
                 row["p_holm"] = adjusted
             if rows:

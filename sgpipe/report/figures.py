@@ -26,7 +26,7 @@ def _svg(figure: Figure) -> str:
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = stream.getvalue()
-    return _own_ids(text[text.index("<svg") :])
+    return _own_ids(re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL))
 
 
 def _own_ids(svg: str) -> str:

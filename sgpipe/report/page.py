@@ -44,9 +44,7 @@ def headline_figure(found: Mapping[str, Any]) -> Picture:
     """Roles of every arm under every prompt and graph, with intervals."""
     rows = [
         (f"{arm}, {prompt}" + (f", {graph}" if graph != "none" else ""), row)
-        for arm, prompts in found["arms"].items()
-        for prompt, graphs in prompts.items()
-        for graph, row in graphs.items()
+        for arm, prompt, graph, row in tables.conditions(found)
     ]
     drawn = figures.intervals(rows, "role_accuracy", 0.5, "share of pictures with the roles of g⁺")
     said = "; ".join(f"{label} {tables.with_interval(row, 'role_accuracy', 2)}" for label, row in rows)

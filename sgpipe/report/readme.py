@@ -5,7 +5,6 @@ from pathlib import Path
 from sgpipe.errors import DataError
 from sgpipe.evaluation.arms import read_metrics
 from sgpipe.evaluation.draws import NO_GRAPH
-from sgpipe.params.evaluate import HEADLINE
 from sgpipe.report import tables
 
 BEGIN, END = "<!-- table: evaluation -->", "<!-- end of table -->"
@@ -14,20 +13,15 @@ BEGIN, END = "<!-- table: evaluation -->", "<!-- end of table -->"
 def headline_table(evaluation: Path, ablation: Path) -> str:
     """Arms and epochs as Markdown, each figure with its interval and beside its controls."""
     found = read_metrics(evaluation)
-    rows = []
-    for arm, prompts in found["arms"].items():
-        for prompt, graphs in prompts.items():
-            for graph, row in graphs.items():
-                if graph in (NO_GRAPH, "positive", "negative") or prompt == HEADLINE:
-                    said = f"{arm}, {prompt} prompt" + ("" if graph == NO_GRAPH else f", {graph} graph")
-                    rows.append(
-                        (
-                            said,
-                            tables.figure(row.get("objects_present")),
-                            tables.with_interval(row, "role_accuracy"),
-                            tables.with_interval(row, "accuracy"),
-                        )
-                    )
+    rows = [
+        (
+            f"{arm}, {prompt} prompt" + ("" if graph == NO_GRAPH else f", {graph} graph"),
+            tables.figure(row.get("objects_present")),
+            tables.with_interval(row, "role_accuracy"),
+            tables.with_interval(row, "accuracy"),
+        )
+        for arm, prompt, graph, row in tables.conditions(found)
+    ]
     if ablation.is_file():
         for epoch, row in sorted(read_metrics(ablation)["epochs"].items(), key=lambda item: int(item[0])):
             rows.append(

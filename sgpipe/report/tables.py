@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from sgpipe.evaluation.draws import BASE, NO_GRAPH
 from sgpipe.evaluation.sensitivity import CHANCE
+from sgpipe.params.evaluate import Graph, Prompt
 
 PREDECESSOR_NOTE = (
     "The predecessor compared 10 epochs on 10 samples (MSE 6460, CLIP 60 %, margin 1.01) with 20 epochs on 160 samples "
@@ -50,24 +52,42 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def conditions(found: Mapping[str, Any]) -> list[tuple[str, str, str, Mapping[str, Any]]]:
+    """Arm, prompt, graph and figures, in the order in which one asks: the base first, neutral prompts first, g⁺ first."""
+    prompts, graphs = get_args(Prompt), (NO_GRAPH, *get_args(Graph))
+    rows = [
+        (arm, prompt, graph, row)
+        for arm, by_prompt in found["arms"].items()
+        for prompt, by_graph in by_prompt.items()
+        for graph, row in by_graph.items()
+    ]
+    return sorted(
+        rows,
+        key=lambda row: (
+            row[0] != BASE,
+            row[2] != NO_GRAPH,
+            row[0],
+            prompts.index(row[1]),
+            graphs.index(row[2]),
+        ),
+    )
+
+
 def headline(found: Mapping[str, Any]) -> Table:
     """Every arm, prompt and graph by the headline judge."""
-    rows = []
-    for arm, prompts in found["arms"].items():
-        for prompt, graphs in prompts.items():
-            for graph, row in graphs.items():
-                rows.append(
-                    (
-                        arm,
-                        prompt,
-                        graph,
-                        figure(row.get("objects_present")),
-                        with_interval(row, "role_accuracy"),
-                        figure(row["role_accuracy_corrected"]),
-                        str(row["role_accuracy_pictures"]),
-                        with_interval(row, "accuracy"),
-                    )
-                )
+    rows = [
+        (
+            arm,
+            prompt,
+            graph,
+            figure(row.get("objects_present")),
+            with_interval(row, "role_accuracy"),
+            figure(row["role_accuracy_corrected"]),
+            str(row["role_accuracy_pictures"]),
+            with_interval(row, "accuracy"),
+        )
+        for arm, prompt, graph, row in conditions(found)
+    ]
     known = found["judges"][found["headline"]["judge"]]
     refused = ", ".join(known["refused"]) or "none"
     return Table(

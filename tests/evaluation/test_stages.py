@@ -120,9 +120,7 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path) -> None:
     call(stages.report.main)
     page = Path("outputs/report/index.html").read_text()
     assert "Not there: metrics/ablation.json" in page and "Not there: metrics/probes.json" in page
-    assert page.count('class="panel"') == 3 + 2 + 1 and "http" not in page.replace("http-equiv", "").replace(
-        "http://www.w3.org", ""
-    )
+    assert page.count('class="panel"') == 3 + 2 + 1 and "<script" not in page
 
     for epoch in (1, 2):
         call(stages.draw_images.main, arm="graph", epoch=epoch)

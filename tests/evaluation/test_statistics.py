@@ -17,6 +17,15 @@ def test_interval_of_one_picture_per_triple_is_the_binomial_one() -> None:
     assert found.high == pytest.approx(stats.binom.ppf(0.975, 100, 0.6) / 100, abs=0.015)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_share_without_an_exception_is_not_certain(share: float) -> None:
+    """Clopper–Pearson over triples, as scipy computes it; the pictures of a triple add nothing."""
+    found = BOOTSTRAP.mean(np.full((20, 3), share))
+    exact = stats.binomtest(int(20 * share), 20).proportion_ci(0.95, "exact")
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+    assert found.value == share and found.count == 60
+
+
 def test_pictures_of_a_triple_that_agree_count_as_one() -> None:
     """Three copies of each triple's outcome leave the interval as wide; as independent triples they would narrow it by √3."""
     one = np.random.default_rng(0).integers(0, 2, (60, 1)).astype(float)
