@@ -152,8 +152,8 @@ def masked_loss(predicted: Tensor, features: Tensor, region: Tensor) -> Tensor:
 class ImageFeatures:
     """What a frozen image tower says of B images.
 
-    `pooled` `[B, D]`: of the whole image, of any length. `patches` `[B, P, F]`: its patches; `rest` `[B, P, F]`: the patches of
-    the image with its hidden part blanked before the tower saw it. `region` `[B, P]`: hidden patches.
+    `pooled` `[B, D]`: of the whole image, of any length. `patches` `[M, P, F]`: patches of the first M ≤ B; `rest` `[M, P, F]`:
+    those of the image with its hidden part blanked before the tower saw it. `region` `[M, P]`: hidden patches.
     """
 
     pooled: Tensor
@@ -171,8 +171,9 @@ def pretraining_losses(
     images: ImageFeatures,
     same_image: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Both losses of a batch, `contrastive` and `masked`. `negatives` holds as many places per graph, None where there is none.
+    """Both losses of a batch: `contrastive`, and `masked` of its first M images.
 
+    `negatives` holds as many places per graph, None where there is none.
     `same_image` `[B, B]`: pairs that describe one image, which are no negatives of each other, as those of `same_graph` are not.
     """
     if len(graphs) != len(images.pooled):
@@ -204,7 +205,7 @@ def pretraining_losses(
         hard,
         present,
     )
-    own = GraphEncoding(*(value[:count] for value in vars(encoded).values()))
+    own = GraphEncoding(*(value[: len(images.rest)] for value in vars(encoded).values()))
     predicted = reconstruction(images.rest, images.region, own)
     return {
         "contrastive": contrastive,

@@ -57,13 +57,14 @@ class Lessons:
     rows: NDArray[np.int64]
     names: Names
 
-    def images(self, rows: Sequence[int], head: ImageHead, device: torch.device) -> ImageFeatures:
-        """Features of the crops of these rows."""
+    def images(
+        self, rows: Sequence[int], head: ImageHead, device: torch.device, masked: int | None = None
+    ) -> ImageFeatures:
+        """Features of the crops of these rows, for the masked loss of the first `masked` (None: all)."""
         crops = self.examples.crop[rows].tolist()
-        patches, rest, region = (
-            self.features.get(name, crops).to(device) for name in ("patches", "rest", "region")
-        )
-        return ImageFeatures(head(patches), patches, rest, region)
+        patches = self.features.get("patches", crops).to(device)
+        rest, region = (self.features.get(name, crops[:masked]).to(device) for name in ("rest", "region"))
+        return ImageFeatures(head(patches), patches[:masked], rest, region)
 
 
 def learning_rate(step: int, params: GraphEncoder) -> float:
@@ -126,7 +127,7 @@ def _losses(
     graphs = [restated(lessons.examples.graphs[row], rng) for row in rows]
     negatives = [hard_negatives(graph, rng) for graph in graphs]
     crop = torch.from_numpy(lessons.examples.crop[rows])
-    images = lessons.images(rows, learner.head, device)
+    images = lessons.images(rows, learner.head, device, params.masked_batch)
     return pretraining_losses(
         learner.encoder,
         learner.reconstruction,

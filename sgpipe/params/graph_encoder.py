@@ -63,6 +63,10 @@ class GraphEncoder(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0.1
     steps: Annotated[int, Meta(ge=1, description="steps of AdamW")] = 20000
     batch_size: Annotated[int, Meta(ge=2, description="graphs per step")] = 256
+    masked_batch: Annotated[
+        int,
+        Meta(ge=1, description="graphs of a step whose masked loss is taken; it costs more than all else"),
+    ] = 64
     rate: Annotated[float, Meta(gt=0.0, description="peak learning rate")] = 1e-3
     weight_decay: Annotated[float, Meta(ge=0.0, description="of matrices")] = 0.02
     masked_weight: Annotated[
@@ -75,6 +79,10 @@ class GraphEncoder(Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, Meta(ge=0, lt=1 << 31, description="seed of everything drawn")] = 0
 
     def __post_init__(self) -> None:
+        if self.masked_batch > self.batch_size:
+            raise ValueError(
+                f"masked_batch: got {self.masked_batch}; valid: 1 to batch_size, which is {self.batch_size}"
+            )
         if self.tower.startswith(LOCAL):
             folder = self.tower.removeprefix(LOCAL)
             if self.files != folder:

@@ -55,6 +55,7 @@ def prepared(root: Path, tmp_path: Path) -> Path:  # noqa: F811
             "layers": 1,
             "steps": 5,
             "batch_size": 16,
+            "masked_batch": 8,
             "shard_size": 30,
         },
     )
