@@ -19,8 +19,8 @@ DETECTORS = ("owlv2", "owlvit", "grounding-dino")
 class EmbeddedFinder:
     """The exact detector of the drawn world, which knows its 36 objects by their pixels.
 
-    Pictures are looked at one by one, in as many threads as PyTorch has, and each only once however often it is asked about: what is
-    found depends on the picture alone.
+    Pictures are looked at one by one, in as many threads as PyTorch has, and each only once however often it is asked about: what
+    is found depends on the picture alone.
     """
 
     def __init__(self) -> None:
