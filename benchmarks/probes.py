@@ -110,7 +110,16 @@ def measure_loader(per_class: int, rows: int, epochs: int, device: str) -> dict[
             return probe
 
         clock = fit(
-            build, source, maps.labels, train, val, epochs, Fitting(patience=epochs), 0, torch.device(device)
+            build,
+            source,
+            maps.labels,
+            train,
+            val,
+            epochs,
+            0.01,
+            Fitting(patience=epochs),
+            0,
+            torch.device(device),
         ).clock
     return {
         "waiting_share": clock.waiting / clock.total,

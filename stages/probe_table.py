@@ -8,7 +8,7 @@ import typer
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.params.maps import Maps
 from sgpipe.params.probes import Probes
-from sgpipe.probes.plots import plot_confusion, plot_probe, plot_selectivity, plot_table
+from sgpipe.probes.plots import plot_confusion, plot_noised, plot_probe, plot_selectivity, plot_table
 from sgpipe.probes.table import confusions, merged, read_groups
 from sgpipe.runs.atomic import write_json
 from sgpipe.runs.command import run, write_metrics
@@ -33,12 +33,13 @@ def main(
     maps = read_section(params, "maps", Maps)
     with track("probe_table", {"probes": config, "maps": maps}, [probes], params) as recorded:
         tables = read_groups(probes, maps.groups)
-        found = merged(tables)
+        found = merged(tables, config.epochs, config.features)
         with new_folder(plots) as folder:
             for kind, row in found["cells"].items():
                 plot_probe(kind, row, found["names"], found["classes"], folder / f"{kind}.png")
             plot_selectivity(found["cells"], folder / "selectivity.png")
             plot_table(found["cells"], folder / "table.png")
+            plot_noised({name: found[name] for name in ("trace", "noise_aware")}, folder / "noised.png")
             for group, table in tables.items():
                 path = folder / f"confusion_{group}.png"
                 plot_confusion(group, table["classes"], table["confusion"], table["best"], path)

@@ -9,6 +9,7 @@ from sgpipe.params.cache_prompts import Condition
 Kind = Literal["mlp", "cnn", "wrn"]
 Feature = Literal["saliency", "cross", "concat", "triple", "diff"]
 Epochs = Annotated[int, Meta(ge=1)]
+Rate = Annotated[float, Meta(gt=0, le=1)]
 
 
 class Fitting(Struct, frozen=True, forbid_unknown_fields=True):
@@ -16,13 +17,11 @@ class Fitting(Struct, frozen=True, forbid_unknown_fields=True):
 
     batch_size: Annotated[int, Meta(ge=2, description="maps per step")] = 64
     learning_rate: Annotated[
-        float,
+        dict[Kind, Rate],
         Meta(
-            gt=0,
-            le=1,
-            description="highest rate of AdamW: it rises for a fifth of the steps, then falls to 0",
+            description="highest rate of AdamW by probe: it rises for a fifth of the steps, then falls to 0"
         ),
-    ] = 0.01
+    ] = {"mlp": 0.003, "cnn": 0.01, "wrn": 0.01}
     weight_decay: Annotated[float, Meta(ge=0, description="of AdamW")] = 0.01
     patience: Annotated[
         int, Meta(ge=1, description="epochs without a better validation accuracy after which fitting stops")
@@ -88,6 +87,11 @@ class Probes(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if len(set(self.features)) != len(self.features):
             raise ValueError(f"features: got {list(self.features)}; name each once")
+        lacking = sorted({*self.epochs, self.noise_aware.probe} - {*self.fitting.learning_rate})
+        if lacking:
+            raise ValueError(
+                f"fitting.learning_rate: none for {', '.join(lacking)}; name a rate for each probe that is fitted"
+            )
         if self.shuffled_seeds > self.seeds:
             raise ValueError(
                 f"shuffled_seeds: got {self.shuffled_seeds}; valid: 1..{self.seeds}, as seeds is {self.seeds}"

@@ -10,8 +10,8 @@ from sgpipe.errors import DataError
 from sgpipe.probes.data import Indices, MapSet, Pairs
 from sgpipe.probes.splits import Split
 
-NAME_EPOCHS = 60
-"""Most epochs of the probe on names."""
+NAME_EPOCHS, NAME_RATE = 60, 3e-3
+"""Most epochs and highest learning rate of the probe on names."""
 NEEDED = ("relational", "wrong", "neutral")
 """Conditions under which a real picture must have been seen for the relation-word trace."""
 

@@ -127,13 +127,14 @@ def fit(
     train: Indices,
     val: Indices,
     epochs: int,
+    highest: float,
     config: Fitting,
     seed: int,
     device: torch.device,
 ) -> Fitted[Model]:
     """Fit `build()` on the rows `train` to `labels` `[N]` with AdamW and cross-entropy; keep the weights of the best epoch.
 
-    The rate follows `rate` over `epochs`; an epoch is better by validation accuracy, then by loss.
+    The learning rate is `highest` times `rate` over `epochs`; an epoch is better by validation accuracy, then by loss.
     Weights, order and dropout are functions of `seed`; bfloat16 autocast on a GPU, float32 elsewhere. Raises `StateError` where
     the loss is not finite.
     """
@@ -144,7 +145,7 @@ def fit(
         model = build().to(device)
         optimizer = torch.optim.AdamW(
             model.parameters(),
-            config.learning_rate,
+            highest,
             weight_decay=config.weight_decay,
             fused=device.type != "mps",
         )

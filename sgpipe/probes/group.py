@@ -88,14 +88,21 @@ def cell(bench: Bench, get: Get, kind: Kind, feature: Feature, names: float) -> 
     }
 
 
-def noised(bench: Bench, unit: Unit, result: Result, probe: NoiseAwareProbe) -> dict[str, Any]:
-    """The fits on noised maps: what they follow, by condition and time, and how well calibrated they are where they were fitted."""
+def noised(bench: Bench, unit: Unit, result: Result, probe: NoiseAwareProbe, names: float) -> dict[str, Any]:
+    """The fits on noised maps: what they follow, by condition and time, and how well calibrated they are where they were fitted.
+
+    `names` is the accuracy of the names alone on the same split: what answers under the neutral prompt exceed it by cannot come
+    from words, neither the relation's nor the names'.
+    """
     maps, rows = bench.noised, result.indices("noised_rows")
     predicted, t = result.indices("noised_predicted"), maps.t[rows]
     inside = result.tensors["fitted_on"].numpy()
     logits = result.tensors["logits"].double().numpy()
     temperatures = probe.temperatures(probe.times.new_tensor(t)).double().numpy()
     own = bench.params.noise_aware
+    by_time = {
+        f"{time:.4g}": word_trace(maps, rows[t == time], predicted[t == time]) for time in np.unique(t)
+    }
     return {
         "probe": own.probe,
         "feature": own.feature,
@@ -104,10 +111,10 @@ def noised(bench: Bench, unit: Unit, result: Result, probe: NoiseAwareProbe) -> 
         "val_accuracy": result.facts["val_accuracy"],
         "sizes": {part: result.facts[part] for part in ("train", "val", "test")},
         "epochs": result.facts["epochs"],
+        "names": names,
         "trace": word_trace(maps, rows, predicted),
-        "trace_by_time": {
-            f"{time:.4g}": word_trace(maps, rows[t == time], predicted[t == time]) for time in np.unique(t)
-        },
+        "trace_by_time": by_time,
+        "neutral_over_names": {time: trace["neutral"] - names for time, trace in by_time.items()},
         "calibration": calibration(
             logits[inside], maps.labels[rows][inside], t[inside], temperatures[inside]
         ),
@@ -156,7 +163,7 @@ def write_group(bench: Bench, group: str, get: Get, folder: Path) -> dict[str, A
         unit = Unit(what if params.noise_aware.conditions != TRACE else NOISE_AWARE)
         result = get(unit)
         probe = restored(bench, unit, result)
-        found[what] = noised(bench, unit, result, probe)
+        found[what] = noised(bench, unit, result, probe, _accuracies([get(Unit("names"))])[0])
         if what == NOISE_AWARE:
             save_noise_aware(probe, {**about, **found[what]}, folder / NOISE_AWARE)
     return found

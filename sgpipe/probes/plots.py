@@ -83,7 +83,38 @@ def plot_selectivity(cells: Mapping[str, Row], path: Path) -> None:
         handles += panels[0].plot([], [], marker=mark, color="black", linestyle="")
         labels.append(label)
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
-    figure.suptitle("Selectivity: accuracy less the strongest control", fontsize=11, x=0.01, ha="left")
+    figure.suptitle(
+        "Selectivity: the least of the differences to the controls", fontsize=11, x=0.01, ha="left"
+    )
+    _save(figure, path)
+
+
+def plot_noised(fits: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """What the two fits on noised real pictures answer, by group and t: the picture's relation under each prompt, or the word's."""
+    titles = {"trace": "Fitted under true prompts alone", "noise_aware": "The noise-aware probe"}
+    answers = {
+        "true": ("picture, true prompt", COLOURS[0]),
+        "neutral": ("picture, neutral prompt", COLOURS[2]),
+        "wrong": ("picture, wrong prompt", COLOURS[3]),
+        "wrong_towards_word": ("the word, wrong prompt", COLOURS[1]),
+    }
+    figure = Figure(figsize=(9, 3.1 * len(fits)), dpi=110, layout="constrained")
+    panels = figure.subplots(len(fits), squeeze=False)[:, 0]
+    for axes, (name, groups) in zip(panels, fits.items(), strict=True):
+        columns = [(group, t) for group, fit in groups.items() for t in fit["trace_by_time"]]
+        x = np.arange(len(columns))
+        for i, (answer, (label, colour)) in enumerate(answers.items()):
+            heights = [groups[group]["trace_by_time"][t][answer] for group, t in columns]
+            axes.bar(x + 0.2 * (i - 1.5), heights, 0.18, color=colour, label=label)
+        alone = [groups[group]["names"] for group, _ in columns]
+        axes.hlines(alone, x - 0.45, x + 0.45, "black", "dashed", linewidth=1, label="names alone")
+        axes.set_xticks(x, [f"{group}, t = {t}" for group, t in columns])
+        axes.set_ylim(0, 1)
+        axes.spines[["top", "right"]].set_visible(False)
+        title = f"{titles[name]}: answers on noised real pictures of held-out name pairs"
+        axes.set_title(title, fontsize=10, loc="left")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right upper", frameon=False, fontsize=8)
     _save(figure, path)
 
 

@@ -1,13 +1,13 @@
 """The table over all layer groups, and the confusions that false graphs are drawn from."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from sgpipe.errors import DataError
+from sgpipe.params.probes import Feature, Kind
 
 TABLE = "table.json"
 """A layer group's figures, in its folder."""
@@ -37,13 +37,17 @@ def read_groups(folder: Path, groups: Iterable[str]) -> dict[str, dict[str, Any]
     return found
 
 
-def merged(tables: Mapping[str, Figures]) -> dict[str, Any]:
+def merged(
+    tables: Mapping[str, Figures], kinds: Iterable[Kind], features: Sequence[Feature]
+) -> dict[str, Any]:
     """Metrics over all groups: `cells.<probe>.<feature>.<group>`; by group the names alone, the fits on noised maps, the best."""
-    cells: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
-    for group, table in tables.items():
-        for kind, row in table["cells"].items():
-            for feature, cell in row.items():
-                cells[kind][feature][group] = cell
+    cells = {
+        kind: {
+            feature: {group: table["cells"][kind][feature] for group, table in tables.items()}
+            for feature in features
+        }
+        for kind in kinds
+    }
     by_group = {
         name: {group: table[name] for group, table in tables.items()}
         for name in ("names", "noise_aware", "trace", "best")

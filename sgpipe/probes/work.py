@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sgpipe.errors import ParamsError
 from sgpipe.params.probes import Feature, Kind, Probes
-from sgpipe.probes.controls import NAME_EPOCHS, NameProbe, NameSource, check_conditions, shuffled
+from sgpipe.probes.controls import NAME_EPOCHS, NAME_RATE, NameProbe, NameSource, check_conditions, shuffled
 from sgpipe.probes.data import Indices, MapSet, MapSource, Pairs
 from sgpipe.probes.fit import Clock, Fitted, fit, predict, scale
 from sgpipe.probes.noise_aware import NoiseAwareProbe, calibrate
@@ -144,9 +144,9 @@ class Bench:
             probe.set_scale(*(values[: probe.config.channels] for values in channels))
             return probe
 
-        return fit(
-            build, source, labels, train, val, epochs, self.params.fitting, self.seed(unit), self.device
-        )
+        own = self.params.fitting
+        highest = own.learning_rate[self.config(unit).kind]
+        return fit(build, source, labels, train, val, epochs, highest, own, self.seed(unit), self.device)
 
     def _predicted(self, fitted: Fitted[Any], source: Any, rows: Indices) -> Tensor:
         logits = predict(fitted.model, source, rows, self.device, fitted.clock)
@@ -181,7 +181,7 @@ class Bench:
         mean, deviation = scale(source, train)
         fitted = fit(
             lambda: NameProbe(mean, deviation, len(maps.classes)),
-            source, maps.labels, train, val, NAME_EPOCHS, self.params.fitting, self.seed(unit), self.device,
+            source, maps.labels, train, val, NAME_EPOCHS, NAME_RATE, self.params.fitting, self.seed(unit), self.device,
         )  # fmt: skip
         tensors = {
             "rows": torch.from_numpy(test),

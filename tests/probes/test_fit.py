@@ -24,13 +24,13 @@ def inputs() -> torch.Tensor:
 
 
 def fitted(
-    epochs: int = 8, seed: int = 0, labels: np.ndarray = LABELS, **config: float
+    epochs: int = 8, seed: int = 0, labels: np.ndarray = LABELS, highest: float = 0.02, patience: int = 4
 ) -> Fitted[nn.Sequential]:
     def build() -> nn.Sequential:
         return nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
 
-    options = Fitting(**{"batch_size": 16, "learning_rate": 0.02, **config})  # type: ignore[arg-type]
-    return fit(build, Rows(inputs()), labels, TRAIN, VAL, epochs, options, seed, CPU)
+    options = Fitting(batch_size=16, patience=patience)
+    return fit(build, Rows(inputs()), labels, TRAIN, VAL, epochs, highest, options, seed, CPU)
 
 
 def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before() -> None:
@@ -54,7 +54,7 @@ def test_fitting_leaves_the_global_generator_alone() -> None:
 def test_it_stops_early_and_keeps_the_best_epoch() -> None:
     """On labels that mean nothing; a fit that ends at the best epoch has its weights."""
     noise = np.random.default_rng(0).integers(0, 3, 90)
-    found = fitted(epochs=40, labels=noise, patience=2, learning_rate=0.05)
+    found = fitted(epochs=40, labels=noise, patience=2, highest=0.05)
     assert found.epochs == found.best_epoch + 2 < 40
     logits = predict(found.model, Rows(inputs()), VAL, CPU)
     assert (logits.argmax(axis=1) == noise[VAL]).mean() == pytest.approx(found.val_accuracy)
@@ -67,7 +67,7 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
     values = inputs()
     values[7] = float("inf")
     with pytest.raises(StateError, match=r"loss is nan in epoch 1; lower probes\.fitting\.learning_rate"):
-        fit(build, Rows(values), LABELS, TRAIN, VAL, 2, Fitting(), 0, CPU)
+        fit(build, Rows(values), LABELS, TRAIN, VAL, 2, 0.01, Fitting(), 0, CPU)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 9, 100])

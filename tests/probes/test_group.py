@@ -16,7 +16,7 @@ from sgpipe.probes.data import MapSet, MapSource, Pairs
 from sgpipe.probes.fit import predict
 from sgpipe.probes.group import BEST, NOISE_AWARE, write_group
 from sgpipe.probes.noise_aware import load_noise_aware
-from sgpipe.probes.plots import plot_confusion, plot_probe, plot_selectivity, plot_table
+from sgpipe.probes.plots import plot_confusion, plot_noised, plot_probe, plot_selectivity, plot_table
 from sgpipe.probes.store import load_probe
 from sgpipe.probes.table import TABLE, confusions, merged, read_groups
 from sgpipe.probes.work import Bench, Result, Unit, units
@@ -88,7 +88,7 @@ def test_the_table_over_groups_and_the_confusions(group: Group, tmp_path: Path) 
     for name in ("early", "late"):
         write_json({**group.found, "group": name}, tmp_path / name / TABLE)
     tables = read_groups(tmp_path, ["early", "late"])
-    found = merged(tables)
+    found = merged(tables, SMALL.epochs, SMALL.features)
     assert list(found["cells"]["mlp"]["concat"]) == ["early", "late"]
     taken = confusions(tables.values())
     wrong = np.array(group.found["confusion"])
@@ -100,6 +100,7 @@ def test_the_table_over_groups_and_the_confusions(group: Group, tmp_path: Path) 
     for draw in (lambda p: plot_table(found["cells"], p), lambda p: plot_selectivity(found["cells"], p)):
         draw(tmp_path / "a.png")
         assert (tmp_path / "a.png").stat().st_size > 5000
+    plot_noised({name: found[name] for name in ("trace", "noise_aware")}, tmp_path / "d.png")
     plot_probe("mlp", found["cells"]["mlp"], found["names"], 3, tmp_path / "b.png")
     plot_confusion("late", CLASSES, group.found["confusion"], group.found["best"], tmp_path / "c.png")
     (tmp_path / "late" / TABLE).write_text(json.dumps({**group.found, "classes": ["on"]}))

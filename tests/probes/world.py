@@ -25,7 +25,7 @@ SMALL = Probes(
     shuffled_seeds=1,
     folds=4,
     resamples=100,
-    fitting=Fitting(batch_size=16, learning_rate=0.01, patience=6),
+    fitting=Fitting(batch_size=16, learning_rate={"mlp": 0.01, "cnn": 0.01}, patience=6),
     noise_aware=NoiseAware(probe="mlp", feature="concat", epochs=12),
 )
 

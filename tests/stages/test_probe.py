@@ -104,7 +104,7 @@ def test_the_table_follows_the_groups(world: Path) -> None:
         _, facts = load_probe(world / f"outputs/probes/{group}/best")
         assert facts["group"] == group
         assert load_noise_aware(world / f"outputs/probes/{group}/noise_aware").times.tolist() == [0.5, 0.75]
-    names = {"mlp", "cnn", "selectivity", "table", "confusion_early", "confusion_late"}
+    names = {"mlp", "cnn", "selectivity", "noised", "table", "confusion_early", "confusion_late"}
     assert {path.stem for path in (world / "plots/probes").iterdir()} == names
     for path in (world / "plots/probes").iterdir():
         with Image.open(path) as image:
