@@ -27,6 +27,8 @@ from sgpipe.scene_graphs.predicates import neutral_prompt
 from tests.lora.conftest import ALONE, TOKENS, World, tiny_lora
 from tests.tiny import SIDE, write_pipeline
 
+SLOW = pytest.mark.slow
+
 
 def train(
     world: World, folder: Path, lora: Lora, tokens: GraphTokens = TOKENS, name: str = "graph"
@@ -51,7 +53,7 @@ def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return folder, train(world, folder, tiny_lora(ema=0.9))
 
 
-@pytest.mark.parametrize("step", [2, 5, 7])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=SLOW), 5, pytest.param(7, marks=SLOW)])
 def test_a_training_that_was_interrupted_ends_with_the_same_bytes(
     world: World, whole: tuple[Path, Fitted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -95,6 +97,7 @@ def test_compiled_blocks_in_bfloat16_resume_to_the_same_bytes(
     assert files(tmp_path / "killed" / "adapter") == files(tmp_path / "whole" / "adapter")
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_trains_the_same(world: World, tmp_path: Path) -> None:
     lora = tiny_lora(epochs=1, keep_epochs=())
     plain, saving = (
@@ -105,6 +108,7 @@ def test_gradient_checkpointing_trains_the_same(world: World, tmp_path: Path) ->
         torch.testing.assert_close(saving[name], weight, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_accumulation_and_schedules_step_as_they_say(world: World, tmp_path: Path) -> None:
     lora = tiny_lora(
         batch_size=2, accumulation=2, optimiser=Optimiser(schedule="cosine", warmup=2, token_rate=3.0)
@@ -168,7 +172,9 @@ def test_a_loss_that_is_not_finite_stops_with_what_is_needed_to_go_on(
         train(world, tmp_path, tiny_lora())
 
 
-@pytest.mark.parametrize("name", ["text_only", "projector_only", "random_blocks"])
+@pytest.mark.parametrize(
+    "name", ["text_only", *(pytest.param(name, marks=SLOW) for name in ("projector_only", "random_blocks"))]
+)
 def test_every_arm_trains_and_comes_back(world: World, tmp_path: Path, name: str) -> None:
     lora = tiny_lora(
         epochs=1, keep_epochs=(), losses=Losses(margin=Margin(weight=0.5), preference=Preference(0.1))
@@ -247,8 +253,8 @@ def test_a_foreign_base_is_refused(world: World, whole: tuple[Path, Fitted], tmp
     "tokens",
     [
         GraphTokens(injection="residual"),
-        GraphTokens(layout="triple", relation="encoder", global_token=True),
-        GraphTokens(layout="roles", relation="encoder"),
+        pytest.param(GraphTokens(layout="triple", relation="encoder", global_token=True), marks=SLOW),
+        pytest.param(GraphTokens(layout="roles", relation="encoder"), marks=SLOW),
     ],
     ids=["residual", "triple", "roles"],
 )
