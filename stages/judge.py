@@ -15,7 +15,6 @@ from sgpipe.evaluation.pictures import FILE, PictureFile
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.compute import Compute
 from sgpipe.params.data import Data
-from sgpipe.params.evaluate import Evaluate
 from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.command import run
@@ -43,7 +42,6 @@ def main(
 ) -> None:
     """Let every judge see every picture; killed at any point, the same command goes on. Nothing is drawn."""
     config = read_section(params, "judge", JudgeParams)
-    drawn = read_section(params, "evaluate", Evaluate)
     backbone = read_section(params, "backbone", Backbone)
     compute = read_section(params, "compute", Compute)
     data = read_section(params, "data", Data)
@@ -52,7 +50,7 @@ def main(
     if not folders:
         raise DataError(f"{images}: no arm's pictures there; run `dvc repro draw_base draw_images`")
     tables = [curated / "triples.parquet", negatives]
-    cases = read_cases(read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES), drawn.per_class)
+    cases = read_cases(read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES))
     files = {file.arm: file for file in map(PictureFile, folders)}
     work = Work(cases, files, questions(cases), tuple(config.judges))
     processes, store = start(compute), ImageStore(Path(data.root))

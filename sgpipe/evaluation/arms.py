@@ -13,7 +13,7 @@ LOSSES = ("graph", "empty", "shuffled", "swapped", "base")
 """Control losses of validation: the graph, none, another sample's, the swapped one, the base model."""
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
+def read_metrics(path: Path) -> Any:
     """A metrics file. Raises `DataError` naming it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,8 @@
 """Detectors: a zero-shot one of transformers by name, and the exact one of the embedded data set."""
 
+import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -9,18 +11,30 @@ from PIL import Image
 from sgpipe.errors import ModelError
 from sgpipe.evaluation.boxes import Box
 from sgpipe.evaluation.pictures import Pixels
-from sgpipe.miniature.detector import detect_batch
+from sgpipe.miniature.detector import Detection, detect
 
 DETECTORS = ("owlv2", "owlvit", "grounding-dino")
 
 
 class EmbeddedFinder:
-    """The exact detector of the drawn world, which knows its 36 objects by their pixels."""
+    """The exact detector of the drawn world, which knows its 36 objects by their pixels.
+
+    Pictures are looked at one by one, in as many threads as PyTorch has, and each only once however often it is asked about: what
+    is found depends on the picture alone.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[bytes, list[Detection]] = {}
 
     def __call__(self, pictures: Pixels, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
         """See `judges.Finder`."""
+        keys = [hashlib.sha256(picture.tobytes()).digest() for picture in pictures]
+        new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._seen}
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            self._seen.update(zip(new, pool.map(detect, new.values()), strict=True))
         found: list[dict[str, Box]] = []
-        for detections, wanted in zip(detect_batch(pictures), names, strict=True):
+        for key, wanted in zip(keys, names, strict=True):
+            detections = self._seen[key]
             boxes: dict[str, Box] = {}
             for each in sorted(detections, key=lambda detection: detection.score):
                 if each.name in wanted:

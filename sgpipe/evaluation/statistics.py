@@ -6,6 +6,7 @@ independent. NaN in an outcome stands for a picture that does not count.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,21 @@ class Estimate:
     count: int
 
 
+@lru_cache(maxsize=8)
+def _draws(resamples: int, seed: int, triples: int, pictures: int) -> Floats:
+    """How often each picture is in each draw, `[resamples, T · S]`."""
+    rng = np.random.default_rng((seed, triples, pictures))
+    rows = rng.integers(triples, size=(resamples, triples, 1))
+    columns = rng.integers(pictures, size=(resamples, triples, pictures))
+    size = triples * pictures
+    places = np.arange(resamples)[:, None, None] * size + rows * pictures + columns
+    return (
+        np.bincount(places.reshape(-1), minlength=resamples * size)
+        .reshape(resamples, size)
+        .astype(np.float64)
+    )
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """Draws of T triples with replacement and, within each, of its S pictures with replacement (Davison & Hinkley 1997, §3.8).
@@ -37,16 +53,7 @@ class Bootstrap:
 
     def _sums(self, values: Floats) -> Floats:
         """Sums `[resamples]` of `values` `[T, S]` over each draw."""
-        triples, pictures = values.shape
-        rng = np.random.default_rng((self.seed, triples, pictures))
-        sums = np.empty(self.resamples)
-        block = max(1, 2_000_000 // values.size)
-        for start in range(0, self.resamples, block):
-            size = min(block, self.resamples - start)
-            rows = rng.integers(triples, size=(size, triples, 1))
-            columns = rng.integers(pictures, size=(size, triples, pictures))
-            sums[start : start + size] = values[rows, columns].sum((1, 2))
-        return sums
+        return _draws(self.resamples, self.seed, *values.shape) @ values.reshape(-1)
 
     def _means(self, values: Floats) -> Floats:
         counted = np.isfinite(values)

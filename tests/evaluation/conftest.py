@@ -109,7 +109,11 @@ class FakeGenerator:
     def _one(self, prompt: str, graph: SceneGraph | None, seed: int, size: int) -> Pixels:
         rng = np.random.default_rng(seed)
         if graph is None or not graph.triples:
-            same = [t for t in self.written.triples if f" {t[0]} and {t[2]} " in prompt and t[1] == "left of"]
+            same = [
+                t
+                for t in self.written.triples
+                if t[1] == "left of" and all(f" {name} " in prompt for name in (t[0], t[2]))
+            ]
             swapped = [(t[2], t[1], t[0]) for t in same]
             return self.written.picture(
                 [*same, *swapped][int(rng.random() < 0.5)] if same else None, seed, size
