@@ -81,8 +81,10 @@ class Probes(Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[
         int, Meta(ge=0, lt=1 << 31, description="seed of folds, weights, order and resamples")
     ] = 0
-    fitting: Fitting = Fitting()
-    noise_aware: NoiseAware = NoiseAware()
+    fitting: Annotated[Fitting, Meta(description="how each is fitted")] = Fitting()
+    noise_aware: Annotated[
+        NoiseAware, Meta(description="the probe of noised maps, told t, for the ranking loss")
+    ] = NoiseAware()
 
     def __post_init__(self) -> None:
         if len(set(self.features)) != len(self.features):
