@@ -39,12 +39,15 @@ def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
 
 
 def average_gradients(weights: Mapping[str, nn.Parameter], processes: int) -> None:
-    """The mean of every gradient over the processes, in place."""
+    """The mean of every gradient over the processes, in place, in one exchange; a weight that no loss reached counts as zero."""
     if processes == 1:
         return
-    for weight in weights.values():
-        if weight.grad is not None:
-            weight.grad.copy_(reduce(weight.grad, reduction="mean"))
+    own = [
+        weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights.values()
+    ]
+    mean = reduce(torch.cat([gradient.flatten() for gradient in own]), reduction="mean")
+    for weight, part in zip(weights.values(), mean.split([each.numel() for each in own]), strict=True):
+        weight.grad = part.view_as(weight)
 
 
 class Average:
