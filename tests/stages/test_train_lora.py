@@ -136,10 +136,12 @@ def test_a_second_trainer_is_kept_out(made: Path, whole: dict[str, bytes]) -> No
     states = made / ".dvc" / "stage-state"
     while first.poll() is None and not list(states.glob("train_lora-graph-*/step-*.pt")):
         time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGSTOP)
     second = subprocess.run(COMMAND, cwd=made, capture_output=True, text=True, check=False)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
-    assert second.returncode == 2 and "another process is running the same stage" in second.stderr
+    assert first.returncode == -signal.SIGKILL and second.returncode == 2
+    assert "another process is running the same stage" in second.stderr
 
 
 def test_a_spelling_retrains_nothing_and_a_meaning_does(made: Path) -> None:
