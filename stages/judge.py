@@ -51,6 +51,7 @@ def main(
         raise DataError(f"{images}: no arm's pictures there; run `dvc repro draw_base draw_images`")
     tables = [curated / "triples.parquet", negatives]
     cases = read_cases(read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES))
+    files = {file.arm: file for file in map(PictureFile, folders)}
     work = Work(cases, files, questions(cases), tuple(config.judges))
     processes, store = start(compute), ImageStore(Path(data.root))
     shards = work.shards(config.shard_size)

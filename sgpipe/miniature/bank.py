@@ -1,6 +1,7 @@
 """A bank of drawn pictures, one pair of objects each, from which every embedded checkpoint is trained."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,16 @@ def draw_bank(folder: Path, count: int, seed: int) -> Bank:
             "remove the folder or name another"
         )
     return Bank(np.load(pixels, mmap_mode="r"), [tuple(triple) for triple in stored["triples"]])
+
+
+def row_chances(triples: Sequence[Triple], rarity: float) -> NDArray[np.float64]:
+    """Chance of each picture to be drawn, proportional to (1/n(subject) + 1/n(object))^rarity, n the pictures that show a name.
+
+    Classes that only a few names can join make those names frequent; `rarity` 1 gives a rare name about as many looks as others.
+    """
+    shown = Counter(name for subject, _, object_ in triples for name in (subject, object_))
+    weights = np.array([1 / shown[subject] + 1 / shown[object_] for subject, _, object_ in triples]) ** rarity
+    return weights / weights.sum()
 
 
 def to_unit(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:

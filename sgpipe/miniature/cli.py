@@ -54,11 +54,14 @@ def train_on_command(
     state: Annotated[
         Path, typer.Option(help="working state; an interrupted training continues from it")
     ] = Path("outputs/miniature-onward"),
+    rarity: Annotated[
+        float, typer.Option(min=0, help="0 draws all pictures alike; 1 shows rare names as often as others")
+    ] = 1.0,
 ) -> None:
     """Train the generator on from where a checkpoint stands; text encoders and VAE stay as they are."""
     from sgpipe.miniature.recipe import continue_flux
 
-    continue_flux(start, state, out, steps, decay)
+    continue_flux(start, state, out, steps, decay, rarity)
     print(out)
 
 

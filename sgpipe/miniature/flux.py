@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from sgpipe.miniature.bank import NEUTRAL, SIDE, Bank, caption
+from sgpipe.miniature.bank import NEUTRAL, SIDE, Bank, caption, row_chances
 from sgpipe.miniature.coupling import Coupling
 from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, token_ids
 from sgpipe.miniature.training import Trainer, step_generator
@@ -131,6 +131,8 @@ class Schedule:
     batch: int
     rate: float
     compiled: bool
+    rarity: float = 0.0
+    """How much more often pictures of rare names are drawn (see `bank.row_chances`)."""
 
 
 def fit(
@@ -145,7 +147,7 @@ def fit(
     batch, rate = schedule.batch, schedule.rate
     image_ids = FluxPipeline._prepare_latent_image_ids(batch, 8, 8, torch.device("cpu"), torch.float32)
     text_ids = torch.zeros(TOKENS, 3)
-    coupling = Coupling(bank, latents, CANDIDATES)
+    coupling, chances = Coupling(bank, latents, CANDIDATES), row_chances(bank.triples, schedule.rarity)
     trainer = Trainer(
         model, folder, steps=steps, rate=rate, warmup=warmup, decay=decay, average=average,
         muon="transformer_blocks", muon_rate=2 * rate,
@@ -155,7 +157,8 @@ def fit(
         model.compile_repeated_blocks(fullgraph=True)
     for step in trainer:
         rng, generator = np.random.default_rng((seed, step)), step_generator(seed, step)
-        rows, neutral = rng.integers(len(bank.triples), size=batch), rng.random(batch) < NEUTRAL
+        rows = rng.choice(len(chances), size=batch, p=chances)
+        neutral = rng.random(batch) < NEUTRAL
         texts = [caption(rng, bank.triples[row], plain) for row, plain in zip(rows, neutral, strict=True)]
         states, pooled = encode_texts(encoders, texts)
         clean, noise = coupling.draw(rng, generator, rows, neutral)

@@ -85,9 +85,17 @@ def train(
 
 
 def continue_flux(
-    start: Path, state: Path, out: Path, steps: int, decay: int, recipe: Recipe | None = None
+    start: Path,
+    state: Path,
+    out: Path,
+    steps: int,
+    decay: int,
+    rarity: float = 1.0,
+    recipe: Recipe | None = None,
 ) -> None:
     """Train the generator in `start` on for `steps`, with another order of the bank's pictures, into `out`.
+
+    `rarity` favours pictures of names that few pictures show (see `bank.row_chances`).
 
     Raises `DataError` if `out` is `start`, whose weights are read while `out` is written.
     """
@@ -97,5 +105,5 @@ def continue_flux(
         )
     recipe = recipe or Recipe()
     bank = draw_bank(state / "bank", recipe.pictures, recipe.bank_seed)
-    schedule = Schedule(0, steps, decay, recipe.flux_batch, 1e-3, recipe.compiled)
+    schedule = Schedule(0, steps, decay, recipe.flux_batch, 1e-3, recipe.compiled, rarity)
     train_on(bank, start, state, out, schedule, seed=6)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from sgpipe.params.cache_prompts import Condition
 
@@ -21,7 +21,7 @@ class Fitting(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             description="highest rate of AdamW by probe: it rises for a fifth of the steps, then falls to 0"
         ),
-    ] = {"mlp": 0.003, "cnn": 0.01, "wrn": 0.01}
+    ] = field(default_factory=lambda: {"mlp": 0.003, "cnn": 0.01, "wrn": 0.01})
     weight_decay: Annotated[float, Meta(ge=0, description="of AdamW")] = 0.01
     patience: Annotated[
         int, Meta(ge=1, description="epochs without a better validation accuracy after which fitting stops")
@@ -81,8 +81,10 @@ class Probes(Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[
         int, Meta(ge=0, lt=1 << 31, description="seed of folds, weights, order and resamples")
     ] = 0
-    fitting: Fitting = Fitting()
-    noise_aware: NoiseAware = NoiseAware()
+    fitting: Annotated[Fitting, Meta(description="how each is fitted")] = Fitting()
+    noise_aware: Annotated[
+        NoiseAware, Meta(description="the probe of noised maps, told t, for the ranking loss")
+    ] = NoiseAware()
 
     def __post_init__(self) -> None:
         if len(set(self.features)) != len(self.features):

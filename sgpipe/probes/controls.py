@@ -40,6 +40,9 @@ class NameSource:
 class NameProbe(nn.Module):
     """A linear classifier of standardised name embeddings."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, mean: Tensor, deviation: Tensor, classes: int) -> None:
         super().__init__()
         self.register_buffer("mean", mean)

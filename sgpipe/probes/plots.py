@@ -108,7 +108,7 @@ def plot_noised(fits: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             axes.bar(x + 0.2 * (i - 1.5), heights, 0.18, color=colour, label=label)
         alone = [groups[group]["names"] for group, _ in columns]
         axes.hlines(alone, x - 0.45, x + 0.45, "black", "dashed", linewidth=1, label="names alone")
-        axes.set_xticks(x, [f"{group}, t = {t}" for group, t in columns])
+        axes.set_xticks(x, [f"{group}\nt = {t}" for group, t in columns])
         axes.set_ylim(0, 1)
         axes.spines[["top", "right"]].set_visible(False)
         title = f"{titles[name]}: answers on noised real pictures of held-out name pairs"

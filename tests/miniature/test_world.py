@@ -10,7 +10,7 @@ import pytest
 
 from sgpipe.errors import DataError
 from sgpipe.miniature.arrangement import arranged, holds
-from sgpipe.miniature.bank import NEUTRAL, caption, draw_bank, held_out, sample_triple
+from sgpipe.miniature.bank import NEUTRAL, caption, draw_bank, held_out, row_chances, sample_triple
 from sgpipe.miniature.dirt import UNMAPPED, raw_predicate
 from sgpipe.miniature.pictograms import FACINGS, NAMES, PICTOGRAMS, anchor, sprite
 from sgpipe.miniature.rules import admissible
@@ -96,6 +96,14 @@ def test_captions_leave_the_roles_open() -> None:
     first = sum(count for text, count in texts.items() if text.startswith("a photo of dog"))
     assert abs(first / 4000 - 0.5) < 0.04
     assert abs(sum(count for text, count in texts.items() if " and " in text) / 4000 - 0.4) < 0.04
+
+
+def test_rare_names_are_drawn_more_often_by_rarity() -> None:
+    triples = [("dog", "riding", "horse")] * 6 + [("chair", "above", "train")] * 2
+    assert row_chances(triples, 0.0).tolist() == pytest.approx([1 / 8] * 8)
+    chances = row_chances(triples, 1.0)
+    assert chances[0] * 3 == pytest.approx(chances[6])
+    assert chances[:6].sum() == pytest.approx(chances[6:].sum())
 
 
 def test_training_and_held_out_triples_are_apart(tmp_path: Path) -> None:
