@@ -29,7 +29,7 @@ def test_every_triple_has_each_condition_once():
         neutral, wrong = (rows[triple["triple_id"], kind] for kind in ("neutral", "wrong"))
         assert (neutral["predicate"], neutral["prompt"]) == (None, triple["neutral_prompt"])
         dropped = rows[triple["triple_id"], "dropped"]
-        said = triple["prompt"].replace(f" {phrase(triple['predicate'])} ", " ")
+        said = triple["prompt"].replace(f" {phrase(triple['predicate'])} ", " ", 1)
         assert (dropped["predicate"], dropped["prompt"]) == (None, said)
         assert wrong["prompt"] == relational_prompt(names[0], wrong["predicate"], names[1])
         assert phrase(wrong["predicate"]) != phrase(triple["predicate"])
