@@ -40,7 +40,10 @@ def test_every_stage_file_is_in_the_pipeline() -> None:
 
 
 def test_every_knob_is_read_somewhere() -> None:
-    """No option that nothing reads: each field of each section is an attribute somewhere outside `sgpipe/params`."""
+    """No option that nothing reads: each field of each section is an attribute somewhere outside `sgpipe/params`.
+
+    A struct that goes through its own `__struct_fields__` reads all of them.
+    """
     attributes: set[str] = set()
     for folder in ("sgpipe", "stages", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -52,6 +55,7 @@ def test_every_knob_is_read_somewhere() -> None:
     for section, where in SECTIONS.items():
         path = ROOT / (where.split(":")[0].replace(".", "/") + ".py")
         structs = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+        structs = [struct for struct in structs if "__struct_fields__" not in ast.dump(struct)]
         for node in (statement for struct in structs for statement in struct.body):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 assert node.target.id in attributes, f"{section}: nothing reads {node.target.id}"
