@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv data repro check test bench lint types clean
+.PHONY: help venv data repro sweep check test bench lint types clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,15 @@ data: $(STAMP) ## get the DVC-tracked data and checkpoints from the repository's
 
 repro: data ## run the whole pipeline
 	"$(BIN)/python" -m dvc repro
+
+SWEEP_SEEDS ?= 0,1,2
+SWEEP := -S 'lora.arms=[graph,text_only,projector_only,random_blocks]' \
+  -S '+evaluate.adapters.projector_only=graphs' -S '+evaluate.adapters.random_blocks=graphs'
+
+sweep: data ## every arm with three training seeds as DVC experiments, and their table (hours)
+	"$(BIN)/python" -m dvc exp run --queue -f -n arms $(SWEEP) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
+	"$(BIN)/python" -m dvc exp run --run-all --jobs 1
+	"$(BIN)/sgpipe" report sweep 'arms*'
 
 lint: $(STAMP)
 	"$(BIN)/python" -m ruff check .

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from sgpipe.evaluation.ablation import ablation_figures, checkpoint_arm
+from sgpipe.evaluation.judged import picture_files, read_judged
 from sgpipe.params.evaluate import Ablation, Evaluate, Statistics
 from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.tracking.run import track
-from stages._judged import picture_files, read_judged
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -7,6 +7,7 @@ import typer
 
 from sgpipe.evaluation.arms import arm_figures, read_metrics
 from sgpipe.evaluation.draws import BASE
+from sgpipe.evaluation.judged import picture_files, read_judged
 from sgpipe.evaluation.summary import evaluation_figures
 from sgpipe.params.evaluate import Evaluate, Statistics
 from sgpipe.params.judge import JudgeParams
@@ -15,7 +16,6 @@ from sgpipe.runs.atomic import write_json
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.shards import new_folder
 from sgpipe.tracking.run import track
-from stages._judged import picture_files, read_judged
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -11,6 +11,7 @@ import typer
 
 from sgpipe.evaluation.arms import read_metrics
 from sgpipe.evaluation.draws import BASE
+from sgpipe.evaluation.judged import picture_files, read_judged
 from sgpipe.evaluation.summary import plain
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.evaluate import Evaluate, Statistics
@@ -24,7 +25,6 @@ from sgpipe.runs.atomic import atomic_path
 from sgpipe.runs.command import run
 from sgpipe.scene_graphs.predicates import phrase
 from sgpipe.tracking.run import track
-from stages._judged import picture_files, read_judged
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "numpy", "scipy", "dvc")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.draws import NO_GRAPH
@@ -23,22 +23,31 @@ def read_metrics(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read ({error}); run its stage again") from None
 
 
+Named = TypeVar("Named")
+
+
+def asked(drawn: Mapping[tuple[str, str], Named]) -> tuple[Named, Named]:
+    """What counts for an arm, of all that was drawn of it by (prompt, graph): that for g⁺, and that for g⁻.
+
+    An arm that is given graphs is asked under neutral prompts, by g⁺ and g⁻. One that is given none is asked in words, by
+    relational and conflicting prompts where those were drawn.
+    """
+    if (HEADLINE, "positive") in drawn:
+        return drawn[HEADLINE, "positive"], drawn[HEADLINE, "negative"]
+    own = drawn.get(("relational", NO_GRAPH), drawn[HEADLINE, NO_GRAPH])
+    return own, drawn.get(("conflicting", NO_GRAPH), own)
+
+
 def arm_figures(arms: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """`<arm>` with roles, objects and control losses; `arms` is that of the evaluation, `trained` are the metrics of training.
 
-    An arm that is given graphs is asked under neutral prompts, by g⁺ and g⁻. One that is given none is asked in words, by
-    relational and conflicting prompts where those were drawn: `prompt` says which. Raises `DataError` where training states no
-    control loss.
+    `prompt` says how the arm was asked (`asked`). Raises `DataError` where training states no control loss.
     """
     found: dict[str, Any] = {}
     for arm, by_prompt in arms.items():
-        shown, prompt = by_prompt[HEADLINE], HEADLINE
-        if "positive" in shown:
-            own, against = shown["positive"], shown["negative"]
-        else:
-            prompt = "relational" if "relational" in by_prompt else HEADLINE
-            own = by_prompt[prompt][NO_GRAPH]
-            against = by_prompt.get("conflicting", by_prompt[prompt])[NO_GRAPH]
+        own_name, against_name = asked({(p, g): (p, g) for p, shown in by_prompt.items() for g in shown})
+        prompt = own_name[0]
+        own, against = (by_prompt[p][g] for p, g in (own_name, against_name))
         followed = against["role_accuracy"]
         found[arm] = {
             "prompt": prompt,

@@ -23,20 +23,46 @@ def readme_table(
     ablation: Annotated[Path, typer.Option(help="metrics of the ablation; left out if absent")] = Path(
         "metrics/ablation.json"
     ),
+    sweep: Annotated[Path, typer.Option(help="metrics of a sweep; left out if absent")] = Path(
+        "metrics/sweep.json"
+    ),
     readme: Annotated[Path, typer.Option(help="file with the markers")] = Path("README.md"),
     check: Annotated[
         bool, typer.Option("--check", help="change nothing, fail if the table is another one")
     ] = False,
 ) -> None:
-    """Write the first table of the README between its markers."""
+    """Write the tables of the README between their markers."""
+    from sgpipe.evaluation.arms import read_metrics
     from sgpipe.report.readme import headline_table, replace_table
+    from sgpipe.report.sweep import sweep_table
 
     if not readme.is_file():
         raise SgpipeError(f"{readme}: no such file; run from the repository root or give --readme")
     before = readme.read_text(encoding="utf-8")
-    after = replace_table(before, headline_table(evaluation, ablation))
+    after = replace_table(before, "evaluation", headline_table(evaluation, ablation))
+    if sweep.is_file():
+        after = replace_table(after, "sweep", sweep_table(read_metrics(sweep)).markdown())
     if check and after != before:
-        raise SgpipeError(f"{readme}: its table is not that of the metrics; run `sgpipe report readme-table`")
+        raise SgpipeError(
+            f"{readme}: its tables are not those of the metrics; run `sgpipe report readme-table`"
+        )
     if after != before:
         readme.write_text(after, encoding="utf-8")
     print(f"{readme}: " + ("written" if after != before else "already in step"))
+
+
+@app.command("sweep")
+def sweep_command(
+    names: Annotated[list[str], typer.Argument(help="DVC experiments of one sweep, by name or pattern")],
+    out: Annotated[Path, typer.Option(help="metrics file to write")] = Path("metrics/sweep.json"),
+) -> None:
+    """Pool experiments that differ in their training seed, print their table and write its figures."""
+    from sgpipe.evaluation.sweep import sweep_figures
+    from sgpipe.report.sweep import named_experiments, read_experiment, sweep_table
+    from sgpipe.runs.atomic import write_json
+
+    found = sweep_figures(
+        [read_experiment(Path.cwd(), item) for item in named_experiments(Path.cwd(), names)]
+    )
+    write_json(found, out)
+    print(sweep_table(found).markdown())

@@ -7,7 +7,12 @@ from sgpipe.evaluation.arms import read_metrics
 from sgpipe.evaluation.draws import NO_GRAPH
 from sgpipe.report import tables
 
-BEGIN, END = "<!-- table: evaluation -->", "<!-- end of table -->"
+END = "<!-- end of table -->"
+
+
+def begin(name: str) -> str:
+    """The line before the table of this name."""
+    return f"<!-- table: {name} -->"
 
 
 def headline_table(evaluation: Path, ablation: Path) -> str:
@@ -42,11 +47,11 @@ def headline_table(evaluation: Path, ablation: Path) -> str:
     return tables.Table("", head, tuple(rows), note).markdown()
 
 
-def replace_table(text: str, table: str) -> str:
-    """`text` with `table` between the markers. Raises `DataError` unless each stands there once, in this order."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+def replace_table(text: str, name: str, table: str) -> str:
+    """`text` with `table` between the markers of `name`. Raises `DataError` without just these two."""
+    if text.count(begin(name)) != 1 or END not in text.split(begin(name))[1]:
         raise DataError(
-            f"the text needs one line {BEGIN!r} and after it one line {END!r}; put them where the table is to stand"
+            f"the text needs one line {begin(name)!r} and after it one line {END!r}; put them where the table is to stand"
         )
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}"
+    before, rest = text.split(begin(name))
+    return f"{before}{begin(name)}\n\n{table}\n\n{END}{rest.split(END, 1)[1]}"

@@ -61,7 +61,7 @@ def recorded_commits(root: Path) -> Iterator[Recorded]:
         yield Recorded(commit, None, parents[0] if parents else commit, int(committed))
 
 
-def _at_commit(root: Path, commit: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def at_commit(root: Path, commit: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """params.yaml and all metrics files as they are in `commit`."""
     names = _git(root, "ls-tree", "-r", "--name-only", commit, "params.yaml", "metrics/").splitlines()
     params: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def sync(root: Path, experiment: str) -> Synced:
         if find_parent(client, experiment_id, {"dvc.exp_rev": item.commit}):
             known += 1
             continue
-        params, metrics = _at_commit(root, item.commit)
+        params, metrics = at_commit(root, item.commit)
         identity = {"dvc.exp_name": item.name} if item.name else {"sgpipe.config": config_hash(params)}
         run_id = find_parent(client, experiment_id, {**identity, "dvc.baseline_rev": item.baseline})
         if run_id is None:

@@ -64,53 +64,65 @@ class DrawnGenerator:
         return np.asarray(Image.fromarray(render(pair_scene(rng, *triple))).resize((size, size)))
 
 
-def write_repository(root: Path) -> None:
-    """Code by links, tiny checkpoints, ground-truth pictures with their triples and negatives, and params.yaml for them."""
-    for name in ("sgpipe", "stages"):
-        (root / name).symlink_to(ROOT / name)
-    write_pipeline(root / "models/tiny")
-    tower = Tower(width=32, layers=1, patch=16, embed=16)
-    save_local(build_clip(tower, 0), tower, root / "models/clip")
+def write_triples(
+    root: Path, train: Sequence[tuple[str, str]] = (), val: Sequence[tuple[str, str]] = PAIRS
+) -> None:
+    """Under `root`, curated triples of these name pairs and every planar class, their pictures and their swaps as negatives."""
     rows: list[dict[str, Any]] = []
     negatives: list[dict[str, Any]] = []
     (root / "data/VG_100K").mkdir(parents=True)
     (root / "data/image_data.json").write_text("[]")
-    for predicate in PREDICATES:
-        for pair in PAIRS:
-            number = len(rows) + 1
-            triple = (pair[0], predicate, pair[1])
-            scene = pair_scene(np.random.default_rng(number), *triple)
-            Image.fromarray(render(scene)).save(root / f"data/VG_100K/{number}.png")
-            boxes = {
-                f"{role}{side}": float(getattr(placed, side))
-                for role, placed in zip("so", scene.objects, strict=True)
-                for side in "xywh"
+    wanted = [
+        (split, pair, predicate)
+        for split, pairs in (("val", val), ("train", train))
+        for predicate in PREDICATES
+        for pair in pairs
+    ]
+    for number, (split, pair, predicate) in enumerate(wanted, 1):
+        triple = (pair[0], predicate, pair[1])
+        scene = pair_scene(np.random.default_rng(number), *triple)
+        Image.fromarray(render(scene)).save(root / f"data/VG_100K/{number}.png")
+        boxes = {
+            f"{role}{side}": float(getattr(placed, side))
+            for role, placed in zip("so", scene.objects, strict=True)
+            for side in "xywh"
+        }
+        crop = dict(zip(("crop_x", "crop_y", "crop_w", "crop_h"), (0.0, 0.0, 64.0, 64.0), strict=True))
+        rows.append(
+            {
+                "triple_id": f"{number}-1",
+                "split": split,
+                "image_id": number,
+                "relationship_id": number,
+                "subject": triple[0],
+                "predicate": predicate,
+                "object": triple[2],
+                "prompt": relational_prompt(*triple),
+                "neutral_prompt": neutral_prompt(*sorted(pair)),
+                "concepts": list(concepts(*triple)),
+                "source": "annotated",
+                **crop,
+                **boxes,
             }
-            crop = dict(zip(("crop_x", "crop_y", "crop_w", "crop_h"), (0.0, 0.0, 64.0, 64.0), strict=True))
-            rows.append(
-                {
-                    "triple_id": f"{number}-1",
-                    "split": "val",
-                    "image_id": number,
-                    "relationship_id": number,
-                    "subject": triple[0],
-                    "predicate": predicate,
-                    "object": triple[2],
-                    "prompt": relational_prompt(*triple),
-                    "neutral_prompt": neutral_prompt(*sorted(pair)),
-                    "concepts": list(concepts(*triple)),
-                    "source": "annotated",
-                    **crop,
-                    **boxes,
-                }
-            )
-            swapped = {"subject": triple[2], "predicate": predicate, "object": triple[0]}
-            negatives.append({"triple_id": f"{number}-1", "kind": "swap", **swapped})
+        )
+        swapped = {"subject": triple[2], "predicate": predicate, "object": triple[0]}
+        negatives.append({"triple_id": f"{number}-1", "kind": "swap", **swapped})
     write_table(pa.Table.from_pylist(rows, schema=TRIPLES), root / "outputs/curated/triples.parquet")
     write_table(
         pa.Table.from_pylist(negatives, schema=NEGATIVES), root / "outputs/negatives/negatives.parquet"
     )
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def write_models(root: Path) -> None:
+    """Checkpoints of random weights: a pipeline and a CLIP."""
+    write_pipeline(root / "models/tiny")
+    tower = Tower(width=32, layers=1, patch=16, embed=16)
+    save_local(build_clip(tower, 0), tower, root / "models/clip")
+
+
+def tiny_params() -> dict[str, Any]:
+    """params.yaml for what `write_triples` and `write_models` write."""
+    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"]["root"] = "data"
     params["backbone"] |= {
         "model": "models/tiny", "files": "models/tiny", "double_blocks": 3, "single_blocks": 1, "resolution": PICTURE,
@@ -129,7 +141,16 @@ def write_repository(root: Path) -> None:
     params["ablation"] = {"epochs": [1, 2], "runs": ["graph"]}
     params["report"] |= {"random": 3, "worst": 2, "chosen": ["2-1"]}
     params["tracking"]["enabled"] = False
-    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    return params
+
+
+def write_repository(root: Path) -> None:
+    """Code by links, tiny checkpoints, ground-truth pictures with their triples and negatives, and params.yaml for them."""
+    for name in ("sgpipe", "stages"):
+        (root / name).symlink_to(ROOT / name)
+    write_models(root)
+    write_triples(root)
+    (root / "params.yaml").write_text(yaml.safe_dump(tiny_params(), sort_keys=False))
 
 
 def write_training(root: Path) -> None:

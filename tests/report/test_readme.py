@@ -8,20 +8,21 @@ from typer.testing import CliRunner
 
 from sgpipe.cli import app
 from sgpipe.errors import DataError, SgpipeError
-from sgpipe.report.readme import BEGIN, END, replace_table
+from sgpipe.report.readme import END, begin, replace_table
 from tests.report.pages import ABLATION, FOUND, table
 
 RUNNER = CliRunner()
+BEGIN = begin("evaluation")
 
 
 def test_the_table_is_written_once_and_checked(tmp_path: Path) -> None:
-    paths = {name: tmp_path / f"{name}.json" for name in ("evaluation", "ablation")}
+    paths = {name: tmp_path / f"{name}.json" for name in ("evaluation", "ablation", "sweep")}
     paths["evaluation"].write_text(json.dumps(FOUND))
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     command = ["report", "readme-table", f"--readme={readme}", *(f"--{n}={p}" for n, p in paths.items())]
     refused = RUNNER.invoke(app, [*command, "--check"])
-    assert isinstance(refused.exception, SgpipeError) and "is not that of the metrics" in str(
+    assert isinstance(refused.exception, SgpipeError) and "are not those of the metrics" in str(
         refused.exception
     )
     assert "written" in RUNNER.invoke(app, command).output
@@ -44,8 +45,10 @@ def test_the_table_is_written_once_and_checked(tmp_path: Path) -> None:
 def test_markers_are_needed() -> None:
     for text in ("", f"{BEGIN}\n", f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"):
         with pytest.raises(DataError, match="put them where the table is to stand"):
-            replace_table(text, "x")
-    assert replace_table(f"a{BEGIN}b{END}c", "t") == f"a{BEGIN}\n\nt\n\n{END}c"
+            replace_table(text, "evaluation", "x")
+    assert replace_table(f"a{BEGIN}b{END}c", "evaluation", "t") == f"a{BEGIN}\n\nt\n\n{END}c"
+    two = f"{begin('sweep')}b{END}c{BEGIN}d{END}"
+    assert replace_table(two, "sweep", "t") == f"{begin('sweep')}\n\nt\n\n{END}c{BEGIN}d{END}"
 
 
 def test_markdown_escapes_bars() -> None:

@@ -1,4 +1,4 @@
-"""What the stages that count verdicts read."""
+"""What is read to count verdicts."""
 
 from pathlib import Path
 

@@ -1,0 +1,104 @@
+"""The experiments of a sweep, read from DVC at their commits."""
+
+import tempfile
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import DataError, ParamsError
+from sgpipe.evaluation.draws import BASE
+from sgpipe.evaluation.judged import read_judged
+from sgpipe.evaluation.sweep import Experiment
+from sgpipe.params.evaluate import Evaluate, Statistics
+from sgpipe.params.judge import JudgeParams
+from sgpipe.params.load import decode
+from sgpipe.params.lora import Lora
+from sgpipe.report import tables
+from sgpipe.tracking.sync import Recorded, at_commit, recorded_commits
+
+_READ = ("outputs/curated", "outputs/negatives", "outputs/judged")
+
+
+def named_experiments(root: Path, patterns: Sequence[str]) -> list[Recorded]:
+    """DVC's experiments with these names or shell patterns, newest of each name, in order of name.
+
+    Raises `ParamsError` for one that names none.
+    """
+    known: dict[str, Recorded] = {}
+    for item in recorded_commits(root):
+        if item.name and (item.name not in known or item.seconds > known[item.name].seconds):
+            known[item.name] = item
+    found: dict[str, Recorded] = {}
+    for pattern in patterns:
+        matching = {name: item for name, item in known.items() if fnmatchcase(name, pattern)}
+        if not matching:
+            raise ParamsError(
+                f"{pattern}: no experiment of that name; there are: {', '.join(sorted(known)) or 'none'}"
+            )
+        found |= matching
+    return [found[name] for name in sorted(found)]
+
+
+def read_experiment(root: Path, item: Recorded) -> Experiment:
+    """An experiment with its verdicts, from git and from the DVC cache. Raises `DataError` for results that are no longer there."""
+    from dvc.api import DVCFileSystem
+
+    params, metrics = at_commit(root, item.commit)
+    source = f"{item.name}:params.yaml"
+    drawn = decode("evaluate", params["evaluate"], Evaluate, source)
+    judges = decode("judge", params["judge"], JudgeParams, source)
+    statistics = decode("statistics", params["statistics"], Statistics, source)
+    arms = metrics["lora"]["arms"]
+    with tempfile.TemporaryDirectory() as folder:
+        files = DVCFileSystem(str(root), rev=item.commit)
+        for name in _READ:
+            try:
+                files.get(name, str(Path(folder) / Path(name).name), recursive=True)
+            except FileNotFoundError as error:
+                raise DataError(
+                    f"{item.name}: {name} is not in the DVC cache ({error}); run the experiment again"
+                ) from None
+        at = Path(folder)
+        verdicts, jury = read_judged(
+            at / "curated", at / "negatives/negatives.parquet", at / "judged", drawn, judges, statistics,
+            [BASE, *drawn.adapters],
+        )  # fmt: skip
+    return Experiment(
+        str(item.name),
+        item.commit,
+        decode("lora", params["lora"], Lora, source).seed,
+        metrics["lora"]["config"],
+        verdicts,
+        jury,
+        arms,
+    )
+
+
+def sweep_table(found: dict[str, Any]) -> tables.Table:
+    """Arms over all training seeds, as a table."""
+    rows = [
+        (
+            f"{arm}, {row['prompt']} prompt",
+            tables.with_interval(row, "role_accuracy"),
+            ", ".join(tables.figure(value) for value in row["role_accuracy_by_seed"].values()),
+            tables.with_interval(row, "swapped_followed"),
+            tables.with_interval(row, "objects_present"),
+            str(row["role_accuracy_pictures"]),
+        )
+        for arm, row in found["arms"].items()
+    ]
+    head = (
+        "",
+        "roles as g⁺",
+        "by training seed",
+        "swapped graph followed",
+        "both objects",
+        "pictures counted",
+    )
+    names = ", ".join(f"{name} ({each['commit'][:7]})" for name, each in found["experiments"].items())
+    note = (
+        f"{len(found['experiments'])} training seeds × {found['triples']} triples × {found['seeds']} sampling seeds; judge "
+        f"`{found['judge']}`; 95 % intervals by bootstrap over triples. Experiments: {names}."
+    )
+    return tables.Table("", head, tuple(rows), note)

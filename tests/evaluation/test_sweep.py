@@ -1,0 +1,55 @@
+"""Training seeds side by side: what one run shows, two equal runs show with more pictures, and the base counts once."""
+
+from dataclasses import replace
+
+import pytest
+
+from sgpipe.errors import DataError
+from sgpipe.evaluation.arms import arm_figures
+from sgpipe.evaluation.summary import evaluation_figures
+from sgpipe.evaluation.sweep import Experiment, sweep_figures
+from sgpipe.evaluation.verdicts import Verdicts
+from sgpipe.report.sweep import sweep_table
+from tests.evaluation.test_summary import SEEDS, world  # noqa: F401
+
+LOSSES = {f"val_loss_{name}": 0.1 for name in ("graph", "empty", "shuffled", "swapped", "base")}
+
+
+@pytest.fixture
+def one(world: tuple) -> Experiment:  # noqa: F811
+    verdicts, jury, files, _ = world
+    found, _ = evaluation_figures(verdicts, jury, files)
+    arms = arm_figures(found["arms"], {"graph": LOSSES})
+    return Experiment("arms-1", "c" * 40, 0, "config", verdicts, jury, arms)
+
+
+def test_equal_runs_pool_to_the_same_shares(one: Experiment) -> None:
+    alone = sweep_figures([one])
+    assert {name: arm["role_accuracy"] for name, arm in alone["arms"].items()} == pytest.approx(
+        {name: arm["role_accuracy"] for name, arm in one.arms.items()}, abs=1e-6
+    )
+    again = replace(
+        one, name="arms-2", seed=1, arms={**one.arms, "graph": {**one.arms["graph"], "val_loss_base": 0.3}}
+    )
+    both = sweep_figures([one, again])
+    graph = both["arms"]["graph"]
+    assert graph["role_accuracy"] == alone["arms"]["graph"]["role_accuracy"]
+    assert graph["role_accuracy_pictures"] == 2 * alone["arms"]["graph"]["role_accuracy_pictures"]
+    assert set(graph["role_accuracy_by_seed"]) == {"0", "1"} and graph["role_accuracy_deviation"] == 0.0
+    assert graph["swapped_followed"] == alone["arms"]["graph"]["swapped_followed"]
+    assert graph["val_loss_base"] == pytest.approx(0.2) and "val_loss_base" not in both["arms"]["base"]
+    assert both["arms"]["base"] == alone["arms"]["base"], "trained nothing, counted once"
+    assert both["experiments"]["arms-2"] == {"commit": "c" * 40, "seed": 1, "config": "config"}
+    text = sweep_table(both).markdown()
+    assert "| graph, neutral prompt |" in text and "arms-1 (ccccccc)" in text
+
+
+def test_what_does_not_belong_together_is_refused(one: Experiment, world: tuple) -> None:  # noqa: F811
+    with pytest.raises(DataError, match="each may come once"):
+        sweep_figures([one, replace(one, name="again")])
+    table, cases = world[3], one.verdicts.cases
+    fewer = Verdicts(table.filter([row in SEEDS[:2] for row in table["seed"].to_pylist()]), cases, SEEDS[:2])
+    with pytest.raises(DataError, match="other triples or seeds"):
+        sweep_figures([one, replace(one, name="other", seed=1, verdicts=fewer)])
+    with pytest.raises(DataError, match="has the arms base"):
+        sweep_figures([one, replace(one, name="other", seed=1, arms={"base": {}})])
