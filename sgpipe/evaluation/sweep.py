@@ -61,6 +61,13 @@ def _checked(experiments: Sequence[Experiment]) -> None:
         raise DataError(f"training seeds {seeds}: each may come once; name the experiments of one sweep")
 
 
+def beside(
+    runs: Sequence[Experiment], of: Callable[[Experiment, Condition], Floats], condition: Condition
+) -> Floats:
+    """`[T, R · S]`: what `of` gives of R runs, side by side."""
+    return np.concatenate([of(run, condition) for run in runs], axis=1)
+
+
 def sweep_figures(experiments: Sequence[Experiment]) -> dict[str, Any]:
     """`arms.<arm>`: roles, swapped graphs followed, objects present, control losses, over all training seeds.
 
@@ -76,10 +83,9 @@ def sweep_figures(experiments: Sequence[Experiment]) -> dict[str, Any]:
         runs = experiments[:1] if arm == BASE else experiments
         own, against = runs[0].asked(arm)
 
-        def beside(of: Callable[[Experiment], Floats], runs: Sequence[Experiment] = runs) -> Floats:
-            return np.concatenate([of(run) for run in runs], axis=1)
-
-        roles = bootstrap.mean(beside(lambda run, own=own: run.outcomes(own)))
+        shown = beside(runs, Experiment.outcomes, own)
+        followed = 1 - beside(runs, Experiment.outcomes, against)
+        roles = bootstrap.mean(shown)
         by_seed = {str(run.seed): bootstrap.mean(run.outcomes(own)).value for run in runs}
         values = np.array(list(by_seed.values()))
         found[arm] = {
@@ -88,10 +94,8 @@ def sweep_figures(experiments: Sequence[Experiment]) -> dict[str, Any]:
             "role_accuracy_pictures": roles.count,
             "role_accuracy_by_seed": by_seed,
             "role_accuracy_deviation": float(values.std(ddof=1)) if len(values) > 1 else None,
-            **bounds(
-                "swapped_followed", bootstrap.mean(1 - beside(lambda run, to=against: run.outcomes(to)))
-            ),
-            **bounds("objects_present", bootstrap.mean(beside(lambda run, own=own: run.present(own)))),
+            **bounds("swapped_followed", bootstrap.mean(followed)),
+            **bounds("objects_present", bootstrap.mean(beside(runs, Experiment.present, own))),
         }
         for name in LOSSES:
             losses = [run.arms[arm].get(f"val_loss_{name}") for run in runs]
