@@ -2,9 +2,11 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,11 +14,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sgpipe.errors import DataError
-from sgpipe.miniature.scenes import draw_triple, pair_scene, render
+from sgpipe.miniature.scenes import Scene, draw_triple, every_scene, every_triple, pair_scene, render
 from sgpipe.runs.atomic import atomic_path, write_json
 from sgpipe.scene_graphs.predicates import PREDICATES, neutral_prompt, relational_prompt
 
 Triple = tuple[str, str, str]
+Shown = tuple[Triple, Callable[[], Scene]]
 SIDE = 64
 """Side of a picture, pixels."""
 NEUTRAL = 0.4
@@ -59,39 +62,69 @@ class Bank:
     triples: Sequence[Triple]
 
 
+def _open_bank(folder: Path, of: Mapping[str, Any], shown: Sequence[Shown]) -> Bank:
+    """Pictures of `shown` in `folder`, drawn unless they are there; `of` says what they are of."""
+    pixels, facts = folder / "pictures.npy", folder / "bank.json"
+    if not facts.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(pixels) as temporary:
+            pictures = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(shown), SIDE, SIDE, 3))
+            for index, (_, scene) in enumerate(
+                tqdm(shown, desc="drawing pictures", unit="picture", mininterval=2)
+            ):
+                pictures[index] = render(scene())
+            pictures.flush()
+        write_json({**of, "triples": [triple for triple, _ in shown]}, facts)
+    stored = msgspec.json.decode(facts.read_bytes())
+    held = {name: stored.get(name) for name in of}
+    if held != of:
+        raise DataError(
+            f"{folder}: holds pictures of {held}, wanted {dict(of)}; remove the folder or name another"
+        )
+    return Bank(np.load(pixels, mmap_mode="r"), [tuple(triple) for triple in stored["triples"]])
+
+
 def draw_bank(folder: Path, count: int, seed: int) -> Bank:
     """Draw `count` pictures of training triples into `folder`, or open them if that was done before.
 
     Picture i depends on (seed, i) alone.
     """
-    pixels, facts = folder / "pictures.npy", folder / "bank.json"
-    if not facts.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        triples: list[Triple] = []
-        with atomic_path(pixels) as temporary:
-            pictures = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, SIDE, SIDE, 3))
-            for index in tqdm(range(count), desc="drawing pictures", unit="picture", mininterval=2):
-                rng = np.random.default_rng((seed, index))
-                triples.append(sample_triple(rng, unseen=False))
-                pictures[index] = render(pair_scene(rng, *triples[-1]))
-            pictures.flush()
-        write_json({"count": count, "seed": seed, "triples": triples}, facts)
-    stored = msgspec.json.decode(facts.read_bytes())
-    if (stored["count"], stored["seed"]) != (count, seed):
-        raise DataError(
-            f"{folder}: holds {stored['count']} pictures of seed {stored['seed']}, wanted {count} of seed {seed}; "
-            "remove the folder or name another"
-        )
-    return Bank(np.load(pixels, mmap_mode="r"), [tuple(triple) for triple in stored["triples"]])
+
+    def one(index: int) -> Shown:
+        rng = np.random.default_rng((seed, index))
+        triple = sample_triple(rng, unseen=False)
+        return triple, lambda: pair_scene(rng, *triple)
+
+    return _open_bank(folder, {"count": count, "seed": seed}, [one(index) for index in range(count)])
+
+
+def whole_bank(folder: Path) -> Bank:
+    """Every picture of every training triple, drawn into `folder`, or opened if that was done before."""
+    scenes: list[Shown] = [
+        (triple, partial(lambda scene: scene, scene))
+        for predicate in PREDICATES
+        for triple in every_triple(predicate)
+        if not held_out(triple)
+        for scene in every_scene(*triple)
+    ]
+    return _open_bank(folder, {"count": len(scenes), "seed": None}, scenes)
 
 
 def row_chances(triples: Sequence[Triple], rarity: float) -> NDArray[np.float64]:
-    """Chance of each picture to be drawn, proportional to (1/n(subject) + 1/n(object))^rarity, n the pictures that show a name.
+    """Chance of each picture to be drawn: all classes alike, and within them names by how rarely they are shown.
 
-    Classes that only a few names can join make those names frequent; `rarity` 1 gives a rare name about as many looks as others.
+    Proportional to 1/n(class) · (1/n(subject) + 1/n(object))^rarity, n(class) the pictures of its class, n(name) how often drawing
+    by class shows a name. Classes that only a few names can join make those frequent; `rarity` 1 brings all names near one another.
     """
-    shown = Counter(name for subject, _, object_ in triples for name in (subject, object_))
-    weights = np.array([1 / shown[subject] + 1 / shown[object_] for subject, _, object_ in triples]) ** rarity
+    of_class = Counter(predicate for _, predicate, _ in triples)
+    weights = np.array([1 / of_class[predicate] for _, predicate, _ in triples])
+    shown: Counter[str] = Counter()
+    for (subject, _, object_), weight in zip(triples, weights, strict=True):
+        shown[subject] += weight
+        shown[object_] += weight
+    weights *= (
+        np.array([1 / shown[subject] + 1 / shown[object_] for subject, _, object_ in triples]) ** rarity
+    )
     return weights / weights.sum()
 
 

@@ -71,8 +71,8 @@ GATES = (2, 5)
 UNIFORM = 0.3
 GRID_SHARES = (0.15, 0.25, 0.3, 0.3)
 """Share of uniform times; of the others, shares of t = 1/4, 1/2, 3/4 and 1."""
-CANDIDATES = 24
-"""Pictures of one caption among which noise is assigned (see `coupling`)."""
+CANDIDATES, NEUTRAL_CANDIDATES = 24, 64
+"""Pictures of one relational or neutral caption among which noise is assigned (see `coupling`)."""
 
 
 def draw_times(generator: torch.Generator, batch: int) -> Tensor:
@@ -81,6 +81,14 @@ def draw_times(generator: torch.Generator, batch: int) -> Tensor:
     shares = torch.tensor(GRID_SHARES)
     grid = (1 + torch.multinomial(shares, batch, replacement=True, generator=generator)) / STEPS
     return torch.where(torch.rand(batch, generator=generator) < UNIFORM, uniform, grid)
+
+
+def time_weights(times: Tensor) -> Tensor:
+    """Weights of the loss `[B]`: below the last time of a 4-step sampler as t², which is the error of x, above it 1.
+
+    Near t = 0 the velocity asks for the noise in a nearly clean latent, which cannot be told from what the VAE left there.
+    """
+    return (times * STEPS).clamp(max=1.0).square()
 
 
 def assemble(folder: Path, vae: AutoencoderKL, transformer: FluxTransformer2DModel) -> FluxPipeline:
@@ -147,7 +155,8 @@ def fit(
     batch, rate = schedule.batch, schedule.rate
     image_ids = FluxPipeline._prepare_latent_image_ids(batch, 8, 8, torch.device("cpu"), torch.float32)
     text_ids = torch.zeros(TOKENS, 3)
-    coupling, chances = Coupling(bank, latents, CANDIDATES), row_chances(bank.triples, schedule.rarity)
+    chances = row_chances(bank.triples, schedule.rarity)
+    coupling = Coupling(bank, latents, chances, CANDIDATES, NEUTRAL_CANDIDATES)
     trainer = Trainer(
         model, folder, steps=steps, rate=rate, warmup=warmup, decay=decay, average=average,
         muon="transformer_blocks", muon_rate=2 * rate,
@@ -173,7 +182,8 @@ def fit(
                 img_ids=image_ids,
                 txt_ids=text_ids,
             ).sample
-        trainer.backward((velocity.float() - (noise - clean)).square().mean())
+        errors = (velocity.float() - (noise - clean)).square().mean((1, 2))
+        trainer.backward((time_weights(times) * errors).mean())
     return trainer.average.model
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sgpipe.errors import DataError
-from sgpipe.miniature.bank import draw_bank
+from sgpipe.miniature.bank import draw_bank, whole_bank
 from sgpipe.miniature.contrast import JUDGE, TEACHER, train_contrast
 from sgpipe.miniature.flux import Schedule, train_flux, train_on
 from sgpipe.miniature.language import train_language
@@ -45,7 +45,7 @@ def train(
     """
     recipe = recipe or Recipe()
     languages, vae = state / "language-out", state / "vae-out"
-    if {"vae", "flux", "clip"} & set(parts):
+    if {"vae", "clip"} & set(parts):
         bank = draw_bank(state / "bank", recipe.pictures, recipe.bank_seed)
     if "language" in parts:
         train_language(state / "language", languages, seed=2, steps=recipe.language_steps, batch=256)
@@ -60,7 +60,9 @@ def train(
             1e-3,
             recipe.compiled,
         )
-        train_flux(bank, languages, vae, state / "flux", out / "mini-flux", schedule, seed=4)
+        train_flux(
+            whole_bank(state / "world"), languages, vae, state / "flux", out / "mini-flux", schedule, seed=4
+        )
     if "clip" in parts:
         train_contrast(
             bank,
@@ -104,6 +106,6 @@ def continue_flux(
             f"{out}: is the folder that the training starts from; name another and move it afterwards"
         )
     recipe = recipe or Recipe()
-    bank = draw_bank(state / "bank", recipe.pictures, recipe.bank_seed)
+    bank = whole_bank(state / "world")
     schedule = Schedule(0, steps, decay, recipe.flux_batch, 1e-3, recipe.compiled, rarity)
     train_on(bank, start, state, out, schedule, seed=6)

@@ -7,9 +7,8 @@ unless its part in the relation turns it.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import permutations
-
-import numpy as np
+from itertools import permutations, product
+from typing import Protocol
 
 from sgpipe.errors import DataError
 from sgpipe.miniature.pen import Point
@@ -32,7 +31,14 @@ class Layout:
     dots: tuple[Point, ...] = field(default=())
 
 
-Rule = Callable[[np.random.Generator, str, str], Layout]
+class Coin(Protocol):
+    """What tosses: a `numpy.random.Generator`, or one that has been told what to show."""
+
+    def random(self) -> float:
+        """A number in [0, 1)."""
+
+
+Rule = Callable[[Coin, str, str], Layout]
 
 PEOPLE_AND_ANIMALS = ("person", "dog", "cat", "horse", "cow", "sheep", "elephant", "bird")
 SMALL_ANIMALS = ("dog", "cat", "sheep", "bird")
@@ -102,11 +108,11 @@ def _size(name: str) -> tuple[int, int]:
     return PICTOGRAMS[name].size
 
 
-def _facing(rng: np.random.Generator) -> str:
+def _facing(rng: Coin) -> str:
     return "left" if rng.random() < 0.5 else "right"
 
 
-def _side(rng: np.random.Generator) -> int:
+def _side(rng: Coin) -> int:
     return 1 if rng.random() < 0.5 else -1
 
 
@@ -118,18 +124,18 @@ def _beside(subject: str, object_: str, gap: float, side: int) -> Layout:
     return Layout((0, 0), (x, sh - oh), way, way)
 
 
-def _left(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _left(rng: Coin, subject: str, object_: str) -> Layout:
     (sw, sh), (_, oh) = _size(subject), _size(object_)
     return Layout((0, 0), (sw + 6, (sh - oh) / 2))
 
 
-def _above(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _above(rng: Coin, subject: str, object_: str) -> Layout:
     (sw, sh), (ow, _) = _size(subject), _size(object_)
     return Layout((0, 0), ((sw - ow) / 2, sh + 6))
 
 
 def _turned(rule: Rule) -> Rule:
-    def inverse(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    def inverse(rng: Coin, subject: str, object_: str) -> Layout:
         made = rule(rng, object_, subject)
         front = "object" if made.front == "subject" else "subject"
         return Layout(made.object, made.subject, made.object_facing, made.subject_facing, front)
@@ -137,21 +143,21 @@ def _turned(rule: Rule) -> Rule:
     return inverse
 
 
-def _in_front(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _in_front(rng: Coin, subject: str, object_: str) -> Layout:
     """The front one lower by 6 px and over 40 % of the narrower one's width, to either side."""
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
     shift = _side(rng) * ((sw + ow) / 2 - 0.4 * min(sw, ow))
     return Layout((0, 0), ((sw - ow) / 2 - shift, sh - oh - 6))
 
 
-def _near(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _near(rng: Coin, subject: str, object_: str) -> Layout:
     """Corner to corner: a gap of about 2 px from left to right, half a height apart from top to bottom."""
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
     x = sw + 2 if _side(rng) > 0 else -ow - 2
     return Layout((0, 0), (x, (sh - oh) / 2 + _side(rng) * 0.55 * (sh + oh) / 2))
 
 
-def _touching(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _touching(rng: Coin, subject: str, object_: str) -> Layout:
     """Side by side on one ground, edges in contact."""
     return _beside(subject, object_, -2.0, _side(rng))
 
@@ -159,7 +165,7 @@ def _touching(rng: np.random.Generator, subject: str, object_: str) -> Layout:
 def _upon(sink: float, front: str = "subject") -> Rule:
     """The subject's lowest `sink` (share of its height) below the object's seat, centred on the seat."""
 
-    def rule(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    def rule(rng: Coin, subject: str, object_: str) -> Layout:
         sw, sh = _size(subject)
         x, y = anchor(object_, "seat", "right")
         return Layout((x - sw / 2, y + 1 - sh * (1 - sink)), (0, 0), front=front)
@@ -167,7 +173,7 @@ def _upon(sink: float, front: str = "subject") -> Rule:
     return rule
 
 
-def _inside(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _inside(rng: Coin, subject: str, object_: str) -> Layout:
     """Behind the container's front, a third of the subject's height hidden."""
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
     x, y = anchor(object_, "seat", "right") if PICTOGRAMS[object_].seat else (ow / 2, oh * 0.3)
@@ -175,7 +181,7 @@ def _inside(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     return Layout((x - sw / 2, y - sh + hidden), (0, 0), front="object")
 
 
-def _hanging(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _hanging(rng: Coin, subject: str, object_: str) -> Layout:
     """Below the object, on a string of 6 px."""
     (sw, _), (ow, oh) = _size(subject), _size(object_)
     x = ow / 2
@@ -185,7 +191,7 @@ def _hanging(rng: np.random.Generator, subject: str, object_: str) -> Layout:
 def _at(kind: str, inset: float, lower: float = 0.0) -> Rule:
     """The object's middle beside the subject's anchor, overlapping it by `inset` pixels, in front."""
 
-    def rule(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+    def rule(rng: Coin, subject: str, object_: str) -> Layout:
         (ow, oh), facing = _size(object_), _facing(rng)
         x, y = anchor(subject, kind, facing)
         left = x - inset if facing == "right" else x + inset - ow
@@ -194,7 +200,7 @@ def _at(kind: str, inset: float, lower: float = 0.0) -> Rule:
     return rule
 
 
-def _carrying(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _carrying(rng: Coin, subject: str, object_: str) -> Layout:
     """The load on the back of an animal or a car, over the head of a person between two raised arms."""
     (sw, _), (ow, oh) = _size(subject), _size(object_)
     if subject == "person":
@@ -204,14 +210,14 @@ def _carrying(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     return Layout((0, 0), (x - ow / 2, y - oh + 2), front="object")
 
 
-def _wearing(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _wearing(rng: Coin, subject: str, object_: str) -> Layout:
     """On top of the head, overlapping it."""
     ow, oh = _size(object_)
     x, y = anchor(subject, "head", "right")
     return Layout((0, 0), (x - ow / 2, y - oh + 3), front="object")
 
 
-def _pulling(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _pulling(rng: Coin, subject: str, object_: str) -> Layout:
     """The object behind, on a rope."""
     side = _side(rng)
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
@@ -223,7 +229,7 @@ def _pulling(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     return Layout(made.subject, made.object, facing, facing, lines=(((near, y), (far, y)),))
 
 
-def _pushing(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _pushing(rng: Coin, subject: str, object_: str) -> Layout:
     """The object ahead, in contact; two streaks behind the subject."""
     side = _side(rng)
     made = _beside(subject, object_, -2.0, side)
@@ -233,7 +239,7 @@ def _pushing(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     return Layout(made.subject, made.object, made.subject_facing, made.object_facing, lines=streaks)
 
 
-def _looking(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _looking(rng: Coin, subject: str, object_: str) -> Layout:
     """Facing the object across a gap, with a dotted line of sight from the eye."""
     side = _side(rng)
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
@@ -247,7 +253,7 @@ def _looking(rng: np.random.Generator, subject: str, object_: str) -> Layout:
     return Layout((0, 0), (x, min(top, sh - oh + 2.0)), facing, facing, dots=dots)
 
 
-def _playing(rng: np.random.Generator, subject: str, object_: str) -> Layout:
+def _playing(rng: Coin, subject: str, object_: str) -> Layout:
     """The object before the feet, three marks of motion above it."""
     side = _side(rng)
     made = _beside(subject, object_, 3.0, side)
@@ -282,3 +288,21 @@ RULES: dict[str, Rule] = {
     "using": lambda rng, subject, object_: _beside(subject, object_, -4.0, _side(rng)),
     "wearing": _wearing,
 }
+
+
+class _Told:
+    """A coin that shows what it was told."""
+
+    def __init__(self, shown: tuple[float, ...]) -> None:
+        self._left = list(shown)
+
+    def random(self) -> float:
+        return self._left.pop(0)
+
+
+def layouts(subject: str, predicate: str, object_: str) -> list[Layout]:
+    """Every different layout of a triple: a rule tosses at most twice."""
+    rule = RULES[predicate]
+    return list(
+        dict.fromkeys(rule(_Told(shown), subject, object_) for shown in product((0.25, 0.75), repeat=2))
+    )

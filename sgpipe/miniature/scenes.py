@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sgpipe.errors import DataError
 from sgpipe.miniature.pen import Colour, Pen, Point
 from sgpipe.miniature.pictograms import PICTOGRAMS, sprite
-from sgpipe.miniature.rules import RULES, Layout, Line, admissible
+from sgpipe.miniature.rules import RULES, Layout, Line, admissible, layouts
 
 CELL = 64
 GRID = 4
@@ -51,9 +51,11 @@ def _pairs(predicate: str) -> list[tuple[str, str]]:
 
 @cache
 def fits(subject: str, predicate: str, object_: str) -> bool:
-    """Whether every one of 12 layouts of a triple has its two objects inside a cell."""
-    layouts = (RULES[predicate](np.random.default_rng(i), subject, object_) for i in range(12))
-    return all(max(_extent(_on_grid(layout), subject, object_)[2:]) <= CELL for layout in layouts)
+    """Whether every layout of a triple has its two objects inside a cell."""
+    return all(
+        max(_extent(_on_grid(layout), subject, object_)[2:]) <= CELL
+        for layout in layouts(subject, predicate, object_)
+    )
 
 
 def _to_grid(value: float) -> int:
@@ -81,15 +83,10 @@ def draw_triple(rng: np.random.Generator, predicate: str) -> tuple[str, str, str
     return subject, predicate, object_
 
 
-def pair_scene(rng: np.random.Generator, subject: str, predicate: str, object_: str) -> Scene:
-    """One cell that shows a triple: the pair near the middle. Object 0 is the subject, object 1 the object."""
-    if predicate not in RULES or not fits(subject, predicate, object_):
-        raise DataError(
-            f"({subject}, {predicate}, {object_}) cannot be drawn: no rule, or too large for a cell of {CELL} px"
-        )
-    layout = RULES[predicate](rng, subject, object_)
+def _scene(subject: str, predicate: str, object_: str, layout: Layout, background: int) -> Scene:
+    """The pair in the middle of a cell, rounded to the grid."""
     corners = _on_grid(layout)
-    shift = [_shift(rng, size) for size in _extent(corners, subject, object_)[2:]]
+    shift = [_middle(size) for size in _extent(corners, subject, object_)[2:]]
     placed = [
         Placed(name, corner[0] + shift[0], corner[1] + shift[1], *PICTOGRAMS[name].size, facing)
         for name, corner, facing in (
@@ -99,23 +96,46 @@ def pair_scene(rng: np.random.Generator, subject: str, predicate: str, object_: 
     ]
     dx, dy = placed[1].x - layout.object[0], placed[1].y - layout.object[1]
     return Scene(
-        CELL, CELL, int(rng.integers(len(BACKGROUNDS))), tuple(placed), ((0, predicate, 1),),
+        CELL, CELL, background, tuple(placed), ((0, predicate, 1),),
         (1, 0) if layout.front == "subject" else (0, 1),
         tuple(tuple((x + dx, y + dy) for x, y in line) for line in layout.lines),
         tuple((x + dx, y + dy) for x, y in layout.dots),
     )  # fmt: skip
 
 
-def _shift(rng: np.random.Generator, size: int) -> int:
-    """Where something `size` px long begins: in the middle of the cell, rounded down or up to the grid by chance."""
-    low = GRID * ((CELL - size) // 2 // GRID)
-    return low + GRID * int(rng.random() < 0.5 and low + GRID + size <= CELL)
+def pair_scene(rng: np.random.Generator, subject: str, predicate: str, object_: str) -> Scene:
+    """One cell that shows a triple, its layout and background by chance. Object 0 is the subject, object 1 the object."""
+    if predicate not in RULES or not fits(subject, predicate, object_):
+        raise DataError(
+            f"({subject}, {predicate}, {object_}) cannot be drawn: no rule, or too large for a cell of {CELL} px"
+        )
+    layout = RULES[predicate](rng, subject, object_)
+    return _scene(subject, predicate, object_, layout, int(rng.integers(len(BACKGROUNDS))))
+
+
+def every_scene(subject: str, predicate: str, object_: str) -> list[Scene]:
+    """All scenes that `pair_scene` can make of a triple, each once."""
+    return [
+        _scene(subject, predicate, object_, layout, background)
+        for layout in layouts(subject, predicate, object_)
+        for background in range(len(BACKGROUNDS))
+    ]
+
+
+def every_triple(predicate: str) -> list[tuple[str, str, str]]:
+    """All triples of a class that its rule can draw."""
+    return [(subject, predicate, object_) for subject, object_ in _pairs(predicate)]
+
+
+def _middle(size: int) -> int:
+    """Where something `size` px long begins to stand in the middle of the cell, rounded down to the grid."""
+    return GRID * ((CELL - size) // 2 // GRID)
 
 
 def lone_scene(rng: np.random.Generator, name: str) -> Scene:
-    """One cell with a single object near the middle."""
+    """One cell with a single object in the middle."""
     w, h = PICTOGRAMS[name].size
-    x, y = _shift(rng, w), _shift(rng, h)
+    x, y = _middle(w), _middle(h)
     facing = "left" if rng.random() < 0.5 else "right"
     return Scene(
         CELL, CELL, int(rng.integers(len(BACKGROUNDS))), (Placed(name, x, y, w, h, facing),), (), (0,)

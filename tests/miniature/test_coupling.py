@@ -15,7 +15,7 @@ def draw(candidates: int, rows: list[int], neutral: bool) -> tuple[torch.Tensor,
     first = np.linspace(-2, 2, 12).reshape(3, 4)
     latents = np.stack([first, -first, np.full((3, 4), 5.0)]).astype(np.float16)
     bank = Bank(np.empty((3, 1, 1, 3), np.uint8), TRIPLES)
-    return Coupling(bank, latents, candidates).draw(
+    return Coupling(bank, latents, np.full(3, 1 / 3), candidates, candidates).draw(
         np.random.default_rng(0),
         torch.Generator().manual_seed(0),
         np.array(rows),
@@ -31,6 +31,15 @@ def test_noise_leans_towards_its_picture_and_is_still_standard_normal(neutral: b
     towards = (clean * noise).sum((1, 2)) / clean.square().sum((1, 2)).sqrt()
     assert float((towards > 0).float().mean()) > 0.85
     assert abs(float(towards.square().mean()) - 1) < 0.08
+
+
+def test_candidates_of_a_neutral_caption_come_by_their_chances() -> None:
+    latents = np.zeros((3, 3, 4), np.float16)
+    bank = Bank(np.empty((3, 1, 1, 3), np.uint8), TRIPLES)
+    coupling = Coupling(bank, latents, np.array([0.3, 0.1, 0.6]), 6, 4000)
+    rng = np.random.default_rng(0)
+    assert np.mean(coupling._candidates(rng, 0, True) == 0) == pytest.approx(0.75, abs=0.03)
+    assert sorted(coupling._candidates(rng, 0, False)) == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_single_candidate_or_a_caption_of_one_picture_leaves_noise_independent() -> None:

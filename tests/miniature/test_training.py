@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sgpipe.errors import DataError, StateError
+from sgpipe.miniature.bank import draw_bank
 from sgpipe.miniature.contrast import contrastive_loss, false_triples
 from sgpipe.miniature.flux import (
     GRID_SHARES,
@@ -21,6 +22,7 @@ from sgpipe.miniature.flux import (
     draw,
     draw_times,
     encode_texts,
+    time_weights,
 )
 from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
 from sgpipe.miniature.measure import images_per_second
@@ -71,6 +73,10 @@ def test_times_lie_on_the_samplers_grid_as_often_as_told() -> None:
     for index, share in enumerate(GRID_SHARES, 1):
         on_point = (times == index / STEPS).float().mean()
         assert abs(on_point - (1 - UNIFORM) * share) < 0.01
+
+
+def test_times_of_the_sampler_weigh_alike() -> None:
+    assert time_weights(torch.tensor([0.125, 0.25, 0.5, 1.0])).tolist() == [0.25, 1.0, 1.0, 1.0]
 
 
 @torch.no_grad()
@@ -125,8 +131,9 @@ def test_contrastive_loss_against_its_definition() -> None:
 
 
 @pytest.mark.slow
-def test_every_checkpoint_is_in_its_standard_format(tmp_path: Path) -> None:
+def test_every_checkpoint_is_in_its_standard_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps of each training: what is written loads without this package, and sampling is a function of the seed."""
+    monkeypatch.setattr("sgpipe.miniature.recipe.whole_bank", lambda folder: draw_bank(folder, 256, 1))
     small = Recipe(
         pictures=256, language_steps=2, vae_steps=2, shallow_steps=1, flux_steps=2, flux_decay=1,
         clip_steps=1, tower_steps=1, pairs=4, flux_batch=4, batch=4, compiled=False,

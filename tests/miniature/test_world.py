@@ -10,11 +10,28 @@ import pytest
 
 from sgpipe.errors import DataError
 from sgpipe.miniature.arrangement import arranged, holds
-from sgpipe.miniature.bank import NEUTRAL, caption, draw_bank, held_out, row_chances, sample_triple
+from sgpipe.miniature.bank import (
+    NEUTRAL,
+    caption,
+    draw_bank,
+    held_out,
+    row_chances,
+    sample_triple,
+    whole_bank,
+)
 from sgpipe.miniature.dirt import UNMAPPED, raw_predicate
 from sgpipe.miniature.pictograms import FACINGS, NAMES, PICTOGRAMS, anchor, sprite
 from sgpipe.miniature.rules import admissible
-from sgpipe.miniature.scenes import CELL, Scene, beside, draw_triple, pair_scene, render
+from sgpipe.miniature.scenes import (
+    CELL,
+    Scene,
+    beside,
+    draw_triple,
+    every_scene,
+    every_triple,
+    pair_scene,
+    render,
+)
 from sgpipe.miniature.visual_genome import annotate, compose, write_visual_genome
 from sgpipe.params.canonicalize import Canonicalize
 from sgpipe.scene_graphs.canonicalize import canonicalize
@@ -98,12 +115,33 @@ def test_captions_leave_the_roles_open() -> None:
     assert abs(sum(count for text, count in texts.items() if " and " in text) / 4000 - 0.4) < 0.04
 
 
+@pytest.mark.parametrize("predicate", ["in front of", "around/near", "riding", "looking at"])
+def test_every_scene_of_a_triple_is_drawn_once_and_by_chance(predicate: str) -> None:
+    rng = np.random.default_rng(2)
+    triple = draw_triple(rng, predicate)
+    every = every_scene(*triple)
+    assert len(set(every)) == len(every)
+    assert set(every) == {pair_scene(rng, *triple) for _ in range(40 * len(every))}
+
+
+def test_the_whole_bank_holds_every_training_triple(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgpipe.miniature.bank.PREDICATES", ("riding", "wearing"))
+    bank = whole_bank(tmp_path / "world")
+    known = [triple for predicate in ("riding", "wearing") for triple in every_triple(predicate)]
+    assert set(bank.triples) == {triple for triple in known if not held_out(triple)} < set(known)
+    assert len({picture.tobytes() for picture in bank.pictures}) == len(bank.pictures)
+    assert whole_bank(tmp_path / "world").triples == bank.triples
+
+
 def test_rare_names_are_drawn_more_often_by_rarity() -> None:
-    triples = [("dog", "riding", "horse")] * 6 + [("chair", "above", "train")] * 2
+    """Of one class by names, and classes alike however many pictures each has."""
+    triples = [("dog", "above", "horse")] * 6 + [("chair", "above", "train")] * 2
     assert row_chances(triples, 0.0).tolist() == pytest.approx([1 / 8] * 8)
     chances = row_chances(triples, 1.0)
     assert chances[0] * 3 == pytest.approx(chances[6])
     assert chances[:6].sum() == pytest.approx(chances[6:].sum())
+    chances = row_chances([*triples, ("dog", "riding", "horse")], 0.0)
+    assert chances.tolist() == pytest.approx([1 / 16] * 8 + [1 / 2])
 
 
 def test_training_and_held_out_triples_are_apart(tmp_path: Path) -> None:
