@@ -55,6 +55,14 @@ def params_show(
     )
 
 
+@params_app.command("reference")
+def params_reference(params: ParamsPath = Path("params.yaml")) -> None:
+    """Print every knob with value, default, bounds and meaning as Markdown; docs/parameters.md is this."""
+    from sgpipe.params.reference import reference
+
+    print(reference(params), end="")
+
+
 @pipeline_app.command("update")
 def pipeline_update() -> None:
     """Rewrite the deps on code and the params of every stage in dvc.yaml from the code."""
