@@ -35,6 +35,14 @@ app.command("generate")(generate)
 ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]
 
 
+@params_app.command("reference")
+def params_reference(params: ParamsPath = Path("params.yaml")) -> None:
+    """Print every knob with value, default, bounds and meaning as Markdown; docs/parameters.md is this."""
+    from sgpipe.params.reference import reference
+
+    print(reference(params), end="")
+
+
 @params_app.command("show")
 def params_show(
     params: ParamsPath = Path("params.yaml"),

@@ -1,0 +1,74 @@
+"""The documentation holds together: links lead somewhere, the index has every page, stages and commands that are named exist."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+
+def pages(root: Path) -> list[Path]:
+    return [root / "README.md", root / "NOTICE.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors that GitHub gives the headings of a page."""
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_links_lead_somewhere(repo_root: Path) -> None:
+    broken = []
+    for page in pages(repo_root):
+        for target in LINK.findall(FENCED.sub("", page.read_text(encoding="utf-8"))):
+            if "://" in target:
+                continue
+            name, _, anchor = target.partition("#")
+            file = (page.parent / name).resolve() if name else page
+            if not file.exists() or (anchor and anchor not in anchors(file)):
+                broken.append(f"{page.name}: {target}")
+    assert broken == []
+
+
+def test_the_index_has_every_page_and_every_stage(repo_root: Path) -> None:
+    index = (repo_root / "docs" / "README.md").read_text(encoding="utf-8")
+    linked = {target.partition("#")[0] for target in LINK.findall(index)}
+    assert {path.name for path in (repo_root / "docs").glob("*.md")} - {"README.md"} <= linked
+    stages = yaml.safe_load((repo_root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert [name for name in stages if f"`{name}`" not in index] == []
+
+
+@pytest.mark.parametrize("name", ["troubleshooting", "experiments", "distributed", "interpretation"])
+def test_knobs_that_a_page_names_exist(repo_root: Path, name: str) -> None:
+    """`section.knob` in code, wherever `section` is one of params.yaml, is a row of the reference."""
+    reference = (repo_root / "docs" / "parameters.md").read_text(encoding="utf-8")
+    known: set[str] = set()
+    for section, table in re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", reference, re.DOTALL | re.MULTILINE):
+        knobs = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+        known |= {section, *(f"{section}.{knob}" for knob in knobs)}
+    sections = {knob for knob in known if "." not in knob}
+    files = {"md", "json", "csv", "parquet", "py", "yaml", "db"}
+    page = (repo_root / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w/@.])([a-z_]+(?:\.[a-z_]+)+)(?=[=`:\s])", page))
+    of_params = {
+        each for each in named if each.split(".")[0] in sections and each.rsplit(".", 1)[-1] not in files
+    }
+    unknown = {each for each in of_params if each not in known}
+    assert unknown == MISSPELT.get(name, set())
+
+
+MISSPELT = {"troubleshooting": {"lora.rnak", "lora.blokcs"}}
+"""Knobs that a page shows as refused."""
+
+
+def test_the_citation_is_of_this_version_and_licence(repo_root: Path) -> None:
+    project = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    cited = yaml.safe_load((repo_root / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(cited["version"]) == project["version"]
+    assert cited["license"] == project["license"] == "Apache-2.0"
+    assert "Apache License" in (repo_root / "LICENSE").read_text(encoding="utf-8")
