@@ -73,8 +73,9 @@ class Coupling:
     ) -> tuple[Tensor, Tensor]:
         """For every row, as many noises as candidates; the row itself is one of these, at a random position.
 
-        Where all rows of a caption are candidates alike often it stands in its own place, among drawn ones in any. The assignment minimises Σ‖x − ε‖², that is, maximises Σ⟨x, ε⟩, and the row keeps what its position got. (At a fixed
-        position, the way the solver breaks ties would bias the noise.)
+        Where all rows of a caption are candidates alike often it stands in its own place, among drawn ones in any. The assignment
+        minimises Σ‖x − ε‖², that is, maximises Σ⟨x, ε⟩, and the row keeps what its position got. (At a fixed position, the way
+        the solver breaks ties would bias the noise.)
         """
         chosen = np.stack([self._candidates(rng, int(row), plain) for row in rows])
         every = np.arange(len(rows))

@@ -76,9 +76,9 @@ def launch(compute: Compute) -> None:
 def start(compute: Compute) -> Processes:
     """Join the processes of this run. Arithmetic is set to give the same bits every time on the same kind of device."""
     launch(compute)
-    if compute.threads:
-        torch.set_num_threads(compute.threads)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     state = PartialState(cpu=True, timeout=_PATIENCE)
+    if compute.threads:  # PartialState sets a number of its own
+        torch.set_num_threads(compute.threads)
     device = pick_device(compute.device, state.local_process_index)
     return Processes(state.process_index, state.num_processes, device)

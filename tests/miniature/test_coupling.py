@@ -29,7 +29,7 @@ def test_noise_leans_towards_its_picture_and_is_still_standard_normal(neutral: b
     clean, noise = draw(8, rows, neutral)
     assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
     towards = (clean * noise).sum((1, 2)) / clean.square().sum((1, 2)).sqrt()
-    assert float((towards > 0).float().mean()) > 0.85
+    assert float((towards > 0).float().mean()) > (0.75 if neutral else 0.85)
     assert abs(float(towards.square().mean()) - 1) < 0.08
 
 

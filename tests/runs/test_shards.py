@@ -3,12 +3,14 @@
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sgpipe.errors import ParamsError, StateError
 from sgpipe.params.compute import Compute
+from sgpipe.runs import processes
 from sgpipe.runs.processes import Processes, launch, pick_device
 from sgpipe.runs.shards import cut, link, new_folder, run_shards, shared_state
 
@@ -137,3 +139,19 @@ def test_a_stage_is_launched_once_with_its_own_arguments(monkeypatch):
     program = str(Path(sys.executable).parent / "torchrun")
     tail = ["--nproc-per-node", "2", "-m", "stages.cache_prompts", "--out", "a folder"]
     assert started == [(program, [program, *tail])]
+
+
+def test_the_threads_asked_for_outlast_the_launcher(monkeypatch):
+    """accelerate sets threads of its own where a process is one of several machines."""
+
+    def joined(**_):
+        torch.set_num_threads(1)
+        return SimpleNamespace(local_process_index=0, process_index=1, num_processes=2)
+
+    monkeypatch.setattr(processes, "PartialState", joined)
+    before = torch.get_num_threads()
+    try:
+        assert processes.start(Compute(device="cpu", threads=3)) == Processes(1, 2, CPU)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
