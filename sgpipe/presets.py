@@ -62,20 +62,25 @@ def preset_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.yaml"
 
 
-def changes(params: Path, preset: Path) -> list[Change]:
-    """What the preset would change, in the order of the knobs.
+def with_preset(params: Path, preset: Path) -> dict[str, Any]:
+    """Every section of params.yaml as its struct, with the preset's values.
 
     Raises `ParamsError` for a section or knob that there is not, and for values that params.yaml would not take together.
     """
-    before, raw, overrides = load_all(params), read_yaml(params), read_yaml(preset)
+    found, raw, overrides = load_all(params), read_yaml(params), read_yaml(preset)
     for name in overrides:
         if name not in SECTIONS:
             raise ParamsError(f"{preset}: {name}: unknown section; valid: {', '.join(SECTIONS)}")
-    after = dict(before)
     for name, given in overrides.items():
         kind = section_type(name)
-        after[name] = decode(name, _merged(kind, raw[name], given), kind, str(preset))
-    spelled_out(after)
+        found[name] = decode(name, _merged(kind, raw[name], given), kind, str(preset))
+    spelled_out(found)
+    return found
+
+
+def changes(params: Path, preset: Path) -> list[Change]:
+    """What the preset would change, in the order of the knobs. Raises `ParamsError` as `with_preset` does."""
+    before, after = load_all(params), with_preset(params, preset)
     return [change for name in SECTIONS for change in _changes(name, before[name], after[name])]
 
 
