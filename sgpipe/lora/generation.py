@@ -99,11 +99,13 @@ class GraphGenerator:
         """
         backbone = backbone or _backbone(model, adapter)
         where = torch.device(device)
-        texts: TextEncoders | EncodedTexts = TextEncoders(backbone, where, offload)
+        texts: TextEncoders | EncodedTexts
+        texts = encoders = TextEncoders(backbone, where, offload)
         if ahead is not None:
             prompts, graphs = ahead
             named = texts_of([graph for graph in graphs if graph is not None])
-            texts = EncodedTexts(texts, prompts, ["", *named])
+            texts = EncodedTexts(encoders, prompts, ["", *named])
+        del encoders
         denoiser = Denoiser.load(backbone, where, offload)
         made = cls(denoiser, load_module(backbone, "vae"), texts, guidance=guidance, offload=offload)
         if adapter is not None:

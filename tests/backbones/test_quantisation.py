@@ -12,7 +12,13 @@ from sgpipe.backbones import loading
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.loading import load_module, place, quantiser
 from sgpipe.backbones.source import identity
+from sgpipe.backbones.text import Prompts
 from sgpipe.errors import ParamsError
+from sgpipe.lora.conditioning import Context
+from sgpipe.lora.model import GraphLora
+from sgpipe.lora.targeting import attach, target_modules
+from sgpipe.params.blocks import Blocks
+from sgpipe.params.lora import Lora
 from tests.tiny import backbone_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -83,3 +89,41 @@ def test_what_a_quantised_transformer_makes_is_told_apart(schnell: Path) -> None
     assert identity(plain, ["transformer"]) != identity(packed, ["transformer"])
     assert identity(plain, iter(["vae"])) == identity(packed, iter(["vae"]))
     assert "quantisation" not in identity(plain, ["transformer"])
+
+
+@pytest.mark.parametrize("kind, error", [("int8", 0.05), ("nf4", 0.3)])
+def test_lora_trains_on_a_quantised_base(
+    schnell: Path, monkeypatch: pytest.MonkeyPatch, kind: str, error: float
+) -> None:
+    """bitsandbytes itself, where it is installed; diffusers wants a GPU for it, and without one its refusal is taken out."""
+    pytest.importorskip(
+        "bitsandbytes", reason="bitsandbytes is no dependency: `pip install bitsandbytes` runs this test"
+    )
+    from diffusers.quantizers.bitsandbytes import bnb_quantizer
+
+    device = CUDA if torch.cuda.is_available() else CPU
+    if device == CPU:
+        for each in (bnb_quantizer.BnB4BitDiffusersQuantizer, bnb_quantizer.BnB8BitDiffusersQuantizer):
+            monkeypatch.setattr(each, "validate_environment", lambda *_, **__: None)
+        monkeypatch.setattr(loading, "quantiser", lambda backbone, _: quantiser(backbone, CUDA))
+    draw = torch.Generator().manual_seed(0)
+    latents, states, pooled = (
+        torch.randn(shape, generator=draw) for shape in ((2, 4, 16, 16), (2, 12, 24), (2, 20))
+    )
+    lora, found = Lora(Blocks.parse("1..2"), rank=4), {}
+    for quantisation in (None, kind):
+        denoiser = Denoiser.load(backbone_of(schnell, dtype="bfloat16", quantisation=quantisation), device)
+        weights = attach(denoiser.transformer, target_modules(denoiser.layout, lora), lora)
+        assert denoiser.dtype == torch.bfloat16 and all(w.dtype == torch.float32 for w in weights.values())
+        denoiser.transformer.train()  # bitsandbytes packs narrow weights for a CPU's inference and fails
+        model = GraphLora(denoiser, None, weights, None, torch.bfloat16)
+        given = states.to(device).requires_grad_()
+        velocity = model.velocity(
+            latents, torch.tensor([0.7, 0.9]), Context(Prompts(given, pooled.to(device)))
+        )
+        velocity.float().square().mean().backward()
+        reached = {name for name, weight in weights.items() if weight.grad is not None and weight.grad.any()}
+        assert reached == {name for name in weights if ".lora_B." in name}
+        assert given.grad is not None and given.grad.any()
+        found[quantisation] = velocity.detach().float()
+    assert 0 < (found[kind] - found[None]).norm() / found[None].norm() < error
