@@ -24,7 +24,7 @@ from sgpipe.runs.atomic import atomic_path
 FOLDER = "presets"
 """Where presets are, beside params.yaml."""
 WIDTH = 128
-"""Columns of a list or mapping written in one line before it is broken."""
+"""Columns after which a list or mapping in one line is broken."""
 
 
 class _Representer(RoundTripRepresenter):
@@ -92,7 +92,7 @@ def apply(params: Path, preset: Path) -> list[Change]:
     yaml = YAML()
     yaml.Representer = _Representer
     yaml.preserve_quotes = True
-    yaml.width = WIDTH
+    yaml.width = 1 << 16
     document, source = (yaml.load(path.read_text(encoding="utf-8")) for path in (params, preset))
     for change in made:
         *parents, last = change.knob.split(".")
@@ -105,7 +105,8 @@ def apply(params: Path, preset: Path) -> list[Change]:
     stream = StringIO()
     yaml.dump(document, stream)
     with atomic_path(params) as temporary:
-        temporary.write_text(re.sub(r" +$", "", stream.getvalue(), flags=re.MULTILINE), encoding="utf-8")
+        lines = [part for line in stream.getvalue().splitlines() for part in _broken(line)]
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         left = changes(temporary, preset)
         if left:
             raise ParamsError(
@@ -170,6 +171,18 @@ def _plain_node(value: Any) -> Any:
         items.fa.set_flow_style()
         return items
     return value
+
+
+def _broken(line: str) -> Iterator[str]:
+    """A long line broken after commas, the rest below what its first bracket holds; lines with comments stay."""
+    bracket = re.search(r"[\[{]", line)
+    while bracket and "#" not in line and len(line) > WIDTH:
+        end = line.rfind(", ", bracket.end(), WIDTH) + 1
+        if not end:
+            break
+        yield line[:end]
+        line = " " * bracket.end() + line[end + 1 :]
+    yield line
 
 
 def _put(into: CommentedMap, name: str, value: Any) -> None:

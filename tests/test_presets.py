@@ -51,6 +51,9 @@ def test_applied_it_is_a_valid_configuration_and_leaves_nothing_to_change(root: 
         for knob, value in knobs.items():
             if not any(f"{each}.".startswith(f"{section}.{knob}.") for each in touched):
                 assert after[section][knob] == value, f"{section}.{knob}"
+    lines = text.splitlines()
+    new = [line for line in params.read_text(encoding="utf-8").splitlines() if line not in lines]
+    assert len(new) <= len(made) + 8 and max(map(len, new)) <= 132
     assert not list(root.glob(".*.tmp"))
 
 
