@@ -29,6 +29,7 @@ def test_small_takes_the_same_steps(
     assert ("peak_bytes" in timed["eager"]) == (pick_device("auto", 0).type == "cuda")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so it would be timed")
 def test_without_a_gpu_full_size_says_what_was_not_run(
     repo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
