@@ -43,7 +43,7 @@ def draw_arm(
     name: str, draws: list[Draw], adapter: Path | None, backbone: Backbone, evaluate: Evaluate, folder: Path
 ) -> float:
     """Seconds for drawing and packing these pictures, the generator loaded before."""
-    generator = open_generator(backbone, adapter, CPU.device)
+    generator = open_generator(backbone, adapter, CPU.device, draws)
     state = folder / f"state-{name}"
     state.mkdir(parents=True)
     maker = picture_maker(generator, draws, evaluate.steps, backbone.resolution, evaluate.batch_size)

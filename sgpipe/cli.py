@@ -63,6 +63,33 @@ def params_show(
     )
 
 
+@app.command("preset")
+def preset(
+    name: Annotated[str | None, typer.Argument(help="which one; without a name all are listed")] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="write its values into the parameter file")] = False,
+    params: ParamsPath = Path("params.yaml"),
+) -> None:
+    """Print what a preset would change, knob by knob, or change it; comments and order of the file stay."""
+    from rich.console import Console
+
+    from sgpipe import presets
+
+    folder = params.parent / presets.FOLDER
+    if name is None:
+        if apply:
+            raise SgpipeError(f"--apply needs a preset; valid: {', '.join(presets.available(folder))}")
+        for found, about in presets.available(folder).items():
+            print(f"{found}: {about}")
+        return
+    path = presets.preset_path(folder, name)
+    made = presets.apply(params, path) if apply else presets.changes(params, path)
+    if not made:
+        print(f"{params} has the values of {name} already")
+        return
+    Console().print(presets.table(made))
+    print(f"{len(made)} knobs " + (f"written to {params}" if apply else "differ; --apply writes them"))
+
+
 @pipeline_app.command("update")
 def pipeline_update() -> None:
     """Rewrite the deps on code and the params of every stage in dvc.yaml from the code."""

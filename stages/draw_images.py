@@ -79,7 +79,9 @@ def main(
     }
 
     def open_maker() -> Make:
-        generator = open_generator(backbone, adapter, processes.device)
+        generator = open_generator(
+            backbone, adapter, processes.device, draws, config.guidance, compute.offload
+        )
         return picture_maker(generator, draws, config.steps, backbone.resolution, config.batch_size)
 
     plain = {"evaluate": to_builtins(config), **who}

@@ -65,14 +65,14 @@ class Denoiser:
     def load(cls, backbone: Backbone, device: torch.device, offload: str = "none") -> Self:
         """Transformer and scheduler of `backbone.model`; no encoder is loaded. Raises `ModelError` or `ParamsError`."""
         layout = read_layout(locate(backbone, ("transformer", "vae", "scheduler")), backbone)
-        transformer = load_module(backbone, "transformer")
+        transformer = load_module(backbone, "transformer", device)
         place(transformer, device, offload)
         return cls(transformer, layout, dict(load_plain(backbone, "scheduler").config), device)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights, and of latents on their way through."""
-        return next(self.transformer.parameters()).dtype
+        """Precision of the weights that are not quantised, and of latents on their way through."""
+        return next(weight.dtype for weight in self.transformer.parameters() if weight.is_floating_point())
 
     def velocity(
         self,

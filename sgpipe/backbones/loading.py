@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from sgpipe.backbones.source import locate, part_configs
-from sgpipe.errors import ModelError
+from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.backbone import Backbone
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,13 +37,42 @@ def _class_of(folder: Path, part: str) -> tuple[str, Any]:
     return library, kind
 
 
-def load_module(backbone: Backbone, part: str) -> Any:
-    """A part with weights, in `backbone.dtype`, frozen, in evaluation mode, on the CPU. Raises `ModelError`."""
+def quantiser(backbone: Backbone, device: torch.device) -> Any:
+    """diffusers' configuration of `backbone.quantisation`. Raises `ParamsError` where it cannot be had on this machine."""
+    given = f"backbone.quantisation: got {backbone.quantisation}"
+    if device.type != "cuda":
+        raise ParamsError(
+            f"{given}; bitsandbytes needs a CUDA GPU, and the model is to run on {device}; set it to null"
+        )
+    try:
+        version("bitsandbytes")
+    except PackageNotFoundError:
+        raise ParamsError(
+            f"{given}; the package bitsandbytes is not installed; `pip install bitsandbytes`, or set it to null"
+        ) from None
+    from diffusers import BitsAndBytesConfig
+
+    if backbone.quantisation == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[backbone.dtype]
+    )
+
+
+def load_module(backbone: Backbone, part: str, device: torch.device | None = None) -> Any:
+    """A part with weights, in `backbone.dtype`, frozen, in evaluation mode, on the CPU.
+
+    A transformer for which `backbone.quantisation` asks is quantised as it is read, and on `device`. Raises `ModelError` or
+    `ParamsError`.
+    """
     folder = locate(backbone, (part,))
     library, kind = _class_of(folder, part)
-    precision = {"torch_dtype" if library == "diffusers" else "dtype": DTYPES[backbone.dtype]}
+    how: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": DTYPES[backbone.dtype]}
+    if part == "transformer" and backbone.quantisation is not None:
+        device = device or torch.device("cpu")
+        how |= {"quantization_config": quantiser(backbone, device), "device_map": {"": device}}
     try:
-        module = kind.from_pretrained(folder / part, use_safetensors=True, local_files_only=True, **precision)
+        module = kind.from_pretrained(folder / part, use_safetensors=True, local_files_only=True, **how)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder / part}: the weights do not fit their config.json: {' '.join(str(error).split())[:300]}; fetch the "
@@ -64,7 +94,17 @@ def load_plain(backbone: Backbone, part: str) -> Any:
 
 
 def place(module: nn.Module, device: torch.device, offload: str) -> None:
-    """Put a module where it will run: on the device, or layer by layer whenever one is called (`sequential`)."""
+    """Put a module where it will run: on the device, or layer by layer whenever one is called (`sequential`).
+
+    A quantised one is on its device already. Raises `ParamsError` if it is to wait elsewhere.
+    """
+    if getattr(module, "is_quantized", False):
+        if offload == "sequential":
+            raise ParamsError(
+                "compute.offload: got sequential; a quantised transformer stays on its device: set it to none or model, or "
+                "backbone.quantisation to null"
+            )
+        return
     if offload == "sequential" and device.type != "cpu":
         from accelerate import cpu_offload
 
@@ -76,10 +116,11 @@ def place(module: nn.Module, device: torch.device, offload: str) -> None:
 @contextmanager
 def on_device(module: nn.Module, device: torch.device, offload: str) -> Iterator[None]:
     """The module can run on the device within the body; with `offload: model` it waits in main memory otherwise."""
-    if offload == "model":
+    moves = offload == "model" and not getattr(module, "is_quantized", False)
+    if moves:
         module.to(device)
     try:
         yield
     finally:
-        if offload == "model":
+        if moves:
             module.to("cpu")

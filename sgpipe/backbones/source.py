@@ -130,6 +130,9 @@ def identity(backbone: Backbone, parts: Iterable[str], **settings: Any) -> dict[
     A hub id's pinned commit stands for the content; a folder's files are hashed, wherever the folder lies.
     """
     check_source(backbone)
+    parts = tuple(parts)
+    if "transformer" in parts and backbone.quantisation is not None:
+        settings["quantisation"] = backbone.quantisation
     weights: dict[str, Any] = {"hub": backbone.model, "revision": backbone.revision}
     if Path(backbone.model).is_dir():
         folder = locate(backbone, parts)

@@ -1,8 +1,8 @@
 """Texts to what a FLUX transformer is conditioned on: T5 states of every token, and CLIP's pooled vector."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from sgpipe.backbones.loading import load_module, load_plain, on_device, place
 from sgpipe.errors import ModelError
 from sgpipe.params.backbone import Backbone
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,52 @@ class TextEncoders:
     def _states(self, ids: Tensor) -> Tensor:
         with on_device(self._t5, self._device, self._offload):
             return self._t5(ids.to(self._device)).last_hidden_state.to(self._t5.dtype).cpu()
+
+
+class EncodedTexts:
+    """Encodings of known texts, made at once and kept on the CPU; the encoders that made them can go.
+
+    So a picture's transformer need not share a device with T5. Raises `ModelError` for a text that was not named.
+    """
+
+    def __init__(
+        self, encoders: TextEncoders, prompts: Iterable[str], names: Iterable[str], batch: int = 16
+    ) -> None:
+        self._prompts: dict[str, Prompts] = {}
+        self._names: dict[str, Tensor] = {}
+        for texts in _batches(prompts, batch):
+            made = encoders.prompts(texts)
+            for text, states, pooled in zip(
+                texts, made.encoder_hidden_states, made.pooled_projections, strict=True
+            ):
+                self._prompts[text] = Prompts(states, pooled)
+        for texts in _batches(names, batch):
+            self._names |= zip(texts, encoders.concepts(texts), strict=True)
+
+    def prompts(self, texts: Sequence[str]) -> Prompts:
+        """As `TextEncoders.prompts` made them."""
+        rows = [_known(self._prompts, text) for text in texts]
+        return Prompts(
+            torch.stack([row.encoder_hidden_states for row in rows]),
+            torch.stack([row.pooled_projections for row in rows]),
+        )
+
+    def concepts(self, texts: Sequence[str]) -> list[Tensor]:
+        """As `TextEncoders.concepts` made them."""
+        return [_known(self._names, text) for text in texts]
+
+
+def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    different = list(dict.fromkeys(texts))
+    return (different[start : start + size] for start in range(0, len(different), size))
+
+
+def _known(made: Mapping[str, T], text: str) -> T:
+    if text not in made:
+        raise ModelError(
+            f"{text!r} was not encoded before its encoders were let go; name it when they are loaded"
+        )
+    return made[text]
 
 
 def _tokens(tokenizer: Any, texts: Sequence[str], length: int) -> Any:

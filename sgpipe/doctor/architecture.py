@@ -65,12 +65,13 @@ def build(config: dict[str, Any]) -> nn.Module:
 @dataclass(frozen=True)
 class Size:
     """Parameters of a part: all, those in weights of linear layers (what quantisation shrinks), the
-    largest such weight.
+    largest such weight, the largest of all.
     """
 
     total: int
     linear: int
     largest_linear: int
+    largest: int
 
     def bytes(self, precision: str) -> float:
         """Bytes of the weights. `nf4` keeps one float32 scale per 64 weights (QLoRA §3, without double
@@ -86,8 +87,8 @@ class Size:
 def size_of(module: nn.Module) -> Size:
     """Count a module's parameters; shared ones once."""
     linear = {id(m.weight): m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear)}
-    total = sum(p.numel() for p in module.parameters())
-    return Size(total, sum(linear.values()), max(linear.values(), default=0))
+    every = [weight.numel() for weight in module.parameters()]
+    return Size(sum(every), sum(linear.values()), max(linear.values(), default=0), max(every, default=0))
 
 
 def lora_targets(transformer: nn.Module, blocks: Iterable[int]) -> list[str]:

@@ -10,6 +10,7 @@ from sgpipe.params.blocks import Blocks
 from sgpipe.params.compute import Compute
 from sgpipe.params.data import Data
 from sgpipe.params.load import read_section
+from sgpipe.params.lora import Lora
 
 TRIPLES = (Path("outputs/curated/triples.parquet"), Path("outputs/curated/map_triples.parquet"))
 
@@ -19,9 +20,13 @@ def doctor(
     model: Annotated[
         str | None, typer.Option(help="plan the memory of this folder or hub id, not of backbone.model")
     ] = None,
-    blocks: Annotated[str, typer.Option(help="double-stream blocks with LoRA")] = "7..12",
-    rank: Annotated[int, typer.Option(min=1, help="rank of the adapters")] = 16,
-    batch_size: Annotated[int, typer.Option(min=1, help="pairs per training step")] = 2,
+    blocks: Annotated[
+        str | None, typer.Option(help="double-stream blocks with LoRA, instead of lora.blocks")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="rank, instead of lora.rank")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="triples per forward, instead of lora.batch_size")
+    ] = None,
     gpu: Annotated[list[float] | None, typer.Option(help="GPU sizes to plan for, GiB")] = None,
     memory: Annotated[bool, typer.Option(help="plan the memory (a dry run; ~15 s at full size)")] = True,
 ) -> None:
@@ -37,7 +42,14 @@ def doctor(
     from sgpipe.doctor.architecture import configs_of
     from sgpipe.doctor.data import check_data
     from sgpipe.doctor.findings import Finding, Level, show
-    from sgpipe.doctor.machine import check_disk, check_download, check_memory, check_python, gpus
+    from sgpipe.doctor.machine import (
+        check_disk,
+        check_download,
+        check_memory,
+        check_python,
+        check_quantisation,
+        gpus,
+    )
     from sgpipe.doctor.memory import Setup, measure
     from sgpipe.doctor.plan import GPU_SIZES, plan_table
     from sgpipe.doctor.repository import check_dvc, tracked
@@ -48,16 +60,18 @@ def doctor(
     backbone = read_section(params, "backbone", Backbone)
     data = read_section(params, "data", Data)
     compute = read_section(params, "compute", Compute)
+    lora = read_section(params, "lora", Lora)
     try:
-        trained = Blocks.parse(blocks)
+        trained = lora.blocks if blocks is None else Blocks.parse(blocks)
     except ValueError as error:
         raise ParamsError(f"--blocks: {error}") from None
     setup = Setup(
         backbone.resolution,
         backbone.max_sequence_length,
-        batch_size,
+        batch_size or lora.batch_size,
+        2 if lora.losses.contrastive else 1,
         trained,
-        rank,
+        rank or lora.rank,
         backbone.dtype,
     )
     need, problem = None, None
@@ -79,6 +93,7 @@ def doctor(
         *check_disk({"outputs": root / "outputs", "the data": root / data.root}),
         *([check_download(need, Path(HF_HUB_CACHE))] if need and absent else []),
         *check_memory(need, compute.device, gpus()),
+        *check_quantisation(backbone, compute.device in ("auto", "cuda") and bool(gpus())),
         *([problem] if problem else []),
     ]
     show(findings, console)
@@ -86,8 +101,8 @@ def doctor(
         transformer = need.sizes["transformer"].total
         console.print(
             f"{model or backbone.model}: {transformer:,} parameters in the transformer, {need.lora:,} in "
-            f"LoRA of rank {rank} on "
-            f"blocks {setup.blocks}; {setup.resolution} px, batch {batch_size}, {backbone.dtype}"
+            f"LoRA of rank {setup.rank} on "
+            f"blocks {setup.blocks}; {setup.resolution} px, batch {setup.batch_size} × {setup.graphs} graphs, {backbone.dtype}"
         )
         console.print(plan_table(need, gpu or GPU_SIZES))
     if any(finding.level is Level.FAIL for finding in findings):

@@ -12,6 +12,8 @@ import psutil
 from sgpipe.doctor.findings import Finding, Level
 from sgpipe.doctor.memory import GIB, Need
 from sgpipe.doctor.plan import choose, gpu_room, ways
+from sgpipe.errors import ParamsError
+from sgpipe.params.backbone import Backbone
 
 AREA = "machine"
 LEAST_FREE = 5 * GIB
@@ -152,3 +154,19 @@ def check_memory(need: Need | None, device: str, found: list[tuple[str, float]])
                 Finding(Level.FAIL, "memory", what, "a machine with more memory, or a GPU (see the plan)")
             )
     return findings
+
+
+def check_quantisation(backbone: Backbone, on_gpu: bool) -> list[Finding]:
+    """Whether the transformer can be quantised as asked: the package, and a GPU for it. Nothing where none is asked for."""
+    import torch
+
+    from sgpipe.backbones.loading import quantiser
+
+    if backbone.quantisation is None:
+        return []
+    try:
+        quantiser(backbone, torch.device("cuda" if on_gpu else "cpu"))
+    except ParamsError as error:
+        what, _, remedy = str(error).rpartition("; ")
+        return [Finding(Level.FAIL, "gpu", what, remedy)]
+    return [Finding(Level.OK, "gpu", f"backbone.quantisation: {backbone.quantisation} by bitsandbytes")]

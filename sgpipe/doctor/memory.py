@@ -98,12 +98,13 @@ class PeakMemory(TorchDispatchMode):
 @dataclass(frozen=True)
 class Setup:
     """What is to be run. `resolution` in pixels, `text_tokens` per prompt, `blocks` the double-stream
-    blocks with LoRA.
+    blocks with LoRA; `graphs` forwards of a training batch go through the transformer at once: g⁺, or g⁺ and g⁻.
     """
 
     resolution: int = 256
     text_tokens: int = 256
     batch_size: int = 2
+    graphs: int = 1
     blocks: Blocks = field(default_factory=lambda: Blocks.parse("7..12"))
     rank: int = 16
     dtype: Precision = "bfloat16"
@@ -122,7 +123,6 @@ class Need:
     forward: int
     train: int
     train_checkpointed: int
-    largest_layer: int
     dtype: Precision
 
 
@@ -137,7 +137,8 @@ def _step(transformer: Any, setup: Setup, side: int, train: bool, checkpointing:
     receiving gradients.
     """
     config = transformer.config
-    batch, tokens, context = setup.batch_size, (side // 2) ** 2, setup.text_tokens + GRAPH_TOKENS
+    batch = setup.batch_size * (setup.graphs if train else 1)
+    tokens, context = (side // 2) ** 2, setup.text_tokens + GRAPH_TOKENS
     (
         transformer.enable_gradient_checkpointing
         if checkpointing
@@ -191,9 +192,6 @@ def measure(configs: dict[str, dict[str, Any]], setup: Setup) -> Need:
     blocks = setup.blocks.resolve(transformer.config.num_layers, "--blocks")
     targets = lora_targets(transformer, blocks)
     lora = lora_parameters(transformer, targets, setup.rank)
-    largest = max(
-        size_of(m).total for m in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
-    )
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     side, batch = setup.resolution // factor, setup.cache_batch
 
@@ -214,4 +212,4 @@ def measure(configs: dict[str, dict[str, Any]], setup: Setup) -> Need:
         transformer.add_adapter(adapter)
     train = _step(transformer, setup, side, train=True, checkpointing=False)
     checkpointed = _step(transformer, setup, side, train=True, checkpointing=True)
-    return Need(sizes, lora, prompts, encode, decode, forward, train, checkpointed, largest, setup.dtype)
+    return Need(sizes, lora, prompts, encode, decode, forward, train, checkpointed, setup.dtype)

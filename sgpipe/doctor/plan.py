@@ -35,39 +35,40 @@ class Choice:
 
 
 def ways(need: Need) -> dict[str, list[Way]]:
-    """For each phase, the ways to run it in the order in which they are to be tried."""
+    """For each phase, the ways to run it in the order in which they are to be tried.
+
+    Their names are values of `compute.offload` and `backbone.quantisation`, and `lora.checkpointing`.
+    """
     dtype = need.dtype
     transformer, vae = need.sizes["transformer"], need.sizes["vae"].bytes(dtype)
     encoders = [need.sizes["text_encoder"], need.sizes["text_encoder_2"]]
-    unpacked = 2.0 * transformer.largest_linear
-    trained = need.lora * TRAINED_BYTES
-    plain = transformer.bytes(dtype)
+    word = 4.0 if dtype == "float32" else 2.0
+    plain, unpacked = transformer.bytes(dtype), word * transformer.largest_linear
+    drawn = vae + max(need.forward, need.decode_images)
+    beside = vae + need.lora * TRAINED_BYTES
 
-    def quantised(kind: str, peak: int) -> float:
-        return transformer.bytes(kind) + unpacked + peak
+    def base(kind: str) -> float:
+        return transformer.bytes(kind) + unpacked
 
     return {
         "cache prompts": [
             Way(dtype, sum(e.bytes(dtype) for e in encoders) + need.encode_prompts),
-            Way("text encoders one by one", max(e.bytes(dtype) for e in encoders) + need.encode_prompts),
-            Way("int8", sum(e.bytes("int8") for e in encoders) + need.encode_prompts),
-            Way("nf4", sum(e.bytes("nf4") for e in encoders) + need.encode_prompts),
+            Way("offload: model", max(e.bytes(dtype) for e in encoders) + need.encode_prompts),
+            Way("offload: sequential", max(e.largest for e in encoders) * word + need.encode_prompts),
         ],
         "cache latents": [Way(dtype, vae + need.encode_images)],
         "saliency, sampling": [
-            Way(dtype, plain + vae + max(need.forward, need.decode_images)),
+            Way(dtype, plain + drawn),
             Way("offload: model", max(plain + need.forward, vae + need.decode_images)),
-            Way("int8", quantised("int8", need.forward)),
-            Way("nf4", quantised("nf4", need.forward)),
-            Way(
-                "offload: sequential", max(need.largest_layer * 2.0 + need.forward, vae + need.decode_images)
-            ),
+            Way("int8", base("int8") + drawn),
+            Way("nf4", base("nf4") + drawn),
+            Way("offload: sequential", transformer.largest * word + drawn),
         ],
         "LoRA training": [
-            Way(dtype, plain + trained + need.train),
-            Way("checkpointing", plain + trained + need.train_checkpointed),
-            Way("int8 base, checkpointing", quantised("int8", need.train_checkpointed) + trained),
-            Way("nf4 base, checkpointing", quantised("nf4", need.train_checkpointed) + trained),
+            Way(dtype, plain + beside + need.train),
+            Way("checkpointing", plain + beside + need.train_checkpointed),
+            Way("int8 base, checkpointing", base("int8") + beside + need.train_checkpointed),
+            Way("nf4 base, checkpointing", base("nf4") + beside + need.train_checkpointed),
         ],
     }
 

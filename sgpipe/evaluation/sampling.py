@@ -48,11 +48,29 @@ def check_adapter(folder: Path) -> None:
         )
 
 
-def open_generator(backbone: Backbone, adapter: Path | None, device: torch.device) -> Generator:
-    """The pipeline of `backbone` with an adapter, or alone. Raises `ModelError` if they do not fit one another."""
+def open_generator(
+    backbone: Backbone,
+    adapter: Path | None,
+    device: torch.device,
+    draws: Sequence[Draw],
+    guidance: float | None = None,
+    offload: str = "none",
+) -> Generator:
+    """The pipeline of `backbone` with an adapter, or alone. Texts of the draws are encoded before the transformer is loaded.
+
+    Raises `ModelError` if pipeline and adapter do not fit one another.
+    """
     from sgpipe.lora.generation import GraphGenerator
 
-    return GraphGenerator.load(locate(backbone, PIPELINE), adapter, device=str(device), backbone=backbone)
+    return GraphGenerator.load(
+        locate(backbone, PIPELINE),
+        adapter,
+        device=str(device),
+        backbone=backbone,
+        guidance=guidance,
+        offload=offload,
+        ahead=([each.text for each in draws], [each.scene for each in draws]),
+    )
 
 
 def picture_maker(

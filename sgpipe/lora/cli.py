@@ -58,7 +58,7 @@ def generate(
         if adapter is None:
             raise ParamsError("generate: --size is needed without an adapter, whose training would name one")
         size = backbone_of(read_about(adapter), adapter).resolution
-    generator = GraphGenerator.load(model, adapter, device=device)
+    generator = GraphGenerator.load(model, adapter, device=device, ahead=([text], [scene]))
     pictures = generator.draw(
         [text] * count,
         [scene if adapter else None] * count,

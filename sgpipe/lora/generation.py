@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.images import decode
 from sgpipe.backbones.layout import LAYOUTS
-from sgpipe.backbones.loading import load_module, load_plain, place
+from sgpipe.backbones.loading import load_module, load_plain, on_device, place
 from sgpipe.backbones.source import part_configs, snapshot_folder
-from sgpipe.backbones.text import TextEncoders
+from sgpipe.backbones.text import EncodedTexts, TextEncoders
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
@@ -65,13 +65,17 @@ def _backbone(model: str | Path, adapter: Path | None) -> Backbone:
 
 @dataclass
 class GraphGenerator:
-    """Draws pictures; `adapter` is None for the base alone."""
+    """Draws pictures; `adapter` is None for the base alone.
+
+    With `offload: model` transformer and VAE are on the device by turns.
+    """
 
     denoiser: Denoiser
     vae: Any
-    texts: TextEncoders
+    texts: TextEncoders | EncodedTexts
     adapter: GraphLora | None = None
     guidance: float | None = None
+    offload: str = "none"
     batch: int = 16
     _names: dict[str, Tensor] = field(default_factory=dict)
 
@@ -83,21 +87,34 @@ class GraphGenerator:
         *,
         device: str = "cpu",
         backbone: Backbone | None = None,
+        guidance: float | None = None,
+        offload: str = "none",
+        ahead: tuple[Sequence[str], Sequence[SceneGraph | None]] | None = None,
     ) -> "GraphGenerator":
         """The pipeline of folder `model` and the adapter of a folder that `train_lora` wrote.
 
-        Prompt length and precision come from `backbone`, else from the adapter, else from the pipeline's own files. Raises
-        `ModelError` if the adapter belongs to another base.
+        Prompt length and precision come from `backbone`, else from the adapter, else from the pipeline's own files; a guidance of
+        None is the adapter's. With `ahead`, all prompts and graphs that will be drawn, the text encoders are gone before the
+        transformer is loaded; without it they stay beside it. Raises `ModelError` if the adapter belongs to another base.
         """
         backbone = backbone or _backbone(model, adapter)
         where = torch.device(device)
-        denoiser = Denoiser.load(backbone, where)
-        vae = load_module(backbone, "vae")
-        place(vae, where, "none")
-        made = cls(denoiser, vae, TextEncoders(backbone, where))
+        texts: TextEncoders | EncodedTexts
+        texts = encoders = TextEncoders(backbone, where, offload)
+        if ahead is not None:
+            prompts, graphs = ahead
+            named = texts_of([graph for graph in graphs if graph is not None])
+            texts = EncodedTexts(encoders, prompts, ["", *named])
+        del encoders
+        denoiser = Denoiser.load(backbone, where, offload)
+        made = cls(denoiser, load_module(backbone, "vae"), texts, guidance=guidance, offload=offload)
         if adapter is not None:
             made.adapter = load_adapter(adapter, denoiser, backbone)
-            made.guidance = made.adapter.guidance
+            made.guidance = made.adapter.guidance if guidance is None else guidance
+        if offload == "model":
+            place(denoiser.transformer, torch.device("cpu"), offload)
+        else:
+            place(made.vae, where, "none")
         return made
 
     def draw(
@@ -126,14 +143,16 @@ class GraphGenerator:
         for rows in groups.values():
             for start in range(0, len(rows), self.batch):
                 part = rows[start : start + self.batch]
-                latents = self.latents(
-                    [prompts[i] for i in part],
-                    [graphs[i] for i in part],
-                    [seeds[i] for i in part],
-                    steps,
-                    size,
-                )
-                pictures[part] = decode(self.vae, latents)
+                with on_device(self.denoiser.transformer, self.denoiser.device, self.offload):
+                    latents = self.latents(
+                        [prompts[i] for i in part],
+                        [graphs[i] for i in part],
+                        [seeds[i] for i in part],
+                        steps,
+                        size,
+                    )
+                with on_device(self.vae, self.denoiser.device, self.offload):
+                    pictures[part] = decode(self.vae, latents)
         return pictures
 
     @torch.no_grad()

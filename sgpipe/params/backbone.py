@@ -36,3 +36,10 @@ class Backbone(Struct, frozen=True, forbid_unknown_fields=True):
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], Meta(description="precision of the weights")
     ] = "float32"
+    quantisation: Annotated[
+        Literal["int8", "nf4"] | None,
+        Meta(
+            description="of the transformer's linear layers, by bitsandbytes on a CUDA GPU: 8 bits (LLM.int8) or 4 (NF4); null "
+            "keeps dtype"
+        ),
+    ] = None

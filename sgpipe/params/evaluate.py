@@ -39,6 +39,12 @@ class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="val triples of each class that are evaluated; null takes all"),
     ] = None
     steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to picture")] = 4
+    guidance: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(
+            description="scale that a guidance-distilled transformer takes, of the base and of every arm; null for others"
+        ),
+    ] = None
     batch_size: Annotated[int, Meta(ge=1, description="pictures per forward of the transformer")] = 16
     shard_size: Annotated[int, Meta(ge=1, description="pictures per shard, the unit of resuming")] = 96
 

@@ -40,14 +40,18 @@ def _spell_out(section: Any, plain: Any, key: str, counts: dict[str, int]) -> An
     return plain
 
 
-def resolved(path: Path) -> dict[str, Any]:
+def spelled_out(sections: dict[str, Any]) -> dict[str, Any]:
     """Plain values of all sections; block sets as lists of indices, checked against the backbone's layout.
 
     A key that starts with `single` names single-stream blocks (as `lora.single_blocks`), any other double-stream blocks.
     """
-    sections = load_all(path)
     backbone = sections["backbone"]
     counts = {"double": backbone.double_blocks, "single": backbone.single_blocks}
     return {
         name: _spell_out(section, to_builtins(section), name, counts) for name, section in sections.items()
     }
+
+
+def resolved(path: Path) -> dict[str, Any]:
+    """All sections of a file, as `spelled_out` gives them."""
+    return spelled_out(load_all(path))

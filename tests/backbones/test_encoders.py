@@ -10,7 +10,7 @@ from PIL import Image
 
 from sgpipe.backbones.images import Scaling, crop_pixels, decode, encode
 from sgpipe.backbones.loading import load_module
-from sgpipe.backbones.text import TextEncoders
+from sgpipe.backbones.text import EncodedTexts, TextEncoders
 from sgpipe.errors import DataError, ModelError
 from tests.tiny import TOKENS, backbone_of
 
@@ -41,6 +41,22 @@ def test_concepts_are_the_word_tokens_of_a_padded_encoding(schnell: Path):
     assert [len(states) for states in concepts] == [1, 3, 1]
     for states, row in zip(concepts, whole, strict=True):
         assert torch.equal(states, row[: len(states)])
+
+
+def test_texts_encoded_ahead_are_those_of_the_encoders(schnell: Path):
+    """In any order and number; a text that was not named is refused."""
+    encoders = TextEncoders(backbone_of(schnell), CPU)
+    ahead = EncodedTexts(encoders, [*TEXTS, *TEXTS], ["dog", "in front of", "dog"], batch=2)
+    asked = ["ball", TEXTS[0], "ball"]
+    mine, theirs = ahead.prompts(asked), encoders.prompts(asked)
+    torch.testing.assert_close(mine.encoder_hidden_states, theirs.encoder_hidden_states)
+    torch.testing.assert_close(mine.pooled_projections, theirs.pooled_projections)
+    for states, wanted in zip(
+        ahead.concepts(["in front of", "dog"]), encoders.concepts(["in front of", "dog"]), strict=True
+    ):
+        torch.testing.assert_close(states, wanted)
+    with pytest.raises(ModelError, match="'cat' was not encoded before its encoders were let go"):
+        ahead.prompts(["cat"])
 
 
 def test_an_encoding_that_is_not_finite_names_its_text(schnell: Path):

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import typer
 import yaml
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from sgpipe.backbones.weights import tensors
@@ -193,6 +194,14 @@ def test_disk_and_memory(tmp_path, need, monkeypatch):
     assert "LoRA training" in failures(machine.check_memory(need, "cpu", [("GPU", 24.0)]))
 
 
+def test_a_quantised_base_needs_a_gpu_and_its_package():
+    backbone = Backbone("a", 19, 38, 256, 256)
+    assert machine.check_quantisation(backbone, False) == []
+    (finding,) = machine.check_quantisation(replace(backbone, quantisation="nf4"), False)
+    assert finding.level is Level.FAIL and finding.remedy == "set it to null"
+    assert finding.what.startswith("backbone.quantisation: got nf4; bitsandbytes needs a CUDA GPU")
+
+
 def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     app = typer.Typer()
     app.command()(doctor)
@@ -200,9 +209,14 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     repository(tmp_path)
     for name in ("requirements.lock", "pyproject.toml"):
         shutil.copy(repo_root / name, tmp_path / name)
-    sections = {"data": {"root": "data"}, "compute": {}, "backbone": {"model": str(pipeline), **BACKBONE}}
+    sections = {
+        "data": {"root": "data"},
+        "compute": {},
+        "backbone": {"model": str(pipeline), **BACKBONE},
+        "lora": {"blocks": "0..2", "rank": 4, "batch_size": 3},
+    }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
-    words = ["--params", str(tmp_path / "params.yaml"), "--blocks", "1..2", "--rank", "4", "--gpu", "16"]
+    words = ["--params", str(tmp_path / "params.yaml"), "--blocks", "1..2", "--gpu", "16"]
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(machine, "LEAST_FREE", GIB // 1024)
     result = CliRunner().invoke(app, [*words, "--no-memory"])
@@ -212,6 +226,7 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "4,096 in LoRA of rank 4 on blocks [1..2]" in result.output and "LoRA training" in result.output
+    assert "batch 3 × 2 graphs" in result.output
     reversed_ = CliRunner().invoke(app, [*words, "--blocks", "2..1"])
     assert isinstance(reversed_.exception, SgpipeError) and "--blocks: got '2..1'" in str(reversed_.exception)
 

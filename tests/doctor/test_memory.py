@@ -89,6 +89,8 @@ def test_dry_run_of_every_phase(need):
     for phase in ("forward", "train", "train_checkpointed"):
         assert getattr(twice, phase) == pytest.approx(2 * getattr(need, phase), rel=0.1), phase
     assert (twice.lora, twice.sizes, twice.decode_images) == (need.lora, need.sizes, need.decode_images)
+    contrast = measure(TINY, replace(SETUP, graphs=2))
+    assert (contrast.train, contrast.forward) == (twice.train, need.forward)
 
 
 def test_blocks_out_of_range_are_named():

@@ -35,7 +35,7 @@ def root(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(made, root, symlinks=True)
     monkeypatch.chdir(root)
 
-    def opened(_: Any, adapter: Path | None, __: Any) -> DrawnGenerator:
+    def opened(_: Any, adapter: Path | None, *__: Any) -> DrawnGenerator:
         return DrawnGenerator(0.6 if adapter is not None and adapter.name == "epoch-1" else 0.9)
 
     monkeypatch.setattr(stages.draw_images, "open_generator", opened)

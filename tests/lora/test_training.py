@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sgpipe.backbones.denoiser import pack
+from sgpipe.backbones.text import EncodedTexts
 from sgpipe.cli import app
 from sgpipe.errors import DataError, ModelError, ParamsError, StateError
 from sgpipe.graph_encoder.graphs import SceneGraph
@@ -191,6 +192,27 @@ def test_every_arm_trains_and_comes_back(world: World, tmp_path: Path, name: str
     assert np.array_equal(pictures[0], plain[0])
     assert np.array_equal(pictures[1], pictures[0]) == (name == "projector_only")
     assert np.array_equal(pictures[2], pictures[1]) == (name == "text_only")
+
+
+def test_offloaded_and_encoded_ahead_the_pictures_are_the_same(
+    world: World, whole: tuple[Path, Fitted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T5 is gone before the transformer is there; transformer and VAE are on the device by turns."""
+    model, adapter = world.backbone.model, whole[0] / "adapter"
+    prompts, graphs, seeds = (
+        ["a photo of dog and cat"] * 2,
+        [None, SceneGraph.of("dog", "above", "cat")],
+        [1, 2],
+    )
+    plain = GraphGenerator.load(model, adapter).draw(prompts, graphs, seeds, steps=2, size=SIDE)
+    generator = GraphGenerator.load(model, adapter, offload="model", ahead=(prompts, graphs))
+    assert isinstance(generator.texts, EncodedTexts)
+    moved: list[str] = []
+    for name, module in (("transformer", generator.denoiser.transformer), ("vae", generator.vae)):
+        monkeypatch.setattr(module, "to", lambda where, name=name: moved.append(f"{name} {where}"))
+    pictures = generator.draw(prompts, graphs, seeds, steps=2, size=SIDE)
+    assert np.abs(pictures.astype(int) - plain.astype(int)).max() <= 1
+    assert moved == ["transformer cpu"] * 2 + ["vae cpu"] * 2 + ["transformer cpu"] * 2 + ["vae cpu"] * 2
 
 
 def test_an_adapter_draws_what_it_drew_when_it_was_trained(world: World, whole: tuple[Path, Fitted]) -> None:

@@ -1,0 +1,180 @@
+"""A FLUX training with random weights and data: all of the preset but what only a checkpoint or Visual Genome could give."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from diffusers import FluxTransformer2DModel
+from msgspec.structs import replace
+from torch import Tensor
+
+from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.layout import flux_layout
+from sgpipe.backbones.loading import DTYPES
+from sgpipe.backbones.text import Prompts
+from sgpipe.doctor.published import PUBLISHED
+from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
+from sgpipe.graph_encoder.checkpoints import save_encoder
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
+from sgpipe.graph_encoder.vocabulary import Vocabulary
+from sgpipe.lora.adapter import build
+from sgpipe.lora.arms import resolve
+from sgpipe.lora.conditioning import Context
+from sgpipe.lora.examples import Data, Example
+from sgpipe.lora.fitting import prepare
+from sgpipe.lora.model import GraphLora
+from sgpipe.lora.objective import Objective
+from sgpipe.lora.training import Training
+from sgpipe.presets import FOLDER, preset_path, with_preset
+from sgpipe.runs.processes import Processes
+from sgpipe.scene_graphs.predicates import PREDICATES, concepts, relational_prompt
+
+NAMES = ("dog", "cat", "table", "ball", "tree")
+SMALL: Final[dict[str, Any]] = {
+    "num_layers": 13,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 64,
+    "pooled_projection_dim": 32,
+    "axes_dims_rope": [4, 6, 6],
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained: sections of params.yaml, and the transformer's configuration."""
+
+    sections: dict[str, Any]
+    transformer: dict[str, Any]
+    vae: dict[str, Any]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the frozen weights."""
+        return DTYPES[self.sections["backbone"].dtype]
+
+
+def work_of(params: Path, preset: str, config: Literal["full", "small"]) -> Work:
+    """The preset's training; `small` keeps all but the transformer, the number of tokens and the graph encoder."""
+    sections = with_preset(params, preset_path(params.parent / FOLDER, preset))
+    parts = PUBLISHED[sections["backbone"].model]
+    transformer = dict(parts["transformer"])
+    if config == "small":
+        transformer |= SMALL
+        sections["backbone"] = replace(
+            sections["backbone"],
+            double_blocks=transformer["num_layers"],
+            single_blocks=transformer["num_single_layers"],
+            resolution=64,
+            max_sequence_length=16,
+            dtype="float32",
+        )
+        sections["graph_encoder"] = replace(sections["graph_encoder"], embed=32, width=32, layers=1)
+        sections["lora"] = replace(sections["lora"], precision="float32")
+    return Work(sections, transformer, parts["vae"])
+
+
+def random_transformer(work: Work, device: torch.device) -> FluxTransformer2DModel:
+    """The transformer with PyTorch's initial weights, made on the device itself."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(work.dtype)
+    try:
+        torch.manual_seed(0)
+        with torch.device(device):
+            return FluxTransformer2DModel.from_config(work.transformer).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+class RandomPrompts:
+    """Stands where the prompt cache does: one fixed random encoding per text, on the CPU."""
+
+    def __init__(self, work: Work) -> None:
+        self._shape = work.sections["backbone"].max_sequence_length, work.transformer["joint_attention_dim"]
+        self._pooled, self._dtype = work.transformer["pooled_projection_dim"], work.dtype
+        self._rows: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def get(self, texts: list[str]) -> Prompts:
+        for text in texts:
+            if text not in self._rows:
+                states, pooled = torch.randn(self._shape), torch.randn(self._pooled)
+                self._rows[text] = states.to(self._dtype), pooled.to(self._dtype)
+        rows = [self._rows[text] for text in texts]
+        return Prompts(
+            torch.stack([states for states, _ in rows]), torch.stack([pooled for _, pooled in rows])
+        )
+
+
+@dataclass
+class RandomLatents:
+    """Stands where the latent cache does: one fixed random latent `[C, h, w]` per triple, on the CPU."""
+
+    shape: tuple[int, int, int]
+    rows: dict[str, Tensor] = field(default_factory=dict)
+
+    def latents(self, triple_ids: list[str]) -> Tensor:
+        return torch.stack([self.rows.setdefault(name, torch.randn(self.shape)) for name in triple_ids])
+
+
+def random_data(work: Work, count: int) -> Data:
+    """Triples of every class with random encodings."""
+    examples = []
+    for row in range(count):
+        said = NAMES[row % 5], PREDICATES[row % len(PREDICATES)], NAMES[(row + 1 + row // 5 % 4) % 5]
+        graph = SceneGraph.of(*said)
+        prompts = {"relational": relational_prompt(*said)}
+        examples.append(Example(str(row), graph, graph.reversed(), prompts, concepts(*said)))
+    layout = flux_layout(work.transformer, work.vae)
+    texts = texts_of([graph for each in examples for graph in (each.graph, each.negative)])
+    names = NameTable({text: torch.randn(layout.text_width) for text in texts})
+    latents = RandomLatents(layout.latent_shape(work.sections["backbone"].resolution))
+    return Data(tuple(examples), (), latents, RandomPrompts(work), names)  # type: ignore[arg-type]
+
+
+class Dataless(GraphLora):
+    """For the meta device, which knows no autocast: graph tokens, whose number depends on data, are made on the CPU, and only their
+    shapes go on, as `given`, which receives their gradient.
+    """
+
+    given: Tensor
+
+    def context(self, graphs: Any, texts: Any, prompts: Prompts, names: NameTable) -> Context:
+        assert self.conditioner is not None
+        found = self.conditioner(graphs, texts, prompts, names)
+        states = found.prompts.encoder_hidden_states.detach().to("meta").requires_grad_()
+        self.given = states
+        masks = {name: mask.to("meta") for name, mask in (found.attention or {}).items()}
+        return Context(Prompts(states, found.prompts.pooled_projections.to("meta")), masks or None)
+
+    def velocity(self, latents: Tensor, t: Tensor, context: Context) -> Tensor:
+        return self.denoiser.velocity(latents, t, context.prompts, self.guidance, context.attention)
+
+
+def open_training(work: Work, device: torch.device, folder: Path) -> Training:
+    """The preset's arm `graph`, eager and without checkpointing, with random weights on a device (`meta` included)."""
+    sections, backbone = work.sections, work.sections["backbone"]
+    sizes = sections["graph_encoder"]
+    vocabulary = Vocabulary.of(NAMES, PREDICATES)
+    encoder = Cgip(
+        CgipConfig(
+            len(vocabulary.objects), len(vocabulary.predicates), sizes.width, sizes.embed, sizes.layers
+        )
+    )
+    (folder / "graph_encoder").mkdir()
+    save_encoder(folder / "graph_encoder", encoder, vocabulary)
+    tokens = replace(sections["graph_tokens"], encoder=str(folder / "graph_encoder"))
+    eager = replace(sections["lora"], compile=False, checkpointing=False)
+    arm = resolve("graph", eager, tokens, backbone)
+    data = random_data(work, sections["curate"].train)
+    transformer, layout = random_transformer(work, device), flux_layout(work.transformer, work.vae)
+    real = torch.device("cpu") if device.type == "meta" else device
+    model = build(Denoiser(transformer, layout, {}, real), backbone, arm, data.names.rms)
+    if device.type == "meta":
+        model = Dataless(
+            Denoiser(transformer, layout, {}, device), model.conditioner, model.weights, arm.lora.guidance
+        )
+    prepare(model.denoiser, arm)
+    return Training(Objective(model, data, arm.lora.losses), arm.lora, folder, Processes(0, 1, device))

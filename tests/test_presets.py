@@ -1,0 +1,132 @@
+"""Presets: each is a valid configuration, applying one writes exactly its difference, and nothing else of the file is lost."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.backbones.source import check_source
+from sgpipe.cli import app
+from sgpipe.errors import ParamsError
+from sgpipe.params.load import read_yaml
+from sgpipe.params.show import load_all, resolved
+from sgpipe.presets import apply, available, changes, preset_path, shown
+
+PRESETS = ("flux-dev-vg", "flux-schnell-vg", "predecessor-miniature")
+
+
+@pytest.fixture
+def root(repo_root: Path, tmp_path: Path) -> Path:
+    """A folder with the committed parameters and presets."""
+    shutil.copy(repo_root / "params.yaml", tmp_path)
+    shutil.copytree(repo_root / "presets", tmp_path / "presets")
+    return tmp_path
+
+
+def comments(text: str) -> list[str]:
+    return re.findall(r"#.*", text)
+
+
+def test_every_preset_says_what_it_is(root: Path) -> None:
+    found = available(root / "presets")
+    assert tuple(found) == PRESETS and all(found.values())
+    done = CliRunner().invoke(app, ["preset", "--params", str(root / "params.yaml")], catch_exceptions=False)
+    assert [line.partition(":")[0] for line in done.output.splitlines()] == list(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_applied_it_is_a_valid_configuration_and_leaves_nothing_to_change(root: Path, name: str) -> None:
+    params, preset = root / "params.yaml", preset_path(root / "presets", name)
+    text, before = params.read_text(encoding="utf-8"), resolved(params)
+    made = apply(params, preset)
+    after = resolved(params)
+    assert made and changes(params, preset) == [] and apply(params, preset) == []
+    check_source(load_all(params)["backbone"])
+    assert comments(params.read_text(encoding="utf-8")) == comments(text)
+    assert list(read_yaml(params)) == list(before)
+    touched = {change.knob for change in made}
+    for section, knobs in before.items():
+        for knob, value in knobs.items():
+            if not any(f"{each}.".startswith(f"{section}.{knob}.") for each in touched):
+                assert after[section][knob] == value, f"{section}.{knob}"
+    lines = text.splitlines()
+    new = [line for line in params.read_text(encoding="utf-8").splitlines() if line not in lines]
+    assert len(new) <= len(made) + 8 and max(map(len, new)) <= 132
+    assert not list(root.glob(".*.tmp"))
+
+
+def test_the_predecessors_set_up(root: Path) -> None:
+    """Facts of the predecessor's experiment (seed document), as far as they are knobs."""
+    params = root / "params.yaml"
+    apply(params, preset_path(root / "presets", "flux-schnell-vg"))
+    found = load_all(params)
+    lora, curate, backbone = found["lora"], found["curate"], found["backbone"]
+    assert lora.epochs * curate.train // (lora.batch_size * lora.accumulation) == 8000
+    assert (curate.train, curate.val, len(curate.predicates)) == (800, 160, 16)
+    assert (backbone.resolution, backbone.dtype, lora.precision) == (256, "bfloat16", "bfloat16")
+    assert (lora.blocks.indices, lora.rank, lora.alpha) == ((7, 8, 9, 10, 11, 12), 16, 16)
+    assert (lora.times.density, lora.times.low, lora.times.high) == ("uniform", 0.5, 1)
+    assert (lora.optimiser.rate, lora.optimiser.weight_decay, lora.optimiser.clip) == (1e-4, 1e-2, 1)
+    assert lora.losses.flow == 1 and not lora.losses.contrastive and not lora.losses.maps
+    assert lora.conditions.shares() == {"relational": 1}
+    assert not set(found["judge"].judges) & {"exact"}
+
+
+def test_settings_of_the_user_stay(root: Path) -> None:
+    """Blocks spelled in another way are no change; a knob that no preset names keeps its value."""
+    params = root / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    text = text.replace("blocks: 7..12", "blocks: [7, 8, 9..12]").replace(
+        "experiment: sgpipe", "experiment: mine"
+    )
+    params.write_text(text, encoding="utf-8")
+    made = apply(params, preset_path(root / "presets", "flux-dev-vg"))
+    assert "lora.blocks" not in {change.knob for change in made}
+    assert "blocks: [7, 8, 9..12]" in params.read_text(encoding="utf-8")
+    assert load_all(params)["tracking"].experiment == "mine"
+
+
+def test_the_difference_is_printed_and_nothing_written(root: Path) -> None:
+    params = root / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    call = ["preset", "predecessor-miniature", "--params", str(params)]
+    done = CliRunner().invoke(app, call, catch_exceptions=False)
+    assert re.search(r"lora\.times\.low\s+│ 0\.7\s+│ 0\.5", done.output)
+    assert params.read_text(encoding="utf-8") == text
+    assert "written to" in CliRunner().invoke(app, [*call, "--apply"], catch_exceptions=False).output
+    assert load_all(params)["lora"].times.low == 0.5
+
+
+def test_an_unknown_preset_is_refused_with_the_valid_names(root: Path) -> None:
+    done = CliRunner().invoke(app, ["preset", "flux", "--params", str(root / "params.yaml")])
+    assert str(done.exception) == f"preset 'flux' is unknown; valid: {', '.join(PRESETS)}"
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("lorra: {rank: 4}\n", "lorra: unknown section; valid: data, "),
+        ("lora: {rnak: 4}\n", "lora.rnak: unknown key; did you mean 'rank'?"),
+        ("lora: {losses: {margin: {weigth: 0}}}\n", "lora.losses.margin.weigth: unknown key"),
+        ("lora: {rank: none}\n", "lora.rank: got 'none'"),
+        ("lora: {losses: {ranking: {weight: 1}}}\n", "lora.losses.ranking.probe: got"),
+        ("lora: {blocks: 7..19}\n", "lora.blocks: block 19 is out of range; valid: 0..18"),
+        ("lora: 4\n", "lora: got 4"),
+    ],
+)
+def test_what_params_would_not_take_is_refused_and_nothing_written(root: Path, text: str, says: str) -> None:
+    params, preset = root / "params.yaml", root / "presets" / "mine.yaml"
+    preset.write_text(f"# mine\n{text}", encoding="utf-8")
+    before = params.read_bytes()
+    with pytest.raises(ParamsError) as caught:
+        apply(params, preset)
+    assert says in str(caught.value)
+    assert params.read_bytes() == before
+
+
+def test_values_are_shown_in_one_line() -> None:
+    assert [shown(value) for value in (None, True, 0.5, "on", [7, "8..9"], {"a": {"b": 1}})] == [
+        "null", "true", "0.5", "on", "[7, 8..9]", "{a: {b: 1}}",
+    ]  # fmt: skip
