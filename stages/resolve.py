@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from sgpipe.lora.arms import resolve
+from sgpipe.errors import ParamsError
+from sgpipe.lora.arms import Arm, resolve
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.graph_tokens import GraphTokens
 from sgpipe.params.load import read_section
@@ -14,8 +15,31 @@ from sgpipe.params.maps import Maps
 from sgpipe.runs.atomic import write_json
 from sgpipe.runs.command import run
 from sgpipe.runs.shards import new_folder
+from sgpipe.runs.state import file_hash
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def files_read(arm: Arm) -> dict[str, str]:
+    """Content hashes of what an arm reads besides its data: the graph encoder, the probe of L_rel-rank.
+
+    They stand in the resolved file, so that another encoder or probe retrains the arms that read it, and no other.
+    Raises `ParamsError` for one that is not there.
+    """
+    ranking = arm.lora.losses.ranking
+    named = {
+        "graph_tokens.encoder": arm.graph_tokens.encoder if arm.graph_tokens else None,
+        "lora.losses.ranking.probe": ranking.probe if ranking.weight else None,
+    }
+    found = {}
+    for knob, folder in named.items():
+        if folder is not None:
+            if not Path(folder).is_dir():
+                raise ParamsError(
+                    f"{knob}: got {folder!r}, and there is no such folder; `dvc repro` makes outputs/graph_encoder and outputs/probes"
+                )
+            found[knob] = file_hash(Path(folder))[:16]
+    return found
 
 
 @app.command()
@@ -30,7 +54,8 @@ def main(
     maps = read_section(params, "maps", Maps)
     with new_folder(out) as folder:
         for name in lora.arms:
-            write_json(resolve(name, lora, tokens, backbone, maps).plain(), folder / f"{name}.json")
+            arm = resolve(name, lora, tokens, backbone, maps)
+            write_json({**arm.plain(), "files": files_read(arm)}, folder / f"{name}.json")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 GIVEN = ("canonicalize", "curate", "negatives", "graph_encoder", "saliency", "saliency_noised", "saliency_sheets",
          "probe", "probe_table")  # fmt: skip
 """Stages left out here: their results are put under DVC as data."""
+GIVEN_FILES = (
+    "outputs/curated",
+    "outputs/negatives",
+    "outputs/graph_encoder",
+    "outputs/probes",
+    "plots/saliency",
+)
 TRAIN = (("horse", "cow"), ("car", "tree"), ("hat", "book"), ("bus", "sheep"))
 FOLLOW = (
     *("resolve", "train_lora@graph", "draw_images@graph", "judge", "evaluate"),
@@ -46,6 +53,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_triples(root, TRAIN)
     empty = root / "outputs/curated/map_triples.parquet"
     shutil.copy(root / "outputs/curated/triples.parquet", empty)
+    for name in ("graph_encoder", "probes"):
+        (root / "outputs" / name).mkdir()
+        (root / "outputs" / name / "README").write_text("read by no arm here\n")
     (root / "plots/saliency").mkdir(parents=True)
     shutil.copy(ROOT / "docs/images/saliency.png", root / "plots/saliency/left_of.png")
     (root / "metrics").mkdir()
@@ -67,7 +77,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params["tracking"] = {"enabled": True, "experiment": "sgpipe"}
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (root / ".gitignore").write_text("__pycache__/\n/mlruns\n")
-    dvc(root, "add", "-q", "data", "models", "outputs/curated", "outputs/negatives", "plots/saliency")
+    dvc(root, "add", "-q", "data", "models", *GIVEN_FILES)
     dvc(root, "repro")
     git(root, "add", "-A")
     git(root, "commit", "-q", "-m", "the pipeline has run")

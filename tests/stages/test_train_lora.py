@@ -156,3 +156,26 @@ def test_a_spelling_retrains_nothing_and_a_meaning_does(made: Path) -> None:
     assert status(["1..2"]) == status([1, 2]) == status("[1,2]") == first
     assert status("1..2", arms=["graph"]) == first
     assert status("0..1") != first
+
+
+def test_another_graph_encoder_retrains_the_arms_that_read_it(made: Path) -> None:
+    def resolved(**tokens: object) -> str:
+        set_params(made, graph_tokens=tokens)
+        run(made, sys.executable, "-m", "stages.resolve")
+        return (made / "outputs/resolved/graph.json").read_text()
+
+    encoder = made / "outputs/graph_encoder"
+    encoder.mkdir()
+    (encoder / "weights").write_text("one")
+    reads = {"layout": "triple", "relation": "encoder", "encoder": "outputs/graph_encoder"}
+    plain, read = resolved(), resolved(**reads)
+    (encoder / "weights").write_text("two")
+    assert resolved(**reads) != read
+    shutil.rmtree(encoder)
+    set_params(made, graph_tokens=reads)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.resolve"], cwd=made, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "graph_tokens.encoder: got 'outputs/graph_encoder'" in done.stderr
+    set_params(made, graph_tokens={"layout": "objects", "relation": "table", "encoder": None})
+    assert resolved() == plain
