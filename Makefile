@@ -44,7 +44,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	"$(BIN)/python" -m mypy
 
-check: lint types ## lint, types and the fast tests
+check: lint types data ## lint, types and the fast tests
 	"$(BIN)/python" -m pytest -m "not slow" -n 2
 
 test: lint types data ## everything

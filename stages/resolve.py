@@ -36,7 +36,8 @@ def files_read(arm: Arm) -> dict[str, str]:
         if folder is not None:
             if not Path(folder).is_dir():
                 raise ParamsError(
-                    f"{knob}: got {folder!r}, and there is no such folder; `dvc repro` makes outputs/graph_encoder and outputs/probes"
+                    f"{knob}: got {folder!r}, and there is no such folder; `dvc repro` makes outputs/graph_encoder and "
+                    "outputs/probes"
                 )
             found[knob] = file_hash(Path(folder))[:16]
     return found
