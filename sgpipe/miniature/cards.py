@@ -56,10 +56,11 @@ encoders of two layers each with tokenizers of the world's language, an unshifte
 guidance, `max_sequence_length=16`.
 
 ## Training
-{recipe.pictures:,} drawn pictures (bank seed {recipe.bank_seed}); captions relational (three in five) or neutral, the two
-objects named in either order whatever their roles. Text encoders: {recipe.language_steps} steps of 256 captions. VAE:
-{recipe.vae_steps:,} steps of {recipe.batch}. Transformer, as a rectified flow: {recipe.shallow_steps:,} steps of
-{recipe.flux_batch} with 6 double-stream blocks, then {recipe.flux_steps:,} steps with all 19 (the new ones begin as copies
+Captions are relational (three in five) or neutral, the two objects named in either order whatever their roles. Text encoders:
+{recipe.language_steps} steps of 256 captions. VAE: {recipe.vae_steps:,} steps of {recipe.batch} of {recipe.pictures:,}
+pictures (bank seed {recipe.bank_seed}). Transformer, on every picture of every training triple, as a rectified flow whose
+noise is assigned among the pictures of a caption: {recipe.shallow_steps:,} steps of {recipe.flux_batch} with 6
+double-stream blocks, then {recipe.flux_steps:,} steps with all 19 (the new ones begin as copies
 with closed gates), the rate falling over the last {recipe.flux_decay:,}; Muon for the blocks' matrices, AdamW for the rest,
 averaged weights. Seeds 2 (text), 3 (VAE), 4 and 5 (transformer). {_MACHINE}
 Made anew by `sgpipe miniature train --only language --only vae --only flux`.
@@ -83,8 +84,9 @@ The embedded judge: an open_clip `local-dir:` folder (vision transformer of widt
 `open_clip.create_model_and_transforms("local-dir:models/mini-clip")`.
 
 ## Training
-Contrastive over batches of {recipe.pairs} of the generator's bank of pictures, each picture with its swapped and two
-replaced captions as further negatives; {recipe.clip_steps:,} steps, seed 5. {_MACHINE}
+Contrastive over batches of {recipe.pairs} of {recipe.pictures:,} pictures of training triples (bank seed
+{recipe.bank_seed}), each with its swapped and two replaced captions as further negatives; {recipe.clip_steps:,} steps, seed 5.
+{_MACHINE}
 Made anew by `sgpipe miniature train --only clip`.
 
 ## Measured

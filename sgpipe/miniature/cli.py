@@ -55,7 +55,10 @@ def train_on_command(
         Path, typer.Option(help="working state; an interrupted training continues from it")
     ] = Path("outputs/miniature-onward"),
     rarity: Annotated[
-        float, typer.Option(min=0, help="0 draws all pictures alike; 1 shows rare names as often as others")
+        float,
+        typer.Option(
+            min=0, help="0 draws all pictures of a class alike; 1 shows rare names nearly as often as others"
+        ),
     ] = 1.0,
 ) -> None:
     """Train the generator on from where a checkpoint stands; text encoders and VAE stay as they are."""

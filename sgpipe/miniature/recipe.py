@@ -21,15 +21,16 @@ class Recipe:
     bank_seed: int = 1
     language_steps: int = 380
     vae_steps: int = 1_200
-    shallow_steps: int = 9_300
-    flux_steps: int = 1_650
-    flux_decay: int = 1_350
+    shallow_steps: int = 17_300
+    flux_steps: int = 1_000
+    flux_decay: int = 850
     clip_steps: int = 1_500
     tower_steps: int = 1_000
     pairs: int = 64
     flux_batch: int = 64
     batch: int = 32
     compiled: bool = True
+    rarity: float = 1.0
 
 
 def train(
@@ -59,6 +60,7 @@ def train(
             recipe.flux_batch,
             1e-3,
             recipe.compiled,
+            recipe.rarity,
         )
         train_flux(
             whole_bank(state / "world"), languages, vae, state / "flux", out / "mini-flux", schedule, seed=4

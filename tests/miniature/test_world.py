@@ -153,7 +153,7 @@ def test_training_and_held_out_triples_are_apart(tmp_path: Path) -> None:
     assert all(held_out(t) and held_out(t[::-1]) for t in unseen)  # type: ignore[arg-type]
     again = draw_bank(tmp_path / "again", 200, 1)
     assert np.array_equal(bank.pictures, again.pictures) and list(bank.triples) == list(again.triples)
-    with pytest.raises(DataError, match="seed 2"):
+    with pytest.raises(DataError, match="'seed': 2"):
         draw_bank(tmp_path / "bank", 200, 2)
 
 
