@@ -2,9 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from sgpipe.runs.atomic import atomic_path, write_json
 from sgpipe.scene_graphs.predicates import PREDICATES, neutral_prompt, relational_prompt
 
 Triple = tuple[str, str, str]
-Shown = tuple[Triple, Callable[[], Scene]]
 SIDE = 64
 """Side of a picture, pixels."""
 NEUTRAL = 0.4
@@ -62,19 +60,22 @@ class Bank:
     triples: Sequence[Triple]
 
 
-def _open_bank(folder: Path, of: Mapping[str, Any], shown: Sequence[Shown]) -> Bank:
-    """Pictures of `shown` in `folder`, drawn unless they are there; `of` says what they are of."""
+def _open_bank(
+    folder: Path, of: Mapping[str, Any], count: int, shown: Iterator[tuple[Triple, Scene]]
+) -> Bank:
+    """The `count` pictures of `shown` in `folder`, drawn unless they are there; `of` says what they are of."""
     pixels, facts = folder / "pictures.npy", folder / "bank.json"
     if not facts.is_file():
         folder.mkdir(parents=True, exist_ok=True)
+        triples: list[Triple] = []
         with atomic_path(pixels) as temporary:
-            pictures = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(shown), SIDE, SIDE, 3))
-            for index, (_, scene) in enumerate(
-                tqdm(shown, desc="drawing pictures", unit="picture", mininterval=2)
-            ):
-                pictures[index] = render(scene())
+            pictures = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, SIDE, SIDE, 3))
+            bar = tqdm(shown, total=count, desc="drawing pictures", unit="picture", mininterval=2)
+            for index, (triple, scene) in enumerate(bar):
+                triples.append(triple)
+                pictures[index] = render(scene)
             pictures.flush()
-        write_json({**of, "triples": [triple for triple, _ in shown]}, facts)
+        write_json({**of, "triples": triples}, facts)
     stored = msgspec.json.decode(facts.read_bytes())
     held = {name: stored.get(name) for name in of}
     if held != of:
@@ -90,24 +91,24 @@ def draw_bank(folder: Path, count: int, seed: int) -> Bank:
     Picture i depends on (seed, i) alone.
     """
 
-    def one(index: int) -> Shown:
+    def one(index: int) -> tuple[Triple, Scene]:
         rng = np.random.default_rng((seed, index))
         triple = sample_triple(rng, unseen=False)
-        return triple, lambda: pair_scene(rng, *triple)
+        return triple, pair_scene(rng, *triple)
 
-    return _open_bank(folder, {"count": count, "seed": seed}, [one(index) for index in range(count)])
+    return _open_bank(folder, {"count": count, "seed": seed}, count, map(one, range(count)))
 
 
 def whole_bank(folder: Path) -> Bank:
     """Every picture of every training triple, drawn into `folder`, or opened if that was done before."""
-    scenes: list[Shown] = [
-        (triple, partial(lambda scene: scene, scene))
+    scenes: list[tuple[Triple, Scene]] = [
+        (triple, scene)
         for predicate in PREDICATES
         for triple in every_triple(predicate)
         if not held_out(triple)
         for scene in every_scene(*triple)
     ]
-    return _open_bank(folder, {"count": len(scenes), "seed": None}, scenes)
+    return _open_bank(folder, {"count": len(scenes), "seed": None}, len(scenes), iter(scenes))
 
 
 def row_chances(triples: Sequence[Triple], rarity: float) -> NDArray[np.float64]:
