@@ -106,10 +106,18 @@ def loop_step(training: Training) -> Callable[[], None]:
 
 
 def peak() -> int:
-    """Largest number of bytes that this process has held so far: allocated on the GPU, or resident."""
+    """Largest number of bytes that this process has held so far: allocated on the GPU, or resident.
+
+    Where /proc is, it tells; `ru_maxrss` starts at the size of the process that started this one, and is in bytes on macOS.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * next(
+            int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")
+        )
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measured_memory(kind: str, params: Path) -> int:

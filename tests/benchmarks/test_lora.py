@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import torch
 
+from benchmarks.lora import peak
 from benchmarks.lora_recipe import changed, measure
 from sgpipe.errors import ParamsError
 from sgpipe.graph_encoder.graphs import SceneGraph
@@ -65,3 +68,12 @@ def test_a_generator_that_obeys_scores_full_and_one_that_cannot_read_does_not() 
     assert found["base_present"] == found["graph_present"] == 1
     assert found["base_right"] == found["empty_right"] == 0.25 and found["base_role"] == 0.5
     assert found["shuffled_right"] == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the peak is that of its memory")
+def test_the_peak_is_bytes_of_this_process_and_never_falls() -> None:
+    held = b"x" * (psutil.Process().memory_info().rss // 4)
+    resident, first = psutil.Process().memory_info().rss, peak()
+    assert 0.99 * resident <= first < psutil.virtual_memory().total
+    del held
+    assert peak() >= 0.99 * first  # the kernel sums its counters roughly
