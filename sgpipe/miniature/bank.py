@@ -112,13 +112,14 @@ def whole_bank(folder: Path) -> Bank:
 
 
 def row_chances(triples: Sequence[Triple], rarity: float) -> NDArray[np.float64]:
-    """Chance of each picture to be drawn: all classes alike, and within them names by how rarely they are shown.
+    """Chance of each picture to be drawn: classes by the root of their pictures, within them names by how rarely they are shown.
 
-    Proportional to 1/n(class) · (1/n(subject) + 1/n(object))^rarity, n(class) the pictures of its class, n(name) how often drawing
-    by class shows a name. Classes that only a few names can join make those frequent; `rarity` 1 brings all names near one another.
+    Proportional to 1/√n(class) · (1/n(subject) + 1/n(object))^rarity, n(class) the pictures of its class, n(name) how often drawing
+    by class shows a name. (Drawn alike, classes of few pictures are known by heart.) Classes that only a few names can join make
+    those frequent; `rarity` 1 brings all names near one another.
     """
     of_class = Counter(predicate for _, predicate, _ in triples)
-    weights = np.array([1 / of_class[predicate] for _, predicate, _ in triples])
+    weights = np.array([of_class[predicate] ** -0.5 for _, predicate, _ in triples])
     shown: Counter[str] = Counter()
     for (subject, _, object_), weight in zip(triples, weights, strict=True):
         shown[subject] += weight

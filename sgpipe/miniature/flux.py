@@ -12,14 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from sgpipe.miniature.bank import NEUTRAL, SIDE, Bank, caption, row_chances
+from sgpipe.miniature.bank import NEUTRAL, SIDE, Bank, row_chances
 from sgpipe.miniature.coupling import Coupling
+from sgpipe.miniature.flow import STEPS, flow_loss
 from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, token_ids
 from sgpipe.miniature.training import Trainer, step_generator
 from sgpipe.miniature.vae import CHANNELS, encode
 from sgpipe.runs.atomic import atomic_path
 
-STEPS = 4
 DOUBLE_BLOCKS, SHALLOW_BLOCKS = 19, 6
 HEADS, HEAD_WIDTH = 4, 32
 
@@ -68,27 +68,6 @@ def deepen(shallow: FluxTransformer2DModel, double_blocks: int, seed: int) -> Fl
 
 GATES = (2, 5)
 """Of the six parts of `AdaLayerNormZero`'s projection (shift, scale, gate, each for attention and MLP), the gates."""
-UNIFORM = 0.3
-GRID_SHARES = (0.15, 0.25, 0.3, 0.3)
-"""Share of uniform times; of the others, shares of t = 1/4, 1/2, 3/4 and 1."""
-CANDIDATES, NEUTRAL_CANDIDATES = 24, 64
-"""Pictures of one relational or neutral caption among which noise is assigned (see `coupling`)."""
-
-
-def draw_times(generator: torch.Generator, batch: int) -> Tensor:
-    """Times `[B]` in (0, 1]: uniform, or one of the four at which a 4-step Euler sampler asks for a velocity."""
-    uniform = 1.0 - torch.rand(batch, generator=generator)
-    shares = torch.tensor(GRID_SHARES)
-    grid = (1 + torch.multinomial(shares, batch, replacement=True, generator=generator)) / STEPS
-    return torch.where(torch.rand(batch, generator=generator) < UNIFORM, uniform, grid)
-
-
-def time_weights(times: Tensor) -> Tensor:
-    """Weights of the loss `[B]`: below the last time of a 4-step sampler as t², which is the error of x, above it 1.
-
-    Near t = 0 the velocity asks for the noise in a nearly clean latent, which cannot be told from what the VAE left there.
-    """
-    return (times * STEPS).clamp(max=1.0).square()
 
 
 def assemble(folder: Path, vae: AutoencoderKL, transformer: FluxTransformer2DModel) -> FluxPipeline:
@@ -147,43 +126,45 @@ def fit(
     model: FluxTransformer2DModel, bank: Bank, latents: NDArray[np.float16], encoders: FluxPipeline, folder: Path,
     schedule: Schedule, *, seed: int, steps: int, warmup: int, decay: int, average: float,
 ) -> FluxTransformer2DModel:  # fmt: skip
-    """Rectified flow (Liu et al. 2023, eq. 1): regress v(x_t, t, caption) on ε − x with x_t = (1 − t) x + t ε; the averaged model.
+    """Rectified flow on `bank` (see `flow`); returns the averaged model.
 
-    Caption, noise and time of a picture are drawn anew at every step. Matrix products are in bfloat16. `compiled` fuses each
-    block's pointwise work (twice as fast, after half a minute).
+    Caption, noise and times are drawn anew at every step. Matrix products are in bfloat16. `compiled` fuses each block's pointwise
+    work (twice as fast, after half a minute).
     """
     batch, rate = schedule.batch, schedule.rate
     image_ids = FluxPipeline._prepare_latent_image_ids(batch, 8, 8, torch.device("cpu"), torch.float32)
     text_ids = torch.zeros(TOKENS, 3)
     chances = row_chances(bank.triples, schedule.rarity)
-    coupling = Coupling(bank, latents, chances, CANDIDATES, NEUTRAL_CANDIDATES)
+    coupling = Coupling(bank, latents)
     trainer = Trainer(
         model, folder, steps=steps, rate=rate, warmup=warmup, decay=decay, average=average,
         muon="transformer_blocks", muon_rate=2 * rate,
     )  # fmt: skip
     model.set_attention_backend("_native_math")
     if schedule.compiled:
+        torch._dynamo.config.automatic_dynamic_shapes = False
         model.compile_repeated_blocks(fullgraph=True)
     for step in trainer:
         rng, generator = np.random.default_rng((seed, step)), step_generator(seed, step)
         rows = rng.choice(len(chances), size=batch, p=chances)
-        neutral = rng.random(batch) < NEUTRAL
-        texts = [caption(rng, bank.triples[row], plain) for row, plain in zip(rows, neutral, strict=True)]
-        states, pooled = encode_texts(encoders, texts)
-        clean, noise = coupling.draw(rng, generator, rows, neutral)
-        times = draw_times(generator, batch)
-        at = times[:, None, None]
-        with torch.autocast("cpu", torch.bfloat16):
-            velocity = model(
-                hidden_states=(1 - at) * clean + at * noise,
-                encoder_hidden_states=states,
-                pooled_projections=pooled,
-                timestep=times,
-                img_ids=image_ids,
-                txt_ids=text_ids,
-            ).sample
-        errors = (velocity.float() - (noise - clean)).square().mean((1, 2))
-        trainer.backward((time_weights(times) * errors).mean())
+        captions = coupling.captions(rows, rng.random(batch) < NEUTRAL)
+        texts = [coupling.text(rng, number) for number in captions]
+        encoded = encode_texts(encoders, texts)
+
+        def velocity(
+            states: Tensor, times: Tensor, first: int, encoded: tuple[Tensor, Tensor] = encoded
+        ) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return model(
+                    hidden_states=states,
+                    encoder_hidden_states=encoded[0][first:],
+                    pooled_projections=encoded[1][first:],
+                    timestep=times,
+                    img_ids=image_ids,
+                    txt_ids=text_ids,
+                ).sample.float()
+
+        trainer.backward(flow_loss(generator, velocity, coupling, captions))
     return trainer.average.model
 
 

@@ -27,7 +27,7 @@ class Recipe:
     clip_steps: int = 1_500
     tower_steps: int = 1_000
     pairs: int = 64
-    flux_batch: int = 64
+    flux_batch: int = 48
     batch: int = 32
     compiled: bool = True
     rarity: float = 1.0

@@ -1,14 +1,13 @@
 """How each of the 24 relation classes is drawn: which objects may take part and where they go.
 
 A rule returns the top-left corners of subject and object relative to one another, who is drawn last, and the lines between them.
-Only the class and the two names decide; what is left to chance is the side, where the class allows both. Everything faces right
-unless its part in the relation turns it.
+The class and the two names decide, nothing is left to chance: a triple has one layout, in which both face right. So a caption that
+leaves the roles open means two layouts at most, few enough for a generator of a few steps to choose between.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import permutations, product
-from typing import Protocol
+from itertools import permutations
 
 from sgpipe.errors import DataError
 from sgpipe.miniature.pen import Point
@@ -24,21 +23,12 @@ class Layout:
 
     subject: Point
     object: Point
-    subject_facing: str = "right"
-    object_facing: str = "right"
     front: str = "subject"
     lines: tuple[Line, ...] = ()
     dots: tuple[Point, ...] = field(default=())
 
 
-class Coin(Protocol):
-    """What tosses: a `numpy.random.Generator`, or one that has been told what to show."""
-
-    def random(self) -> float:
-        """A number in [0, 1)."""
-
-
-Rule = Callable[[Coin, str, str], Layout]
+Rule = Callable[[str, str], Layout]
 
 PEOPLE_AND_ANIMALS = ("person", "dog", "cat", "horse", "cow", "sheep", "elephant", "bird")
 SMALL_ANIMALS = ("dog", "cat", "sheep", "bird")
@@ -108,64 +98,52 @@ def _size(name: str) -> tuple[int, int]:
     return PICTOGRAMS[name].size
 
 
-def _facing(rng: Coin) -> str:
-    return "left" if rng.random() < 0.5 else "right"
+def _beside(subject: str, object_: str, gap: float) -> Layout:
+    """Object to the right of the subject, `gap` apart, feet on one line."""
+    (sw, sh), (_, oh) = _size(subject), _size(object_)
+    return Layout((0, 0), (sw + gap, sh - oh))
 
 
-def _side(rng: Coin) -> int:
-    return 1 if rng.random() < 0.5 else -1
-
-
-def _beside(subject: str, object_: str, gap: float, side: int) -> Layout:
-    """Object to the right (`side` 1) or left (−1) of the subject, `gap` apart, feet on one line."""
-    (sw, sh), (ow, oh) = _size(subject), _size(object_)
-    x = sw + gap if side > 0 else -ow - gap
-    way = "right" if side > 0 else "left"
-    return Layout((0, 0), (x, sh - oh), way, way)
-
-
-def _left(rng: Coin, subject: str, object_: str) -> Layout:
+def _left(subject: str, object_: str) -> Layout:
     (sw, sh), (_, oh) = _size(subject), _size(object_)
     return Layout((0, 0), (sw + 6, (sh - oh) / 2))
 
 
-def _above(rng: Coin, subject: str, object_: str) -> Layout:
+def _above(subject: str, object_: str) -> Layout:
     (sw, sh), (ow, _) = _size(subject), _size(object_)
     return Layout((0, 0), ((sw - ow) / 2, sh + 6))
 
 
 def _turned(rule: Rule) -> Rule:
-    def inverse(rng: Coin, subject: str, object_: str) -> Layout:
-        made = rule(rng, object_, subject)
+    def inverse(subject: str, object_: str) -> Layout:
+        made = rule(object_, subject)
         front = "object" if made.front == "subject" else "subject"
-        return Layout(made.object, made.subject, made.object_facing, made.subject_facing, front)
+        return Layout(made.object, made.subject, front)
 
     return inverse
 
 
-def _in_front(rng: Coin, subject: str, object_: str) -> Layout:
-    """The front one lower by 6 px and over 40 % of the narrower one's width, to either side."""
+def _in_front(subject: str, object_: str) -> Layout:
+    """The front one to the left, lower by 6 px and over 40 % of the narrower one's width."""
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
-    shift = _side(rng) * ((sw + ow) / 2 - 0.4 * min(sw, ow))
-    return Layout((0, 0), ((sw - ow) / 2 - shift, sh - oh - 6))
+    return Layout((0, 0), (sw - 0.4 * min(sw, ow), sh - oh - 6))
 
 
-def _near(rng: Coin, subject: str, object_: str) -> Layout:
-    """Corner to corner: a gap of about 2 px from left to right, half a height apart from top to bottom."""
-    (sw, sh), (ow, oh) = _size(subject), _size(object_)
-    x = sw + 2 if _side(rng) > 0 else -ow - 2
-    return Layout((0, 0), (x, (sh - oh) / 2 + _side(rng) * 0.55 * (sh + oh) / 2))
+def _near(subject: str, object_: str) -> Layout:
+    """Corner to corner: the object a gap of about 2 px to the right and half a height lower."""
+    (sw, sh), (_, oh) = _size(subject), _size(object_)
+    return Layout((0, 0), (sw + 2, (sh - oh) / 2 + 0.55 * (sh + oh) / 2))
 
 
-def _touching(rng: Coin, subject: str, object_: str) -> Layout:
+def _touching(subject: str, object_: str) -> Layout:
     """Side by side on one ground, edges in contact."""
-    return _beside(subject, object_, -2.0, _side(rng))
+    return _beside(subject, object_, -2.0)
 
 
 def _upon(sink: float, front: str = "subject") -> Rule:
     """The subject's lowest `sink` (share of its height) below the object's seat, centred on the seat."""
 
-    def rule(rng: Coin, subject: str, object_: str) -> Layout:
+    def rule(subject: str, object_: str) -> Layout:
         sw, sh = _size(subject)
         x, y = anchor(object_, "seat", "right")
         return Layout((x - sw / 2, y + 1 - sh * (1 - sink)), (0, 0), front=front)
@@ -173,7 +151,7 @@ def _upon(sink: float, front: str = "subject") -> Rule:
     return rule
 
 
-def _inside(rng: Coin, subject: str, object_: str) -> Layout:
+def _inside(subject: str, object_: str) -> Layout:
     """Behind the container's front, a third of the subject's height hidden."""
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
     x, y = anchor(object_, "seat", "right") if PICTOGRAMS[object_].seat else (ow / 2, oh * 0.3)
@@ -181,26 +159,25 @@ def _inside(rng: Coin, subject: str, object_: str) -> Layout:
     return Layout((x - sw / 2, y - sh + hidden), (0, 0), front="object")
 
 
-def _hanging(rng: Coin, subject: str, object_: str) -> Layout:
+def _hanging(subject: str, object_: str) -> Layout:
     """Below the object, on a string of 6 px."""
     (sw, _), (ow, oh) = _size(subject), _size(object_)
     x = ow / 2
     return Layout((x - sw / 2, oh + 5), (0, 0), lines=(((x, oh - 2), (x, oh + 6)),))
 
 
-def _at(kind: str, inset: float, lower: float = 0.0) -> Rule:
+def _at(kind: str, inset: float) -> Rule:
     """The object's middle beside the subject's anchor, overlapping it by `inset` pixels, in front."""
 
-    def rule(rng: Coin, subject: str, object_: str) -> Layout:
-        (ow, oh), facing = _size(object_), _facing(rng)
-        x, y = anchor(subject, kind, facing)
-        left = x - inset if facing == "right" else x + inset - ow
-        return Layout((0, 0), (left, y - oh / 2 + lower), facing, facing, "object")
+    def rule(subject: str, object_: str) -> Layout:
+        _, oh = _size(object_)
+        x, y = anchor(subject, kind, "right")
+        return Layout((0, 0), (x - inset, y - oh / 2), front="object")
 
     return rule
 
 
-def _carrying(rng: Coin, subject: str, object_: str) -> Layout:
+def _carrying(subject: str, object_: str) -> Layout:
     """The load on the back of an animal or a car, over the head of a person between two raised arms."""
     (sw, _), (ow, oh) = _size(subject), _size(object_)
     if subject == "person":
@@ -210,56 +187,45 @@ def _carrying(rng: Coin, subject: str, object_: str) -> Layout:
     return Layout((0, 0), (x - ow / 2, y - oh + 2), front="object")
 
 
-def _wearing(rng: Coin, subject: str, object_: str) -> Layout:
+def _wearing(subject: str, object_: str) -> Layout:
     """On top of the head, overlapping it."""
     ow, oh = _size(object_)
     x, y = anchor(subject, "head", "right")
     return Layout((0, 0), (x - ow / 2, y - oh + 3), front="object")
 
 
-def _pulling(rng: Coin, subject: str, object_: str) -> Layout:
+def _pulling(subject: str, object_: str) -> Layout:
     """The object behind, on a rope."""
-    side = _side(rng)
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
     gap = min(9.0, 61.0 - sw - ow)
-    made = _beside(subject, object_, gap, side)
-    facing = "left" if side > 0 else "right"
     y = sh - min(sh, oh) / 2
-    near, far = (sw - 2, sw + gap + 2) if side > 0 else (2, -gap - 2)
-    return Layout(made.subject, made.object, facing, facing, lines=(((near, y), (far, y)),))
+    return Layout((0, 0), (-ow - gap, sh - oh), lines=(((2, y), (-gap - 2, y)),))
 
 
-def _pushing(rng: Coin, subject: str, object_: str) -> Layout:
+def _pushing(subject: str, object_: str) -> Layout:
     """The object ahead, in contact; two streaks behind the subject."""
-    side = _side(rng)
-    made = _beside(subject, object_, -2.0, side)
-    sw, sh = _size(subject)
-    back = [(-2.0, -5.0), (sw + 2.0, sw + 5.0)][side < 0]
-    streaks = tuple(((back[0], sh * f), (back[1], sh * f)) for f in (0.35, 0.65))
-    return Layout(made.subject, made.object, made.subject_facing, made.object_facing, lines=streaks)
+    made = _beside(subject, object_, -2.0)
+    _, sh = _size(subject)
+    streaks = tuple(((-2.0, sh * f), (-5.0, sh * f)) for f in (0.35, 0.65))
+    return Layout(made.subject, made.object, lines=streaks)
 
 
-def _looking(rng: Coin, subject: str, object_: str) -> Layout:
+def _looking(subject: str, object_: str) -> Layout:
     """Facing the object across a gap, with a dotted line of sight from the eye."""
-    side = _side(rng)
     (sw, sh), (ow, oh) = _size(subject), _size(object_)
     gap = min(10.0, 62.0 - sw - ow)
-    facing = "right" if side > 0 else "left"
-    ex, ey = anchor(subject, "eye", facing)
-    x = sw + gap if side > 0 else -ow - gap
-    top = ey - oh / 2
-    edge = sw + gap + 1 if side > 0 else -gap - 1
+    ex, ey = anchor(subject, "eye", "right")
+    edge = sw + gap + 1
     dots = tuple((ex + (edge - ex) * f, ey) for f in (0.4, 0.6, 0.8, 1.0))
-    return Layout((0, 0), (x, min(top, sh - oh + 2.0)), facing, facing, dots=dots)
+    return Layout((0, 0), (sw + gap, min(ey - oh / 2, sh - oh + 2.0)), dots=dots)
 
 
-def _playing(rng: Coin, subject: str, object_: str) -> Layout:
+def _playing(subject: str, object_: str) -> Layout:
     """The object before the feet, three marks of motion above it."""
-    side = _side(rng)
-    made = _beside(subject, object_, 3.0, side)
+    made = _beside(subject, object_, 3.0)
     (x, y), (w, _) = made.object, _size(object_)
     marks = tuple(((x + w * f, y - 2.0), (x + w * f + (f - 0.5) * 5, y - 5.5)) for f in (0.1, 0.5, 0.9))
-    return Layout(made.subject, made.object, made.subject_facing, made.object_facing, lines=marks)
+    return Layout(made.subject, made.object, lines=marks)
 
 
 RULES: dict[str, Rule] = {
@@ -285,24 +251,6 @@ RULES: dict[str, Rule] = {
     "sitting on": _upon(0.22),
     "standing on": _upon(0.0),
     "touching": _touching,
-    "using": lambda rng, subject, object_: _beside(subject, object_, -4.0, _side(rng)),
+    "using": lambda subject, object_: _beside(subject, object_, -4.0),
     "wearing": _wearing,
 }
-
-
-class _Told:
-    """A coin that shows what it was told."""
-
-    def __init__(self, shown: tuple[float, ...]) -> None:
-        self._left = list(shown)
-
-    def random(self) -> float:
-        return self._left.pop(0)
-
-
-def layouts(subject: str, predicate: str, object_: str) -> list[Layout]:
-    """Every different layout of a triple: a rule tosses at most twice."""
-    rule = RULES[predicate]
-    return list(
-        dict.fromkeys(rule(_Told(shown), subject, object_) for shown in product((0.25, 0.75), repeat=2))
-    )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sgpipe.errors import DataError
 from sgpipe.miniature.pen import Colour, Pen, Point
 from sgpipe.miniature.pictograms import PICTOGRAMS, sprite
-from sgpipe.miniature.rules import RULES, Layout, Line, admissible, layouts
+from sgpipe.miniature.rules import RULES, Layout, Line, admissible
 
 CELL = 64
 GRID = 4
@@ -51,11 +51,9 @@ def _pairs(predicate: str) -> list[tuple[str, str]]:
 
 @cache
 def fits(subject: str, predicate: str, object_: str) -> bool:
-    """Whether every layout of a triple has its two objects inside a cell."""
-    return all(
-        max(_extent(_on_grid(layout), subject, object_)[2:]) <= CELL
-        for layout in layouts(subject, predicate, object_)
-    )
+    """Whether the two objects of a triple lie inside a cell."""
+    corners = _on_grid(RULES[predicate](subject, object_))
+    return max(_extent(corners, subject, object_)[2:]) <= CELL
 
 
 def _to_grid(value: float) -> int:
@@ -83,16 +81,18 @@ def draw_triple(rng: np.random.Generator, predicate: str) -> tuple[str, str, str
     return subject, predicate, object_
 
 
-def _scene(subject: str, predicate: str, object_: str, layout: Layout, background: int) -> Scene:
+def _scene(subject: str, predicate: str, object_: str, background: int) -> Scene:
     """The pair in the middle of a cell, rounded to the grid."""
+    if predicate not in RULES or not fits(subject, predicate, object_):
+        raise DataError(
+            f"({subject}, {predicate}, {object_}) cannot be drawn: no rule, or too large for a cell of {CELL} px"
+        )
+    layout = RULES[predicate](subject, object_)
     corners = _on_grid(layout)
     shift = [_middle(size) for size in _extent(corners, subject, object_)[2:]]
     placed = [
-        Placed(name, corner[0] + shift[0], corner[1] + shift[1], *PICTOGRAMS[name].size, facing)
-        for name, corner, facing in (
-            (subject, corners[0], layout.subject_facing),
-            (object_, corners[1], layout.object_facing),
-        )
+        Placed(name, corner[0] + shift[0], corner[1] + shift[1], *PICTOGRAMS[name].size, "right")
+        for name, corner in zip((subject, object_), corners, strict=True)
     ]
     dx, dy = placed[1].x - layout.object[0], placed[1].y - layout.object[1]
     return Scene(
@@ -104,22 +104,13 @@ def _scene(subject: str, predicate: str, object_: str, layout: Layout, backgroun
 
 
 def pair_scene(rng: np.random.Generator, subject: str, predicate: str, object_: str) -> Scene:
-    """One cell that shows a triple, its layout and background by chance. Object 0 is the subject, object 1 the object."""
-    if predicate not in RULES or not fits(subject, predicate, object_):
-        raise DataError(
-            f"({subject}, {predicate}, {object_}) cannot be drawn: no rule, or too large for a cell of {CELL} px"
-        )
-    layout = RULES[predicate](rng, subject, object_)
-    return _scene(subject, predicate, object_, layout, int(rng.integers(len(BACKGROUNDS))))
+    """One cell that shows a triple, its background by chance. Object 0 is the subject, object 1 the object."""
+    return _scene(subject, predicate, object_, int(rng.integers(len(BACKGROUNDS))))
 
 
 def every_scene(subject: str, predicate: str, object_: str) -> list[Scene]:
     """All scenes that `pair_scene` can make of a triple, each once."""
-    return [
-        _scene(subject, predicate, object_, layout, background)
-        for layout in layouts(subject, predicate, object_)
-        for background in range(len(BACKGROUNDS))
-    ]
+    return [_scene(subject, predicate, object_, background) for background in range(len(BACKGROUNDS))]
 
 
 def every_triple(predicate: str) -> list[tuple[str, str, str]]:

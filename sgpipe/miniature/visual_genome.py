@@ -82,13 +82,13 @@ def annotate(rng: np.random.Generator, scene: Scene, image_id: int, ids: _Ids) -
     relationships: list[_Json] = []
 
     def add(subject: int, predicate: str, object_: int) -> None:
-        ends = [_endpoint(rng, scene.objects[i], stored[i], ids) for i in (subject, object_)]
+        ends = [_endpoint(rng, scene.objects[i], stored[i], ids) for i in dict.fromkeys((subject, object_))]
         number = ids.new("relationship")
         relationships.append(
             {
                 "predicate": predicate,
                 "subject": ends[0],
-                "object": ends[1],
+                "object": ends[-1],
                 "relationship_id": number,
                 "synsets": [],
             }

@@ -1,54 +1,93 @@
-"""Coupled noise is still noise, pulls towards its own picture, and mixes only what one caption describes."""
+"""A noise means one picture of its caption, all equally often, and is still noise."""
 
 import numpy as np
 import pytest
 import torch
 
 from sgpipe.miniature.bank import Bank
-from sgpipe.miniature.coupling import Coupling
+from sgpipe.miniature.coupling import Coupling, prices
 
-TRIPLES = [("dog", "left of", "cat"), ("cat", "left of", "dog"), ("dog", "riding", "horse")]
+TRIPLES = [
+    ("dog", "left of", "cat"),
+    ("cat", "left of", "dog"),
+    ("cat", "right of", "dog"),
+    ("dog", "touching", "cat"),
+    ("dog", "riding", "horse"),
+]
+RELATIONAL, NEUTRAL, ALONE = 0, 1, 4
 
 
-def draw(candidates: int, rows: list[int], neutral: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents and noise of a bank of three pictures, the first two of one caption and opposite to one another."""
+@pytest.fixture
+def coupling() -> Coupling:
+    """Pictures of a bank; the first and the third are equal, the second is longer than these."""
     first = np.linspace(-2, 2, 12).reshape(3, 4)
-    latents = np.stack([first, -first, np.full((3, 4), 5.0)]).astype(np.float16)
-    bank = Bank(np.empty((3, 1, 1, 3), np.uint8), TRIPLES)
-    return Coupling(bank, latents, np.full(3, 1 / 3), candidates, candidates).draw(
-        np.random.default_rng(0),
-        torch.Generator().manual_seed(0),
-        np.array(rows),
-        np.full(len(rows), neutral),
-    )
+    shown = [first, -1.5 * first, first, np.full((3, 4), 3.0), np.full((3, 4), 5.0)]
+    pictures = np.array([0, 1, 0, 2, 3], np.uint8).reshape(5, 1, 1, 1)
+    return Coupling(Bank(pictures, TRIPLES), np.stack(shown).astype(np.float16))
 
 
-@pytest.mark.parametrize("neutral", [False, True])
-def test_noise_leans_towards_its_picture_and_is_still_standard_normal(neutral: bool) -> None:
-    rows = [0, 1] * 2000
-    clean, noise = draw(8, rows, neutral)
-    assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
-    towards = (clean * noise).sum((1, 2)) / clean.square().sum((1, 2)).sqrt()
-    assert float((towards > 0).float().mean()) > (0.75 if neutral else 0.85)
-    assert abs(float(towards.square().mean()) - 1) < 0.08
+def meant(coupling: Coupling, caption: int, count: int = 6000) -> tuple[torch.Tensor, torch.Tensor]:
+    return coupling.draw(torch.Generator().manual_seed(0), np.full(count, caption))
 
 
-def test_candidates_of_a_neutral_caption_come_by_their_chances() -> None:
-    latents = np.zeros((3, 3, 4), np.float16)
-    bank = Bank(np.empty((3, 1, 1, 3), np.uint8), TRIPLES)
-    coupling = Coupling(bank, latents, np.array([0.3, 0.1, 0.6]), 6, 4000)
+def test_captions_are_relational_or_neutral_and_a_pair_without_places_is_always_relational(
+    coupling: Coupling,
+) -> None:
+    rows = np.arange(5)
+    relational = coupling.captions(rows, np.zeros(5, bool))
+    neutral = coupling.captions(rows, np.ones(5, bool))
+    assert relational[0] == relational[1] != relational[2]
+    assert set(neutral[:4]) == {neutral[0]} and neutral[0] not in relational
+    assert neutral[4] == relational[4]
     rng = np.random.default_rng(0)
-    assert np.mean(coupling._candidates(rng, 0, True) == 0) == pytest.approx(0.75, abs=0.03)
-    assert sorted(coupling._candidates(rng, 0, False)) == [0, 0, 0, 1, 1, 1]
+    assert {coupling.text(rng, int(neutral[0])) for _ in range(20)} == {
+        "a photo of cat and dog on a plain background",
+        "a photo of dog and cat on a plain background",
+    }
+    assert {coupling.text(rng, int(relational[0])) for _ in range(20)} == {
+        "a photo of cat left of dog on a plain background",
+        "a photo of dog left of cat on a plain background",
+    }
 
 
-def test_a_single_candidate_or_a_caption_of_one_picture_leaves_noise_independent() -> None:
-    for candidates, rows in ((1, [0, 1] * 2000), (8, [2] * 4000)):
-        clean, noise = draw(candidates, rows, False)
+def test_each_picture_is_meant_equally_often_and_equal_ones_count_once(coupling: Coupling) -> None:
+    """Of two pictures opposite to one another, and of a neutral caption that does not describe touching."""
+    for caption in coupling.captions(np.array([0, 0]), np.array([False, True])):
+        clean, noise = meant(coupling, int(caption))
+        first = (clean[:, 0, 0] < 0).float().mean()
+        assert float(first) == pytest.approx(0.5, abs=0.03)
+        assert set(clean[:, 0, 0].tolist()) == {-2.0, 3.0}
+        assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
+
+
+def test_noise_leans_towards_its_picture_and_of_one_picture_is_independent(coupling: Coupling) -> None:
+    for row, least, most in ((0, 0.6, 1.0), (4, -0.06, 0.06)):
+        clean, noise = meant(coupling, int(coupling.captions(np.array([row]), np.array([False]))[0]))
         towards = (clean * noise).sum((1, 2)) / clean.square().sum((1, 2)).sqrt()
-        assert abs(float(towards.mean())) < 0.06
+        assert least < float(towards.mean()) < most
 
 
-def test_a_draw_is_a_function_of_its_seeds() -> None:
-    for one, other in zip(draw(4, [0, 2, 1], True), draw(4, [0, 2, 1], True), strict=True):
+def test_prices_give_equal_shares_where_pictures_differ_much_in_length() -> None:
+    generator = torch.Generator().manual_seed(3)
+    pictures = torch.randn(2, 8, 40, generator=generator) * torch.linspace(0.3, 3, 8)[:, None]
+    noise = torch.randn(20_000, 40, generator=generator)
+    for one, priced in zip(pictures, prices(pictures), strict=True):
+        shares = torch.bincount((noise @ one.T + priced).argmax(1), minlength=8) / len(noise)
+        assert float((shares - 1 / 8).abs().max()) < 0.03
+        unpriced = torch.bincount((noise @ one.T).argmax(1), minlength=8) / len(noise)
+        assert float((unpriced - 1 / 8).abs().max()) > 0.1
+
+
+def test_the_nearest_picture_is_one_of_the_captions_own(coupling: Coupling) -> None:
+    captions = coupling.captions(np.array([0, 0, 4]), np.zeros(3, bool))
+    guesses = torch.full((3, 3, 4), 4.0)
+    guesses[0] = torch.linspace(-1, 1, 12).view(3, 4)
+    guesses[1] = -guesses[0]
+    nearest = coupling.nearest(captions, guesses)
+    assert nearest[:, 0, 0].tolist() == [-2.0, 3.0, 5.0]
+    assert coupling.nearest(captions[:1], guesses[2:])[0, 0, 0].item() in {-2.0, 3.0}
+
+
+def test_a_draw_is_a_function_of_its_seed(coupling: Coupling) -> None:
+    for one, other in zip(meant(coupling, 0, 4), meant(coupling, 0, 4), strict=True):
         assert torch.equal(one, other)

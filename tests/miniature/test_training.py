@@ -14,15 +14,10 @@ from sgpipe.errors import DataError, StateError
 from sgpipe.miniature.bank import draw_bank
 from sgpipe.miniature.contrast import contrastive_loss, false_triples
 from sgpipe.miniature.flux import (
-    GRID_SHARES,
-    STEPS,
-    UNIFORM,
     build_transformer,
     deepen,
     draw,
-    draw_times,
     encode_texts,
-    time_weights,
 )
 from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
 from sgpipe.miniature.measure import images_per_second
@@ -65,18 +60,6 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     rates = [learning_rate(step, 100, 1.0, 10, 20) for step in range(100)]
     assert rates[0] == 0.1 and rates[9:80] == [1.0] * 71
     assert rates[90] == 0.5 and rates[99] == 0.05
-
-
-def test_times_lie_on_the_samplers_grid_as_often_as_told() -> None:
-    times = draw_times(torch.Generator().manual_seed(0), 20_000)
-    assert times.min() > 0 and times.max() <= 1
-    for index, share in enumerate(GRID_SHARES, 1):
-        on_point = (times == index / STEPS).float().mean()
-        assert abs(on_point - (1 - UNIFORM) * share) < 0.01
-
-
-def test_times_of_the_sampler_weigh_alike() -> None:
-    assert time_weights(torch.tensor([0.125, 0.25, 0.5, 1.0])).tolist() == [0.25, 1.0, 1.0, 1.0]
 
 
 @torch.no_grad()
