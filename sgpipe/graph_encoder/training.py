@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sgpipe.errors import StateError
+from sgpipe.errors import DataError, StateError
 from sgpipe.graph_encoder.batches import Names
 from sgpipe.graph_encoder.checkpoints import Encoder
 from sgpipe.graph_encoder.examples import Examples
@@ -28,6 +29,7 @@ from sgpipe.graph_encoder.pretraining import (
 )
 from sgpipe.params.graph_encoder import GraphEncoder
 from sgpipe.runs.atomic import atomic_path
+from sgpipe.scene_graphs.predicates import DIRECTIONAL
 
 SAVE_SECONDS: Final = 20.0
 _CHECKPOINT: Final = "training.pt"
@@ -56,6 +58,30 @@ class Lessons:
     features: Features
     rows: NDArray[np.int64]
     names: Names
+
+    @cached_property
+    def _kinds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows that state a directional relation, and the others."""
+        stated = self.examples.frame["predicate"].is_in(list(DIRECTIONAL)).to_numpy()[self.rows]
+        return self.rows[stated], self.rows[~stated]
+
+    def draw(self, rng: np.random.Generator, params: GraphEncoder) -> list[int]:
+        """The rows of one step: all alike, or a share `params.directional` of directional ones.
+
+        A kind with fewer rows than its share repeats some. Raises `DataError` for a kind that has none.
+        """
+        if params.directional is None:
+            return rng.choice(self.rows, params.batch_size, replace=False).tolist()
+        first = round(params.batch_size * params.directional)
+        drawn: list[int] = []
+        for rows, count in zip(self._kinds, (first, params.batch_size - first), strict=True):
+            if count and not len(rows):
+                raise DataError(
+                    f"graph_encoder.directional: got {params.directional:g}, and all or none of the {len(self.rows)} training "
+                    f"relations are directional; set it to null"
+                )
+            drawn += rng.choice(rows, count, replace=len(rows) < count).tolist() if count else []
+        return drawn
 
     def images(
         self, rows: Sequence[int], head: ImageHead, device: torch.device, masked: int | None = None
@@ -123,7 +149,7 @@ def _losses(
     learner: Learner, lessons: Lessons, params: GraphEncoder, step: int, device: torch.device
 ) -> dict[str, Tensor]:
     rng = np.random.default_rng((params.seed, step))
-    rows = rng.choice(lessons.rows, params.batch_size, replace=False).tolist()
+    rows = lessons.draw(rng, params)
     graphs = [restated(lessons.examples.graphs[row], rng) for row in rows]
     negatives = [hard_negatives(graph, rng) for graph in graphs]
     crop = torch.from_numpy(lessons.examples.crop[rows])

@@ -142,9 +142,12 @@ def _maps(losses: Losses, maps: Maps | None) -> Maps | None:
 
 
 def _times(times: Times) -> Times:
+    bounds = {"density": times.density, "low": times.low, "high": times.high}
     if times.density == "uniform":
-        return Times(low=times.low, high=times.high)
-    return times
+        return Times(**bounds)
+    if times.density == "sampler":
+        return Times(**bounds, steps=times.steps)
+    return Times(**bounds, mean=times.mean, deviation=times.deviation)
 
 
 def read_arm(path: Path) -> Arm:

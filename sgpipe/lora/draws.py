@@ -31,15 +31,20 @@ def times_of(count: int, times: Times, random: torch.Generator) -> Tensor:
     """Times `[count]` of the density asked for."""
     if times.density == "uniform":
         return uniform_times(count, times.low, times.high, random)
+    if times.density == "sampler":
+        asked = torch.tensor(times.asked())
+        return asked[torch.randint(len(asked), (count,), generator=random)]
     inner = logit_normal_times(count, times.mean, times.deviation, random)
     return times.low + (times.high - times.low) * inner
 
 
 def even_times(count: int, times: Times) -> Tensor:
-    """Times `[count]` that divide the range evenly, in an order that has nothing to do with the samples'."""
-    inner = (torch.arange(count) + 0.5) / max(1, count)
-    inner = inner[torch.randperm(count, generator=generator("validation times", count))]
-    return times.low + (times.high - times.low) * inner
+    """Times `[count]` that divide the range evenly, or a sampler's in turn; their order has nothing to do with the samples'."""
+    order = torch.randperm(count, generator=generator("validation times", count))
+    if times.density == "sampler":
+        asked = torch.tensor(times.asked())
+        return asked[order % len(asked)]
+    return times.low + (times.high - times.low) * (order + 0.5) / max(1, count)
 
 
 def bin_of(t: Tensor, times: Times, bins: int) -> Tensor:

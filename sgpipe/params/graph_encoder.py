@@ -67,6 +67,12 @@ class GraphEncoder(Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(ge=1, description="graphs of a step whose masked loss is taken; it costs more than all else"),
     ] = 64
+    directional: Annotated[
+        Annotated[float, Meta(ge=0.0, le=1.0)] | None,
+        Meta(
+            description="share of a step's graphs that state one of the six directional relations; null draws all relations alike"
+        ),
+    ] = None
     rate: Annotated[float, Meta(gt=0.0, description="peak learning rate")] = 1e-3
     weight_decay: Annotated[float, Meta(ge=0.0, description="of matrices")] = 0.02
     masked_weight: Annotated[

@@ -1,6 +1,7 @@
 """From relations to a trained encoder: examples, features of a tower, a head that sees places, a kill that changes nothing."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from sgpipe.params.curate import Curate, Quality
 from sgpipe.params.graph_encoder import GraphEncoder
 from sgpipe.runs.shards import Shard, cut
 from sgpipe.scene_graphs.curate import curate
-from sgpipe.scene_graphs.predicates import PREDICATES, phrase
+from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES, phrase
 from tests.graph_encoder.relations import CLASSES, relations
 
 CPU = torch.device("cpu")
@@ -339,3 +340,16 @@ def test_a_shard_without_readable_images_is_empty(
     feature_maker(tower, refuse, examples.crops, 4, "it")(shard, tmp_path / shard.name, lambda _: None)
     with pytest.raises(DataError, match="none of 5 crops"):
         Features([shard], tmp_path, 5, "it")
+
+
+def test_a_step_holds_the_share_of_directional_graphs_that_was_asked_for(
+    examples: Examples, features: Features, params: GraphEncoder
+) -> None:
+    lessons = lesson(examples, features)
+    for share, wanted in ((0.75, 12), (0.0, 0), (1.0, 16)):
+        drawn = lessons.draw(np.random.default_rng(0), msgspec.structs.replace(params, directional=share))
+        stated = examples.frame["predicate"].is_in(list(DIRECTIONAL)).to_numpy()[drawn]
+        assert stated.sum() == wanted and len(drawn) == 16 and set(drawn) <= set(lessons.rows.tolist())
+    few = replace(lessons, rows=lessons.rows[:0])
+    with pytest.raises(DataError, match="set it to null"):
+        few.draw(np.random.default_rng(0), msgspec.structs.replace(params, directional=0.5))

@@ -33,9 +33,17 @@ def test_times_keep_their_bounds_and_density() -> None:
     skewed = times_of(4000, Times(density="logit_normal", low=0.5, mean=2.0, deviation=0.5), generator("n"))
     assert skewed.min() >= 0.5 and skewed.max() < 1
     assert skewed.median().item() == pytest.approx(0.5 + 0.5 / (1 + torch.e**-2), abs=0.01)
+    asked = times_of(4000, Times(density="sampler", low=0.5), generator("s"))
+    shares = [float((asked == t).float().mean()) for t in (0.5, 0.75, 1.0)]
+    assert sum(shares) == pytest.approx(1) and shares == pytest.approx([1 / 3] * 3, abs=0.03)
+    with pytest.raises(ValueError, match=r"no k/4 lies within 0\.8 to 0\.9"):
+        Times(density="sampler", low=0.8, high=0.9)
     even = even_times(100, Times(low=0.5))
     assert even.sort().values.tolist() == pytest.approx([0.5 + 0.005 * (i + 0.5) for i in range(100)])
     assert not torch.equal(even, even.sort().values)
+    turns = even_times(90, Times(density="sampler", low=0.5))
+    assert turns.unique(return_counts=True)[1].tolist() == [30, 30, 30]
+    assert not torch.equal(turns, turns.sort().values)
 
 
 def test_bins_divide_the_range() -> None:
