@@ -41,6 +41,32 @@ def build_transformer(seed: int, double_blocks: int = DOUBLE_BLOCKS) -> FluxTran
     )
 
 
+def _sources(few: int, many: int) -> list[int]:
+    """Of which of `few` blocks each of `many` is a copy."""
+    return [index * few // many for index in range(many)]
+
+
+def shallow_of(deep: FluxTransformer2DModel, double_blocks: int) -> FluxTransformer2DModel:
+    """A transformer of those double-stream blocks that are no copies when `deepen` makes `deep` from it; the opposite of `deepen`.
+
+    What the other blocks have learned since is lost: it computes another function, which a little training brings near again.
+    """
+    many = len(deep.transformer_blocks)
+    state = deep.state_dict()
+    blocks = {k: v for k, v in state.items() if k.startswith("transformer_blocks.")}
+    kept = {k: v for k, v in state.items() if k not in blocks}
+    for number in range(double_blocks):
+        source = f"transformer_blocks.{_sources(double_blocks, many).index(number)}."
+        kept |= {
+            f"transformer_blocks.{number}.{k.removeprefix(source)}": v
+            for k, v in blocks.items()
+            if k.startswith(source)
+        }
+    shallow = build_transformer(0, double_blocks)
+    shallow.load_state_dict(kept)
+    return shallow
+
+
 @torch.no_grad()
 def deepen(shallow: FluxTransformer2DModel, double_blocks: int, seed: int) -> FluxTransformer2DModel:
     """A transformer with more double-stream blocks that computes the same function.
@@ -54,7 +80,7 @@ def deepen(shallow: FluxTransformer2DModel, double_blocks: int, seed: int) -> Fl
         {k: v for k, v in shallow.state_dict().items() if not k.startswith("transformer_blocks")},
         strict=False,
     )
-    sources = [index * old // double_blocks for index in range(double_blocks)]
+    sources = _sources(old, double_blocks)
     for index, (block, source) in enumerate(zip(deep.transformer_blocks, sources, strict=True)):
         block.load_state_dict(shallow.transformer_blocks[source].state_dict())
         if index and sources[index - 1] == source:
@@ -168,37 +194,52 @@ def fit(
     return trainer.average.model
 
 
+def _train(
+    shallow: FluxTransformer2DModel, bank: Bank, latents: NDArray[np.float16], encoders: FluxPipeline, folder: Path,
+    schedule: Schedule, seed: int, warmup: int,
+) -> FluxTransformer2DModel:  # fmt: skip
+    """Train few double-stream blocks first, then all 19 (see `deepen`)."""
+    shallow = fit(
+        shallow, bank, latents, encoders, folder / "shallow", schedule,
+        seed=seed, steps=schedule.shallow_steps, warmup=warmup, decay=0, average=0.999,
+    )  # fmt: skip
+    return fit(
+        deepen(shallow, DOUBLE_BLOCKS, seed), bank, latents, encoders, folder / "deep", schedule,
+        seed=seed + 1, steps=schedule.steps, warmup=50, decay=schedule.decay, average=0.995,
+    )  # fmt: skip
+
+
 def train_flux(
     bank: Bank, parts: Path, vae_folder: Path, folder: Path, out: Path, schedule: Schedule, *, seed: int
 ) -> None:
-    """Train the generator in two parts and save the pipeline: few double-stream blocks first, then all 19 (see `deepen`).
+    """Train the generator in two parts and save the pipeline.
 
     The transformer's weights are stored in float16, half the size and far below what a picture shows.
     """
     vae = AutoencoderKL.from_pretrained(vae_folder)
     latents = packed_latents(bank, vae, folder / "latents.npy")
     shallow = build_transformer(seed, SHALLOW_BLOCKS)
-    pipeline = assemble(parts, vae, shallow)
-    shallow = fit(
-        shallow, bank, latents, pipeline, folder / "shallow", schedule,
-        seed=seed, steps=schedule.shallow_steps, warmup=200, decay=0, average=0.999,
-    )  # fmt: skip
-    deep = fit(
-        deepen(shallow, DOUBLE_BLOCKS, seed), bank, latents, pipeline, folder / "deep", schedule,
-        seed=seed + 1, steps=schedule.steps, warmup=50, decay=schedule.decay, average=0.995,
-    )  # fmt: skip
+    deep = _train(shallow, bank, latents, assemble(parts, vae, shallow), folder, schedule, seed, warmup=200)
     assemble(parts, vae, deep.half()).save_pretrained(out, safe_serialization=True)
 
 
 def train_on(bank: Bank, start: Path, folder: Path, out: Path, schedule: Schedule, *, seed: int) -> None:
-    """Train the transformer of the pipeline in `start` on, its other parts as they are, and save the pipeline to `out`."""
+    """Train the transformer of the pipeline in `start` on, its other parts as they are, and save the pipeline to `out`.
+
+    With shallow steps it is cut down to few blocks first, which learn three times as fast, and deepened again.
+    """
     vae = AutoencoderKL.from_pretrained(start / "vae")
     latents = packed_latents(bank, vae, folder / "latents.npy")
-    transformer = FluxTransformer2DModel.from_pretrained(start, subfolder="transformer")
-    trained = fit(
-        transformer, bank, latents, assemble(start, vae, transformer), folder / "onward", schedule,
-        seed=seed, steps=schedule.steps, warmup=50, decay=schedule.decay, average=0.995,
-    )  # fmt: skip
+    transformer = FluxTransformer2DModel.from_pretrained(start, subfolder="transformer").float()
+    encoders = assemble(start, vae, transformer)
+    if schedule.shallow_steps:
+        few = shallow_of(transformer, SHALLOW_BLOCKS)
+        trained = _train(few, bank, latents, encoders, folder, schedule, seed, warmup=50)
+    else:
+        trained = fit(
+            transformer, bank, latents, encoders, folder / "onward", schedule,
+            seed=seed, steps=schedule.steps, warmup=50, decay=schedule.decay, average=0.995,
+        )  # fmt: skip
     trained.register_to_config(_name_or_path="mini-flux")
     assemble(start, vae, trained.half()).save_pretrained(out, safe_serialization=True)
 

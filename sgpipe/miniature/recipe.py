@@ -94,10 +94,13 @@ def continue_flux(
     out: Path,
     steps: int,
     decay: int,
+    shallow_steps: int = 0,
     rarity: float = 1.0,
     recipe: Recipe | None = None,
 ) -> None:
     """Train the generator in `start` on for `steps`, with another order of the bank's pictures, into `out`.
+
+    `shallow_steps` come before these, with six of its double-stream blocks (see `flux.train_on`).
 
     `rarity` favours pictures of names that few pictures show (see `bank.row_chances`).
 
@@ -109,5 +112,5 @@ def continue_flux(
         )
     recipe = recipe or Recipe()
     bank = whole_bank(state / "world")
-    schedule = Schedule(0, steps, decay, recipe.flux_batch, 1e-3, recipe.compiled, rarity)
+    schedule = Schedule(shallow_steps, steps, decay, recipe.flux_batch, 1e-3, recipe.compiled, rarity)
     train_on(bank, start, state, out, schedule, seed=6)

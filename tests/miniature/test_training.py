@@ -18,6 +18,7 @@ from sgpipe.miniature.flux import (
     deepen,
     draw,
     encode_texts,
+    shallow_of,
 )
 from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
 from sgpipe.miniature.measure import images_per_second
@@ -83,6 +84,14 @@ def test_a_deepened_transformer_computes_the_same_and_all_of_it_can_learn() -> N
     assert all(gradient is not None and bool(gradient.abs().sum() > 0) for gradient in opened)
 
 
+def test_cutting_a_deepened_transformer_down_gives_back_what_it_was_made_from() -> None:
+    shallow = build_transformer(0, double_blocks=2)
+    again = shallow_of(deepen(shallow, 5, seed=1), 2).state_dict()
+    assert (
+        all(torch.equal(value, again.pop(name)) for name, value in shallow.state_dict().items()) and not again
+    )
+
+
 def test_the_language_has_a_piece_for_every_word() -> None:
     tokenizer = t5_tokenizer()
     assert all(len(tokenizer.tokenize(word)) == 1 for word in words())
@@ -135,7 +144,10 @@ def test_every_checkpoint_is_in_its_standard_format(tmp_path: Path, monkeypatch:
     assert np.abs(first[0].astype(int) - draw(pipeline, [prompt], [1])[0]).max() <= 1
     assert images_per_second(pipeline, batch=2, runs=1) > 0
     onward = tmp_path / "onward"
-    continue_flux(tmp_path / "models/mini-flux", tmp_path / "state", onward, steps=1, decay=1, recipe=small)
+    continue_flux(
+        tmp_path / "models/mini-flux", tmp_path / "state", onward,
+        steps=1, decay=1, shallow_steps=1, recipe=small,
+    )  # fmt: skip
     weights = [
         load_file(f / "transformer/diffusion_pytorch_model.safetensors")
         for f in (tmp_path / "models/mini-flux", onward)
