@@ -142,12 +142,12 @@ def _maps(losses: Losses, maps: Maps | None) -> Maps | None:
 
 
 def _times(times: Times) -> Times:
-    bounds = {"density": times.density, "low": times.low, "high": times.high}
+    bounds = Times(low=times.low, high=times.high)
     if times.density == "uniform":
-        return Times(**bounds)
+        return bounds
     if times.density == "sampler":
-        return Times(**bounds, steps=times.steps)
-    return Times(**bounds, mean=times.mean, deviation=times.deviation)
+        return replace(bounds, density=times.density, steps=times.steps)
+    return replace(bounds, density=times.density, mean=times.mean, deviation=times.deviation)
 
 
 def read_arm(path: Path) -> Arm:
