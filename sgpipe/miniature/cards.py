@@ -59,10 +59,11 @@ guidance, `max_sequence_length=16`.
 Captions are relational (three in five) or neutral, the two objects named in either order whatever their roles. Text encoders:
 {recipe.language_steps} steps of 256 captions. VAE: {recipe.vae_steps:,} steps of {recipe.batch} of {recipe.pictures:,}
 pictures (bank seed {recipe.bank_seed}). Transformer, on every picture of every training triple, as a rectified flow whose
-noise is assigned among the pictures of a caption: {recipe.shallow_steps:,} steps of {recipe.flux_batch} with 6
-double-stream blocks, then {recipe.flux_steps:,} steps with all 19 (the new ones begin as copies
-with closed gates), the rate falling over the last {recipe.flux_decay:,}; Muon for the blocks' matrices, AdamW for the rest,
-averaged weights. Seeds 2 (text), 3 (VAE), 4 and 5 (transformer). {_MACHINE}
+noise means one picture of its caption and of which two thirds of a batch are led by the model's own steps:
+{recipe.shallow_steps:,} steps of {recipe.flux_batch} with 6 double-stream blocks, then {recipe.flux_steps:,} with all 19 (the
+new ones begin as copies with closed gates), the rate falling over the last {recipe.flux_decay:,}; Muon for the blocks'
+matrices, AdamW for the rest, averaged weights. Over the first 17,300 of these steps, of 64 pictures, the method changed
+(docs/miniature.md). Seeds 2 (text), 3 (VAE), 4 to 7 (transformer). {_MACHINE}
 Made anew by `sgpipe miniature train --only language --only vae --only flux`.
 
 ## Measured

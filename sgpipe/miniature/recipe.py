@@ -21,9 +21,9 @@ class Recipe:
     bank_seed: int = 1
     language_steps: int = 380
     vae_steps: int = 1_200
-    shallow_steps: int = 17_300
-    flux_steps: int = 1_000
-    flux_decay: int = 850
+    shallow_steps: int = 23_250
+    flux_steps: int = 950
+    flux_decay: int = 750
     clip_steps: int = 1_500
     tower_steps: int = 1_000
     pairs: int = 64
