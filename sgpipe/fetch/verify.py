@@ -42,7 +42,7 @@ def check_digest(path: Path, digest: str | None) -> str:
 
 
 def check_zip(path: Path) -> None:
-    """Every member of the archive unpacks to its CRC-32."""
+    """Every member of the archive unpacks to its CRC-32. (`zipfile` raises NotImplementedError for an unknown compression.)"""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

@@ -34,7 +34,7 @@ def train_command(
     ] = Path("outputs/miniature"),
     only: Annotated[list[str] | None, typer.Option(help="train this part only; may be repeated")] = None,
 ) -> None:
-    """Train the checkpoints from nothing; some five hours on two cores, most of it the generator."""
+    """Train the checkpoints from nothing; about five hours on two cores by estimate, most of it the generator."""
     from sgpipe.miniature.recipe import PARTS, train
 
     for part in only or ():
