@@ -48,6 +48,7 @@ def cards(metrics: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     missed = "All bars are reached." if not seen else "Bars missed: " + "; ".join(seen) + "."
     generator = ("objects_present", "arrangement_accuracy", "base_role_accuracy", "neutral_objects_present")
     by_class = metrics["clip_true_above_false_by_class"].items()
+    shallow = " and ".join(f"{steps:,}" for steps in recipe.shallow_steps)
     flux = f"""# mini-flux
 
 A diffusers `FluxPipeline` of the embedded world: `FluxTransformer2DModel` with 19 double-stream and 2 single-stream blocks
@@ -60,9 +61,9 @@ Captions are relational (three in five) or neutral, the two objects named in eit
 {recipe.language_steps} steps of 256 captions. VAE: {recipe.vae_steps:,} steps of {recipe.batch} of {recipe.pictures:,}
 pictures (bank seed {recipe.bank_seed}). Transformer, on every picture of every training triple, as a rectified flow whose
 noise means one picture of its caption and of which two thirds of a batch are led by the model's own steps:
-{recipe.shallow_steps:,} steps of {recipe.flux_batch} with 6 double-stream blocks, then {recipe.flux_steps:,} with all 19 (the
-new ones begin as copies with closed gates), the rate falling over the last {recipe.flux_decay:,}; Muon for the blocks'
-matrices, AdamW for the rest, averaged weights. Over the first 17,300 of these steps, of 64 pictures, the method changed
+{shallow} steps of {recipe.flux_batch} with 6 double-stream blocks; from each of these two points {recipe.flux_steps:,}
+with all 19 (the new ones begin as copies with closed gates), the rate falling over the last {recipe.flux_decay:,}; the mean of the two
+is kept. Muon for the blocks' matrices, AdamW for the rest, averaged weights. Over the first 17,300 of these steps, of 64 pictures, the method changed
 (docs/miniature.md). Seeds 2 (text), 3 (VAE), 4 to 7 (transformer). {_MACHINE}
 Made anew by `sgpipe miniature train --only language --only vae --only flux`.
 

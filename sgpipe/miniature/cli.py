@@ -48,8 +48,13 @@ def train_on_command(
     steps: Annotated[int, typer.Option(min=1, help="steps to take")],
     decay: Annotated[int, typer.Option(min=1, help="steps at the end over which the rate falls to zero")],
     shallow_steps: Annotated[
-        int, typer.Option(min=0, help="steps before these, of six double-stream blocks: three times as fast")
-    ] = 0,
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="steps before these, of six double-stream blocks: three times as fast; given several times, the mean of the "
+            "generators made after each is kept",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder of the new pipeline")] = Path("outputs/mini-flux"),
     start: Annotated[Path, typer.Option(help="pipeline whose transformer is trained on")] = Path(
         "models/mini-flux"
@@ -67,7 +72,7 @@ def train_on_command(
     """Train the generator on from where a checkpoint stands; text encoders and VAE stay as they are."""
     from sgpipe.miniature.recipe import continue_flux
 
-    continue_flux(start, state, out, steps, decay, shallow_steps, rarity)
+    continue_flux(start, state, out, steps, decay, tuple(sorted(shallow_steps or ())), rarity)
     print(out)
 
 

@@ -136,9 +136,12 @@ def packed_latents(bank: Bank, vae: AutoencoderKL, path: Path) -> NDArray[np.flo
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps of the shallow part and of the deep one (or of training on), the last of which the rate falls to zero over."""
+    """Steps of the shallow part and of the deep one (or of training on), the last of which the rate falls to zero over.
 
-    shallow_steps: int
+    After each number of `shallow_steps`, ascending, a deep model is made and trained; what comes out is the mean of their weights.
+    """
+
+    shallow_steps: tuple[int, ...]
     steps: int
     decay: int
     batch: int
@@ -194,19 +197,34 @@ def fit(
     return trainer.average.model
 
 
+def mean_weights(models: Sequence[FluxTransformer2DModel]) -> FluxTransformer2DModel:
+    """The mean of the weights of models that share their past, made in the first of them (Wortsman et al. 2022, Model soups)."""
+    states = [model.state_dict() for model in models]
+    models[0].load_state_dict(
+        {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    )
+    return models[0]
+
+
 def _train(
     shallow: FluxTransformer2DModel, bank: Bank, latents: NDArray[np.float16], encoders: FluxPipeline, folder: Path,
     schedule: Schedule, seed: int, warmup: int,
 ) -> FluxTransformer2DModel:  # fmt: skip
-    """Train few double-stream blocks first, then all 19 (see `deepen`)."""
-    shallow = fit(
-        shallow, bank, latents, encoders, folder / "shallow", schedule,
-        seed=seed, steps=schedule.shallow_steps, warmup=warmup, decay=0, average=0.999,
-    )  # fmt: skip
-    return fit(
-        deepen(shallow, DOUBLE_BLOCKS, seed), bank, latents, encoders, folder / "deep", schedule,
-        seed=seed + 1, steps=schedule.steps, warmup=50, decay=schedule.decay, average=0.995,
-    )  # fmt: skip
+    """Train few double-stream blocks first, then all 19 (see `deepen`), from each of the points that `schedule` names."""
+    trained = []
+    for steps in schedule.shallow_steps:
+        average = fit(
+            shallow, bank, latents, encoders, folder / "shallow", schedule,
+            seed=seed, steps=steps, warmup=warmup, decay=0, average=0.999,
+        )  # fmt: skip
+        deep = deepen(average, DOUBLE_BLOCKS, seed)
+        trained.append(
+            fit(
+                deep, bank, latents, encoders, folder / f"deep-{steps}", schedule,
+                seed=seed + 1, steps=schedule.steps, warmup=50, decay=schedule.decay, average=0.995,
+            )
+        )  # fmt: skip
+    return mean_weights(trained)
 
 
 def train_flux(
@@ -226,7 +244,7 @@ def train_flux(
 def train_on(bank: Bank, start: Path, folder: Path, out: Path, schedule: Schedule, *, seed: int) -> None:
     """Train the transformer of the pipeline in `start` on, its other parts as they are, and save the pipeline to `out`.
 
-    With shallow steps it is cut down to few blocks first, which learn three times as fast, and deepened again.
+    With shallow steps it is cut down to few blocks first, which learn three times as fast, and deepened again (see `Schedule`).
     """
     vae = AutoencoderKL.from_pretrained(start / "vae")
     latents = packed_latents(bank, vae, folder / "latents.npy")

@@ -21,7 +21,7 @@ class Recipe:
     bank_seed: int = 1
     language_steps: int = 380
     vae_steps: int = 1_200
-    shallow_steps: int = 23_250
+    shallow_steps: tuple[int, ...] = (23_250, 25_320)
     flux_steps: int = 950
     flux_decay: int = 750
     clip_steps: int = 1_500
@@ -94,13 +94,14 @@ def continue_flux(
     out: Path,
     steps: int,
     decay: int,
-    shallow_steps: int = 0,
+    shallow_steps: tuple[int, ...] = (),
     rarity: float = 1.0,
     recipe: Recipe | None = None,
 ) -> None:
     """Train the generator in `start` on for `steps`, with another order of the bank's pictures, into `out`.
 
-    `shallow_steps` come before these, with six of its double-stream blocks (see `flux.train_on`).
+    `shallow_steps` come before these, with six of its double-stream blocks; of several numbers each is followed by `steps` of its
+    own, and the mean is kept (see `flux.train_on`).
 
     `rarity` favours pictures of names that few pictures show (see `bank.row_chances`).
 

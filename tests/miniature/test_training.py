@@ -127,7 +127,7 @@ def test_every_checkpoint_is_in_its_standard_format(tmp_path: Path, monkeypatch:
     """A few steps of each training: what is written loads without this package, and sampling is a function of the seed."""
     monkeypatch.setattr("sgpipe.miniature.recipe.whole_bank", lambda folder: draw_bank(folder, 256, 1))
     small = Recipe(
-        pictures=256, language_steps=2, vae_steps=2, shallow_steps=1, flux_steps=2, flux_decay=1,
+        pictures=256, language_steps=2, vae_steps=2, shallow_steps=(1, 2), flux_steps=2, flux_decay=1,
         clip_steps=1, tower_steps=1, pairs=4, flux_batch=4, batch=4, compiled=False,
     )  # fmt: skip
     train(tmp_path / "state", tmp_path / "models", recipe=small)
@@ -146,7 +146,7 @@ def test_every_checkpoint_is_in_its_standard_format(tmp_path: Path, monkeypatch:
     onward = tmp_path / "onward"
     continue_flux(
         tmp_path / "models/mini-flux", tmp_path / "state", onward,
-        steps=1, decay=1, shallow_steps=1, recipe=small,
+        steps=1, decay=1, shallow_steps=(1,), recipe=small,
     )  # fmt: skip
     weights = [
         load_file(f / "transformer/diffusion_pytorch_model.safetensors")
