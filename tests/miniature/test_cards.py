@@ -27,9 +27,9 @@ def test_a_figure_outside_its_bar_is_named() -> None:
 
 
 def test_cards_state_figures_steps_and_misses() -> None:
-    recipe = Recipe(shallow_steps=12_345)
+    recipe = Recipe(shallow_steps=(2_345, 12_345))
     text = cards({**reached(), "objects_present": 0.8125}, recipe)["mini-flux"]
-    assert "12,345 steps" in text and "| `objects_present` | 0.8125 | ≥ 0.95 |" in text
+    assert "2,345 and 12,345 steps" in text and "| `objects_present` | 0.8125 | ≥ 0.95 |" in text
     assert "Bars missed: objects_present is 0.8125, wanted at least 0.95." in text
     assert "All bars are reached." in cards(reached(), recipe)["mini-flux"]
 

@@ -18,6 +18,7 @@ from sgpipe.miniature.flux import (
     deepen,
     draw,
     encode_texts,
+    mean_weights,
     shallow_of,
 )
 from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
@@ -41,6 +42,13 @@ def fit(folder: Path, stop: int | None = None) -> dict[str, torch.Tensor]:
         **trainer.model.state_dict(),
         **{f"ema.{k}": v for k, v in trainer.average.model.state_dict().items()},
     }
+
+
+def test_the_mean_of_two_models_is_that_of_each_weight() -> None:
+    first, second = (build_transformer(seed, double_blocks=1) for seed in (0, 1))
+    wanted = (first.x_embedder.weight + second.x_embedder.weight) / 2
+    assert torch.allclose(mean_weights([first, second]).x_embedder.weight, wanted)
+    assert torch.allclose(mean_weights([second]).x_embedder.weight, second.x_embedder.weight)
 
 
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
