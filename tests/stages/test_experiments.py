@@ -1,0 +1,143 @@
+"""Experiments as a user runs them: what one knob makes run again, and several side by side in DVC and MLflow."""
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from msgspec import to_builtins
+
+from sgpipe.miniature.contrast import Tower, build_clip, save_local
+from tests.lora.conftest import tiny_lora, write_world
+from tests.stages.test_caches import set_params
+from tests.stages.test_pipeline import clone, dvc, run
+from tests.tiny import DOUBLE, SIDE, SINGLE, TOKENS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif("SGPIPE_LONG" not in os.environ, reason="takes seven minutes; set SGPIPE_LONG=1"),
+]
+ROOT = Path(__file__).resolve().parents[2]
+EARLY = (
+    "canonicalize", "curate", "negatives", "cache_prompts", "cache_negative_prompts", "cache_latents", "graph_encoder",
+    "saliency", "saliency_noised", "saliency_sheets", "probe@middle", "probe_table",
+)  # fmt: skip
+"""Stages whose outputs the fixture puts there; DVC is told that they have run."""
+TRAINED = {
+    "resolve", "train_lora@graph", "draw_images@graph", "draw_epochs@graph-1", "draw_epochs@graph-2", "judge",
+    "judge_epochs", "evaluate", "ablation", "report",
+}  # fmt: skip
+"""What runs where training has to."""
+
+
+def outputs_of(root: Path, stages: tuple[str, ...]) -> list[Path]:
+    """Paths that stages of dvc.yaml write."""
+    described = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    found = []
+    for stage in stages:
+        name, _, item = stage.partition("@")
+        listed = [each for kind in ("outs", "metrics") for each in described[name].get(kind, [])]
+        paths = [next(iter(each)) if isinstance(each, dict) else each for each in listed]
+        found += [root / re.sub(r"\$\{item\.\w+\}", item, path) for path in paths]
+    return found
+
+
+def ran(output: str) -> set[str]:
+    """Stages that DVC says it runs."""
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def baseline(root: Path) -> Path:
+    """A committed repository in which everything from `resolve` on has run, at tiny size."""
+    clone(root, Path("data"))
+    write_world(root)
+    tower = Tower(width=32, layers=1, patch=16, embed=16)
+    save_local(build_clip(tower, 0), tower, root / "models/clip")
+    lora = to_builtins(tiny_lora(arms=("graph",), keep_epochs=(1, 2)), enc_hook=str)
+    clip = {"clip": {"kind": "open_clip", "model": "local-dir:models/clip"}}
+    changes: dict[str, dict[str, Any]] = {
+        "backbone": {
+            "model": "models/tiny", "files": "models/tiny", "double_blocks": DOUBLE, "single_blocks": SINGLE,
+            "resolution": SIDE, "max_sequence_length": TOKENS,
+        },
+        "graph_encoder": {"files": "models/clip"},
+        "maps": {"groups": {"middle": "0..1"}},
+        "lora": lora | {"blocks": "1..2"},
+        "evaluate": {"adapters": {"graph": "graphs"}, "draw": {"neutral": ["positive", "negative"]}, "seeds": [0]},
+        "judge": {"judges": clip, "headline": "clip", "files": "models/clip"},
+        "statistics": {"resamples": 100},
+        "ablation": {"epochs": [1, 2], "runs": ["graph"]},
+        "report": {"random": 1, "sheets": []},
+        "compute": {"device": "cpu", "threads": 1},
+    }  # fmt: skip
+    set_params(root, **changes)
+    for name in ("image_data", "objects", "relationships"):
+        (root / f"data/{name}.json").write_text("[]")
+    for path in outputs_of(root, EARLY):
+        if path.suffix:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "stands-in").write_text(path.name)
+    for name in ("canonical/images", "canonical/relations", "saliency/middle", "saliency_noised/middle"):
+        (root / f"outputs/{name}.parquet").write_text(name)
+    shutil.copy(ROOT / "metrics/probes.json", root / "metrics/probes.json")
+    dvc(root, "commit", "--quiet", "--force", *EARLY)
+    assert ran(dvc(root, "repro")) == TRAINED | {"draw_base"}
+    run(root, "git", "add", "--force", "data", "models")
+    run(root, "git", "add", "--all")
+    run(root, "git", "config", "user.name", "a")
+    run(root, "git", "config", "user.email", "a@example.org")
+    run(root, "git", "commit", "--quiet", "-m", "baseline")
+    return root
+
+
+def reset(root: Path) -> None:
+    """Back to the committed baseline."""
+    run(root, "git", "checkout", "--quiet", ".")
+    dvc(root, "checkout", "--quiet")
+    assert "up to date" in dvc(root, "status")
+
+
+def test_a_knob_runs_what_reads_it_and_a_queue_stands_side_by_side(tmp_path: Path) -> None:
+    """One repository, since its baseline takes most of the time; its path has a blank."""
+    root = baseline(tmp_path / "a repository")
+    assert ran(dvc(root, "exp", "run", "-n", "same", "-S", "lora.blocks=[1,2..2]")) == {"resolve"}
+    reset(root)
+    assert ran(dvc(root, "exp", "run", "-n", "other", "-S", "lora.blocks=[0..1]")) == TRAINED
+    adapter = json.loads((root / "outputs/lora/graph/adapter/adapter.json").read_text())
+    assert adapter["lora"]["blocks"] == "[0..1]"
+    reset(root)
+    queued(root)
+
+
+def queued(root: Path) -> None:
+    """Three block groups in the queue are three experiments of DVC, and of MLflow."""
+    dvc(root, "exp", "run", "--queue", "-S", "lora.blocks=[0],[1],[2]", "train_lora@graph")
+    dvc(root, "queue", "start", "--jobs", "1")
+    end = time.monotonic() + 900
+    while re.search(r"Queued|Running", status := dvc(root, "queue", "status")) and time.monotonic() < end:
+        time.sleep(3)
+    assert status.count("Success") == 3, status
+    shown = json.loads(dvc(root, "exp", "show", "--json"))
+    head = next(each for each in shown if each["rev"] != "workspace")
+    found = {}
+    for experiment in head["experiments"]:
+        data = experiment["revs"][0]["data"]
+        blocks = data["params"]["params.yaml"]["data"]["lora"]["blocks"]
+        if blocks in ([0], [1], [2]):
+            figures = data["metrics"]["metrics/lora/graph.json"]["data"]
+            found[experiment["name"]] = (blocks[0], figures["val_loss_graph"])
+    assert sorted(blocks for blocks, _ in found.values()) == [0, 1, 2]
+    assert len({loss for _, loss in found.values()}) == 3
+    with sqlite3.connect(root / ".dvc/mlflow.db") as store:
+        names = {row[0] for row in store.execute("SELECT value FROM tags WHERE key = 'dvc.exp_name'")}
+    assert found.keys() <= names
