@@ -29,7 +29,7 @@ EARLY = (
     "canonicalize", "curate", "negatives", "cache_prompts", "cache_negative_prompts", "cache_latents", "graph_encoder",
     "saliency", "saliency_noised", "saliency_sheets", "probe@middle", "probe_table",
 )  # fmt: skip
-"""Stages whose outputs the fixture puts there; DVC is told that they have run."""
+"""Stages whose outputs `baseline` puts there; DVC is told that they have run."""
 TRAINED = {
     "resolve", "train_lora@graph", "draw_images@graph", "draw_epochs@graph-1", "draw_epochs@graph-2", "judge",
     "judge_epochs", "evaluate", "ablation", "report",
