@@ -29,13 +29,20 @@ repro: data ## run the whole pipeline
 	"$(BIN)/python" -m dvc repro
 
 SWEEP_SEEDS ?= 0,1,2
-SWEEP := -S 'lora.arms=[graph,text_only,projector_only,random_blocks]' \
+SWEEP_JOBS ?= 2
+DRAWN := -S 'evaluate.draw.neutral=[positive,negative,shuffled]' -S 'evaluate.draw.relational=[positive]' -S +compute.threads=1
+ARMS := -S 'lora.arms=[graph,text_only,projector_only,random_blocks]' \
   -S '+evaluate.adapters.projector_only=graphs' -S '+evaluate.adapters.random_blocks=graphs'
+ALONE := -S 'lora.arms=[graph]' -S '~evaluate.adapters.text_only'
 
-sweep: data ## every arm with three training seeds as DVC experiments, and their table (hours)
-	"$(BIN)/python" -m dvc exp run --queue -f -n arms $(SWEEP) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
-	"$(BIN)/python" -m dvc exp run --run-all --jobs 1
-	"$(BIN)/sgpipe" report sweep 'arms*'
+sweep: data ## every arm and the predecessor's recipe with three training seeds as DVC experiments, and their table (an hour and a half)
+	"$(BIN)/python" -m dvc exp run --temp -f -n base-of-arms $(DRAWN) $(ARMS) draw_base
+	"$(BIN)/python" -m dvc exp run --temp -f -n base-of-predecessor $(DRAWN) $(ALONE) draw_base
+	"$(BIN)/python" -m dvc exp run --queue -f -n arms $(DRAWN) $(ARMS) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
+	"$(BIN)/python" -m dvc exp run --queue -f -n predecessor $(DRAWN) $(ALONE) \
+	  $$("$(BIN)/sgpipe" preset predecessor-miniature --settings) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
+	"$(BIN)/python" -m dvc exp run --run-all --jobs $(SWEEP_JOBS)
+	"$(BIN)/sgpipe" report sweep 'arms*' --beside 'predecessor=predecessor*'
 
 lint: $(STAMP)
 	"$(BIN)/python" -m ruff check .

@@ -67,6 +67,9 @@ def params_show(
 def preset(
     name: Annotated[str | None, typer.Argument(help="which one; without a name all are listed")] = None,
     apply: Annotated[bool, typer.Option("--apply", help="write its values into the parameter file")] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="print the changes as options of `dvc exp run`: -S key=value …")
+    ] = False,
     params: ParamsPath = Path("params.yaml"),
 ) -> None:
     """Print what a preset would change, knob by knob, or change it; comments and order of the file stay."""
@@ -75,6 +78,10 @@ def preset(
     from sgpipe import presets
 
     folder = params.parent / presets.FOLDER
+    if apply and settings:
+        raise SgpipeError(
+            "--apply writes the changes and --settings prints them for a command; give one of the two"
+        )
     if name is None:
         if apply:
             raise SgpipeError(f"--apply needs a preset; valid: {', '.join(presets.available(folder))}")
@@ -83,6 +90,9 @@ def preset(
         return
     path = presets.preset_path(folder, name)
     made = presets.apply(params, path) if apply else presets.changes(params, path)
+    if settings:
+        print(*(f"-S {each}" for each in presets.settings(made)))
+        return
     if not made:
         print(f"{params} has the values of {name} already")
         return

@@ -115,6 +115,11 @@ def apply(params: Path, preset: Path) -> list[Change]:
     return made
 
 
+def settings(made: list[Change]) -> list[str]:
+    """The changes as `key=value`, as `dvc exp run -S` takes them; no blanks, so that a shell keeps each as one word."""
+    return [f"{change.knob}={shown(change.new).replace(', ', ',').replace(': ', ':')}" for change in made]
+
+
 def table(made: list[Change]) -> Table:
     """Old and new value of each knob."""
     found = Table("knob", "params.yaml", "preset")

@@ -52,6 +52,13 @@ def main(
     tables = [curated / "triples.parquet", negatives]
     cases = read_cases(read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES))
     files = {file.arm: file for file in map(PictureFile, folders)}
+    known = {case.triple_id for case in cases}
+    for file in files.values():
+        if not known.issuperset(file.items["triple_id"].unique().to_pylist()):
+            raise DataError(
+                f"{file.path}: pictures of triples that are not among the curated ones; DVC leaves the folder of an arm or epoch "
+                f"that is asked for no more: remove {file.path.parent}, or draw it again"
+            )
     work = Work(cases, files, questions(cases), tuple(config.judges))
     processes, store = start(compute), ImageStore(Path(data.root))
     shards = work.shards(config.shard_size)

@@ -99,6 +99,19 @@ def test_the_difference_is_printed_and_nothing_written(root: Path) -> None:
     assert load_all(params)["lora"].times.low == 0.5
 
 
+def test_as_settings_a_preset_is_a_part_of_a_command(root: Path) -> None:
+    params = root / "params.yaml"
+    done = CliRunner().invoke(app, ["preset", "predecessor-miniature", "--params", str(params), "--settings"])
+    made = changes(params, preset_path(root / "presets", "predecessor-miniature"))
+    words = done.output.split()
+    assert words[::2] == ["-S"] * len(made) and "lora.acts=always" in words and "lora.ema=null" in words
+    assert [word.partition("=")[0] for word in words[1::2]] == [change.knob for change in made]
+    both = CliRunner().invoke(
+        app, ["preset", "flux-dev-vg", "--params", str(params), "--settings", "--apply"]
+    )
+    assert "give one of the two" in str(both.exception)
+
+
 def test_an_unknown_preset_is_refused_with_the_valid_names(root: Path) -> None:
     done = CliRunner().invoke(app, ["preset", "flux", "--params", str(root / "params.yaml")])
     assert str(done.exception) == f"preset 'flux' is unknown; valid: {', '.join(PRESETS)}"

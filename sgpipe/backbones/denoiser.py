@@ -1,6 +1,6 @@
 """The transformer of a pipeline as a velocity field over image-shaped latents, and sampling along it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -35,6 +35,10 @@ def image_ids(height: int, width: int, like: Tensor) -> Tensor:
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
     return ids.to(like)
+
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""v `[B, C, h, w]` of latents `[B, C, h, w]` at times `[B]`."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,11 @@ class Denoiser:
         steps: int,
         guidance: float | None = None,
         attention: Mapping[str, Tensor] | None = None,
+        velocity: Velocity | None = None,
     ) -> Iterator[Step]:
         """Euler sampling from t = 1 to 0, step by step, without gradients; the last step's `after` is the sample.
+
+        `velocity` of states and times is that of `prompts`, unless another is given.
 
         The noise of a picture depends on its seed alone, so a picture does not depend on the batch it is drawn in (but for
         rounding). What an observer of the transformer has seen in a step can be read when the step is yielded.
@@ -133,10 +140,15 @@ class Denoiser:
         times = euler_times(steps, self.layout.grid(resolution) ** 2, self.scheduler)
         prompts = prompts.to(self.device, self.dtype)
         for index, (t, t_next) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
+            at = torch.full([len(latents)], t)
             with torch.no_grad():
-                velocity = self.velocity(latents, torch.full([len(latents)], t), prompts, guidance, attention)
-            after = euler_step(latents, velocity, t, t_next)
-            yield Step(index, t, t_next, latents, velocity, after)
+                v = (
+                    velocity(latents, at)
+                    if velocity
+                    else self.velocity(latents, at, prompts, guidance, attention)
+                )
+            after = euler_step(latents, v, t, t_next)
+            yield Step(index, t, t_next, latents, v, after)
             latents = after
 
     def sample(
@@ -147,7 +159,8 @@ class Denoiser:
         steps: int,
         guidance: float | None = None,
         attention: Mapping[str, Tensor] | None = None,
+        velocity: Velocity | None = None,
     ) -> Tensor:
         """The latents `[B, C, h, w]` at the end of the trajectory."""
-        *_, last = self.trajectory(prompts, seeds, resolution, steps, guidance, attention)
+        *_, last = self.trajectory(prompts, seeds, resolution, steps, guidance, attention, velocity)
         return last.after

@@ -1,7 +1,7 @@
 """The arms over several training seeds: one experiment each, their pictures of a triple side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,15 +50,21 @@ def _checked(experiments: Sequence[Experiment]) -> None:
     for each in experiments[1:]:
         if each.verdicts.cases != first.verdicts.cases or each.verdicts.seeds != first.verdicts.seeds:
             raise DataError(
-                f"{each.name}: draws other triples or seeds than {first.name}; a sweep changes lora.seed alone"
+                f"{each.name}: draws other triples or seeds than {first.name}; the pictures of a table are of the same ones"
             )
-        if each.arms.keys() != first.arms.keys():
-            raise DataError(
-                f"{each.name}: has the arms {', '.join(each.arms)}, {first.name} {', '.join(first.arms)}"
-            )
-    seeds = [each.seed for each in experiments]
+
+
+def _having(arm: str, experiments: Sequence[Experiment]) -> Sequence[Experiment]:
+    """Those that trained the arm; the base model trains nothing, and one speaks for all."""
+    runs = [each for each in experiments if arm in each.arms]
+    if arm == BASE:
+        return runs[:1]
+    seeds = [each.seed for each in runs]
     if len(set(seeds)) != len(seeds):
-        raise DataError(f"training seeds {seeds}: each may come once; name the experiments of one sweep")
+        raise DataError(
+            f"arm {arm}, training seeds {seeds}: each may come once; name the experiments of one sweep"
+        )
+    return runs
 
 
 def beside(
@@ -68,48 +74,60 @@ def beside(
     return np.concatenate([of(run, condition) for run in runs], axis=1)
 
 
-def sweep_figures(experiments: Sequence[Experiment]) -> dict[str, Any]:
+def _figures(runs: Sequence[Experiment], arm: str, bootstrap: Bootstrap) -> dict[str, Any]:
+    own, against = runs[0].asked(arm)
+    shown = beside(runs, Experiment.outcomes, own)
+    followed = 1 - beside(runs, Experiment.outcomes, against)
+    roles = bootstrap.mean(shown)
+    by_seed = {str(run.seed): bootstrap.mean(run.outcomes(own)).value for run in runs}
+    values = np.array(list(by_seed.values()))
+    found = {
+        "prompt": own.prompt,
+        **bounds("role_accuracy", roles),
+        "role_accuracy_pictures": roles.count,
+        "role_accuracy_by_seed": by_seed,
+        "role_accuracy_deviation": float(values.std(ddof=1)) if len(values) > 1 else None,
+        **bounds("swapped_followed", bootstrap.mean(followed)),
+        **bounds("objects_present", bootstrap.mean(beside(runs, Experiment.present, own))),
+    }
+    shuffled = replace(own, graph="shuffled")
+    if shuffled in runs[0].verdicts.conditions(runs[0].judge):
+        found |= bounds("shuffled_role_accuracy", bootstrap.mean(beside(runs, Experiment.outcomes, shuffled)))
+    for name in LOSSES:
+        losses = [run.arms[arm].get(f"val_loss_{name}") for run in runs]
+        if None not in losses:
+            found[f"val_loss_{name}"] = float(np.mean(losses))
+    return found
+
+
+def sweep_figures(
+    experiments: Sequence[Experiment], others: Mapping[str, Sequence[Experiment]] | None = None
+) -> dict[str, Any]:
     """`arms.<arm>`: roles, swapped graphs followed, objects present, control losses, over all training seeds.
 
     Pictures that runs of several seeds drew of a triple lie side by side, and the bootstrap draws triples and then pictures.
-    `role_accuracy_by_seed` and its standard deviation show how much the training seed matters. The base model trains nothing, so
-    its pictures count once. Raises `DataError` for experiments that differ in more than the training seed.
+    `role_accuracy_by_seed` and its standard deviation show how much the training seed matters. An arm is pooled over the
+    experiments that trained it. Of `others`, experiments of another recipe by its name, arm `graph` stands under that name. Raises
+    `DataError` for experiments that draw other triples or seeds, and for a training seed that comes twice.
     """
-    _checked(experiments)
+    others = others or {}
+    _checked([*experiments, *(run for runs in others.values() for run in runs)])
+    names = list(dict.fromkeys(arm for each in experiments for arm in each.arms))
     wanted = experiments[0].jury.statistics
     bootstrap = Bootstrap(wanted.resamples, wanted.confidence, wanted.seed)
-    found: dict[str, Any] = {}
-    for arm in experiments[0].arms:
-        runs = experiments[:1] if arm == BASE else experiments
-        own, against = runs[0].asked(arm)
-
-        shown = beside(runs, Experiment.outcomes, own)
-        followed = 1 - beside(runs, Experiment.outcomes, against)
-        roles = bootstrap.mean(shown)
-        by_seed = {str(run.seed): bootstrap.mean(run.outcomes(own)).value for run in runs}
-        values = np.array(list(by_seed.values()))
-        found[arm] = {
-            "prompt": own.prompt,
-            **bounds("role_accuracy", roles),
-            "role_accuracy_pictures": roles.count,
-            "role_accuracy_by_seed": by_seed,
-            "role_accuracy_deviation": float(values.std(ddof=1)) if len(values) > 1 else None,
-            **bounds("swapped_followed", bootstrap.mean(followed)),
-            **bounds("objects_present", bootstrap.mean(beside(runs, Experiment.present, own))),
-        }
-        for name in LOSSES:
-            losses = [run.arms[arm].get(f"val_loss_{name}") for run in runs]
-            if None not in losses:
-                found[arm][f"val_loss_{name}"] = float(np.mean(losses))
+    found = {arm: _figures(_having(arm, experiments), arm, bootstrap) for arm in names}
+    found |= {name: _figures(_having("graph", runs), "graph", bootstrap) for name, runs in others.items()}
     return plain(
         {
             "arms": found,
             "triples": len(experiments[0].verdicts.cases),
             "seeds": len(experiments[0].verdicts.seeds),
+            "training_seeds": len({each.seed for each in experiments}),
             "judge": experiments[0].judge,
             "experiments": {
                 run.name: {"commit": run.commit, "seed": run.seed, "config": run.config}
-                for run in experiments
+                for runs in (experiments, *others.values())
+                for run in runs
             },
         }
     )

@@ -66,7 +66,9 @@ def build(
             words=load_plain(backbone, "tokenizer_2") if params.injection == "residual" else None,
         ).to(denoiser.device)
     precision = torch.bfloat16 if arm.lora.precision == "bfloat16" else None
-    return GraphLora(denoiser, conditioner, weights, arm.lora.guidance, precision)
+    lora = arm.lora
+    times = (lora.times.low, lora.times.high) if lora.acts == "trained" else (0.0, 1.0)
+    return GraphLora(denoiser, conditioner, weights, lora.guidance, precision, times)
 
 
 def counts(model: GraphLora) -> dict[str, int]:

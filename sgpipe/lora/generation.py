@@ -22,7 +22,7 @@ from sgpipe.errors import ModelError, ParamsError
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
 from sgpipe.lora.adapter import backbone_of, load_adapter, read_about
-from sgpipe.lora.conditioning import Context, name_table
+from sgpipe.lora.conditioning import name_table
 from sgpipe.lora.model import GraphLora
 from sgpipe.params.backbone import Backbone
 
@@ -128,8 +128,9 @@ class GraphGenerator:
     ) -> NDArray[np.uint8]:
         """Pictures `[N, size, size, 3]`, 0–255, of prompts with a graph each; the noise of each depends on its seed alone.
 
-        Graph None switches the adapter off: those are the base's pictures. An *empty* graph leaves it on without tokens, and so
-        does any graph where the adapter reads none (arm `text_only`). Raises `ModelError` for a graph without an adapter.
+        Graph None switches the adapter off: those are the base's pictures. An *empty* graph leaves it on (at the times at which it
+        works) without tokens, and so does any graph where the adapter reads none (arm `text_only`). Raises `ModelError` for a
+        graph without an adapter.
         """
         if not len(prompts) == len(graphs) == len(seeds):
             raise ParamsError(
@@ -167,19 +168,15 @@ class GraphGenerator:
         """Latents `[N, C, h, w]` of one batch; either all graphs or none are None."""
         encoded = self.texts.prompts(prompts).to(self.denoiser.device)
         given = [graph for graph in graphs if graph is not None]
-        context = Context(encoded)
         if self.adapter is None:
             if given:
                 raise ModelError("draw: a graph is given, but no adapter is loaded; load one, or give None")
-            return self._sample(context, seeds, size, steps)
+            return self.denoiser.sample(encoded, seeds, size, steps, self.guidance)
         if not given:
             with self.adapter.off():
-                return self._sample(context, seeds, size, steps)
+                return self.denoiser.sample(encoded, seeds, size, steps, self.guidance)
         context = self.adapter.context(given, prompts, encoded, self._table(given))
-        return self._sample(context, seeds, size, steps)
-
-    def _sample(self, context: Context, seeds: Sequence[int], size: int, steps: int) -> Tensor:
-        return self.denoiser.sample(context.prompts, seeds, size, steps, self.guidance, context.attention)
+        return self.adapter.sample(context, encoded, seeds, size, steps, self.guidance)
 
     def _table(self, graphs: Sequence[SceneGraph]) -> NameTable:
         """Vectors of all names and phrases in the graphs."""

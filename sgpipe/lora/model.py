@@ -17,12 +17,16 @@ from sgpipe.lora.conditioning import Context, GraphConditioner
 Way = Literal["words", "prepend", "residual"]
 """How a graph reaches the transformer: in the prompt's words alone, or by tokens before them or added to them."""
 
+_SLACK = 1e-4
+"""A scheduler's times are rounded."""
+
 
 @dataclass
 class GraphLora:
     """`conditioner` is None where graphs are not read (text alone); `weights` are LoRA's, by name, empty without LoRA.
 
-    `precision` is that of matrix products in `velocity`; None leaves them to the weights.
+    `precision` is that of matrix products in `velocity`; None leaves them to the weights. `times` are the bounds of those at which
+    the adapter works in sampling.
     """
 
     denoiser: Denoiser
@@ -30,6 +34,7 @@ class GraphLora:
     weights: dict[str, nn.Parameter]
     guidance: float | None = None
     precision: torch.dtype | None = None
+    times: tuple[float, float] = (0.0, 1.0)
 
     @property
     def way(self) -> Way:
@@ -57,6 +62,30 @@ class GraphLora:
         """v_θ(z_t, t, context) `[B, C, h, w]`; see `Denoiser.velocity`."""
         with torch.autocast(self.denoiser.device.type, self.precision, enabled=self.precision is not None):
             return self.denoiser.velocity(latents, t, context.prompts, self.guidance, context.attention)
+
+    def acts(self, t: float) -> bool:
+        """Whether the adapter works at time t of sampling."""
+        low, high = self.times
+        return low - _SLACK <= t <= high + _SLACK
+
+    def sample(
+        self,
+        context: Context,
+        plain: Prompts,
+        seeds: Sequence[int],
+        resolution: int,
+        steps: int,
+        guidance: float | None,
+    ) -> Tensor:
+        """Samples `[N, C, h, w]` of `context`; where the adapter does not work the base steps, with `plain` prompts."""
+
+        def velocity(latents: Tensor, t: Tensor) -> Tensor:
+            if self.acts(t[0].item()):
+                return self.denoiser.velocity(latents, t, context.prompts, guidance, context.attention)
+            with self.off():
+                return self.denoiser.velocity(latents, t, plain, guidance)
+
+        return self.denoiser.sample(plain, seeds, resolution, steps, velocity=velocity)
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -32,21 +32,14 @@ def draw_samples(model: GraphLora, data: Data, lora: Lora, vae: Any, resolution:
     columns = []
     for name in COLUMNS:
         said = spoken(name, examples, examples, kind, model.way)
-        context = model.context(said.graphs, said.texts, data.prompts.get(said.texts), data.names)
-        seeds = range(len(examples))
-        sampling = (
-            context.prompts,
-            seeds,
-            resolution,
-            lora.validation.steps,
-            lora.guidance,
-            context.attention,
-        )
+        prompts = data.prompts.get(said.texts)
+        sampling = (range(len(examples)), resolution, lora.validation.steps, lora.guidance)
         if name == "base":
             with model.off():
-                latents = model.denoiser.sample(*sampling)
+                latents = model.denoiser.sample(prompts, *sampling)
         else:
-            latents = model.denoiser.sample(*sampling)
+            context = model.context(said.graphs, said.texts, prompts, data.names)
+            latents = model.sample(context, prompts, *sampling)
         columns.append(np.concatenate(list(decode(vae, latents))))
     with atomic_path(path) as temporary:
         Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, format="PNG")

@@ -63,8 +63,8 @@ pictures (bank seed {recipe.bank_seed}). Transformer, on every picture of every 
 noise means one picture of its caption and of which two thirds of a batch are led by the model's own steps:
 {shallow} steps of {recipe.flux_batch} with 6 double-stream blocks; from each of these two points {recipe.flux_steps:,}
 with all 19 (the new ones begin as copies with closed gates), the rate falling over the last \
-{recipe.flux_decay:,}; the mean of the two
-is kept. Muon for the blocks' matrices, AdamW for the rest, averaged weights. \
+{recipe.flux_decay:,} (the second of the committed ones: 900 and 350);
+the mean of the two is kept. Muon for the blocks' matrices, AdamW for the rest, averaged weights. \
 Over the first 17,300 of these steps, of 64 pictures, the method changed
 (docs/miniature.md). Seeds 2 (text), 3 (VAE), 4 to 7 (transformer). {_MACHINE}
 Made anew by `sgpipe miniature train --only language --only vae --only flux`.

@@ -176,6 +176,13 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ("graph", "text_only")
     losses: Annotated[Losses, Meta(description="what is minimised")] = Losses()
     times: Annotated[Times, Meta(description="of the noise")] = Times()
+    acts: Annotated[
+        Literal["trained", "always"],
+        Meta(
+            description="where the adapter works in sampling: at times within `times.low` and `times.high` and the base alone at "
+            "others, or always"
+        ),
+    ] = "trained"
     conditions: Annotated[Conditions, Meta(description="prompts")] = Conditions()
     optimiser: Annotated[Optimiser, Meta(description="AdamW")] = Optimiser()
     epochs: Annotated[int, Meta(ge=1, description="passes over the train triples")] = 20

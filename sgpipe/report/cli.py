@@ -51,18 +51,47 @@ def readme_table(
     print(f"{readme}: " + ("written" if after != before else "already in step"))
 
 
+@app.command("sheet")
+def sheet_command(
+    images: Annotated[Path, typer.Option(help="folder of the arms' pictures")] = Path("outputs/images"),
+    triples: Annotated[Path, typer.Option(help="curated triples")] = Path("outputs/curated/triples.parquet"),
+    seed: Annotated[int, typer.Option(min=0, help="seed of the choice of triples")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="how many")] = 10,
+    out: Annotated[Path, typer.Option(help="picture file to write")] = Path("docs/images/graph.png"),
+) -> None:
+    """Draw the README's sheet: random val triples by the base, under g⁺ and under g⁻."""
+    from sgpipe.report.sheet import draw_sheet
+
+    draw_sheet(images, triples, seed, count, out)
+    print(out)
+
+
 @app.command("sweep")
 def sweep_command(
     names: Annotated[list[str], typer.Argument(help="DVC experiments of one sweep, by name or pattern")],
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=PATTERN: arm `graph` of experiments with another recipe, in a row of that name"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="metrics file to write")] = Path("metrics/sweep.json"),
 ) -> None:
     """Pool experiments that differ in their training seed, print their table and write its figures."""
-    from sgpipe.evaluation.sweep import sweep_figures
+    from sgpipe.errors import ParamsError
+    from sgpipe.evaluation.sweep import Experiment, sweep_figures
     from sgpipe.report.sweep import named_experiments, read_experiment, sweep_table
     from sgpipe.runs.atomic import write_json
 
-    found = sweep_figures(
-        [read_experiment(Path.cwd(), item) for item in named_experiments(Path.cwd(), names)]
-    )
+    def read(patterns: list[str]) -> list[Experiment]:
+        return [read_experiment(Path.cwd(), item) for item in named_experiments(Path.cwd(), patterns)]
+
+    others = {}
+    for given in beside or []:
+        name, equals, pattern = given.partition("=")
+        if not equals:
+            raise ParamsError(f"--beside {given}: write NAME=PATTERN, as predecessor='predecessor*'")
+        others[name] = read([pattern])
+    found = sweep_figures(read(names), others)
     write_json(found, out)
     print(sweep_table(found).markdown())

@@ -83,6 +83,7 @@ def sweep_table(found: dict[str, Any]) -> tables.Table:
             tables.with_interval(row, "role_accuracy"),
             ", ".join(tables.figure(value) for value in row["role_accuracy_by_seed"].values()),
             tables.with_interval(row, "swapped_followed"),
+            tables.with_interval(row, "shuffled_role_accuracy"),
             tables.with_interval(row, "objects_present"),
             str(row["role_accuracy_pictures"]),
         )
@@ -93,12 +94,13 @@ def sweep_table(found: dict[str, Any]) -> tables.Table:
         "roles as g⁺",
         "by training seed",
         "swapped graph followed",
+        "roles under another's graph",
         "both objects",
         "pictures counted",
     )
     names = ", ".join(f"{name} ({each['commit'][:7]})" for name, each in found["experiments"].items())
     note = (
-        f"{len(found['experiments'])} training seeds × {found['triples']} triples × {found['seeds']} sampling seeds; judge "
+        f"{found['training_seeds']} training seeds × {found['triples']} triples × {found['seeds']} sampling seeds; judge "
         f"`{found['judge']}`; 95 % intervals by bootstrap over triples. Experiments: {names}."
     )
     return tables.Table("", head, tuple(rows), note)

@@ -5,16 +5,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
+from typer.testing import CliRunner
 
 import stages.ablation
 import stages.draw_images
 import stages.evaluate
 import stages.judge
 import stages.report
+from sgpipe.cli import app
 from sgpipe.errors import DataError, ModelError, ParamsError
+from sgpipe.report.sheet import draw_sheet
 from tests.evaluation.drawn import DrawnGenerator, write_repository, write_training
 
 pytestmark = pytest.mark.slow
@@ -135,6 +140,22 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path) -> None:
     assert "different samples" in Path("outputs/report/index.html").read_text()
 
 
+def test_the_readmes_sheet_shows_every_picture_asked_for(root: Path) -> None:
+    draw_all()
+    done = CliRunner().invoke(
+        app, ["report", "sheet", "--count", "3", "--out", "sheet.png"], catch_exceptions=False
+    )
+    assert done.exit_code == 0
+    with Image.open("sheet.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels.shape[0] == 390 and (pixels != 255).any(axis=2).mean() > 0.3
+    draw_sheet(Path("outputs/images"), Path("outputs/curated/triples.parquet"), 0, 3, Path("again.png"))
+    assert Path("again.png").read_bytes() == Path("sheet.png").read_bytes()
+    shutil.rmtree("outputs/images/graph")
+    with pytest.raises(DataError, match="run `dvc repro` for the arm"):
+        draw_sheet(Path("outputs/images"), Path("outputs/curated/triples.parquet"), 0, 3, Path("none.png"))
+
+
 def test_another_judge_draws_nothing_again(root: Path) -> None:
     judge_all()
     images = {path: path.stat().st_mtime_ns for path in Path("outputs/images").rglob("*.parquet")}
@@ -153,6 +174,18 @@ def test_another_judge_draws_nothing_again(root: Path) -> None:
     set_params(root, judge={"judges": {"other": {"kind": "embedded_detector"}}, "headline": "other"})
     with pytest.raises(DataError, match="judge other has not seen base"):
         call(stages.evaluate.main)
+
+
+def test_pictures_of_an_earlier_choice_are_refused(root: Path) -> None:
+    draw_all()
+    path = Path("outputs/images/text_only/pictures.parquet")
+    table = pq.read_table(path)
+    ids = ["0-0", *table["triple_id"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.schema.get_field_index("triple_id"), "triple_id", [ids]), path)
+    with pytest.raises(
+        DataError, match="not among the curated ones; .* remove outputs/images/text_only, or draw"
+    ):
+        call(stages.judge.main)
 
 
 def test_what_is_missing_is_said(root: Path) -> None:

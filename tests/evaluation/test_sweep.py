@@ -44,6 +44,25 @@ def test_equal_runs_pool_to_the_same_shares(one: Experiment) -> None:
     assert "| graph, neutral prompt |" in text and "arms-1 (ccccccc)" in text
 
 
+def test_an_arm_is_pooled_over_the_experiments_that_trained_it(one: Experiment) -> None:
+    part = {name: one.arms[name] for name in ("base", "graph")}
+    found = sweep_figures([one, replace(one, name="part", seed=1, arms=part)])["arms"]
+    seeds = {name: list(arm["role_accuracy_by_seed"]) for name, arm in found.items()}
+    assert seeds == {name: ["0", "1"] if name == "graph" else ["0"] for name in one.arms}
+
+
+def test_another_recipe_stands_beside_the_arms(one: Experiment) -> None:
+    runs = [replace(one, name=f"old-{seed}", seed=seed) for seed in (5, 6)]
+    found = sweep_figures([one], {"old": runs})
+    alone = sweep_figures([one])
+    assert {name: row for name, row in found["arms"].items() if name != "old"} == alone["arms"]
+    assert found["arms"]["old"]["role_accuracy"] == alone["arms"]["graph"]["role_accuracy"]
+    assert set(found["arms"]["old"]["role_accuracy_by_seed"]) == {"5", "6"}
+    assert (found["training_seeds"], set(found["experiments"])) == (1, {"arms-1", "old-5", "old-6"})
+    with pytest.raises(DataError, match="each may come once"):
+        sweep_figures([one], {"old": [runs[0], runs[0]]})
+
+
 def test_what_does_not_belong_together_is_refused(one: Experiment, world: tuple) -> None:  # noqa: F811
     with pytest.raises(DataError, match="each may come once"):
         sweep_figures([one, replace(one, name="again")])
@@ -51,5 +70,3 @@ def test_what_does_not_belong_together_is_refused(one: Experiment, world: tuple)
     fewer = Verdicts(table.filter([row in SEEDS[:2] for row in table["seed"].to_pylist()]), cases, SEEDS[:2])
     with pytest.raises(DataError, match="other triples or seeds"):
         sweep_figures([one, replace(one, name="other", seed=1, verdicts=fewer)])
-    with pytest.raises(DataError, match="has the arms base"):
-        sweep_figures([one, replace(one, name="other", seed=1, arms={"base": {}})])

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from msgspec.structs import replace
 from PIL import Image
 from typer.testing import CliRunner
 
-from sgpipe.backbones.denoiser import pack
-from sgpipe.backbones.text import EncodedTexts
+from sgpipe.backbones.denoiser import Denoiser, pack
+from sgpipe.backbones.text import EncodedTexts, Prompts
 from sgpipe.cli import app
 from sgpipe.errors import DataError, ModelError, ParamsError, StateError
 from sgpipe.graph_encoder.graphs import SceneGraph
@@ -235,12 +236,52 @@ def test_an_adapter_draws_what_it_drew_when_it_was_trained(world: World, whole: 
     pipeline.load_lora_weights(folder / "adapter")
     encoded = loaded.texts.prompts([prompt])
     context = loaded.adapter.context([graph], [prompt], encoded, loaded._table([graph])).prompts
-    drawn = pipeline(
+
+    def stop(
+        pipeline: FluxPipeline, step: int, t: float, kept: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        pipeline._interrupt = step == 0  # the next time, 2/3, is below those it was trained at
+        return kept
+
+    asked = {"height": SIDE, "width": SIDE, "guidance_scale": 0.0, "output_type": "latent"}
+    led = pipeline(
         prompt_embeds=context.encoder_hidden_states, pooled_prompt_embeds=context.pooled_projections,
-        height=SIDE, width=SIDE, num_inference_steps=3, guidance_scale=0.0,
-        generator=[torch.Generator().manual_seed(5)], output_type="latent",
+        sigmas=[1.0, 2 / 3, 1 / 3], generator=[torch.Generator().manual_seed(5)], callback_on_step_end=stop, **asked,
+    ).images  # fmt: skip
+    pipeline.unload_lora_weights()
+    drawn = pipeline(
+        prompt_embeds=encoded.encoder_hidden_states, pooled_prompt_embeds=encoded.pooled_projections,
+        sigmas=[2 / 3, 1 / 3], latents=led, **asked,
     ).images  # fmt: skip
     torch.testing.assert_close(drawn, pack(latents), atol=1e-5, rtol=0)
+
+
+def test_an_adapter_works_at_the_times_it_was_trained_at(world: World, whole: tuple[Path, Fitted]) -> None:
+    generator = GraphGenerator.load(world.backbone.model, whole[0] / "adapter")
+    assert generator.adapter is not None and generator.adapter.times == (0.7, 1.0)
+    graph, prompt = SceneGraph.of("dog", "left of", "cat"), neutral_prompt("dog", "cat")
+    encoded = generator.texts.prompts([prompt])
+    context = generator.adapter.context([graph], [prompt], encoded, generator._table([graph]))
+    on: list[tuple[float, bool]] = []
+    velocity = Denoiser.velocity
+
+    def watched(
+        self: Denoiser, latents: torch.Tensor, t: torch.Tensor, prompts: Prompts, *rest: Any
+    ) -> torch.Tensor:
+        length = prompts.encoder_hidden_states.shape[1]
+        assert length in (
+            encoded.encoder_hidden_states.shape[1],
+            context.prompts.encoder_hidden_states.shape[1],
+        )
+        on.append((round(t[0].item(), 3), length == context.prompts.encoder_hidden_states.shape[1]))
+        return velocity(self, latents, t, prompts, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Denoiser, "velocity", watched)
+        drawn = generator.latents([prompt], [graph], [5], 4, SIDE)
+    assert on == [(1.0, True), (0.75, True), (0.5, False), (0.25, False)]
+    generator.adapter.times = (0.0, 1.0)
+    assert not torch.equal(generator.latents([prompt], [graph], [5], 4, SIDE), drawn)
 
 
 def test_graphs_of_any_size_are_drawn_in_one_call_as_alone(world: World, whole: tuple[Path, Fitted]) -> None:

@@ -80,7 +80,7 @@ def test_values_are_those_of_the_file(repo_root: Path, text: str) -> None:
     assert shown["lora"]["blocks"][1:4] == [f"`{lora['blocks']}`", "required", "blocks"]
     assert shown["lora"]["losses.margin.margin"][3] == "number > 0"
     assert shown["lora"]["keep_epochs"][1:3] == [f"`{list(lora['keep_epochs'])}`", "`[]`"]
-    assert shown["lora"]["ema"][1:4] == ["`null`", "the same", "number > 0 and < 1, or null"]
+    assert shown["lora"]["guidance"][1:4] == ["`null`", "the same", "number ≥ 0, or null"]
     assert shown["backbone"]["resolution"][3] == "integer ≥ 16 and a multiple of 8"
     assert shown["judge"]["judges.<name>.kind"][2] == "required"
 
