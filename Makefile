@@ -36,10 +36,10 @@ ARMS := -S 'lora.arms=[graph,text_only,projector_only,random_blocks]' \
 ALONE := -S 'lora.arms=[graph]' -S '~evaluate.adapters.text_only'
 
 sweep: data ## every arm and the predecessor's recipe with three training seeds as DVC experiments, and their table (an hour and a half)
-	"$(BIN)/python" -m dvc exp run --temp -f -n base-of-arms $(DRAWN) $(ARMS) draw_base
-	"$(BIN)/python" -m dvc exp run --temp -f -n base-of-predecessor $(DRAWN) $(ALONE) draw_base
-	"$(BIN)/python" -m dvc exp run --queue -f -n arms $(DRAWN) $(ARMS) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
-	"$(BIN)/python" -m dvc exp run --queue -f -n predecessor $(DRAWN) $(ALONE) \
+	"$(BIN)/python" -m dvc exp run --temp -n base-of-arms $(DRAWN) $(ARMS) draw_base
+	"$(BIN)/python" -m dvc exp run --temp -n base-of-predecessor $(DRAWN) $(ALONE) draw_base
+	"$(BIN)/python" -m dvc exp run --queue -n arms $(DRAWN) $(ARMS) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
+	"$(BIN)/python" -m dvc exp run --queue -n predecessor $(DRAWN) $(ALONE) \
 	  $$("$(BIN)/sgpipe" preset predecessor-miniature --settings) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
 	"$(BIN)/python" -m dvc exp run --run-all --jobs $(SWEEP_JOBS)
 	"$(BIN)/sgpipe" report sweep 'arms*' --beside 'predecessor=predecessor*'
@@ -52,10 +52,10 @@ types: $(STAMP)
 	"$(BIN)/python" -m mypy
 
 check: lint types data ## lint, types and the fast tests
-	"$(BIN)/python" -m pytest -m "not slow" -n 2
+	"$(BIN)/python" -m pytest -m "not slow" -n 2 --dist worksteal
 
 test: lint types data ## everything
-	"$(BIN)/python" -m pytest -n 2
+	"$(BIN)/python" -m pytest -n 2 --dist worksteal
 
 bench: data ## run the benchmarks that README and docs quote
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; "$(BIN)/python" -m "benchmarks.$$(basename "$$file" .py)"; done

@@ -183,7 +183,7 @@ def test_pictures_of_an_earlier_choice_are_refused(root: Path) -> None:
     ids = ["0-0", *table["triple_id"].to_pylist()[1:]]
     pq.write_table(table.set_column(table.schema.get_field_index("triple_id"), "triple_id", [ids]), path)
     with pytest.raises(
-        DataError, match="not among the curated ones; .* remove outputs/images/text_only, or draw"
+        DataError, match=r"not among the curated ones; .* remove outputs/images/text_only, or draw"
     ):
         call(stages.judge.main)
 
