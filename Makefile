@@ -18,7 +18,7 @@ venv: $(STAMP) ## create .venv from requirements.lock
 $(STAMP): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or run make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv "$(VENV)"
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements.lock
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch "$(STAMP)"
 
