@@ -6,11 +6,13 @@ import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from msgspec import structs
 
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.loading import load_module, place
@@ -78,6 +80,13 @@ def control_rows(history: History) -> list[dict[str, Any]]:
     ]
 
 
+def separately(arm: Arm) -> list[int]:
+    """Kept epochs that need a training of their own: a falling rate has come down at the last epoch alone."""
+    if arm.lora.optimiser.schedule == "constant":
+        return []
+    return [epoch for epoch in arm.lora.keep_epochs if epoch < arm.lora.epochs]
+
+
 def open_probe(arm: Arm) -> Probe | None:
     """The noise-aware probe of L_rel-rank, where that has a weight."""
     ranking = arm.lora.losses.ranking
@@ -129,15 +138,25 @@ def main(
                 draw_samples(model, data, chosen.lora, vae, backbone.resolution, path)
                 recorded.log_artifact(path, "samples")
 
-        fitted = fit(
-            chosen, Denoiser.load(backbone, processes.device, compute.offload), backbone, data, folder, processes, facts,
-            probe=open_probe(chosen), validated=validated, recorded=recorded,
-        )  # fmt: skip
+        def trained(arm: Arm, folder: Path, **more: Any) -> Fitted:
+            denoiser = Denoiser.load(backbone, processes.device, compute.offload)
+            return fit(arm, denoiser, backbone, data, folder, processes, facts, probe=open_probe(arm), **more)
+
+        shorter = separately(chosen)
+        for epochs in shorter:
+            own = folder / f".{epochs}-epochs"
+            own.mkdir(exist_ok=True)
+            trained(replace(chosen, lora=structs.replace(chosen.lora, epochs=epochs, keep_epochs=())), own)
+        kept = tuple(epoch for epoch in chosen.lora.keep_epochs if epoch not in shorter)
+        whole = replace(chosen, lora=structs.replace(chosen.lora, keep_epochs=kept))
+        fitted = trained(whole, folder, validated=validated, recorded=recorded)
         if processes.is_main:
             with new_folder(out) as new:
                 for made in sorted(folder.iterdir()):
                     if made.is_dir() and not made.name.startswith("."):
                         shutil.copytree(made, new / made.name)
+                for epochs in shorter:
+                    shutil.copytree(folder / f".{epochs}-epochs" / "adapter", new / f"epoch-{epochs}")
             write_rows(control_rows(fitted.history), plots / "controls.csv")
             write_rows(fitted.history.steps, plots / "training.csv")
             found = figures(fitted, time.perf_counter() - begun)

@@ -24,6 +24,7 @@ from sgpipe.params.lora import (
     Ranking,
     Times,
     Weighted,
+    split_arm,
 )
 from sgpipe.params.maps import Maps
 
@@ -80,11 +81,13 @@ def resolve(name: str, lora: Lora, tokens: GraphTokens, backbone: Backbone, maps
     Block sets become ascending indices, targets take one order, and what a choice leaves without effect its default value:
     settings of losses of weight 0, of another density, of an encoder that is not read.
     """
+    kind, seed = split_arm(name)
+    lora = lora if seed is None else replace(lora, seed=seed)
     double = lora.blocks.resolve(backbone.double_blocks, "lora.blocks")
     single = lora.single_blocks.resolve(backbone.single_blocks, "lora.single_blocks")
-    if name == "projector_only":
+    if kind == "projector_only":
         double = single = ()
-    elif name == "random_blocks":
+    elif kind == "random_blocks":
         double = random_blocks(double, backbone.double_blocks, lora.seed, "lora.blocks")
         single = random_blocks(single, backbone.single_blocks, lora.seed, "lora.single_blocks")
     plain = replace(
@@ -102,7 +105,7 @@ def resolve(name: str, lora: Lora, tokens: GraphTokens, backbone: Backbone, maps
         plain = replace(
             plain, targets=without.targets, rank=without.rank, alpha=without.alpha, dropout=without.dropout
         )
-    if name == "text_only":
+    if kind == "text_only":
         if not double and not single:
             raise ParamsError(
                 "lora.arms: text_only trains LoRA alone, and lora.blocks is none; name blocks or drop the arm"

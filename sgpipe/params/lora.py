@@ -1,12 +1,14 @@
 """The graph-conditioned LoRA: where it sits, what it minimises, how long it trains, and which arms are trained beside it."""
 
+import re
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from sgpipe.params.blocks import Blocks
 
-Arm = Literal["graph", "text_only", "projector_only", "random_blocks"]
+ARMS = ("graph", "text_only", "projector_only", "random_blocks")
+_ARM = re.compile(rf"({'|'.join(ARMS)})(?:-seed(0|[1-9]\d{{0,8}}))?")
 Target = Literal[
     "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj_out"
 ]
@@ -151,6 +153,16 @@ class Validation(Struct, frozen=True, forbid_unknown_fields=True):
     steps: Annotated[int, Meta(ge=1, description="Euler steps of these pictures")] = 4
 
 
+def split_arm(name: str) -> tuple[str, int | None]:
+    """`graph-seed1` as `("graph", 1)`, `graph` as `("graph", None)`. Raises `ValueError` for what names no arm."""
+    found = _ARM.fullmatch(name)
+    if not found:
+        raise ValueError(
+            f"arms: got {name!r}; valid: {', '.join(ARMS)}, each also with a training seed of its own as {ARMS[0]}-seed1"
+        )
+    return found[1], int(found[2]) if found[2] else None
+
+
 class Lora(Struct, frozen=True, forbid_unknown_fields=True):
     """Section `lora`."""
 
@@ -167,11 +179,12 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
     alpha: Annotated[float, Meta(gt=0.0, description="scale α; updates are multiplied by α/r")] = 16.0
     dropout: Annotated[float, Meta(ge=0.0, lt=1.0, description="dropout before the down-projection")] = 0.0
     arms: Annotated[
-        tuple[Arm, ...],
+        tuple[str, ...],
         Meta(
             min_length=1,
-            description="what is trained: the graph LoRA; the same with the graph in words alone; tokens without LoRA; as many "
-            "blocks drawn at random",
+            description="what is trained: `graph`, the graph LoRA; `text_only`, the same with the graph in words alone; "
+            "`projector_only`, tokens without LoRA; `random_blocks`, as many blocks drawn at random; each also as "
+            "`<arm>-seed<n>`, with another seed than `seed`",
         ),
     ] = ("graph", "text_only")
     losses: Annotated[Losses, Meta(description="what is minimised")] = Losses()
@@ -228,6 +241,8 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
             given: tuple[object, ...] = getattr(self, key)
             if len(set(given)) != len(given):
                 raise ValueError(f"{key}: got {list(given)}; name each once")
+        for arm in self.arms:
+            split_arm(arm)
         late = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.epochs]
         if late:
             raise ValueError(f"keep_epochs: got {late[0]}; valid: 1..{self.epochs} (lora.epochs)")

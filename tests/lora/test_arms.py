@@ -80,6 +80,15 @@ def test_random_blocks_are_as_many_and_others() -> None:
         random_blocks(tuple(range(19)), 19, 0, "lora.blocks")
 
 
+def test_an_arm_may_name_a_training_seed_of_its_own() -> None:
+    """The same meaning but for the seed, and, of random blocks, the draw."""
+    lora = replace(LORA, arms=("graph", "graph-seed3", "random_blocks", "random_blocks-seed3"))
+    own, other, drawn, again = (resolve(name, lora, GraphTokens(), BACKBONE) for name in lora.arms)
+    assert (own.lora.seed, other.lora.seed) == (LORA.seed, 3) and other.name == "graph-seed3"
+    assert replace(own.lora, arms=(), seed=3) == replace(other.lora, arms=())
+    assert again.lora.seed == 3 and len(again.lora.blocks.indices) == len(drawn.lora.blocks.indices)
+
+
 def test_words_alone_need_blocks() -> None:
     arm = resolve("text_only", LORA, GraphTokens(), BACKBONE)
     assert arm.graph_tokens is None and arm.lora.conditions.shares() == {"relational": 1.0}
@@ -101,6 +110,7 @@ def test_an_arm_comes_back_from_json() -> None:
     "raw, message",
     [
         ({"arms": ["graph", "graph"]}, r"lora\.arms: got .*; name each once"),
+        ({"arms": ["graph-2"]}, r"lora.*arms: got 'graph-2'; valid: graph, .* as graph-seed1"),
         ({"keep_epochs": [21]}, r"lora\.keep_epochs: got 21; valid: 1\.\.20"),
         ({"times": {"low": 0.9, "high": 0.8}}, r"lora\.times\.low: got low 0\.9, high 0\.8"),
         ({"losses": {"ranking": {"weight": 1}}}, r"lora\.losses\.ranking\.probe: got null; name the folder"),

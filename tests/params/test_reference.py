@@ -86,5 +86,5 @@ def test_values_are_those_of_the_file(repo_root: Path, text: str) -> None:
 
 
 def test_choices_stand_in_the_order_that_their_description_has(text: str) -> None:
-    arms = next(row for row in sections(text)["lora"] if row[0] == "`arms`")
-    assert arms[3] == "list of at least 1: `graph`, `text_only`, `projector_only`, `random_blocks`"
+    targets = next(row for row in sections(text)["lora"] if row[0] == "`targets`")
+    assert targets[3].startswith("list of at least 1: `to_q`, `to_k`, `to_v`, `to_out.0`, `add_q_proj`")

@@ -158,6 +158,29 @@ def test_a_spelling_retrains_nothing_and_a_meaning_does(made: Path) -> None:
     assert status("0..1") != first
 
 
+def test_under_a_falling_rate_a_kept_epoch_is_a_training_of_its_own(made: Path) -> None:
+    """Its rate has come down by then, which that of the longer training has not."""
+    before = (made / "params.yaml").read_text()
+
+    def trained(epochs: int, keep: list[int], folder: str) -> dict[str, bytes]:
+        params = yaml.safe_load(before)
+        params["lora"] |= {"epochs": epochs, "keep_epochs": keep}
+        params["lora"]["optimiser"]["schedule"] = "linear"
+        (made / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        run(made, sys.executable, "-m", "stages.resolve")
+        run(made, *COMMAND)
+        found = made / "outputs/lora/graph" / folder
+        return {path.name: path.read_bytes() for path in found.glob("*.safetensors")}
+
+    kept = trained(4, [2, 4], "epoch-2")
+    last = {
+        path.name: path.read_bytes() for path in (made / "outputs/lora/graph/epoch-4").glob("*.safetensors")
+    }
+    short = trained(2, [], "adapter")
+    (made / "params.yaml").write_text(before)
+    assert len(kept) == 2 and kept == short and kept != last
+
+
 def test_another_graph_encoder_retrains_the_arms_that_read_it(made: Path) -> None:
     def resolved(**tokens: object) -> str:
         set_params(made, graph_tokens=tokens)
