@@ -13,9 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import typer
 
+from sgpipe.errors import DataError
 from sgpipe.evaluation.certificates import questions
 from sgpipe.evaluation.draws import BASE, NO_GRAPH, Case, Draw, plan, read_cases
 from sgpipe.evaluation.judging import Work, judge_maker, merge_verdicts, true_pictures
@@ -37,6 +40,17 @@ from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table
 
 TRIPLES_DRAWN, DRAWING, REBUILDING = 160, 180.0, 20.0
 CPU = Processes(0, 1, torch.device("cpu"))
+
+
+def some_cases(triples: pa.Table, negatives: pa.Table, count: int) -> list[Case]:
+    """Val triples and, where they are fewer than `count`, train triples beside them: pictures of either cost the same."""
+    parts = [triples.filter(pc.equal(triples["split"], split)) for split in ("val", "train")]
+    table = pa.concat_tables(parts).slice(0, count)
+    if len(table) < count:
+        raise DataError(f"--triples: got {count}; there are {len(table)} val and train triples")
+    index = table.schema.get_field_index("split")
+    split = pa.array(["val"] * count, table.schema.field(index).type)
+    return read_cases(table.set_column(index, table.schema.field(index), split), negatives)
 
 
 def draw_arm(
@@ -91,16 +105,18 @@ def main(
     negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
         "outputs/negatives/negatives.parquet"
     ),
-    triples: Annotated[int, typer.Option(min=2, help="triples drawn; the bars are for 160")] = TRIPLES_DRAWN,
+    triples: Annotated[
+        int, typer.Option(min=2, help="triples drawn, val before train; the bars are for 160")
+    ] = TRIPLES_DRAWN,
     check: Annotated[bool, typer.Option("--check", help="fail where a bar is missed")] = False,
     out: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
 ) -> None:
     """Draw, judge and count."""
     backbone = read_section(params, "backbone", Backbone)
     evaluate = read_section(params, "evaluate", Evaluate)
-    cases = read_cases(read_table(curated / "triples.parquet", TRIPLES), read_table(negatives, NEGATIVES))[
-        :triples
-    ]
+    cases = some_cases(
+        read_table(curated / "triples.parquet", TRIPLES), read_table(negatives, NEGATIVES), triples
+    )
     with TemporaryDirectory() as name:
         folder = Path(name)
         if adapter:
