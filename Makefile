@@ -26,8 +26,9 @@ $(STAMP): requirements.lock pyproject.toml
 data: $(STAMP) ## get the DVC-tracked data and checkpoints from the repository's own remote
 	$(if $(wildcard *.dvc),"$(BIN)/python" -m dvc pull --quiet $(wildcard *.dvc))
 
-repro: data ## run the whole pipeline
+repro: data ## run the whole pipeline, print the headline table
 	"$(BIN)/python" -m dvc repro
+	@"$(BIN)/sgpipe" report headline
 
 SWEEP_SEEDS ?= 0,1,2
 SWEEP_JOBS ?= 2

@@ -10,11 +10,6 @@ from sgpipe.errors import SgpipeError
 app = typer.Typer(no_args_is_help=True, help="Tables for readers, from the metrics.")
 
 
-@app.callback()
-def _several() -> None:
-    """Keeps the commands named while there is one."""
-
-
 @app.command("readme-table")
 def readme_table(
     evaluation: Annotated[Path, typer.Option(help="metrics of the evaluation")] = Path(
@@ -39,7 +34,7 @@ def readme_table(
     if not readme.is_file():
         raise SgpipeError(f"{readme}: no such file; run from the repository root or give --readme")
     before = readme.read_text(encoding="utf-8")
-    after = replace_table(before, "evaluation", headline_table(evaluation, ablation))
+    after = replace_table(before, "evaluation", headline_table(evaluation, ablation).markdown())
     if sweep.is_file():
         after = replace_table(after, "sweep", sweep_table(read_metrics(sweep)).markdown())
     if check and after != before:
@@ -49,6 +44,36 @@ def readme_table(
     if after != before:
         readme.write_text(after, encoding="utf-8")
     print(f"{readme}: " + ("written" if after != before else "already in step"))
+
+
+@app.command("headline")
+def headline(
+    evaluation: Annotated[Path, typer.Option(help="metrics of the evaluation")] = Path(
+        "metrics/evaluation.json"
+    ),
+    ablation: Annotated[Path, typer.Option(help="metrics of the ablation; left out if absent")] = Path(
+        "metrics/ablation.json"
+    ),
+    report: Annotated[Path, typer.Option(help="page with everything")] = Path("outputs/report/index.html"),
+) -> None:
+    """Print the headline table and where the report is: what `make repro` ends with."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sgpipe.report.readme import headline_table
+
+    found = headline_table(evaluation, ablation)
+    shown = Table(box=None, pad_edge=False)
+    for index, name in enumerate(found.head):
+        shown.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for row in found.rows:
+        shown.add_row(*row)
+    console = Console(width=max(112, Console().width), highlight=False, markup=False)
+    console.print(shown)
+    console.print(f"\n{found.note}\n")
+    if not report.is_file():
+        raise SgpipeError(f"{report}: no such file; run `dvc repro report`")
+    print(f"report: {report}")
 
 
 @app.command("sheet")

@@ -1,4 +1,4 @@
-"""The README's first table, made from the metrics."""
+"""The headline table, made from the metrics: for the README and for the end of a run."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ def begin(name: str) -> str:
     return f"<!-- table: {name} -->"
 
 
-def headline_table(evaluation: Path, ablation: Path) -> str:
-    """Arms and epochs as Markdown, each figure with its interval and beside its controls."""
+def headline_table(evaluation: Path, ablation: Path) -> tables.Table:
+    """Arms and epochs, each figure with its interval and beside its controls."""
     found = read_metrics(evaluation)
     rows = [
         (
@@ -44,7 +44,7 @@ def headline_table(evaluation: Path, ablation: Path) -> str:
         f"{found['triples']} triples × {found['seeds']} seeds; judge `{judge}`, right on {ceiling:.3f} of ground-truth pictures; "
         "95 % intervals by bootstrap over triples. Of roles, a half is chance."
     )
-    return tables.Table("", head, tuple(rows), note).markdown()
+    return tables.Table("", head, tuple(rows), note)
 
 
 def replace_table(text: str, name: str, table: str) -> str:

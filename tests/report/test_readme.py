@@ -53,3 +53,17 @@ def test_markers_are_needed() -> None:
 
 def test_markdown_escapes_bars() -> None:
     assert table().markdown() == "Caption\n\n| a | b |\n| --- | --- |\n| x | 1\\|2 |\n\nNote."
+
+
+def test_a_run_ends_with_the_table_and_the_page(tmp_path: Path) -> None:
+    """Every row and figure whole, whatever the width of the terminal; without a page it says what makes one."""
+    metrics, page = tmp_path / "evaluation.json", tmp_path / "index.html"
+    metrics.write_text(json.dumps(FOUND))
+    options = {"evaluation": metrics, "ablation": tmp_path / "none", "report": page}
+    command = ["report", "headline", *(f"--{name}={path}" for name, path in options.items())]
+    refused = RUNNER.invoke(app, command)
+    assert isinstance(refused.exception, SgpipeError) and "dvc repro report" in str(refused.exception)
+    page.touch()
+    shown = RUNNER.invoke(app, command).output
+    assert "graph, neutral prompt, positive graph" in shown and "0.700 [0.600, 0.800]" in shown
+    assert shown.endswith(f"report: {page}\n") and "…" not in shown
