@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks.evaluation import some_cases
 from sgpipe.errors import DataError
 from sgpipe.evaluation.draws import Case, noise_seeds, others, plan, read_cases
 from sgpipe.evaluation.pictures import FILE, PictureFile, from_png, to_png, write_pictures
@@ -81,6 +82,9 @@ def test_cases_are_the_val_triples(cases: list[Case]) -> None:
     negatives = pa.table(dict(zip(names, zip(*values, strict=True), strict=True)), schema=NEGATIVES)
     triples = pa.Table.from_pylist(rows)
     assert read_cases(triples, negatives) == cases[1:]
+    assert some_cases(triples, negatives, len(cases)) == [*cases[1:], cases[0]]
+    with pytest.raises(DataError, match="--triples: got 1000"):
+        some_cases(triples, negatives, 1000)
     few = read_cases(triples, negatives, per_class=2)
     assert len(few) == 10 and [c for c in cases if c in few] == few
     with pytest.raises(DataError, match=r"evaluate\.per_class: got 4; class 'left of' has 3"):
