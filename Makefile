@@ -37,7 +37,7 @@ ARMS := -S 'lora.arms=[graph,text_only,projector_only,random_blocks]' \
   -S '+evaluate.adapters.projector_only=graphs' -S '+evaluate.adapters.random_blocks=graphs'
 ALONE := -S 'lora.arms=[graph]' -S '~evaluate.adapters.text_only'
 
-sweep: data ## every arm and the predecessor's recipe with three training seeds as DVC experiments, and their table (about an hour and a half on two cores)
+sweep: data ## every arm and the predecessor's recipe with three training seeds as DVC experiments, and their table (an hour and a half on two cores, by estimate)
 	"$(BIN)/python" -m dvc exp run --temp -n base-of-arms $(DRAWN) $(ARMS) draw_base
 	"$(BIN)/python" -m dvc exp run --temp -n base-of-predecessor $(DRAWN) $(ALONE) draw_base
 	"$(BIN)/python" -m dvc exp run --queue -n arms $(DRAWN) $(ARMS) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate

@@ -8,16 +8,14 @@ import typer
 from sgpipe.errors import SgpipeError
 
 app = typer.Typer(no_args_is_help=True, help="Tables for readers, from the metrics.")
+Evaluation = Annotated[Path, typer.Option(help="metrics of the evaluation")]
+Ablation = Annotated[Path, typer.Option(help="metrics of the ablation; left out if absent")]
 
 
 @app.command("readme-table")
 def readme_table(
-    evaluation: Annotated[Path, typer.Option(help="metrics of the evaluation")] = Path(
-        "metrics/evaluation.json"
-    ),
-    ablation: Annotated[Path, typer.Option(help="metrics of the ablation; left out if absent")] = Path(
-        "metrics/ablation.json"
-    ),
+    evaluation: Evaluation = Path("metrics/evaluation.json"),
+    ablation: Ablation = Path("metrics/ablation.json"),
     sweep: Annotated[Path, typer.Option(help="metrics of a sweep; left out if absent")] = Path(
         "metrics/sweep.json"
     ),
@@ -48,12 +46,8 @@ def readme_table(
 
 @app.command("headline")
 def headline(
-    evaluation: Annotated[Path, typer.Option(help="metrics of the evaluation")] = Path(
-        "metrics/evaluation.json"
-    ),
-    ablation: Annotated[Path, typer.Option(help="metrics of the ablation; left out if absent")] = Path(
-        "metrics/ablation.json"
-    ),
+    evaluation: Evaluation = Path("metrics/evaluation.json"),
+    ablation: Ablation = Path("metrics/ablation.json"),
     report: Annotated[Path, typer.Option(help="page with everything")] = Path("outputs/report/index.html"),
 ) -> None:
     """Print the headline table and where the report is: what `make repro` ends with."""
