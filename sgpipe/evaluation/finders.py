@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -19,8 +18,7 @@ DETECTORS = ("owlv2", "owlvit", "grounding-dino")
 class EmbeddedFinder:
     """The exact detector of the drawn world, which knows its 36 objects by their pixels.
 
-    Pictures are looked at one by one, in as many threads as PyTorch has, and each only once however often it is asked about: what
-    is found depends on the picture alone.
+    Each picture is looked at only once however often it is asked about: what is found depends on the picture alone.
     """
 
     def __init__(self) -> None:
@@ -30,8 +28,7 @@ class EmbeddedFinder:
         """See `judges.Finder`."""
         keys = [hashlib.sha256(picture.tobytes()).digest() for picture in pictures]
         new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._seen}
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            self._seen.update(zip(new, pool.map(detect, new.values()), strict=True))
+        self._seen |= {key: detect(picture) for key, picture in new.items()}
         found: list[dict[str, Box]] = []
         for key, wanted in zip(keys, names, strict=True):
             detections = self._seen[key]

@@ -23,7 +23,7 @@ AGREEMENT = 0.6
 """Least share of the visible template that must agree."""
 VISIBLE = 0.38
 """Least share of the template that must not be hidden by objects in front."""
-_PER_TEMPLATE, _CANDIDATES, _MARGIN = 1, 48, 2
+_CANDIDATES, _MARGIN = 48, 2
 _Floats = NDArray[np.float32]
 
 
@@ -41,6 +41,8 @@ class Detection:
 
 @dataclass(frozen=True)
 class _Template:
+    """Colours `[3, h, w]`, and which pixels belong to the object `[h, w]`, 0 or 1."""
+
     name: str
     colour: _Floats
     alpha: _Floats
@@ -48,10 +50,13 @@ class _Template:
 
 @dataclass
 class _Candidate:
+    """A template at a place: how far each of its pixels agrees, and how much each counts."""
+
     template: _Template
     x: int
     y: int
     agreement: _Floats
+    weight: _Floats
 
 
 @cache
@@ -61,7 +66,11 @@ def _templates() -> tuple[_Template, ...]:
         for facing in FACINGS:
             pixels = sprite(name, facing).astype(np.float32)
             made.append(
-                _Template(name, pixels[..., :3], np.where(pixels[..., 3] >= 128, 1.0, 0.0).astype(np.float32))
+                _Template(
+                    name,
+                    np.ascontiguousarray(pixels[..., :3].transpose(2, 0, 1)),
+                    np.where(pixels[..., 3] >= 128, 1.0, 0.0).astype(np.float32),
+                )
             )
     return tuple(made)
 
@@ -74,7 +83,7 @@ def _coarse_kernels() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     weight = torch.zeros(len(_templates()), 1, size, size)
     for index, template in enumerate(_templates()):
         alpha = torch.from_numpy(template.alpha)[None, None]
-        rgb = torch.from_numpy(template.colour).permute(2, 0, 1)[None]
+        rgb = torch.from_numpy(template.colour)[None]
         even = [-side % 2 for side in template.alpha.shape]
         alpha, rgb = (F.pad(t, (0, even[1], 0, even[0])) for t in (alpha, rgb))
         small = F.avg_pool2d(alpha, 2)
@@ -86,13 +95,22 @@ def _coarse_kernels() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return colour, weight, square
 
 
+def _distance(pixels: _Floats, colour: _Floats) -> _Floats:
+    """Euclidean distance `[..., h, w]` of colours `[3, ..., h, w]`, one channel at a time: sums over an axis of 3 are slow."""
+    total = np.square(pixels[0] - colour[0])
+    for channel in (1, 2):
+        away = pixels[channel] - colour[channel]
+        total += np.square(away, out=away)
+    return np.sqrt(total, out=total)
+
+
 def _soft_agreement(distance: _Floats) -> _Floats:
     return np.clip((UNSURE - distance) / (UNSURE - SURE), 0.0, 1.0)
 
 
 def _background(picture: _Floats) -> _Floats:
-    """The most frequent colour, coarsely binned and averaged within its bin."""
-    flat = picture.reshape(-1, 3)
+    """The most frequent colour `[3]` of `[3, H, W]`, coarsely binned and averaged within its bin."""
+    flat = picture.reshape(3, -1).T
     bins = (flat // 24).astype(np.int32) @ np.array([121, 11, 1])
     best = np.bincount(bins).argmax()
     return flat[bins == best].mean(0)
@@ -100,7 +118,7 @@ def _background(picture: _Floats) -> _Floats:
 
 def _contrast(template: _Template, background: _Floats) -> _Floats:
     """Weights `[h, w]`: a template's pixels count as far as they differ from the background, so that a pale one proves little."""
-    away = np.sqrt(np.square(template.colour - background).sum(-1))
+    away = _distance(background[:, None, None], template.colour)
     return template.alpha * np.clip(away / UNSURE, 0.1, 1.0)
 
 
@@ -114,42 +132,35 @@ def _coarse(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def _places(error: torch.Tensor) -> list[tuple[int, int, int]]:
-    """Of one picture, the best places `(template, x, y)`: the lowest local minima of each template, lowest error first."""
-    minima = -F.max_pool2d(-error[None], 3, stride=1, padding=1)[0]
-    flat = torch.where(error == minima, error, torch.inf).flatten(1)
-    values, index = flat.topk(_PER_TEMPLATE, largest=False)
-    order = values.flatten().argsort()[:_CANDIDATES]
+    """Of one picture, where each template fits best `(template, x, y)`: the templates of the lowest errors, lowest first."""
+    values, index = error.flatten(1).min(1)
     width = error.shape[-1]
-    chosen = []
-    for item in order.tolist():
-        template, place = item // _PER_TEMPLATE, int(index.flatten()[item])
-        chosen.append((template, 2 * (place % width - 1), 2 * (place // width - 1)))
-    return chosen
+    return [
+        (template, 2 * (place % width - 1), 2 * (place // width - 1))
+        for template, place in ((item, int(index[item])) for item in values.argsort()[:_CANDIDATES].tolist())
+    ]
 
 
-def _refined(picture: _Floats, background: _Floats, template: _Template, x: int, y: int) -> _Candidate | None:
+def _refined(picture: _Floats, template: _Template, weight: _Floats, x: int, y: int) -> _Candidate | None:
     """The place within 2 px of (x, y), inside the picture, where most of the template agrees."""
-    h, w = template.alpha.shape
+    h, w = weight.shape
     left, top = max(0, x - _MARGIN), max(0, y - _MARGIN)
-    right, bottom = min(picture.shape[1] - w, x + _MARGIN), min(picture.shape[0] - h, y + _MARGIN)
+    right, bottom = min(picture.shape[2] - w, x + _MARGIN), min(picture.shape[1] - h, y + _MARGIN)
     if right < left or bottom < top:
         return None
-    region = picture[top : bottom + h, left : right + w]
-    windows = np.lib.stride_tricks.sliding_window_view(region, (h, w), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
-    distance = np.sqrt(np.square(windows - template.colour).sum(-1))
-    agreement = _soft_agreement(distance)
-    weight = _contrast(template, background)
-    score = (agreement * weight).sum((2, 3))
+    region = picture[:, top : bottom + h, left : right + w]
+    windows = np.lib.stride_tricks.sliding_window_view(region, (h, w), axis=(1, 2))
+    agreement = _soft_agreement(_distance(windows, template.colour))
+    score = np.einsum("ijhw,hw->ij", agreement, weight)
     row, column = np.unravel_index(int(score.argmax()), score.shape)
-    return _Candidate(template, left + int(column), top + int(row), agreement[row, column])
+    return _Candidate(template, left + int(column), top + int(row), agreement[row, column], weight)
 
 
-def _greedy(candidates: list[_Candidate], picture: _Floats, background: _Floats) -> Iterator[Detection]:
+def _greedy(candidates: list[_Candidate], size: tuple[int, ...]) -> Iterator[Detection]:
     """Objects in the order of the pixels they explain; each hides its pixels from the later ones."""
-    free = np.ones(picture.shape[:2], np.float32)
-    weights = [_contrast(candidate.template, background) for candidate in candidates]
-    totals = [float(weight.sum()) for weight in weights]
-    values = [_value(free, candidate, weight) for candidate, weight in zip(candidates, weights, strict=True)]
+    free = np.ones(size, np.float32)
+    totals = [float(candidate.weight.sum()) for candidate in candidates]
+    values = [_value(free, candidate) for candidate in candidates]
     while True:
         scored = [
             (agreed - 2.0 * (seen - agreed), index)
@@ -167,13 +178,13 @@ def _greedy(candidates: list[_Candidate], picture: _Floats, background: _Floats)
         values[best] = (0.0, 0.0)
         for index, candidate in enumerate(candidates):
             if values[index][1] and _overlaps(candidate, found):
-                values[index] = _value(free, candidate, weights[index])
+                values[index] = _value(free, candidate)
 
 
-def _value(free: _Floats, candidate: _Candidate, weight: _Floats) -> tuple[float, float]:
+def _value(free: _Floats, candidate: _Candidate) -> tuple[float, float]:
     """Weight of the candidate's visible pixels that agree, and of all its visible pixels."""
-    h, w = weight.shape
-    seen = free[candidate.y : candidate.y + h, candidate.x : candidate.x + w] * weight
+    h, w = candidate.weight.shape
+    seen = free[candidate.y : candidate.y + h, candidate.x : candidate.x + w] * candidate.weight
     return float(np.vdot(seen, candidate.agreement)), float(seen.sum())
 
 
@@ -185,19 +196,19 @@ def _overlaps(first: _Candidate, second: _Candidate) -> bool:
 
 def detect_batch(pictures: NDArray[np.uint8]) -> list[list[Detection]]:
     """Detections of each picture of `[B, H, W, 3]`, 0–255, H and W at least 32; every list in the order of certainty."""
-    errors = _coarse(torch.from_numpy(pictures.astype(np.float32)).permute(0, 3, 1, 2))
+    planes = pictures.astype(np.float32).transpose(0, 3, 1, 2)
     results = []
-    for picture, error in zip(pictures.astype(np.float32), errors, strict=True):
+    for picture, error in zip(np.ascontiguousarray(planes), _coarse(torch.from_numpy(planes)), strict=True):
         background = _background(picture)
         refined = []
-        for template, x, y in _places(error):
-            candidate = _refined(picture, background, _templates()[template], x, y)
+        for index, x, y in _places(error):
+            template = _templates()[index]
+            candidate = _refined(picture, template, _contrast(template, background), x, y)
             if candidate is not None:
-                weight = _contrast(candidate.template, background)
-                share = float((candidate.agreement * weight).sum() / weight.sum())
+                share = float(np.vdot(candidate.agreement, candidate.weight) / candidate.weight.sum())
                 if share > AGREEMENT * VISIBLE:
                     refined.append(candidate)
-        results.append(list(_greedy(refined, picture, background)))
+        results.append(list(_greedy(refined, picture.shape[1:])))
     return results
 
 
