@@ -46,7 +46,7 @@ sweep: data ## every arm and the predecessor's recipe with three training seeds 
 	@echo "queued; 'dvc queue status' and 'dvc queue logs <name>' show how far they are"
 	@while "$(BIN)/python" -m dvc queue status | grep -qE ' (Queued|Running)'; do \
 	  "$(BIN)/python" -m dvc queue start --jobs $(SWEEP_JOBS) >/dev/null; sleep 30; done # a worker may end before the queue does
-	"$(BIN)/sgpipe" report sweep 'arms*' --beside 'predecessor=predecessor*'
+	"$(BIN)/sgpipe" report sweep 'arms*' --beside 'predecessor=predecessor*' --seeds '$(SWEEP_SEEDS)'
 
 lint: $(STAMP)
 	"$(BIN)/python" -m ruff check .

@@ -100,26 +100,41 @@ def _figures(runs: Sequence[Experiment], arm: str, bootstrap: Bootstrap) -> dict
     return found
 
 
+def _complete(arm: str, runs: Sequence[Experiment], seeds: Sequence[int]) -> None:
+    there = [run.seed for run in runs]
+    if set(there) != set(seeds):
+        raise DataError(
+            f"arm {arm}: trained with seeds {sorted(there)}, asked for {sorted(seeds)}; `dvc queue status` and "
+            "`dvc queue logs NAME` say what became of the others"
+        )
+
+
 def sweep_figures(
-    experiments: Sequence[Experiment], others: Mapping[str, Sequence[Experiment]] | None = None
+    experiments: Sequence[Experiment],
+    others: Mapping[str, Sequence[Experiment]] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """`arms.<arm>`: roles, swapped graphs followed, objects present, control losses, over all training seeds.
 
     Pictures that runs of several seeds drew of a triple lie side by side, and the bootstrap draws triples and then pictures.
     `role_accuracy_by_seed` and its standard deviation show how much the training seed matters. An arm is pooled over the
     experiments that trained it. Of `others`, experiments of another recipe by its name, arm `graph` stands under that name. Raises
-    `DataError` for experiments that draw other triples or seeds, and for a training seed that comes twice.
+    `DataError` for experiments that draw other triples or seeds, for a training seed that comes twice and, with `seeds`, for an arm
+    that was not trained with just these.
     """
     others = others or {}
     _checked([*experiments, *(run for runs in others.values() for run in runs)])
     names = list(dict.fromkeys(arm for each in experiments for arm in each.arms))
     wanted = experiments[0].jury.statistics
     bootstrap = Bootstrap(wanted.resamples, wanted.confidence, wanted.seed)
-    found = {arm: _figures(_having(arm, experiments), arm, bootstrap) for arm in names}
-    found |= {name: _figures(_having("graph", runs), "graph", bootstrap) for name, runs in others.items()}
+    rows = {arm: (arm, _having(arm, experiments)) for arm in names}
+    rows |= {name: ("graph", _having("graph", runs)) for name, runs in others.items()}
+    for name, (arm, runs) in rows.items():
+        if seeds is not None and arm != BASE:
+            _complete(name, runs, seeds)
     return plain(
         {
-            "arms": found,
+            "arms": {name: _figures(runs, arm, bootstrap) for name, (arm, runs) in rows.items()},
             "triples": len(experiments[0].verdicts.cases),
             "seeds": len(experiments[0].verdicts.seeds),
             "training_seeds": len({each.seed for each in experiments}),

@@ -94,6 +94,10 @@ def sweep_command(
             help="NAME=PATTERN: arm `graph` of experiments with another recipe, in a row of that name"
         ),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="training seeds, as 0,1,2, that every arm must have; else those there are"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="metrics file to write")] = Path("metrics/sweep.json"),
 ) -> None:
     """Pool experiments that differ in their training seed, print their table and write its figures."""
@@ -105,12 +109,16 @@ def sweep_command(
     def read(patterns: list[str]) -> list[Experiment]:
         return [read_experiment(Path.cwd(), item) for item in named_experiments(Path.cwd(), patterns)]
 
+    try:
+        wanted = None if seeds is None else [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise ParamsError(f"--seeds {seeds}: write whole numbers with commas between, as 0,1,2") from None
     others = {}
     for given in beside or []:
         name, equals, pattern = given.partition("=")
         if not equals:
             raise ParamsError(f"--beside {given}: write NAME=PATTERN, as predecessor='predecessor*'")
         others[name] = read([pattern])
-    found = sweep_figures(read(names), others)
+    found = sweep_figures(read(names), others, wanted)
     write_json(found, out)
     print(sweep_table(found).markdown())

@@ -70,3 +70,14 @@ def test_what_does_not_belong_together_is_refused(one: Experiment, world: tuple)
     fewer = Verdicts(table.filter([row in SEEDS[:2] for row in table["seed"].to_pylist()]), cases, SEEDS[:2])
     with pytest.raises(DataError, match="other triples or seeds"):
         sweep_figures([one, replace(one, name="other", seed=1, verdicts=fewer)])
+
+
+def test_an_arm_without_one_of_the_seeds_is_refused(one: Experiment) -> None:
+    part = {name: one.arms[name] for name in ("base", "graph")}
+    runs = [one, replace(one, name="part", seed=1, arms=part)]
+    with pytest.raises(DataError, match=r"arm graph-10: trained with seeds \[0\], asked for \[0, 1\]"):
+        sweep_figures(runs, seeds=[0, 1])
+    both = [one, replace(one, name="arms-2", seed=1)]
+    with pytest.raises(DataError, match=r"arm old: trained with seeds \[0\], asked for \[0, 1\]"):
+        sweep_figures(both, {"old": [one]}, seeds=[0, 1])
+    assert sweep_figures([one], {"old": [one]}, seeds=[0]) == sweep_figures([one], {"old": [one]})
