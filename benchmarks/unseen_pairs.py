@@ -1,0 +1,140 @@
+"""Who decides the roles of pairs that nobody picked: base, empty graph, g⁺ and g⁻ on far more pairs than the val split has.
+
+The val split has few pairs, and a model that is told nothing of the roles draws a pair much alike from every noise, so that a share
+of val pictures can lie far from a half by luck. Here each pair of names that no train or val triple has is asked once per axis
+(above/below, left of/right of), under a neutral prompt and one noise, judged by the headline's judge. Nothing is chosen by these
+figures.
+
+Run `python -m benchmarks.unseen_pairs --out metrics/unseen_pairs.json` after `dvc repro`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import typer
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sgpipe.errors import DataError
+from sgpipe.evaluation.certificates import choices
+from sgpipe.evaluation.draws import BASE, Case, Draw, plan
+from sgpipe.evaluation.judges import Judge
+from sgpipe.evaluation.opening import open_judge
+from sgpipe.evaluation.sampling import Generator, open_generator
+from sgpipe.evaluation.statistics import Bootstrap
+from sgpipe.evaluation.summary import bounds
+from sgpipe.params.backbone import Backbone
+from sgpipe.params.evaluate import HEADLINE, Evaluate, Statistics
+from sgpipe.params.judge import JudgeParams
+from sgpipe.params.load import read_section
+from sgpipe.runs.atomic import write_json
+from sgpipe.scene_graphs.hashing import hashed
+from sgpipe.scene_graphs.predicates import INVERSE, neutral_prompt
+from sgpipe.scene_graphs.tables import RELATIONS, TRIPLES, read_table
+
+CPU = torch.device("cpu")
+GRAPHS = ("positive", "negative", "empty")
+
+
+def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> list[Case]:
+    """One relation, by hash, of each axis and pair of names that no triple has; classes are the directional ones of the triples.
+
+    Raises `DataError` if there is no such pair.
+    """
+    seen = {
+        frozenset(pair) for pair in zip(*(triples[n].to_pylist() for n in ("subject", "object")), strict=True)
+    }
+    classes = set(triples["predicate"].to_pylist()) & set(INVERSE)
+    ids = [relations[name].to_numpy() for name in ("image_id", "relationship_id")]
+    ranks = hashed(0, "unseen pairs", *ids)
+    found: dict[Any, Case] = {}
+    for index in np.argsort(ranks, kind="stable").tolist():
+        row = relations.slice(index, 1).to_pylist()[0]
+        subject, predicate, object_ = row["subject"], row["predicate"], row["object"]
+        pair = frozenset((subject, object_))
+        if predicate not in classes or len(pair) < 2 or pair in seen:
+            continue
+        positive = (subject, predicate, object_)
+        names = (subject, object_) if ranks[index] % 2 else (object_, subject)
+        case = Case(
+            f"{row['image_id']}-{row['relationship_id']}",
+            row["image_id"],
+            (0.0, 0.0, 0.0, 0.0),
+            positive,
+            (object_, predicate, subject),
+            "swap",
+            neutral_prompt(*names),
+        )
+        found.setdefault((pair, frozenset((predicate, INVERSE[predicate]))), case)
+    if not found:
+        raise DataError("every pair of names of a directional relation is in a train or val triple")
+    return list(found.values())[:count]
+
+
+def draw(generator: Generator, draws: list[Draw], evaluate: Evaluate, size: int) -> NDArray[np.uint8]:
+    """Pictures `[N, size, size, 3]`."""
+    parts = []
+    for start in tqdm(range(0, len(draws), evaluate.batch_size), unit="batch", leave=False):
+        part = draws[start : start + evaluate.batch_size]
+        texts, scenes = [each.text for each in part], [each.scene for each in part]
+        parts.append(
+            generator.draw(texts, scenes, [each.noise_seed for each in part], steps=evaluate.steps, size=size)
+        )
+    return np.concatenate(parts)
+
+
+def figures(
+    pictures: NDArray[np.uint8], cases: list[Case], judge: Judge, statistics: Statistics
+) -> dict[str, Any]:
+    """Roles as g⁺ has them, of pictures in the right kind of arrangement, and objects present, with intervals by pair."""
+    scores = judge.scores(pictures, [(case.positive, case.negative) for case in cases])
+    chosen = choices(scores[:, :1].astype(float), scores[:, 1:].astype(float))
+    bootstrap = Bootstrap(statistics.resamples, statistics.confidence, statistics.seed)
+    roles = bootstrap.mean(chosen)
+    return {
+        **bounds("role_accuracy", roles),
+        "role_accuracy_pictures": roles.count,
+        "objects_present": float(np.isfinite(scores).all(1).mean()),
+    }
+
+
+def main(
+    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
+    canonical: Annotated[Path, typer.Option(help="folder of the relations")] = Path("outputs/canonical"),
+    curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
+    adapter: Annotated[Path, typer.Option(help="adapter that is asked")] = Path("outputs/lora/graph/adapter"),
+    count: Annotated[int | None, typer.Option(min=2, help="no more than so many; else all")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
+) -> None:
+    """Draw and judge."""
+    backbone = read_section(params, "backbone", Backbone)
+    evaluate = read_section(params, "evaluate", Evaluate)
+    judges = read_section(params, "judge", JudgeParams)
+    statistics = read_section(params, "statistics", Statistics)
+    cases = unseen(
+        read_table(canonical / "relations.parquet", RELATIONS),
+        read_table(curated / "triples.parquet", TRIPLES),
+        count,
+    )
+    judge = open_judge(judges.headline, judges.judges[judges.headline], CPU)
+    found: dict[str, Any] = {"pairs": len(cases), "judge": judges.headline, "conditions": {}}
+    for name, asked, given in ((BASE, ("positive",), "none"), ("graph", GRAPHS, "graphs")):
+        draws = plan(cases, {HEADLINE: asked}, (0,), given)
+        generator = open_generator(backbone, None if name == BASE else adapter, CPU, draws)
+        pictures = draw(generator, draws, evaluate, backbone.resolution)
+        for graph, part in zip(asked, np.split(pictures, len(asked)), strict=True):
+            key = name if name == BASE else f"{name}, {graph} graph"
+            found["conditions"][key] = row = figures(part, cases, judge, statistics)
+            print(
+                f"{key}: roles as g⁺ {row['role_accuracy']:.3f} [{row['role_accuracy_low']:.3f}, "
+                f"{row['role_accuracy_high']:.3f}] of {row['role_accuracy_pictures']}, both objects {row['objects_present']:.3f}"
+            )
+    if out:
+        write_json(found, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
