@@ -37,15 +37,17 @@ ARMS := -S 'lora.arms=[graph,text_only,projector_only,random_blocks]' \
   -S '+evaluate.adapters.projector_only=graphs' -S '+evaluate.adapters.random_blocks=graphs'
 ALONE := -S 'lora.arms=[graph]' -S '~evaluate.adapters.text_only'
 
-sweep: data ## every arm and the predecessor's recipe with three training seeds as DVC experiments, and their table (an hour and a half on two cores, by estimate)
+sweep: data ## every arm and the predecessor's recipe with three training seeds as DVC experiments, and their table (70 minutes on two cores)
 	"$(BIN)/python" -m dvc exp run --temp -n base-of-arms $(DRAWN) $(ARMS) draw_base
 	"$(BIN)/python" -m dvc exp run --temp -n base-of-predecessor $(DRAWN) $(ALONE) draw_base
 	"$(BIN)/python" -m dvc exp run --queue -n arms $(DRAWN) $(ARMS) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
 	"$(BIN)/python" -m dvc exp run --queue -n predecessor $(DRAWN) $(ALONE) \
 	  $$("$(BIN)/sgpipe" preset predecessor-miniature --settings) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
 	@echo "queued; 'dvc queue status' and 'dvc queue logs <name>' show how far they are"
-	@while "$(BIN)/python" -m dvc queue status | grep -qE ' (Queued|Running)'; do \
-	  "$(BIN)/python" -m dvc queue start --jobs $(SWEEP_JOBS) >/dev/null; sleep 30; done # a worker may end before the queue does
+	@while left=$$("$(BIN)/python" -m dvc queue status | grep -E ' (Queued|Running)'); do \
+	  if echo "$$left" | grep -q ' Queued' && [ $$(echo "$$left" | grep -c ' Running') -lt $(SWEEP_JOBS) ]; then \
+	    "$(BIN)/python" -m dvc queue start --jobs $(SWEEP_JOBS) >/dev/null; fi; \
+	  sleep 30; done # a worker may end before the queue does, and a busy one is not counted by DVC
 	"$(BIN)/sgpipe" report sweep 'arms*' --beside 'predecessor=predecessor*' --seeds '$(SWEEP_SEEDS)'
 
 lint: $(STAMP)

@@ -120,7 +120,7 @@ def main(
         count,
     )
     judge = open_judge(judges.headline, judges.judges[judges.headline], CPU)
-    found: dict[str, Any] = {"pairs": len(cases), "judge": judges.headline, "conditions": {}}
+    found: dict[str, Any] = {"triples": len(cases), "judge": judges.headline, "conditions": {}}
     for name, asked, given in ((BASE, ("positive",), "none"), ("graph", GRAPHS, "graphs")):
         draws = plan(cases, {HEADLINE: asked}, (0,), given)
         generator = open_generator(backbone, None if name == BASE else adapter, CPU, draws)

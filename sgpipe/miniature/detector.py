@@ -116,10 +116,23 @@ def _background(picture: _Floats) -> _Floats:
     return flat[bins == best].mean(0)
 
 
-def _contrast(template: _Template, background: _Floats) -> _Floats:
-    """Weights `[h, w]`: a template's pixels count as far as they differ from the background, so that a pale one proves little."""
-    away = _distance(background[:, None, None], template.colour)
-    return template.alpha * np.clip(away / UNSURE, 0.1, 1.0)
+@cache
+def _stacked() -> tuple[_Floats, _Floats]:
+    """Colours `[3, 72, 28, 28]` and pixels of the object `[72, 28, 28]` of all templates, in the upper left corner."""
+    height, width = (max(template.alpha.shape[axis] for template in _templates()) for axis in (0, 1))
+    colour = np.zeros((3, len(_templates()), height, width), np.float32)
+    alpha = np.zeros(colour.shape[1:], np.float32)
+    for index, template in enumerate(_templates()):
+        h, w = template.alpha.shape
+        colour[:, index, :h, :w], alpha[index, :h, :w] = template.colour, template.alpha
+    return colour, alpha
+
+
+def _contrasts(background: _Floats) -> _Floats:
+    """Weights `[72, 28, 28]`: a template's pixels count as far as they differ from the background; a pale one proves little."""
+    colour, alpha = _stacked()
+    away = _distance(background[:, None, None, None], colour)
+    return alpha * np.clip(away / UNSURE, 0.1, 1.0)
 
 
 def _coarse(pictures: torch.Tensor) -> torch.Tensor:
@@ -141,16 +154,26 @@ def _places(error: torch.Tensor) -> list[tuple[int, int, int]]:
     ]
 
 
-def _refined(picture: _Floats, template: _Template, weight: _Floats, x: int, y: int) -> _Candidate | None:
+class _Windows:
+    """Every place of a picture `[3, H, W]` as windows `[3, rows, columns, h, w]`, made once per size."""
+
+    def __init__(self, picture: _Floats) -> None:
+        self._picture = picture
+        self._made: dict[tuple[int, ...], _Floats] = {}
+
+    def of(self, size: tuple[int, ...]) -> _Floats:
+        if size not in self._made:
+            self._made[size] = np.lib.stride_tricks.sliding_window_view(self._picture, size, axis=(1, 2))
+        return self._made[size]
+
+
+def _refined(windows: _Windows, template: _Template, weight: _Floats, x: int, y: int) -> _Candidate | None:
     """The place within 2 px of (x, y), inside the picture, where most of the template agrees."""
-    h, w = weight.shape
     left, top = max(0, x - _MARGIN), max(0, y - _MARGIN)
-    right, bottom = min(picture.shape[2] - w, x + _MARGIN), min(picture.shape[1] - h, y + _MARGIN)
-    if right < left or bottom < top:
+    near = windows.of(weight.shape)[:, top : y + _MARGIN + 1, left : x + _MARGIN + 1]
+    if not near.size:
         return None
-    region = picture[:, top : bottom + h, left : right + w]
-    windows = np.lib.stride_tricks.sliding_window_view(region, (h, w), axis=(1, 2))
-    agreement = _soft_agreement(_distance(windows, template.colour))
+    agreement = _soft_agreement(_distance(near, template.colour))
     score = np.einsum("ijhw,hw->ij", agreement, weight)
     row, column = np.unravel_index(int(score.argmax()), score.shape)
     return _Candidate(template, left + int(column), top + int(row), agreement[row, column], weight)
@@ -199,11 +222,12 @@ def detect_batch(pictures: NDArray[np.uint8]) -> list[list[Detection]]:
     planes = pictures.astype(np.float32).transpose(0, 3, 1, 2)
     results = []
     for picture, error in zip(np.ascontiguousarray(planes), _coarse(torch.from_numpy(planes)), strict=True):
-        background = _background(picture)
+        weights, windows = _contrasts(_background(picture)), _Windows(picture)
         refined = []
         for index, x, y in _places(error):
             template = _templates()[index]
-            candidate = _refined(picture, template, _contrast(template, background), x, y)
+            h, w = template.alpha.shape
+            candidate = _refined(windows, template, np.ascontiguousarray(weights[index, :h, :w]), x, y)
             if candidate is not None:
                 share = float(np.vdot(candidate.agreement, candidate.weight) / candidate.weight.sum())
                 if share > AGREEMENT * VISIBLE:
