@@ -20,7 +20,7 @@ from sgpipe.scene_graphs.predicates import concepts, neutral_prompt, relational_
 from sgpipe.scene_graphs.tables import TRIPLES
 from tests.probes.world import triples, write_generated, write_noised
 from tests.stages.test_caches import TRIPLES as OTHERS
-from tests.stages.test_caches import root, run, set_params, stage  # noqa: F401
+from tests.stages.test_caches import copied, run, set_params, small_repository, stage
 from tests.tiny import write_curated
 
 pytestmark = pytest.mark.slow
@@ -35,9 +35,10 @@ SMALL = {
 }
 
 
-@pytest.fixture
-def world(root: Path) -> Path:  # noqa: F811
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The made-up world's maps for two groups, and a prompt cache that knows its names."""
+    root = small_repository(tmp_path_factory.mktemp("probes"))
     table = triples(24)
     rows = []
     for row in table.to_pylist():
@@ -58,7 +59,13 @@ def world(root: Path) -> Path:  # noqa: F811
     return root
 
 
-def probe(root: Path, group: str) -> None:  # noqa: F811
+@pytest.fixture
+def world(made: Path, tmp_path: Path) -> Path:
+    """`made` for one test."""
+    return copied(made, tmp_path)
+
+
+def probe(root: Path, group: str) -> None:
     run(root, sys.executable, "-m", "stages.probe", group)
 
 

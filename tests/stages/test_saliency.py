@@ -18,16 +18,17 @@ from sgpipe.backbones.rectified_flow import interpolate, noise
 from sgpipe.map_files.parquet import MapFile
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.load import read_section
-from tests.stages.test_caches import COMMANDS, files, killed, root, run, set_params, stage  # noqa: F401
+from tests.stages.test_caches import COMMANDS, copied, files, killed, run, set_params, small_repository, stage
 
 pytestmark = pytest.mark.slow
 COMMANDS |= {name: (f"stages.{name}",) for name in ("saliency", "saliency_noised", "saliency_sheets")}
 GROUPS = {"early": "0", "late": "1..2"}
 
 
-@pytest.fixture
-def cached(root: Path) -> Path:  # noqa: F811
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The caches made, and knobs for maps of few pictures."""
+    root = small_repository(tmp_path_factory.mktemp("cached"))
     set_params(
         root,
         maps={"groups": GROUPS, "batch_size": 4, "shard_size": 8, "side": None},
@@ -37,6 +38,12 @@ def cached(root: Path) -> Path:  # noqa: F811
     for name in ("prompts", "latents"):
         stage(root, name)
     return root
+
+
+@pytest.fixture
+def cached(made: Path, tmp_path: Path) -> Path:
+    """`made` for one test."""
+    return copied(made, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["saliency", "saliency_noised"])
@@ -83,7 +90,7 @@ def test_a_noised_map_is_that_of_one_forward(cached: Path, monkeypatch: pytest.M
     assert np.allclose(file.read("cross")[101], expected.cross[0].numpy(), atol=2e-3)
 
 
-def map_triples(root: Path) -> list[dict]:  # noqa: F811
+def map_triples(root: Path) -> list[dict]:
     import pyarrow.parquet as pq
 
     return pq.read_table(root / "outputs/curated/map_triples.parquet").to_pylist()
