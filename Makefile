@@ -45,9 +45,9 @@ sweep: data ## every arm and the predecessor's recipe with three training seeds 
 	  $$("$(BIN)/sgpipe" preset predecessor-miniature --settings) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
 	@echo "queued; 'dvc queue status' and 'dvc queue logs <name>' show how far they are"
 	@while left=$$("$(BIN)/python" -m dvc queue status | grep -E ' (Queued|Running)'); do \
-	  if echo "$$left" | grep -q ' Queued' && [ $$(echo "$$left" | grep -c ' Running') -lt $(SWEEP_JOBS) ]; then \
-	    "$(BIN)/python" -m dvc queue start --jobs $(SWEEP_JOBS) >/dev/null; fi; \
-	  sleep 30; done # a worker may end before the queue does, and a busy one is not counted by DVC
+	  free=$$(($(SWEEP_JOBS) - $$(echo "$$left" | grep -c ' Running'))); \
+	  if [ $$free -gt 0 ] && echo "$$left" | grep -q ' Queued'; then "$(BIN)/python" -m dvc queue start --jobs $$free >/dev/null; fi; \
+	  sleep 30; done # a worker may end before the queue does, and DVC does not count a busy one
 	"$(BIN)/sgpipe" report sweep 'arms*' --beside 'predecessor=predecessor*' --seeds '$(SWEEP_SEEDS)'
 
 lint: $(STAMP)
