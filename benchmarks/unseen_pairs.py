@@ -16,14 +16,13 @@ import pyarrow as pa
 import torch
 import typer
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.certificates import choices
-from sgpipe.evaluation.draws import BASE, Case, Draw, plan
+from sgpipe.evaluation.draws import BASE, Case, plan
 from sgpipe.evaluation.judges import Judge
 from sgpipe.evaluation.opening import open_judge
-from sgpipe.evaluation.sampling import Generator, open_generator
+from sgpipe.evaluation.sampling import open_generator
 from sgpipe.evaluation.statistics import Bootstrap
 from sgpipe.evaluation.summary import bounds
 from sgpipe.params.backbone import Backbone
@@ -51,14 +50,14 @@ def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> 
     ids = [relations[name].to_numpy() for name in ("image_id", "relationship_id")]
     ranks = hashed(0, "unseen pairs", *ids)
     found: dict[Any, Case] = {}
-    for index in np.argsort(ranks, kind="stable").tolist():
-        row = relations.slice(index, 1).to_pylist()[0]
+    order = np.argsort(ranks, kind="stable")
+    for rank, row in zip(ranks[order].tolist(), relations.take(order).to_pylist(), strict=True):
         subject, predicate, object_ = row["subject"], row["predicate"], row["object"]
         pair = frozenset((subject, object_))
         if predicate not in classes or len(pair) < 2 or pair in seen:
             continue
         positive = (subject, predicate, object_)
-        names = (subject, object_) if ranks[index] % 2 else (object_, subject)
+        names = (subject, object_) if rank % 2 else (object_, subject)
         case = Case(
             f"{row['image_id']}-{row['relationship_id']}",
             row["image_id"],
@@ -72,18 +71,6 @@ def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> 
     if not found:
         raise DataError("every pair of names of a directional relation is in a train or val triple")
     return list(found.values())[:count]
-
-
-def draw(generator: Generator, draws: list[Draw], evaluate: Evaluate, size: int) -> NDArray[np.uint8]:
-    """Pictures `[N, size, size, 3]`."""
-    parts = []
-    for start in tqdm(range(0, len(draws), evaluate.batch_size), unit="batch", leave=False):
-        part = draws[start : start + evaluate.batch_size]
-        texts, scenes = [each.text for each in part], [each.scene for each in part]
-        parts.append(
-            generator.draw(texts, scenes, [each.noise_seed for each in part], steps=evaluate.steps, size=size)
-        )
-    return np.concatenate(parts)
 
 
 def figures(
@@ -122,12 +109,19 @@ def main(
     judge = open_judge(judges.headline, judges.judges[judges.headline], CPU)
     found: dict[str, Any] = {"triples": len(cases), "judge": judges.headline, "conditions": {}}
     for name, asked, given in ((BASE, ("positive",), "none"), ("graph", GRAPHS, "graphs")):
-        draws = plan(cases, {HEADLINE: asked}, (0,), given)
-        generator = open_generator(backbone, None if name == BASE else adapter, CPU, draws)
-        pictures = draw(generator, draws, evaluate, backbone.resolution)
-        for graph, part in zip(asked, np.split(pictures, len(asked)), strict=True):
+        drawn = {graph: plan(cases, {HEADLINE: (graph,)}, (0,), given) for graph in asked}
+        every = [each for draws in drawn.values() for each in draws]
+        generator = open_generator(backbone, None if name == BASE else adapter, CPU, every)
+        for graph, draws in drawn.items():
+            pictures = generator.draw(
+                [each.text for each in draws],
+                [each.scene for each in draws],
+                [each.noise_seed for each in draws],
+                steps=evaluate.steps,
+                size=backbone.resolution,
+            )
             key = name if name == BASE else f"{name}, {graph} graph"
-            found["conditions"][key] = row = figures(part, cases, judge, statistics)
+            found["conditions"][key] = row = figures(pictures, cases, judge, statistics)
             print(
                 f"{key}: roles as g⁺ {row['role_accuracy']:.3f} [{row['role_accuracy_low']:.3f}, "
                 f"{row['role_accuracy_high']:.3f}] of {row['role_accuracy_pictures']}, both objects {row['objects_present']:.3f}"

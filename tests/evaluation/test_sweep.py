@@ -1,14 +1,16 @@
 """Training seeds side by side: what one run shows, two equal runs show with more pictures, and the base counts once."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from sgpipe.errors import DataError
+from sgpipe.errors import DataError, ParamsError
 from sgpipe.evaluation.arms import arm_figures
 from sgpipe.evaluation.summary import evaluation_figures
 from sgpipe.evaluation.sweep import Experiment, sweep_figures
 from sgpipe.evaluation.verdicts import Verdicts
+from sgpipe.report.cli import sweep_command
 from sgpipe.report.sweep import sweep_table
 from tests.evaluation.test_summary import SEEDS, world  # noqa: F401
 
@@ -81,3 +83,18 @@ def test_an_arm_without_one_of_the_seeds_is_refused(one: Experiment) -> None:
     with pytest.raises(DataError, match=r"arm old: trained with seeds \[0\], asked for \[0, 1\]"):
         sweep_figures(both, {"old": [one]}, seeds=[0, 1])
     assert sweep_figures([one], {"old": [one]}, seeds=[0]) == sweep_figures([one], {"old": [one]})
+
+
+def test_the_command_asks_for_its_seeds(
+    one: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sgpipe.report.sweep.named_experiments", lambda root, patterns: patterns)
+    monkeypatch.setattr("sgpipe.report.sweep.read_experiment", lambda root, item: replace(one, name=item))
+    out = tmp_path / "sweep.json"
+    with pytest.raises(DataError, match=r"asked for \[0, 1\]"):
+        sweep_command(["arms-1"], seeds="0,1", out=out)
+    with pytest.raises(ParamsError, match="whole numbers"):
+        sweep_command(["arms-1"], seeds="0;1", out=out)
+    assert not out.exists()
+    sweep_command(["arms-1"], ["old=arms-1"], "0", out)
+    assert '"old"' in out.read_text()

@@ -1,5 +1,7 @@
 """The detector finds what is drawn, where it is drawn, and nothing where nothing is."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,6 +60,17 @@ def test_lone_objects_and_wide_pictures() -> None:
         [render(lone_scene(np.random.default_rng(3), n)) for n in ("horse", "table")], axis=1
     )
     assert {each.name for each in detect(wide)} == {"horse", "table"}
+
+
+def test_a_place_is_exact_to_the_pixel() -> None:
+    """Also between the even places of the coarse pass, and at the edges."""
+    for name in ("dog", "bus", "apple", "sheep"):
+        scene = lone_scene(np.random.default_rng(5), name)
+        (alone,) = scene.objects
+        right_most, lowest = scene.width - alone.w, scene.height - alone.h
+        for x, y in [(x, y) for x in (0, 7, 10, right_most) for y in (0, 8, 11, lowest)]:
+            (found,) = detect(render(replace(scene, objects=(replace(alone, x=x, y=y),))))
+            assert (found.name, found.x, found.y, found.w, found.h) == (name, x, y, alone.w, alone.h)
 
 
 def test_a_batch_is_its_pictures_one_by_one() -> None:
