@@ -30,14 +30,14 @@ from sgpipe.lora.arms import resolve
 from sgpipe.lora.examples import Data, Example, Sources, prompt_of, read_data
 from sgpipe.lora.fitting import fit
 from sgpipe.lora.generation import GraphGenerator
-from sgpipe.miniature.detector import detect_batch
-from sgpipe.miniature.measure import boxes_of, direction
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.graph_tokens import GraphTokens
 from sgpipe.params.load import decode, parse_yaml, read_yaml
 from sgpipe.params.lora import Lora
 from sgpipe.runs.processes import Processes
 from sgpipe.scene_graphs.predicates import INVERSE
+from sgworld.detector import detect_batch
+from sgworld.measure import boxes_of, direction
 
 PLANAR = ("left of", "right of", "above", "below")
 """Directional classes that centres of boxes tell apart."""

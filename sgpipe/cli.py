@@ -11,7 +11,6 @@ from sgpipe.doctor.cli import doctor
 from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
 from sgpipe.lora.cli import generate
-from sgpipe.miniature.cli import app as miniature_app
 from sgpipe.report.cli import app as report_app
 
 app = typer.Typer(
@@ -27,7 +26,6 @@ app.add_typer(params_app, name="params")
 app.add_typer(pipeline_app, name="pipeline")
 app.add_typer(tracking_app, name="tracking")
 app.add_typer(fetch_app, name="fetch")
-app.add_typer(miniature_app, name="miniature")
 app.add_typer(report_app, name="report")
 app.command("doctor")(doctor)
 app.command("generate")(generate)

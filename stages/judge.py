@@ -45,7 +45,7 @@ def main(
     backbone = read_section(params, "backbone", Backbone)
     compute = read_section(params, "compute", Compute)
     data = read_section(params, "data", Data)
-    who = {name: judge_identity(each) for name, each in config.judges.items()}
+    who = {name: judge_identity(name, each) for name, each in config.judges.items()}
     folders = sorted(path.parent for path in images.glob(f"*/{FILE}"))
     if not folders:
         raise DataError(f"{images}: no arm's pictures there; run `dvc repro draw_base draw_images`")

@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from sgpipe.miniature.language import clip_tokenizer, t5_tokenizer
 from sgpipe.params.backbone import Backbone
 from sgpipe.scene_graphs.predicates import PREDICATES, concepts, neutral_prompt, relational_prompt
 from sgpipe.scene_graphs.tables import TRIPLES, write_table
+from sgworld.language import clip_tokenizer, t5_tokenizer
 
 DOUBLE, SINGLE, SIDE, TOKENS = 3, 1, 32, 12
 NAMES = ("dog", "cat", "table", "ball", "tree")

@@ -1,6 +1,5 @@
-"""Detectors: a zero-shot one of transformers by name, and the exact one of the embedded data set."""
+"""Zero-shot detectors of transformers, by name."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,34 +9,8 @@ from PIL import Image
 from sgpipe.errors import ModelError
 from sgpipe.evaluation.boxes import Box
 from sgpipe.evaluation.pictures import Pixels
-from sgpipe.miniature.detector import Detection, detect
 
 DETECTORS = ("owlv2", "owlvit", "grounding-dino")
-
-
-class EmbeddedFinder:
-    """The exact detector of the drawn world, which knows its 36 objects by their pixels.
-
-    Each picture is looked at only once however often it is asked about: what is found depends on the picture alone.
-    """
-
-    def __init__(self) -> None:
-        self._seen: dict[bytes, list[Detection]] = {}
-
-    def __call__(self, pictures: Pixels, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
-        """See `judges.Finder`."""
-        keys = [hashlib.sha256(picture.tobytes()).digest() for picture in pictures]
-        new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._seen}
-        self._seen |= {key: detect(picture) for key, picture in new.items()}
-        found: list[dict[str, Box]] = []
-        for key, wanted in zip(keys, names, strict=True):
-            detections = self._seen[key]
-            boxes: dict[str, Box] = {}
-            for each in sorted(detections, key=lambda detection: detection.score):
-                if each.name in wanted:
-                    boxes[each.name] = (each.x, each.y, each.w, each.h)
-            found.append(boxes)
-        return found
 
 
 class ZeroShotFinder:

@@ -1,20 +1,23 @@
 """Judges as params.yaml names them, and what identifies them."""
 
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sgpipe.errors import ModelError
+from sgpipe.errors import ModelError, ParamsError
 from sgpipe.evaluation.boxes import RULES
-from sgpipe.evaluation.finders import EmbeddedFinder, ZeroShotFinder
+from sgpipe.evaluation.finders import ZeroShotFinder
 from sgpipe.evaluation.judges import BoxJudge, ContrastiveJudge, Judge
-from sgpipe.miniature.arrangement import RULES as EMBEDDED_RULES
+from sgpipe.params.judge import BUILT_IN
 from sgpipe.params.judge import Judge as Named
 from sgpipe.params.load import to_builtins
 from sgpipe.runs.state import file_hash
 
 _LOCAL = "local-dir:"
+PLUGINS = "sgpipe.judges"
+"""Entry point group of judges that other packages bring: a function from `torch.device` to a `Judge`."""
 
 
 def _local(named: Named) -> Path | None:
@@ -27,12 +30,14 @@ def _local(named: Named) -> Path | None:
     return None
 
 
-def judge_identity(named: Named) -> dict[str, Any]:
+def judge_identity(name: str, named: Named) -> dict[str, Any]:
     """What a judge's scores depend on: its knobs, and the content of local weights. Raises `ModelError` if those are missing."""
+    if named.kind not in BUILT_IN:
+        _plugin(name, named.kind)
     folder = _local(named)
     if named.model and named.model.startswith(_LOCAL) and not (folder and folder.is_dir()):
         raise ModelError(
-            f"judge.judges: {named.model}: no such folder; an open_clip folder with open_clip_config.json is needed: "
+            f"judge.judges.{name}: {named.model}: no such folder; an open_clip folder with open_clip_config.json is needed: "
             "`dvc pull` gets the embedded ones"
         )
     return {**to_builtins(named), "weights": file_hash(folder) if folder else None}
@@ -40,8 +45,8 @@ def judge_identity(named: Named) -> dict[str, Any]:
 
 def open_judge(name: str, named: Named, device: torch.device) -> Judge:
     """Load a judge. Raises `ModelError` saying what to do where its weights are missing or do not fit."""
-    if named.kind == "embedded_detector":
-        return BoxJudge(EmbeddedFinder(), EMBEDDED_RULES)
+    if named.kind not in BUILT_IN:
+        return _plugin(name, named.kind).load()(device)
     try:
         return _contrastive(named, device) if named.kind == "open_clip" else _detector(named, device)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -50,6 +55,16 @@ def open_judge(name: str, named: Named, device: torch.device) -> Judge:
             f"judge.judges.{name}: {named.model} cannot be loaded ({type(error).__name__}: {said}); give a local folder or "
             "checkpoint, or fetch it into the hub's cache where there is a network (`hf download`), or take the judge out"
         ) from error
+
+
+def _plugin(name: str, kind: str) -> EntryPoint:
+    there = entry_points(group=PLUGINS)
+    if kind not in there.names:
+        raise ParamsError(
+            f"judge.judges.{name}.kind: got {kind!r}; valid: {', '.join((*BUILT_IN, *sorted(there.names)))}; other packages bring "
+            f"judges by an entry point of the group {PLUGINS} (`pip install -e .` again where one was just added)"
+        )
+    return there[kind]
 
 
 def _contrastive(named: Named, device: torch.device) -> Judge:

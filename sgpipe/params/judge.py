@@ -1,25 +1,29 @@
 """Who judges the pictures."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
+
+BUILT_IN: Final = ("open_clip", "zero_shot_detector")
+"""Kinds of judge that this package brings; any other name is one that an installed package brings by entry point."""
 
 
 class Judge(Struct, frozen=True, forbid_unknown_fields=True):
     """One judge."""
 
     kind: Annotated[
-        Literal["open_clip", "zero_shot_detector", "embedded_detector"],
+        str,
         Meta(
-            description="an image-text model of open_clip; a zero-shot detector of transformers (OWLv2, Grounding DINO) with box "
-            "geometry; the exact detector of the embedded data set"
+            pattern=r"^[a-z][a-z0-9_]*$",
+            description="open_clip: an image-text model; zero_shot_detector: one of transformers (OWLv2, Grounding DINO) with box "
+            "geometry; or the name of a judge that an installed package brings (sgworld: the drawn world's exact detector)",
         ),
     ]
     model: Annotated[
         str | None,
         Meta(
             description="open_clip: `local-dir:<folder>`, `hf-hub:<id>` or an architecture's name; zero_shot_detector: folder or "
-            "hub id; null for embedded_detector, which has no weights"
+            "hub id; null for a judge that another package brings"
         ),
     ] = None
     pretrained: Annotated[
@@ -32,8 +36,8 @@ class Judge(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0.1
 
     def __post_init__(self) -> None:
-        if (self.model is None) != (self.kind == "embedded_detector"):
-            needs = "no model" if self.kind == "embedded_detector" else "a model"
+        if (self.model is None) != (self.kind not in BUILT_IN):
+            needs = "a model" if self.kind in BUILT_IN else "no model"
             raise ValueError(f"model: got {self.model!r}; kind {self.kind} takes {needs}")
         if self.kind != "open_clip" and self.pretrained is not None:
             raise ValueError(f"pretrained: got {self.pretrained!r}; only kind open_clip takes one")

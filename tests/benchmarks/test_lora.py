@@ -15,8 +15,8 @@ from benchmarks.lora_recipe import changed, measure
 from sgpipe.errors import ParamsError
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.lora.examples import Example
-from sgpipe.miniature.scenes import pair_scene, render
 from sgpipe.scene_graphs.predicates import neutral_prompt
+from sgworld.scenes import pair_scene, render
 
 
 def test_settings_are_yaml_at_dotted_keys() -> None:

@@ -8,10 +8,10 @@ import torch
 from benchmarks.unseen_pairs import figures, unseen
 from sgpipe.errors import DataError
 from sgpipe.evaluation.opening import open_judge
-from sgpipe.miniature.scenes import pair_scene, render
 from sgpipe.params.evaluate import Statistics
 from sgpipe.params.judge import Judge as Named
 from sgpipe.scene_graphs.tables import RELATIONS, TRIPLES
+from sgworld.scenes import pair_scene, render
 
 SAID = [
     ("cat", "left of", "dog"),
@@ -65,7 +65,7 @@ def test_a_pair_counts_once_per_axis_and_only_if_no_triple_names_it() -> None:
 def test_figures_of_drawn_pictures() -> None:
     cases = unseen(table(RELATIONS, SAID), CHOSEN)
     rng = np.random.default_rng(0)
-    judge = open_judge("exact", Named("embedded_detector"), torch.device("cpu"))
+    judge = open_judge("exact", Named("sgworld"), torch.device("cpu"))
     told = [case.positive for case in cases[:2]] + [cases[2].negative]
     pictures = np.stack([render(pair_scene(rng, *each)) for each in told])
     found = figures(pictures, cases, judge, Statistics())

@@ -11,10 +11,10 @@ from PIL import Image
 
 from sgpipe.evaluation.pictures import Pixels
 from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.miniature.contrast import Tower, build_clip, save_local
-from sgpipe.miniature.scenes import fits, pair_scene, render
 from sgpipe.scene_graphs.predicates import DIRECTIONAL, concepts, neutral_prompt, relational_prompt
 from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, write_table
+from sgworld.contrast import Tower, build_clip, save_local
+from sgworld.scenes import fits, pair_scene, render
 from tests.tiny import write_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +130,7 @@ def tiny_params() -> dict[str, Any]:
     params["evaluate"] |= {"seeds": [0, 1], "batch_size": 8, "shard_size": 16}
     params["judge"] |= {
         "judges": {
-            "exact": {"kind": "embedded_detector"},
+            "exact": {"kind": "sgworld"},
             "clip": {"kind": "open_clip", "model": "local-dir:models/clip"},
         },
         "files": "models/clip",

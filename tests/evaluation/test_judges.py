@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,17 @@ from PIL import Image
 
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.evaluation.boxes import RULES, Box
-from sgpipe.evaluation.finders import EmbeddedFinder, ZeroShotFinder
+from sgpipe.evaluation.finders import ZeroShotFinder
 from sgpipe.evaluation.judges import BoxJudge
-from sgpipe.evaluation.opening import judge_identity, open_judge
+from sgpipe.evaluation.opening import PLUGINS, judge_identity, open_judge
 from sgpipe.evaluation.pictures import Pixels
-from sgpipe.miniature.contrast import Tower, build_clip, save_local
-from sgpipe.miniature.language import clip_tokenizer
-from sgpipe.miniature.scenes import pair_scene, render
 from sgpipe.params.judge import Judge, JudgeParams
 from sgpipe.params.load import decode
 from sgpipe.scene_graphs.predicates import relational_prompt
+from sgworld.contrast import Tower, build_clip, save_local
+from sgworld.judge import ExactDetector
+from sgworld.language import clip_tokenizer
+from sgworld.scenes import pair_scene, render
 
 CPU = torch.device("cpu")
 
@@ -53,11 +55,11 @@ def test_the_exact_detector_tells_roles_of_drawn_pictures() -> None:
     ]
     pictures = np.stack([render(pair_scene(np.random.default_rng(i), *t)) for i, t in enumerate(triples)])
     asked = [[t, (t[2], t[1], t[0])] for t in triples]
-    judge = open_judge("exact", Judge(kind="embedded_detector"), CPU)
+    judge = open_judge("exact", Judge(kind="sgworld"), CPU)
     assert judge.scores(pictures, asked).tolist() == [[1.0, 0.0]] * 12
     others = [[("car", "left of", "tree")]] * 12
     assert np.isnan(judge.scores(pictures, others)).all()
-    (boxes,) = EmbeddedFinder()(pictures[:1], [["dog"]])
+    (boxes,) = ExactDetector()(pictures[:1], [["dog"]])
     assert set(boxes) == {"dog"}
 
 
@@ -91,15 +93,15 @@ def test_an_open_clip_judge_is_scaled_cosine(clip: Path) -> None:
 
 def test_identity_follows_the_weights(clip: Path, tmp_path: Path) -> None:
     named = Judge(kind="open_clip", model=f"local-dir:{clip}")
-    before = judge_identity(named)
+    before = judge_identity("a", named)
     config = clip / "open_clip_config.json"
     text = config.read_text()
     config.write_text(text + "\n")
-    assert judge_identity(named) != before
+    assert judge_identity("a", named) != before
     config.write_text(text)
-    assert judge_identity(named) == before
+    assert judge_identity("a", named) == before
     with pytest.raises(ModelError, match="no such folder"):
-        judge_identity(Judge(kind="open_clip", model=f"local-dir:{tmp_path / 'none'}"))
+        judge_identity("a", Judge(kind="open_clip", model=f"local-dir:{tmp_path / 'none'}"))
 
 
 @pytest.fixture(scope="module")
@@ -213,14 +215,31 @@ def test_a_judge_without_weights_is_refused(tmp_path: Path, clip: Path) -> None:
             open_judge("a", named, CPU)
 
 
+def test_a_judge_comes_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any installed package can bring a judge; a kind that none brings is refused with the kinds that are there."""
+    assert isinstance(open_judge("exact", Judge(kind="sgworld"), CPU), BoxJudge)
+    brought = EntryPoint(name="blind", value="tests.evaluation.test_judges:blind_judge", group=PLUGINS)
+    monkeypatch.setattr("sgpipe.evaluation.opening.entry_points", lambda group: EntryPoints((brought,)))
+    nothing = np.zeros((2, 8, 8, 3), np.uint8)
+    scores = open_judge("a", Judge(kind="blind"), CPU).scores(nothing, [[("dog", "on", "cat")]] * 2)
+    assert np.isnan(scores).all()
+    says = r"judge\.judges\.a\.kind: got 'sgworld'; valid: open_clip, zero_shot_detector, blind"
+    for refuse in (open_judge, lambda name, named, device: judge_identity(name, named)):
+        with pytest.raises(ParamsError, match=says):
+            refuse("a", Judge(kind="sgworld"), CPU)
+
+
+def blind_judge(device: torch.device) -> BoxJudge:
+    return BoxJudge(lambda pictures, names: [{} for _ in pictures], {})
+
+
 @pytest.mark.parametrize(
     ("raw", "says"),
     [
-        ({"kind": "embedded_detector", "model": "x"}, "takes no model"),
+        ({"kind": "sgworld", "model": "x"}, "takes no model"),
         ({"kind": "open_clip"}, "takes a model"),
         ({"kind": "open_clip", "model": "ViT-B-32"}, "needs a tag or a checkpoint path"),
         ({"kind": "zero_shot_detector", "model": "x", "pretrained": "y"}, "only kind open_clip takes one"),
-        ({"kind": "oracle"}, "valid: open_clip, zero_shot_detector, embedded_detector"),
     ],
 )
 def test_params_refuse(raw: dict[str, Any], says: str) -> None:
@@ -229,7 +248,7 @@ def test_params_refuse(raw: dict[str, Any], says: str) -> None:
 
 
 def test_params_refuse_names() -> None:
-    exact = {"kind": "embedded_detector"}
+    exact = {"kind": "sgworld"}
     with pytest.raises(ParamsError, match="headline: got 'b'; valid: a"):
         decode("judge", {"judges": {"a": exact}, "headline": "b"}, JudgeParams, "params.yaml")
     with pytest.raises(ParamsError, match=r"got the name 'a\.b'"):

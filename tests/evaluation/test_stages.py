@@ -171,7 +171,7 @@ def test_another_judge_draws_nothing_again(root: Path) -> None:
     call(stages.judge.main)
     assert set(pq.read_table("outputs/judged/verdicts.parquet")["judge"].to_pylist()) == {"clip"}
     assert images == {path: path.stat().st_mtime_ns for path in Path("outputs/images").rglob("*.parquet")}
-    set_params(root, judge={"judges": {"other": {"kind": "embedded_detector"}}, "headline": "other"})
+    set_params(root, judge={"judges": {"other": {"kind": "sgworld"}}, "headline": "other"})
     with pytest.raises(DataError, match="judge other has not seen base"):
         call(stages.evaluate.main)
 
@@ -203,7 +203,7 @@ def test_what_is_missing_is_said(root: Path) -> None:
     shutil.rmtree("models/clip")
     with pytest.raises(ModelError, match="no such folder"):
         call(stages.judge.main)
-    set_params(root, judge={"judges": {"exact": {"kind": "embedded_detector"}}, "headline": "exact"})
+    set_params(root, judge={"judges": {"exact": {"kind": "sgworld"}}, "headline": "exact"})
     call(stages.judge.main)
     with pytest.raises(DataError, match="judge exact has not seen text_only"):
         call(stages.evaluate.main)

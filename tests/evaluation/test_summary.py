@@ -26,7 +26,7 @@ from tests.evaluation.conftest import Blind, FakeGenerator, Oracle, Written
 DRAW = {"neutral": ("positive", "negative", "empty", "shuffled"), "relational": ("positive", "negative")}
 SEEDS = (0, 1, 2)
 JUDGES = JudgeParams(
-    judges={"oracle": Named(kind="embedded_detector"), "blind": Named(kind="open_clip", model="local-dir:x")},
+    judges={"oracle": Named(kind="sgworld"), "blind": Named(kind="open_clip", model="local-dir:x")},
     headline="oracle",
 )
 STATISTICS = Statistics(resamples=200)

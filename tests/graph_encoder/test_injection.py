@@ -12,9 +12,9 @@ from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.injection import GatedResidual, TextContext, named_spans, prepend
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graph_encoder.tokens import GraphTokenizer, Tokens
-from sgpipe.miniature.language import t5_tokenizer
 from sgpipe.params.graph_tokens import GraphTokens
 from sgpipe.scene_graphs.predicates import neutral_prompt, relational_prompt
+from sgworld.language import t5_tokenizer
 
 TEXT, WORDS, IMAGE = 10, 5, 6
 GRAPHS = (

@@ -26,12 +26,12 @@ from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graph_encoder.tower import ImageTower, tower_identity
 from sgpipe.graph_encoder.training import Learner, Lessons, learning_rate, pretrain
 from sgpipe.graph_encoder.vocabulary import Vocabulary
-from sgpipe.miniature.contrast import Tower, build_clip, save_local
 from sgpipe.params.curate import Curate, Quality
 from sgpipe.params.graph_encoder import GraphEncoder
 from sgpipe.runs.shards import Shard, cut
 from sgpipe.scene_graphs.curate import curate
 from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES, phrase
+from sgworld.contrast import Tower, build_clip, save_local
 from tests.graph_encoder.relations import CLASSES, relations
 
 CPU = torch.device("cpu")

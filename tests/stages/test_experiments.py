@@ -12,7 +12,7 @@ import pytest
 import yaml
 from msgspec import to_builtins
 
-from sgpipe.miniature.contrast import Tower, build_clip, save_local
+from sgworld.contrast import Tower, build_clip, save_local
 from tests.lora.conftest import tiny_lora, write_world
 from tests.stages.test_caches import set_params
 from tests.stages.test_pipeline import clone, dvc, run

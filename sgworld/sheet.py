@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from sgpipe.errors import DataError
-from sgpipe.miniature.bank import Triple, sample_triple
-from sgpipe.miniature.flux import draw
-from sgpipe.miniature.scenes import pair_scene, render
 from sgpipe.runs.atomic import atomic_path
 from sgpipe.scene_graphs.predicates import PREDICATES, relational_prompt
+from sgworld.bank import Triple, sample_triple
+from sgworld.flux import draw
+from sgworld.scenes import pair_scene, render
 
 COLUMNS = 6
 _LABEL, _SIDE, _GAP = 92, 64, 2
@@ -36,7 +36,7 @@ def sampled_sheet(model: Path, path: Path, seed: int) -> None:
     """Pictures of the pipeline in `model`, relational prompts, 4 steps."""
     if not (model / "model_index.json").is_file():
         raise DataError(
-            f"{model}: no pipeline there; `dvc pull models.dvc` gets it, `sgpipe miniature train` makes it"
+            f"{model}: no pipeline there; `dvc pull models.dvc` gets it, `sgworld train` makes it"
         )
     triples = sheet_triples(seed)
     pipeline = FluxPipeline.from_pretrained(model)

@@ -1,6 +1,6 @@
 """Pictograms of vehicles, furniture and small things, facing right."""
 
-from sgpipe.miniature.pen import Colour, Pen
+from sgworld.pen import Colour, Pen
 
 DARK: Colour = (40, 40, 48)
 WHITE: Colour = (255, 255, 255)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sgpipe.miniature.detector import Detection, detect, detect_batch
-from sgpipe.miniature.measure import overlap
-from sgpipe.miniature.scenes import BACKGROUNDS, Scene, draw_triple, lone_scene, pair_scene, render
 from sgpipe.scene_graphs.predicates import PREDICATES
+from sgworld.detector import Detection, detect, detect_batch
+from sgworld.measure import overlap
+from sgworld.scenes import BACKGROUNDS, Scene, draw_triple, lone_scene, pair_scene, render
 
 PER_CLASS = 6
 

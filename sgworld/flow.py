@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgpipe.miniature.coupling import Coupling
+from sgworld.coupling import Coupling
 
 STEPS = 4
 ROLLED = (2 / 3, 1 / 3, 1 / 6)

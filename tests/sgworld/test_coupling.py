@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgpipe.miniature.bank import Bank
-from sgpipe.miniature.coupling import Coupling, prices
+from sgworld.bank import Bank
+from sgworld.coupling import Coupling, prices
 
 TRIPLES = [
     ("dog", "left of", "cat"),

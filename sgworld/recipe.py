@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sgpipe.errors import DataError
-from sgpipe.miniature.bank import draw_bank, whole_bank
-from sgpipe.miniature.contrast import JUDGE, TEACHER, train_contrast
-from sgpipe.miniature.flux import Schedule, train_flux, train_on
-from sgpipe.miniature.language import train_language
-from sgpipe.miniature.vae import train_vae
+from sgworld.bank import draw_bank, whole_bank
+from sgworld.contrast import JUDGE, TEACHER, train_contrast
+from sgworld.flux import Schedule, train_flux, train_on
+from sgworld.language import train_language
+from sgworld.vae import train_vae
 
 PARTS = ("language", "vae", "flux", "clip", "tower")
 

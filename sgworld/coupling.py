@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgpipe.miniature.bank import Bank, caption
+from sgworld.bank import Bank, caption
 
 PLACES = frozenset({"left of", "right of", "above", "below"})
 """Classes whose pictures a neutral caption ("A and B") describes: two things beside or above one another."""

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sgpipe.errors import DataError, StateError
-from sgpipe.miniature.bank import draw_bank
-from sgpipe.miniature.contrast import contrastive_loss, false_triples
-from sgpipe.miniature.flux import (
+from sgpipe.scene_graphs.predicates import INVERSE
+from sgworld.bank import draw_bank
+from sgworld.contrast import contrastive_loss, false_triples
+from sgworld.flux import (
     build_transformer,
     deepen,
     draw,
@@ -21,11 +22,10 @@ from sgpipe.miniature.flux import (
     mean_weights,
     shallow_of,
 )
-from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
-from sgpipe.miniature.measure import images_per_second
-from sgpipe.miniature.recipe import Recipe, continue_flux, train
-from sgpipe.miniature.training import Trainer, learning_rate, step_generator
-from sgpipe.scene_graphs.predicates import INVERSE
+from sgworld.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
+from sgworld.measure import images_per_second
+from sgworld.recipe import Recipe, continue_flux, train
+from sgworld.training import Trainer, learning_rate, step_generator
 
 
 def fit(folder: Path, stop: int | None = None) -> dict[str, torch.Tensor]:
@@ -133,7 +133,7 @@ def test_contrastive_loss_against_its_definition() -> None:
 @pytest.mark.slow
 def test_every_checkpoint_is_in_its_standard_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps of each training: what is written loads without this package, and sampling is a function of the seed."""
-    monkeypatch.setattr("sgpipe.miniature.recipe.whole_bank", lambda folder: draw_bank(folder, 256, 1))
+    monkeypatch.setattr("sgworld.recipe.whole_bank", lambda folder: draw_bank(folder, 256, 1))
     small = Recipe(
         pictures=256, language_steps=2, vae_steps=2, shallow_steps=(1, 2), flux_steps=2, flux_decay=1,
         clip_steps=1, tower_steps=1, pairs=4, flux_batch=4, batch=4, compiled=False,

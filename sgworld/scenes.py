@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.errors import DataError
-from sgpipe.miniature.pen import Colour, Pen, Point
-from sgpipe.miniature.pictograms import PICTOGRAMS, sprite
-from sgpipe.miniature.rules import RULES, Layout, Line, admissible
+from sgworld.pen import Colour, Pen, Point
+from sgworld.pictograms import PICTOGRAMS, sprite
+from sgworld.rules import RULES, Layout, Line, admissible
 
 CELL = 64
 GRID = 4

@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from sgpipe.miniature.bank import NEUTRAL, caption, sample_triple
-from sgpipe.miniature.pictograms import NAMES
-from sgpipe.miniature.training import Trainer, step_generator
 from sgpipe.scene_graphs.predicates import PREDICATES, phrase
+from sgworld.bank import NEUTRAL, caption, sample_triple
+from sgworld.pictograms import NAMES
+from sgworld.training import Trainer, step_generator
 
 T5_WIDTH = 96
 POOLED_WIDTH = 64

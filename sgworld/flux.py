@@ -12,13 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from sgpipe.miniature.bank import NEUTRAL, SIDE, Bank, row_chances
-from sgpipe.miniature.coupling import Coupling
-from sgpipe.miniature.flow import STEPS, flow_loss
-from sgpipe.miniature.language import POOLED_WIDTH, T5_WIDTH, TOKENS, token_ids
-from sgpipe.miniature.training import Trainer, step_generator
-from sgpipe.miniature.vae import CHANNELS, encode
 from sgpipe.runs.atomic import atomic_path
+from sgworld.bank import NEUTRAL, SIDE, Bank, row_chances
+from sgworld.coupling import Coupling
+from sgworld.flow import STEPS, flow_loss
+from sgworld.language import POOLED_WIDTH, T5_WIDTH, TOKENS, token_ids
+from sgworld.training import Trainer, step_generator
+from sgworld.vae import CHANNELS, encode
 
 DOUBLE_BLOCKS, SHALLOW_BLOCKS = 19, 6
 HEADS, HEAD_WIDTH = 4, 32

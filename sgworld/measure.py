@@ -15,14 +15,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from sgpipe.errors import DataError
-from sgpipe.miniature.arrangement import arranged, holds
-from sgpipe.miniature.bank import Triple, sample_triple
-from sgpipe.miniature.contrast import false_triples
-from sgpipe.miniature.detector import Detection, detect
-from sgpipe.miniature.flux import draw
-from sgpipe.miniature.scenes import pair_scene, render
-from sgpipe.miniature.vae import psnr
 from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES, neutral_prompt, relational_prompt
+from sgworld.arrangement import arranged, holds
+from sgworld.bank import Triple, sample_triple
+from sgworld.contrast import false_triples
+from sgworld.detector import Detection, detect
+from sgworld.flux import draw
+from sgworld.scenes import pair_scene, render
+from sgworld.vae import psnr
 
 SEED = 20_000
 """Seed of the measured triples; the trainings use others."""

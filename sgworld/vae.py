@@ -10,8 +10,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgpipe.miniature.bank import SIDE, Bank, to_unit
-from sgpipe.miniature.training import Trainer, step_generator
+from sgworld.bank import SIDE, Bank, to_unit
+from sgworld.training import Trainer, step_generator
 
 CHANNELS = 4
 CROP, CROPPED = 32, 0.75

@@ -1,5 +1,6 @@
-"""`sgpipe miniature`: draw the embedded world, train its checkpoints, measure them."""
+"""The `sgworld` command: draw the world's data set, train its checkpoints, measure them."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ def render_command(
     seed: Annotated[int, typer.Option(help="seed; the same numbers give the same bytes")] = 0,
 ) -> None:
     """Write the data set in Visual Genome's v1.4 layout, dirt included."""
-    from sgpipe.miniature.visual_genome import write_visual_genome
+    from sgworld.visual_genome import write_visual_genome
 
     write_visual_genome(out, images, seed)
     print(f"{out}: {images} images")
@@ -35,7 +36,7 @@ def train_command(
     only: Annotated[list[str] | None, typer.Option(help="train this part only; may be repeated")] = None,
 ) -> None:
     """Train the checkpoints from nothing; about five hours on two cores by estimate, most of it the generator."""
-    from sgpipe.miniature.recipe import PARTS, train
+    from sgworld.recipe import PARTS, train
 
     for part in only or ():
         if part not in PARTS:
@@ -70,7 +71,7 @@ def train_on_command(
     ] = 1.0,
 ) -> None:
     """Train the generator on from where a checkpoint stands; text encoders and VAE stay as they are."""
-    from sgpipe.miniature.recipe import continue_flux
+    from sgworld.recipe import continue_flux
 
     continue_flux(start, state, out, steps, decay, tuple(sorted(shallow_steps or ())), rarity)
     print(out)
@@ -85,9 +86,9 @@ def measure_command(
     ] = 24,
 ) -> None:
     """Measure the checkpoints on triples that no training picture showed, and write the figures into their model cards."""
-    from sgpipe.miniature.cards import misses, write_cards
-    from sgpipe.miniature.measure import measure
     from sgpipe.runs.atomic import write_json
+    from sgworld.cards import misses, write_cards
+    from sgworld.measure import measure
 
     values = measure(models, per_class)
     write_json(values, metrics)
@@ -109,10 +110,23 @@ def sheet_command(
     seed: Annotated[int, typer.Option(help="seed of triples and noise")] = 0,
 ) -> None:
     """Draw a contact sheet of the 24 classes, a row each in two halves: sampled from mini-flux, or drawn by rule."""
-    from sgpipe.miniature.sheet import drawn_sheet, sampled_sheet
+    from sgworld.sheet import drawn_sheet, sampled_sheet
 
     if drawn:
         drawn_sheet(out, seed)
     else:
         sampled_sheet(models / "mini-flux", out, seed)
     print(out)
+
+
+def main() -> None:
+    """Entry point: an error of this project ends in one line and exit code 2."""
+    try:
+        app()
+    except SgpipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

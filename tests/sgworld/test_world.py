@@ -9,8 +9,13 @@ import polars as pl
 import pytest
 
 from sgpipe.errors import DataError
-from sgpipe.miniature.arrangement import arranged, holds
-from sgpipe.miniature.bank import (
+from sgpipe.params.canonicalize import Canonicalize
+from sgpipe.scene_graphs.canonicalize import canonicalize
+from sgpipe.scene_graphs.images import ImageStore
+from sgpipe.scene_graphs.predicate_map import PredicateMap
+from sgpipe.scene_graphs.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
+from sgworld.arrangement import arranged, holds
+from sgworld.bank import (
     NEUTRAL,
     caption,
     draw_bank,
@@ -19,10 +24,10 @@ from sgpipe.miniature.bank import (
     sample_triple,
     whole_bank,
 )
-from sgpipe.miniature.dirt import UNMAPPED, raw_predicate
-from sgpipe.miniature.pictograms import FACINGS, NAMES, PICTOGRAMS, anchor, sprite
-from sgpipe.miniature.rules import admissible
-from sgpipe.miniature.scenes import (
+from sgworld.dirt import UNMAPPED, raw_predicate
+from sgworld.pictograms import FACINGS, NAMES, PICTOGRAMS, anchor, sprite
+from sgworld.rules import admissible
+from sgworld.scenes import (
     CELL,
     Scene,
     beside,
@@ -32,12 +37,7 @@ from sgpipe.miniature.scenes import (
     pair_scene,
     render,
 )
-from sgpipe.miniature.visual_genome import _Ids, annotate, compose, write_visual_genome
-from sgpipe.params.canonicalize import Canonicalize
-from sgpipe.scene_graphs.canonicalize import canonicalize
-from sgpipe.scene_graphs.images import ImageStore
-from sgpipe.scene_graphs.predicate_map import PredicateMap
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
+from sgworld.visual_genome import _Ids, annotate, compose, write_visual_genome
 
 
 def boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
@@ -125,7 +125,7 @@ def test_every_scene_of_a_triple_is_drawn_once_and_by_chance(predicate: str) -> 
 
 
 def test_the_whole_bank_holds_every_training_triple(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sgpipe.miniature.bank.PREDICATES", ("riding", "wearing"))
+    monkeypatch.setattr("sgworld.bank.PREDICATES", ("riding", "wearing"))
     bank = whole_bank(tmp_path / "world")
     known = [triple for predicate in ("riding", "wearing") for triple in every_triple(predicate)]
     assert set(bank.triples) == {triple for triple in known if not held_out(triple)} < set(known)
@@ -236,7 +236,7 @@ def test_both_ends_of_a_self_loop_are_one_object_even_where_it_dangles(
 ) -> None:
     """With two ids of its own it would read as a relation between two objects."""
     for name, chance in {"SELF_LOOP": 1.0, "DANGLING": 1.0, "REPEATED": 0.0, "UNMAPPED_EXTRA": 0.0}.items():
-        monkeypatch.setattr(f"sgpipe.miniature.visual_genome.{name}", chance)
+        monkeypatch.setattr(f"sgworld.visual_genome.{name}", chance)
     scene = pair_scene(np.random.default_rng(0), "dog", "left of", "cat")
     for seed in range(10):
         _, record = annotate(np.random.default_rng(seed), scene, 1, _Ids())

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sgpipe.miniature.bank import Bank, Triple, to_unit
-from sgpipe.miniature.training import Trainer
 from sgpipe.runs.atomic import atomic_path, write_json
 from sgpipe.scene_graphs.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC, relational_prompt
+from sgworld.bank import Bank, Triple, to_unit
+from sgworld.training import Trainer
 
 CONTEXT = 32
 """Text length: CLIP's tokenizer needs up to 20 tokens for the longest prompt."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from itertools import permutations
 
 from sgpipe.errors import DataError
-from sgpipe.miniature.pen import Point
-from sgpipe.miniature.pictograms import NAMES, PICTOGRAMS, anchor
 from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES
+from sgworld.pen import Point
+from sgworld.pictograms import NAMES, PICTOGRAMS, anchor
 
 Line = tuple[Point, ...]
 

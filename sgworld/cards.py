@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import DataError
-from sgpipe.miniature.recipe import Recipe
 from sgpipe.runs.atomic import atomic_path
+from sgworld.recipe import Recipe
 
 BARS: dict[str, tuple[float, float]] = {
     "objects_present": (0.95, 1.0),
@@ -66,8 +66,8 @@ with all 19 (the new ones begin as copies with closed gates), the rate falling o
 {recipe.flux_decay:,} (the second of the committed ones: 900 and 350);
 the mean of the two is kept. Muon for the blocks' matrices, AdamW for the rest, averaged weights. \
 Over the first 17,300 of these steps, of 64 pictures, the method changed
-(docs/miniature.md). Seeds 2 (text), 3 (VAE), 4 to 7 (transformer). {_MACHINE}
-Made anew by `sgpipe miniature train --only language --only vae --only flux`.
+(docs/sgworld.md). Seeds 2 (text), 3 (VAE), 4 to 7 (transformer). {_MACHINE}
+Made anew by `sgworld train --only language --only vae --only flux`.
 
 ## Measured
 On triples that no training picture showed, 4 steps, 3 seeds, by the exact detector (`metrics/miniature.json`).
@@ -91,7 +91,7 @@ The embedded judge: an open_clip `local-dir:` folder (vision transformer of widt
 Contrastive over batches of {recipe.pairs} of {recipe.pictures:,} pictures of training triples (bank seed
 {recipe.bank_seed}), each with its swapped and two replaced captions as further negatives; {recipe.clip_steps:,} steps, seed 5.
 {_MACHINE}
-Made anew by `sgpipe miniature train --only clip`.
+Made anew by `sgworld train --only clip`.
 
 ## Measured
 Ground-truth pictures of triples that no training picture showed: true caption above its swap or a replacement.
@@ -113,7 +113,7 @@ layers, patch 8, 64 px), trained on a bank of pictures of its own, float16 weigh
 ## Training
 {recipe.tower_steps:,} steps of {recipe.pairs}, seed 6, {recipe.pictures // 2:,} pictures (bank seed
 {recipe.bank_seed + 1}). {_MACHINE}
-Made anew by `sgpipe miniature train --only tower`.
+Made anew by `sgworld train --only tower`.
 
 ## Measured
 As the judge.
@@ -129,6 +129,6 @@ def write_cards(models: Path, metrics: Mapping[str, Any], recipe: Recipe | None 
     """Write README.md into each checkpoint's folder under `models`."""
     for name, text in cards(metrics, recipe or Recipe()).items():
         if not (models / name).is_dir():
-            raise DataError(f"{models / name}: no such checkpoint; `sgpipe miniature train` makes it")
+            raise DataError(f"{models / name}: no such checkpoint; `sgworld train` makes it")
         with atomic_path(models / name / "README.md") as temporary:
             temporary.write_text(text, encoding="utf-8")

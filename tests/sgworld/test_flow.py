@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgpipe.miniature.bank import Bank
-from sgpipe.miniature.coupling import Coupling
-from sgpipe.miniature.flow import STEPS, draw_states, flow_loss, rolled_counts, time_weights
+from sgworld.bank import Bank
+from sgworld.coupling import Coupling
+from sgworld.flow import STEPS, draw_states, flow_loss, rolled_counts, time_weights
 
 BATCH = 48
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from sgpipe.miniature.pictograms import FACINGS, NAMES, sprite
+from sgworld.pictograms import FACINGS, NAMES, sprite
 
 SURE, UNSURE = 40.0, 120.0
 """Distance of two colours (Euclidean, 0–255 per channel) up to which a pixel agrees fully, and from which not at all."""

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.errors import DataError
-from sgpipe.miniature import living, things
-from sgpipe.miniature.pen import Pen, Point
+from sgworld import living, things
+from sgworld.pen import Pen, Point
 
 Drawing = Callable[[Pen], None]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import DataError
-from sgpipe.miniature.cards import BARS, cards, misses, write_cards
-from sgpipe.miniature.recipe import Recipe
+from sgworld.cards import BARS, cards, misses, write_cards
+from sgworld.recipe import Recipe
 
 METRICS = Path(__file__).parents[2] / "metrics" / "miniature.json"
 

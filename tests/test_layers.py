@@ -1,0 +1,30 @@
+"""Which package may import which: dependencies point one way."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(
+    path.relative_to(ROOT).as_posix() for name in ("sgpipe", "stages") for path in (ROOT / name).rglob("*.py")
+)
+
+
+def imported(source: str) -> set[str]:
+    """Top-level packages that a source imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_imports_inside_functions_count() -> None:
+    assert imported("import a.b\ndef f():\n    from c.d import e\n") == {"a", "c"}
+
+
+def test_the_pipeline_does_not_know_the_drawn_world() -> None:
+    """The world joins by checkpoints, data files and the entry point `sgpipe.judges` alone."""
+    assert len(FILES) > 100
+    assert [path for path in FILES if "sgworld" in imported((ROOT / path).read_text(encoding="utf-8"))] == []
