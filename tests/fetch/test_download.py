@@ -1,223 +1,272 @@
-"""One file over a bad connection."""
+"""One file over a bad connection, into a data folder."""
 
-import email.utils
 import errno
 import hashlib
-import json
 import os
-import time
 from pathlib import Path
 
+import pooch
 import pytest
+import requests
 
-from sgpipe.fetch import transfer
-from sgpipe.fetch.transfer import (
-    FetchError,
-    Halted,
-    Pacer,
-    Part,
-    Policy,
-    Refused,
-    client,
-    fetch_part,
-    retry_after,
-)
+from sgpipe.errors import DataError
+from sgpipe.fetch import download
+from sgpipe.fetch.download import RECORD, FetchError, data_folder, get, session
 from tests.fetch.conftest import Fault, Site
 
-BODY = hashlib.shake_256(b"body").digest(400_000)
-PATH = "/file.bin"
+BODY = hashlib.shake_256(b"body").digest(4_000)
+SHA256 = "sha256:" + hashlib.sha256(BODY).hexdigest()
+NAME, PATH = "file.bin", "/file.bin"
 
 
-def get(
-    site: Site, folder: Path, policy: Policy, trusted: bool = False, seen: list[int] | None = None
-) -> Part:
-    part = Part(folder / "file.bin.part", site.url + PATH, trusted)
-    with client(policy) as http:
-        fetch_part(http, part, policy, Pacer(policy.rate), (lambda at: None) if seen is None else seen.append)
-    return part
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(download, "CHUNK", 100)
+
+
+def fetch(
+    site: Site, root: Path, http: requests.Session, known: str | None = None, check=lambda path: None
+) -> bool:
+    with data_folder(root) as hub:
+        if known is not None:
+            hub.registry[NAME] = known
+        return get(hub, NAME, site.url + PATH, http, check)
+
+
+def left_over(root: Path) -> set[str]:
+    return {path.name for path in root.iterdir()} - {NAME, RECORD, ".fetch.lock"}
 
 
 @pytest.mark.parametrize("validator", ["etag", "date"])
-def test_cut_connections_are_resumed_where_they_broke(site, tmp_path, policy, validator):
+def test_cut_connections_are_resumed_where_they_broke(site, tmp_path, http, validator):
     site.files[PATH], site.validator = BODY, validator
-    site.faults[PATH] = [Fault(cut=150_000), Fault(cut=100_000), Fault(cut=1)]
-    part = get(site, tmp_path, policy)
-    assert part.path.read_bytes() == BODY
-    assert site.ranges(PATH) == [None, "bytes=150000-", "bytes=250000-", "bytes=250001-"]
+    site.faults[PATH] = [Fault(cut=1500), Fault(cut=1000), Fault(cut=100)]
+    assert fetch(site, tmp_path, http)
+    assert (tmp_path / NAME).read_bytes() == BODY and not left_over(tmp_path)
+    assert site.ranges(PATH) == [None, "bytes=1500-", "bytes=2500-", "bytes=2600-"]
     assert all("if-range" in headers for _, _, headers in site.requests[1:])
-    assert all(headers["user-agent"].startswith("sgpipe") for _, _, headers in site.requests)
+    for _, _, headers in site.requests:
+        assert headers["user-agent"].startswith("sgpipe") and headers["accept-encoding"] == "identity"
 
 
 @pytest.mark.parametrize("validator", ["weak", "none"])
-def test_without_a_strong_validator_the_file_starts_again_unless_its_digest_is_known(
-    site, tmp_path, policy, validator
-):
+def test_without_a_strong_validator_the_file_starts_again(site, tmp_path, http, validator):
     site.files[PATH], site.validator = BODY, validator
-    site.faults[PATH] = [Fault(cut=150_000)]
-    assert get(site, tmp_path, policy).path.read_bytes() == BODY
+    site.faults[PATH] = [Fault(cut=1500)]
+    assert fetch(site, tmp_path, http) and (tmp_path / NAME).read_bytes() == BODY
     assert site.ranges(PATH) == [None, None]
 
-    site.faults[PATH] = [Fault(cut=150_000)]
-    (tmp_path / "trusted").mkdir()
-    assert get(site, tmp_path / "trusted", policy, trusted=True).path.read_bytes() == BODY
-    assert site.ranges(PATH)[2:] == [None, "bytes=150000-"]
 
-
-def test_a_server_that_ignores_range_restarts_from_zero(site, tmp_path, policy):
+@pytest.mark.parametrize("fault", [Fault(ignore_range=True), Fault(wrong_range=True)])
+def test_an_answer_that_is_not_the_rest_restarts_from_zero(site, tmp_path, http, fault):
     site.files[PATH] = BODY
-    site.faults[PATH] = [Fault(cut=150_000), Fault(ignore_range=True)]
-    assert get(site, tmp_path, policy).path.read_bytes() == BODY
+    site.faults[PATH] = [Fault(cut=1500), fault]
+    assert fetch(site, tmp_path, http) and (tmp_path / NAME).read_bytes() == BODY
 
 
-def test_an_answer_with_the_wrong_range_is_thrown_away(site, tmp_path, policy):
+def test_a_later_run_continues_and_bytes_of_two_versions_are_never_joined(site, tmp_path, http):
+    for later in (BODY, BODY[::-1]):
+        site.files[PATH] = BODY
+        site.faults[PATH] = [Fault(cut=1500)] + [Fault(status=503)] * 9
+        with pytest.raises(FetchError, match="HTTP 503"):
+            fetch(site, tmp_path, http)
+        assert (tmp_path / ".file.bin.part").read_bytes() == BODY[:1500] and not (tmp_path / NAME).exists()
+        site.files[PATH], site.faults[PATH] = later, []
+        site.requests.clear()
+        assert fetch(site, tmp_path, http) and (tmp_path / NAME).read_bytes() == later
+        assert site.ranges(PATH) == ["bytes=1500-"] and not left_over(tmp_path)
+        (tmp_path / NAME).unlink()
+
+
+def test_a_part_of_another_address_is_not_continued(site, tmp_path, http):
     site.files[PATH] = BODY
-    site.faults[PATH] = [Fault(cut=150_000), Fault(wrong_range=True)]
-    assert get(site, tmp_path, policy).path.read_bytes() == BODY
-
-
-def test_bytes_of_two_versions_are_never_joined(site, tmp_path, policy):
-    site.files[PATH] = b"\0" * 400_000
-    site.faults[PATH] = [Fault(cut=150_000)] + [Fault(status=503)] * 9
-    with pytest.raises(FetchError, match="gave up"):
-        get(site, tmp_path, policy)
-    assert (tmp_path / "file.bin.part").stat().st_size == 150_000
-    site.files[PATH], site.faults[PATH] = BODY, []
-    assert get(site, tmp_path, policy).path.read_bytes() == BODY
-
-
-def test_a_part_of_another_address_is_not_continued(site, tmp_path, policy):
-    site.files[PATH] = BODY
-    (tmp_path / "file.bin.part").write_bytes(b"\1" * 1000)
-    (tmp_path / "file.bin.part.json").write_text(json.dumps({"url": "http://elsewhere/", "validator": '"x"'}))
-    assert get(site, tmp_path, policy).path.read_bytes() == BODY
+    (tmp_path / ".file.bin.part").write_bytes(b"\1" * 1000)
+    etag = hashlib.md5(BODY).hexdigest()
+    (tmp_path / ".file.bin.part.txt").write_text(f'http://elsewhere/\n"{etag}"')
+    assert fetch(site, tmp_path, http) and (tmp_path / NAME).read_bytes() == BODY
     assert site.ranges(PATH) == [None]
 
 
-def test_a_complete_part_needs_no_new_byte(site, tmp_path, policy):
+def test_a_run_that_is_stopped_while_the_hash_is_computed_loses_no_byte(site, tmp_path, http, monkeypatch):
+    def stop(*_: object, **__: object) -> bool:
+        raise KeyboardInterrupt
+
     site.files[PATH] = BODY
-    get(site, tmp_path, policy)
-    assert get(site, tmp_path, policy).path.read_bytes() == BODY
-    assert site.ranges(PATH)[-1] == "bytes=400000-"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(pooch.core, "hash_matches", stop)
+        fetch(site, tmp_path, http, SHA256)
+    assert not (tmp_path / NAME).exists()
+    assert fetch(site, tmp_path, http, SHA256) and (tmp_path / NAME).read_bytes() == BODY
+    assert site.ranges(PATH) == [None, "bytes=4000-"] and not left_over(tmp_path)
 
 
-def test_a_part_longer_than_the_file_is_thrown_away(site, tmp_path, policy):
+def test_a_part_longer_than_the_file_is_thrown_away(site, tmp_path, http):
     site.files[PATH], site.validator = BODY, "date"
-    part = get(site, tmp_path, policy)
-    part.path.write_bytes(BODY + b"tail")
-    assert get(site, tmp_path, policy).path.read_bytes() == BODY
+    (tmp_path / ".file.bin.part").write_bytes(BODY + b"tail")
+    (tmp_path / ".file.bin.part.txt").write_text(f"{site.url + PATH}\nTue, 01 Aug 2017 10:00:00 GMT")
+    assert fetch(site, tmp_path, http) and (tmp_path / NAME).read_bytes() == BODY
 
 
-def test_many_cuts_are_survived_as_long_as_each_brings_something(site, tmp_path):
-    site.files[PATH] = BODY[:4000]
-    site.faults[PATH] = [Fault(cut=300) for _ in range(13)]
-    policy = Policy(rate=0.0, retries=1, backoff=0.0)
-    seen: list[int] = []
-    assert get(site, tmp_path, policy, seen=seen).path.read_bytes() == BODY[:4000]
-    assert seen == sorted(seen) and seen[-1] == 4000
-
-
-def test_no_progress_ends_after_the_allowed_attempts(site, tmp_path, policy):
+def test_many_cuts_are_survived_as_long_as_each_brings_something(site, tmp_path, http):
     site.files[PATH] = BODY
-    site.faults[PATH] = [Fault(status=500)] * 50
-    with pytest.raises(FetchError, match=r"gave up after 4 attempts.*HTTP 500"):
-        get(site, tmp_path, policy)
-    assert len(site.requests) == policy.retries + 1
+    site.faults[PATH] = [Fault(cut=300) for _ in range(13)]
+    assert fetch(site, tmp_path, http) and (tmp_path / NAME).read_bytes() == BODY
 
 
-def test_a_server_that_cannot_resume_and_always_cuts_is_given_up(site, tmp_path, policy):
+def test_a_server_that_cannot_resume_and_always_cuts_is_given_up(site, tmp_path, http):
     site.files[PATH] = BODY
     site.faults[PATH] = [Fault(cut=1000, ignore_range=True)] * 50
-    with pytest.raises(FetchError, match="gave up"):
-        get(site, tmp_path, policy)
-    assert len(site.requests) == policy.retries + 1
+    with pytest.raises(FetchError, match="run the same command to continue"):
+        fetch(site, tmp_path, http)
+    assert len(site.requests) == download.TRIES + 1 and not (tmp_path / NAME).exists()
 
 
-def test_nobody_listens(tmp_path, policy):
-    with pytest.raises(FetchError, match="gave up after 4 attempts"):
-        get(Site(url="http://127.0.0.1:9"), tmp_path, policy)
+def test_a_server_in_trouble_is_asked_again_as_often_as_allowed(site, tmp_path, http, slept):
+    site.files[PATH] = BODY
+    site.faults[PATH] = [Fault(status=500)] * 3
+    assert fetch(site, tmp_path, http) and slept == [2.0, 4.0]
+    (tmp_path / NAME).unlink()
+    site.requests.clear()
+    site.faults[PATH] = [Fault(status=500)] * 50
+    with pytest.raises(FetchError, match="HTTP 500"):
+        fetch(site, tmp_path, http)
+    assert len(site.requests) == 4
+
+
+def test_nobody_listens(tmp_path, http):
+    with pytest.raises(FetchError, match=r"127.0.0.1.*Connection refused") as caught:
+        fetch(Site(url="http://127.0.0.1:9"), tmp_path, http)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_a_final_answer_is_not_asked_for_twice(site, tmp_path, policy, status):
+def test_a_final_answer_is_not_asked_for_twice(site, tmp_path, http, status):
     site.files[PATH] = BODY
     site.faults[PATH] = [Fault(status=status)]
-    with pytest.raises(Refused, match=f"HTTP {status}"):
-        get(site, tmp_path, policy)
+    with pytest.raises(FetchError, match=f"{PATH}: HTTP {status}"):
+        fetch(site, tmp_path, http)
     assert len(site.requests) == 1
 
 
-@pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_is_obeyed(site, tmp_path, policy, status):
+@pytest.mark.parametrize(("asked", "pause"), [("7", 7.0), ("86400", 300.0)])
+def test_retry_after_is_obeyed_within_bounds(site, tmp_path, http, slept, asked, pause):
     site.files[PATH] = BODY
-    site.faults[PATH] = [Fault(status=status, headers={"Retry-After": "1"})]
-    start = time.monotonic()
-    assert get(site, tmp_path, policy).path.read_bytes() == BODY
-    assert 1.0 <= time.monotonic() - start < 3.0
+    site.faults[PATH] = [Fault(status=429, headers={"Retry-After": asked})]
+    assert fetch(site, tmp_path, http) and slept == [pause]
 
 
-def test_a_long_retry_after_ends_with_what_the_server_asked(site, tmp_path, policy):
-    site.faults[PATH] = [Fault(status=429, headers={"Retry-After": "86400"})]
-    with pytest.raises(Halted, match="86400 s"):
-        get(site, tmp_path, policy)
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "HTTP_PROXY"])
+def test_a_socks_proxy_without_its_package_is_one_line(tmp_path, monkeypatch, variable):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "socks5://127.0.0.1:9")
+    monkeypatch.setattr("requests.adapters.SOCKSProxyManager", _without_socks)
+    with (
+        session(1, 0) as http,
+        pytest.raises(FetchError, match=r"SOCKS support.*Install PySocks, or unset ALL_PROXY") as e,
+    ):
+        fetch(Site(url="http://images.example"), tmp_path, http)
+    assert "\n" not in str(e.value) and str(e.value).startswith("http://images.example/file.bin: ")
 
 
-def test_retry_after_as_number_as_date_and_as_nonsense():
-    assert retry_after("7") == 7.0
-    assert retry_after(email.utils.formatdate(time.time() + 60, usegmt=True)) == pytest.approx(60, abs=2)
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert retry_after("soon") is None and retry_after(None) is None
+def _without_socks(*_: object, **__: object) -> None:
+    raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
 
 
-def test_a_full_disk_says_how_far_it_came(site, tmp_path, policy, monkeypatch):
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "nonsense://x", "http://[", "127.0.0.1:9"])
+def test_a_proxy_that_does_not_work_is_one_line(tmp_path, monkeypatch, proxy):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with session(1, 0) as http, pytest.raises(FetchError, match=r"^http://images.example/file.bin: .*"):
+        fetch(Site(url="http://images.example"), tmp_path, http)
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "no-scheme", "http://", "http://[", "http://exa mple"])
+def test_an_address_that_is_none_is_one_line(tmp_path, http, url):
+    with pytest.raises(FetchError):
+        fetch(Site(url=url), tmp_path, http)
+
+
+def test_wrong_content_is_fetched_again_a_few_times_and_never_in_place(site, tmp_path, http):
     site.files[PATH] = BODY
+    site.faults[PATH] = [Fault(corrupt=True)]
+    assert fetch(site, tmp_path, http, SHA256) and (tmp_path / NAME).read_bytes() == BODY
+    (tmp_path / NAME).unlink()
+    site.requests.clear()
+    with pytest.raises(FetchError, match=r"does not match the known hash.*Fetched 3 times"):
+        fetch(site, tmp_path, http, "sha1:" + "0" * 40)
+    assert site.ranges(PATH) == [None] * 3
+    assert not (tmp_path / NAME).exists() and not left_over(tmp_path)
 
-    class Full:
-        def __enter__(self):
-            return self
 
-        def __exit__(self, *_):
-            return None
+def test_a_check_stands_for_a_hash_that_is_not_known(site, tmp_path, http):
+    def check(path: Path) -> None:
+        if path.read_bytes() != BODY:
+            raise ValueError("not the body")
 
-        def write(self, _):
+    site.files[PATH] = BODY
+    site.faults[PATH] = [Fault(corrupt=True)] * 4
+    with pytest.raises(FetchError, match=r"not the body Fetched 3 times"):
+        fetch(site, tmp_path, http, check=check)
+    assert not (tmp_path / NAME).exists() and not left_over(tmp_path)
+    site.faults[PATH] = [Fault(corrupt=True)]
+    assert fetch(site, tmp_path, http, check=check) and (tmp_path / NAME).read_bytes() == BODY
+    assert (tmp_path / RECORD).read_text() == f"file.bin {SHA256} {site.url}/file.bin\n"
+
+
+def test_what_is_there_is_verified_by_the_recorded_hash_and_never_overwritten(site, tmp_path, http):
+    site.files[PATH] = BODY
+    assert fetch(site, tmp_path, http)
+    record = (tmp_path / RECORD).read_bytes()
+    assert not fetch(site, tmp_path, http) and (tmp_path / RECORD).read_bytes() == record
+    assert len(site.requests) == 1
+    (tmp_path / NAME).write_bytes(BODY[::-1])
+    with pytest.raises(
+        FetchError, match=r"file.bin: its hash is not the published or recorded one; move or delete it"
+    ):
+        fetch(site, tmp_path, http)
+    assert (tmp_path / NAME).read_bytes() == BODY[::-1] and len(site.requests) == 1
+    (tmp_path / NAME).unlink()
+    assert fetch(site, tmp_path, http) and (tmp_path / NAME).read_bytes() == BODY
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_came(site, tmp_path, http, monkeypatch):
+    site.files[PATH] = BODY
+    site.faults[PATH] = [Fault(cut=1500)]
+    plain = requests.Response.iter_content
+
+    def full(response: requests.Response, size: int):
+        if response.status_code == 206:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return plain(response, size)
 
-    plain = Path.open
-    monkeypatch.setattr(
-        Path, "open", lambda p, mode="r", *a, **k: Full() if mode == "ab" else plain(p, mode, *a, **k)
-    )
-    with pytest.raises(Halted, match="disk is full after 0 bytes"):
-        get(site, tmp_path, policy)
-
-
-def test_requests_keep_their_distance():
-    pacer = Pacer(rate=50.0)
-    start = time.monotonic()
-    for _ in range(6):
-        pacer.wait()
-    assert time.monotonic() - start >= 5 / 50.0
+    monkeypatch.setattr(requests.Response, "iter_content", full)
+    with pytest.raises(FetchError, match="No space left on device; mend this and run the same command"):
+        fetch(site, tmp_path, http)
+    assert (tmp_path / ".file.bin.part").read_bytes() == BODY[:1500]
 
 
-def test_a_stopped_pacer_lets_nobody_through():
-    pacer = Pacer(rate=0.0)
-    pacer.hold(3600)
-    pacer.stop.set()
-    with pytest.raises(Halted, match="stopped"):
-        pacer.wait()
+def test_a_folder_that_cannot_be_made_or_written_is_one_line(site, tmp_path, http, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FetchError, match=r"file/data: Not a directory"):
+        fetch(site, tmp_path / "file" / "data", http)
+
+    def denied(path: str, env: str | None = None) -> None:
+        raise PermissionError(f"Pooch could not write to data cache folder '{path}'.")
+
+    monkeypatch.setattr(pooch.core, "make_local_storage", denied)
+    with pytest.raises(FetchError, match=r"could not write to data cache folder"):
+        fetch(site, tmp_path, http)
 
 
-def test_compressed_transfer_is_not_asked_for(site, tmp_path, policy):
-    site.files[PATH] = BODY
-    get(site, tmp_path, policy)
-    assert site.requests[0][2]["accept-encoding"] == "identity"
-    assert transfer.user_agent().startswith("sgpipe")
+def test_only_one_fetch_writes_to_a_folder(site, tmp_path, http):
+    with data_folder(tmp_path), pytest.raises(FetchError, match="another fetch is writing"):
+        fetch(site, tmp_path, http)
 
 
-def test_a_transfer_that_is_stopped_keeps_its_bytes(site, tmp_path, policy):
-    site.files[PATH] = BODY
-    part, pacer = Part(tmp_path / "file.bin.part", site.url + PATH, False), Pacer(0.0)
-    with client(policy) as http, pytest.raises(Halted, match="run the same command again"):
-        fetch_part(http, part, policy, pacer, lambda at: pacer.stop.set())
-    kept = part.path.stat().st_size
-    assert 0 < kept < len(BODY) and BODY.startswith(part.path.read_bytes())
-    assert get(site, tmp_path, policy).path.read_bytes() == BODY
-    assert site.ranges(PATH) == [None, f"bytes={kept}-"]
+@pytest.mark.parametrize("text", ["one\n", "a 'b c\n", "\xff"])
+def test_a_damaged_record_is_named(site, tmp_path, http, text):
+    (tmp_path / RECORD).write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=f"{RECORD}: .*delete it"):
+        fetch(site, tmp_path, http)
