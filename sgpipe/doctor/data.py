@@ -5,8 +5,7 @@ from pathlib import Path
 
 from sgpipe.doctor.findings import Finding, Level
 from sgpipe.fetch.catalogue import IMAGE_ARCHIVES, IMAGE_FOLDERS
-from sgpipe.fetch.images import REJECTS
-from sgpipe.fetch.manifest import read_rejects
+from sgpipe.fetch.visual_genome import REJECTS, read_rejects
 
 AREA = "data"
 TABLES = ("image_data.json", "objects.json", "relationships.json")
@@ -31,7 +30,7 @@ def _images(root: Path) -> tuple[set[int], list[str]]:
     for folder in IMAGE_FOLDERS:
         if (root / folder).is_dir():
             names += [path.name for path in (root / folder).iterdir() if path.suffix in (".jpg", ".png")]
-    for path in (root / archive.name for archive in IMAGE_ARCHIVES):
+    for path in (root / name for name in IMAGE_ARCHIVES):
         if path.is_file():
             try:
                 with zipfile.ZipFile(path) as archive:

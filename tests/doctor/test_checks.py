@@ -23,7 +23,7 @@ from sgpipe.doctor.memory import GIB
 from sgpipe.doctor.repository import check_dvc
 from sgpipe.doctor.weights import check_pipeline
 from sgpipe.errors import SgpipeError
-from sgpipe.fetch.images import REJECTS
+from sgpipe.fetch.visual_genome import REJECTS
 from sgpipe.params.backbone import Backbone
 from sgpipe.scene_graphs.tables import TRIPLES, write_table
 
@@ -234,7 +234,7 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
 def test_commands_are_listed_without_loading_what_they_need(repo_root):
     code = (
         "import sys, sgpipe.doctor.cli, sgpipe.fetch.cli; "
-        "print({'torch', 'diffusers', 'transformers', 'pyarrow', 'httpx', 'PIL', 'dvc'} & set(sys.modules))"
+        "print({'torch', 'diffusers', 'transformers', 'pyarrow', 'requests', 'pooch', 'PIL', 'dvc'} & set(sys.modules))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True

@@ -4,16 +4,17 @@ import hashlib
 import io
 import json
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import requests
 from PIL import Image
-from rich.console import Console
 
-from sgpipe.fetch.transfer import Policy
+from sgpipe.fetch.download import session
 
 
 @dataclass
@@ -121,15 +122,19 @@ def site() -> Iterator[Site]:
     thread.join()
 
 
-@pytest.fixture
-def policy() -> Policy:
-    """As patient as the real one, but quick."""
-    return Policy(connections=4, rate=0.0, retries=3, backoff=0.01, timeout=5.0)
+@pytest.fixture(autouse=True)
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Pauses that were asked for, in seconds; none is made."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    return pauses
 
 
 @pytest.fixture
-def console() -> Console:
-    return Console(file=io.StringIO())
+def http() -> Iterator[requests.Session]:
+    """A session like that of the command."""
+    with session(connections=4, retries=3) as opened:
+        yield opened
 
 
 def zipped(members: dict[str, bytes]) -> bytes:
