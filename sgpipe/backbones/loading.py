@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from sgpipe.backbones.source import locate, part_configs
+from sgpipe.backbones.strict import check_config, check_report
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.backbone import Backbone
 
+PLAIN_CONFIG = {"transformers": "tokenizer_config.json", "diffusers": "scheduler_config.json"}
+"""What describes a part without weights."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -62,29 +65,34 @@ def quantiser(backbone: Backbone, device: torch.device) -> Any:
 def load_module(backbone: Backbone, part: str, device: torch.device | None = None) -> Any:
     """A part with weights, in `backbone.dtype`, frozen, in evaluation mode, on the CPU.
 
-    A transformer for which `backbone.quantisation` asks is quantised as it is read, and on `device`. Raises `ModelError` or
-    `ParamsError`.
+    A transformer for which `backbone.quantisation` asks is quantised as it is read, and on `device`. Raises `ModelError` for
+    weights that are not exactly those of the class and configuration, or `ParamsError`.
     """
     folder = locate(backbone, (part,))
     library, kind = _class_of(folder, part)
+    check_config(folder / part / "config.json", kind)
     how: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": DTYPES[backbone.dtype]}
     if part == "transformer" and backbone.quantisation is not None:
         device = device or torch.device("cpu")
         how |= {"quantization_config": quantiser(backbone, device), "device_map": {"": device}}
     try:
-        module = kind.from_pretrained(folder / part, use_safetensors=True, local_files_only=True, **how)
+        module, report = kind.from_pretrained(
+            folder / part, use_safetensors=True, local_files_only=True, output_loading_info=True, **how
+        )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder / part}: the weights do not fit their config.json: {' '.join(str(error).split())[:300]}; fetch the "
             "checkpoint again"
         ) from error
+    check_report(module, report, folder / part, "fetch the checkpoint again")
     return module.requires_grad_(False).eval()
 
 
 def load_plain(backbone: Backbone, part: str) -> Any:
     """A part without weights (a tokenizer, the scheduler). Raises `ModelError`."""
     folder = locate(backbone, (part,))
-    _, kind = _class_of(folder, part)
+    library, kind = _class_of(folder, part)
+    check_config(folder / part / PLAIN_CONFIG[library], kind)
     try:
         return kind.from_pretrained(folder / part, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:

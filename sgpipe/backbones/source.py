@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sgpipe.backbones.weights import weights_problem
+from sgpipe.backbones.weights import loaded_files, loaded_hash, part_problem
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.backbone import Backbone
-from sgpipe.runs.state import file_hash
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 HUB_FILES = "presets/hub"
@@ -68,7 +67,7 @@ def _problem(folder: Path, parts: Iterable[str]) -> str | None:
     for part in parts:
         if not (folder / part).is_dir():
             return f"{part}: no such folder"
-        if (folder / part / "config.json").is_file() and (problem := weights_problem(folder / part)):
+        if problem := part_problem(folder / part):
             return problem
     return None if (folder / "model_index.json").is_file() else "model_index.json: no such file"
 
@@ -127,7 +126,7 @@ def part_configs(folder: Path, parts: Iterable[str]) -> dict[str, dict[str, Any]
 def identity(backbone: Backbone, parts: Iterable[str], **settings: Any) -> dict[str, Any]:
     """What an encoder's results depend on: the content of its parts, its precision and `settings`.
 
-    A hub id's pinned commit stands for the content; a folder's files are hashed, wherever the folder lies.
+    A hub id's pinned commit stands for the content; of a folder the files that are loaded are hashed, wherever it lies.
     """
     check_source(backbone)
     parts = tuple(parts)
@@ -136,5 +135,5 @@ def identity(backbone: Backbone, parts: Iterable[str], **settings: Any) -> dict[
     weights: dict[str, Any] = {"hub": backbone.model, "revision": backbone.revision}
     if Path(backbone.model).is_dir():
         folder = locate(backbone, parts)
-        weights = {part: file_hash(folder / part) for part in parts}
+        weights = {part: loaded_hash(folder / part, loaded_files(folder / part)) for part in parts}
     return {"weights": weights, "dtype": backbone.dtype, **settings}

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from sgpipe.backbones.source import snapshot_folder
-from sgpipe.backbones.weights import weight_files, weights_problem
+from sgpipe.backbones.weights import part_problem, weight_files
 from sgpipe.doctor.findings import Finding, Level
 from sgpipe.params.backbone import Backbone
 
@@ -39,7 +39,7 @@ def check_pipeline(backbone: Backbone) -> list[Finding]:
     absent = [name for name in parts if not (folder / name).is_dir()]
     weighted = [folder / name for name in parts if (folder / name / "config.json").is_file()]
     problems = [f"{name}: no such folder" for name in absent] + [
-        p for p in map(weights_problem, weighted) if p is not None
+        p for p in map(part_problem, (folder / name for name in parts)) if p is not None
     ]
     found = (config.get("num_layers"), config.get("num_single_layers"))
     if found != (backbone.double_blocks, backbone.single_blocks):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sgpipe.backbones.strict import check_state
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.open_vocabulary import OpenVocabularyConfig, OpenVocabularyEncoder
@@ -135,17 +136,7 @@ def _check_rows(names: Vocabulary, config: CgipConfig, vocabulary: Path, weights
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load exactly the tensors of `model`. Raises `ModelError` naming what is missing, unexpected, misshapen or not finite."""
-    wanted = model.state_dict()
-    problems = [f"{name} is missing" for name in wanted if name not in state]
-    problems += [f"{name} is unexpected" for name in state if name not in wanted]
-    for name in wanted.keys() & state.keys():
-        if state[name].shape != wanted[name].shape:
-            problems.append(f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}")
-        elif not torch.isfinite(state[name]).all():
-            problems.append(f"{name} holds values that are not finite")
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ModelError(f"{path}: {'; '.join(sorted(problems)[:5])}{more}; get the file that fits")
+    check_state(state, model.state_dict(), path, "get the file that fits")
     model.load_state_dict(dict(state))
 
 

@@ -70,8 +70,13 @@ def write_pipeline(folder: Path) -> Path:
         (folder / part).mkdir()
         (folder / part / "config.json").write_text(json.dumps(config))
         state = {name: torch.zeros(t.shape) for name, t in build(config).state_dict().items()}
-        save_file(state, folder / part / "diffusion_pytorch_model.safetensors")
-        index[part] = ["diffusers" if "_class_name" in config else "transformers", "x"]
+        library, file = (
+            ("diffusers", "diffusion_pytorch_model.safetensors")
+            if "_class_name" in config
+            else ("transformers", "model.safetensors")
+        )
+        save_file(state, folder / part / file)
+        index[part] = [library, "x"]
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 

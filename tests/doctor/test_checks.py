@@ -100,8 +100,9 @@ def test_what_a_pipeline_lacks(pipeline, tmp_path):
     (pipeline / "transformer" / name).write_bytes(
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
     )
-    (pipeline / "text_encoder" / name).unlink()
+    (pipeline / "text_encoder" / "model.safetensors").unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (pipeline / "text_encoder_2" / "model.safetensors").unlink()
     (pipeline / "text_encoder_2" / "model.safetensors.index.json").write_text(json.dumps(index))
     shutil.rmtree(pipeline / "scheduler")
     text = failures(check_pipeline(Backbone(model=str(pipeline), **BACKBONE)))
