@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 
 from sgpipe.backbones.denoiser import Denoiser, pack
 from sgpipe.backbones.text import EncodedTexts, Prompts
+from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.cli import app
 from sgpipe.errors import DataError, ModelError, ParamsError, StateError
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.lora import state
+from sgpipe.lora.coverage import uncovered
 from sgpipe.lora.fitting import Fitted, fit
 from sgpipe.lora.generation import GraphGenerator
 from sgpipe.lora.optimise import schedule
@@ -123,6 +125,31 @@ def test_accumulation_and_schedules_step_as_they_say(world: World, tmp_path: Pat
     assert schedule(6, 10, lora.optimiser) == pytest.approx(0.5)
     assert schedule(6, 10, replace(lora.optimiser, schedule="linear")) == pytest.approx(0.5)
     assert schedule(9, 10, replace(lora.optimiser, schedule="constant")) == 1.0
+
+
+def test_an_adapter_states_what_it_was_trained_on(world: World, whole: tuple[Path, Fitted]) -> None:
+    """Names and predicates of the train triples alone, sorted; of val triples and negatives nothing."""
+    stated = json.loads((whole[0] / "adapter" / "adapter.json").read_text())["trained_on"]
+    graphs = [example.graph for example in world.data().train]
+    assert stated == {
+        "names": sorted({name for graph in graphs for name in graph.objects}),
+        "predicates": sorted({graph.triples[0][1] for graph in graphs}),
+        "triples": 1,
+    }
+    graph = SceneGraph(("dog", "cat", "sofa"), ((0, "left of", 1), (2, "riding", 0)))
+    about = {"names": ["cat", "dog"], "predicates": ["left of"], "triples": 2}
+    said = uncovered(graph, "a photo of dog and sofa", about)
+    assert len(said) == 2 and "'sofa' is no name" in said[0] and "'riding' is no predicate" in said[1]
+    assert uncovered(SceneGraph.of("dog", "left of", "cat"), "Cat, and dog left of", about) == []
+    assert len(uncovered(graph, "", None)) == 1
+
+
+def test_a_training_of_truncated_relations_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 12 tokens the longest lose "background" alone, at 7 the object."""
+    whole = Tokenizers.load(world.backbone)
+    monkeypatch.setattr(Tokenizers, "load", classmethod(lambda cls, backbone: cls(whole.clip, whole.t5, 7)))
+    with pytest.raises(DataError, match=r"relational prompts of train triples: .*max_sequence_length to 1\d"):
+        world.data()
 
 
 def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, Fitted]) -> None:
@@ -365,5 +392,35 @@ def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Fitted], tmp_pa
     wanted = generator.draw([neutral_prompt("dog", "cat")], [scene], [3], steps=2, size=SIDE)[0]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), wanted)
     assert sorted(path.name for path in tmp_path.glob("two*")) == ["two-3.png", "two-4.png"]
+    assert "warning" not in done.stderr
+    two = runner.invoke(app, several)
+    assert "the graph has 2 triples, the adapter was trained on graphs of 1 at most" in two.stderr
+    unheard = [*common, "--graph", "unicorn, left of, cat", "--out", str(tmp_path / "unheard.png")]
+    warned = runner.invoke(app, unheard)
+    assert warned.exit_code == 0 and (tmp_path / "unheard.png").is_file()
+    assert (
+        "warning: 'unicorn' is no name that the adapter was trained on; valid: ball, cat, dog"
+        in warned.stderr
+    )
+    (tmp_path / "unheard.png").unlink()
+    strict = runner.invoke(app, [*unheard, "--strict"])
+    assert isinstance(strict.exception, ParamsError) and "--strict: 'unicorn' is no name" in str(
+        strict.exception
+    )
+    assert not (tmp_path / "unheard.png").exists()
+    said = ["--graph", "dog, left of, cat", "--prompt", "a photo of düg and cat on a sofa"]
+    words = str(runner.invoke(app, [*common, *said, "--strict"]).exception)
+    assert "'düg' has characters that the tokenizer of T5 does not know" in words
+    assert "the word 'sofa' of the prompt is in no text" in words
+    long = " and ".join(["dog", "cat"] * 8)
+    cut = str(
+        runner.invoke(app, [*common, "--graph", "dog, left of, cat", "--prompt", long, "--strict"]).exception
+    )
+    assert "1 texts are truncated, 1 of them in a name or relation: T5 takes 12 of 32 tokens" in cut
+    absent = runner.invoke(app, [*common, "--graph", "dog, left of, cat", "--device", "tpu"])
+    assert isinstance(absent.exception, ParamsError) and "--device: got tpu" in str(absent.exception)
+    if not torch.cuda.is_available():
+        absent = runner.invoke(app, [*common, "--graph", "dog, left of, cat", "--device", "cuda"])
+        assert isinstance(absent.exception, ParamsError) and "--device: got cuda" in str(absent.exception)
     refused = runner.invoke(app, ["generate", "--graph", "dog, left of, cat"])
     assert isinstance(refused.exception, ParamsError) and "needs --adapter" in str(refused.exception)
