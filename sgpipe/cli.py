@@ -13,6 +13,7 @@ from sgpipe.fetch.cli import app as fetch_app
 from sgpipe.lora.cli import generate
 from sgpipe.miniature.cli import app as miniature_app
 from sgpipe.report.cli import app as report_app
+from sgpipe.runs.command import call
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -148,12 +149,8 @@ def tracking_ui(port: Annotated[int, typer.Option(help="port on localhost")] = 5
 
 
 def main() -> None:
-    """Entry point: an error of this project ends in one line and exit code 2."""
-    try:
-        app()
-    except SgpipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Entry point: an error that a user can mend ends in one line and exit code 2."""
+    call(app)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from sgpipe.backbones.source import locate, part_configs
 from sgpipe.backbones.strict import check_config, check_report
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.backbone import Backbone
+from sgpipe.runs.command import is_out_of_memory
 
 PLAIN_CONFIG = {"transformers": "tokenizer_config.json", "diffusers": "scheduler_config.json"}
 """What describes a part without weights."""
@@ -62,6 +63,11 @@ def quantiser(backbone: Backbone, device: torch.device) -> Any:
     )
 
 
+def _said(error: Exception) -> str:
+    """What a library raised, on one line. They raise errors of many classes for the same fault of a file."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def load_module(backbone: Backbone, part: str, device: torch.device | None = None) -> Any:
     """A part with weights, in `backbone.dtype`, frozen, in evaluation mode, on the CPU.
 
@@ -79,10 +85,11 @@ def load_module(backbone: Backbone, part: str, device: torch.device | None = Non
         module, report = kind.from_pretrained(
             folder / part, use_safetensors=True, local_files_only=True, output_loading_info=True, **how
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
-            f"{folder / part}: the weights do not fit their config.json: {' '.join(str(error).split())[:300]}; fetch the "
-            "checkpoint again"
+            f"{folder / part}: the weights do not fit their config.json: {_said(error)}; fetch the checkpoint again"
         ) from error
     check_report(module, report, folder / part, "fetch the checkpoint again")
     return module.requires_grad_(False).eval()
@@ -95,9 +102,9 @@ def load_plain(backbone: Backbone, part: str) -> Any:
     check_config(folder / part / PLAIN_CONFIG[library], kind)
     try:
         return kind.from_pretrained(folder / part, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
         raise ModelError(
-            f"{folder / part}: cannot be loaded: {' '.join(str(error).split())[:300]}; fetch the checkpoint again"
+            f"{folder / part}: cannot be loaded: {_said(error)}; fetch the checkpoint again"
         ) from error
 
 

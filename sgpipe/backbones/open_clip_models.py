@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 from sgpipe.backbones.strict import refuse
 from sgpipe.backbones.weights import loaded_files, loaded_hash
+from sgpipe.errors import ModelError
 
 LOCAL = "local-dir:"
 FILES = ("open_clip_config.json", "open_clip_model.safetensors")
@@ -15,9 +16,12 @@ FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 
 
 def open_clip_hash(folder: Path) -> str:
-    """SHA-256 of what open_clip reads of a local folder."""
+    """SHA-256 of what is read of a judge's or tower's local folder. Raises `ModelError` for one that cannot be read."""
     own = [path for path in (folder / name for name in FILES) if path.is_file()]
-    return loaded_hash(folder, {*own, *loaded_files(folder)})
+    try:
+        return loaded_hash(folder, {*own, *loaded_files(folder)})
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: cannot be read ({error}); fetch the checkpoint again") from None
 
 
 def load_open_clip(name: str, pretrained: str | None, device: torch.device) -> tuple[Any, Any]:

@@ -85,16 +85,16 @@ def locate(backbone: Backbone, parts: Iterable[str]) -> Path:
             f"backbone.model: {backbone.model}: {problem}; a diffusers pipeline folder with safetensors weights is needed: "
             "`dvc pull` gets the embedded checkpoints, `hf download` others"
         )
+    from httpx import HTTPError
     from huggingface_hub import snapshot_download
 
     patterns = ["model_index.json", *(f"{part}/{name}" for part in parts for name in _WANTED)]
     try:
         folder = Path(snapshot_download(backbone.model, revision=backbone.revision, allow_patterns=patterns))
         problem = _problem(folder, parts)
-    except (OSError, ValueError, RuntimeError) as error:
-        problem = (
-            f"{problem}, and the hub cannot be reached or refuses ({str(error).strip().splitlines()[0]})"
-        )
+    except (OSError, ValueError, RuntimeError, ImportError, HTTPError) as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        problem = f"{problem}, and the hub cannot be reached or refuses ({type(error).__name__}: {said})"
     if folder is None or problem is not None:
         raise ModelError(
             f"backbone.model: {backbone.model} at {backbone.revision}: {problem}; run `hf download {backbone.model} "

@@ -75,7 +75,7 @@ def check_config(path: Path, kind: Any) -> None:
     The libraries warn about both and go on: with another architecture, or with an entry left without effect.
     """
     config = _read(path)
-    asked, stated = kind.__name__, config.get("_class_name") or config.get("tokenizer_class")
+    asked, stated = kind.__name__, config.get("_class_name", config.get("tokenizer_class"))
     if own := getattr(getattr(kind, "config_class", None), "model_type", None):
         asked, stated = own, config.get("model_type")
     valid = (asked.removesuffix("Fast"), *_ANY_TOKENIZER)
@@ -86,7 +86,7 @@ def check_config(path: Path, kind: Any) -> None:
         )
     if not hasattr(kind, "extract_init_dict"):
         return
-    ignored = kind.extract_init_dict(config)[1]
+    ignored = kind.extract_init_dict({**config, "_class_name": kind.__name__})[1]
     odd = sorted(name for name, value in ignored.items() if not name.startswith("_") and value is not None)
     if odd:
         raise ModelError(

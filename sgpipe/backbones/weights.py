@@ -55,10 +55,13 @@ def tensors(path: Path) -> int:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of one part that its library reads, with the index that names them, if there is one.
 
-    Raises `ValueError`, `KeyError` or `OSError` for an index that cannot be read.
+    Raises `ValueError`, `KeyError` or `OSError` for an index or a configuration that cannot be read.
     """
-    config = folder / "config.json"
-    diffusers = config.is_file() and b'"_class_name"' in config.read_bytes()
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: a JSON object is needed, got {type(config).__name__}")
+    diffusers = "_class_name" in config
     single = folder / ("diffusion_pytorch_model.safetensors" if diffusers else "model.safetensors")
     index = single.with_name(f"{single.name}.index.json")
     if index.is_file() and (diffusers or not single.is_file()):
@@ -96,7 +99,7 @@ def weights_problem(folder: Path) -> str | None:
     try:
         files = weight_files(folder)
     except (ValueError, KeyError, OSError) as error:
-        return f"{folder.name}: its index cannot be read ({error})"
+        return f"{folder.name}: its configuration or index cannot be read ({error})"
     if not files:
         return f"{folder.name}: no .safetensors file of the name that its library reads"
     for path in (path for path in files if path.suffix == ".safetensors"):

@@ -14,9 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.images import decode
-from sgpipe.backbones.layout import LAYOUTS
+from sgpipe.backbones.layout import layout_of
 from sgpipe.backbones.loading import load_module, load_plain, on_device, place
-from sgpipe.backbones.source import part_configs, snapshot_folder
+from sgpipe.backbones.source import snapshot_folder
 from sgpipe.backbones.text import EncodedTexts, TextEncoders
 from sgpipe.backbones.truncation import LONGEST, warn
 from sgpipe.errors import ModelError, ParamsError
@@ -33,11 +33,7 @@ def read_backbone(model: str | Path) -> Backbone:
     folder = snapshot_folder(str(model), None)
     if folder is None:
         raise ModelError(f"{model}: no such pipeline folder; give a local folder of a diffusers pipeline")
-    configs = part_configs(folder, ("", "transformer", "vae"))
-    kind = configs[""].get("_class_name")
-    if kind not in LAYOUTS:
-        raise ModelError(f"{model}: is a {kind}; valid: {', '.join(LAYOUTS)}")
-    layout = LAYOUTS[kind](configs["transformer"], configs["vae"])
+    layout = layout_of(folder, str(model))
     backbone = Backbone(
         model=str(folder),
         files=str(folder),

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sgpipe.backbones.layout import read_layout
 from sgpipe.backbones.loading import load_module, load_plain
 from sgpipe.backbones.strict import check_report
 from sgpipe.errors import ModelError
@@ -120,6 +121,39 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(copy: Path, part: str) ->
     (copy / part / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=rf"{part}: no vocabulary \(tokenizer\.json"):
         load_plain(backbone_of(copy), part)
+
+
+ODD = (None, "odd", -1, 0, [], {}, 1.5)
+
+
+@pytest.mark.parametrize("part", [*WEIGHTS, "tokenizer", "tokenizer_2", "scheduler"])
+def test_any_value_of_a_configuration_loads_or_is_refused_in_one_line(copy: Path, part: str) -> None:
+    """Libraries raise errors of many classes for them; none is a traceback here."""
+    load = load_module if part in WEIGHTS else load_plain
+    (path,) = (p for p in (copy / part).glob("*config.json"))
+    whole = json.loads(path.read_text())
+    refused = 0
+    for place, key in enumerate(sorted(whole)):
+        for odd in (ODD[place % len(ODD)], ODD[(place + 3) % len(ODD)]):
+            path.write_text(json.dumps({**whole, key: odd}))
+            try:
+                load(backbone_of(copy), part)
+            except ModelError as error:
+                refused += 1
+                assert "\n" not in str(error)
+    assert refused
+    path.write_text("[]")
+    with pytest.raises(ModelError, match="a JSON object is needed, got list"):
+        load(backbone_of(copy), part)
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("key", ["num_attention_heads", "in_channels", "patch_size", "joint_attention_dim"])
+def test_a_layout_of_odd_values_is_refused_in_one_line(copy: Path, key: str, odd: object) -> None:
+    edit_json(copy / "transformer" / "config.json", **{key: odd})
+    with pytest.raises(ModelError) as refused:
+        read_layout(copy, backbone_of(copy))
+    assert "\n" not in str(refused.value)
 
 
 @pytest.fixture
