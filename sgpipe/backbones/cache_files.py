@@ -34,7 +34,7 @@ def open_tensors(path: Path, encoder: str) -> dict[str, Tensor]:
             made_by = (stream.metadata() or {}).get("encoder")
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); `dvc pull` it or run its stage again") from error
+        raise DataError(f"{path}: cannot be read ({error}); run its stage again") from error
     if made_by != encoder:
         raise DataError(
             f"{path}: made by encoder {made_by}, the cache's manifest says {encoder}; run its stage again"

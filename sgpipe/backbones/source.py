@@ -48,8 +48,8 @@ def check_source(backbone: Backbone) -> None:
         return
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", backbone.model) or backbone.files == backbone.model:
         raise ModelError(
-            f"backbone.model: {backbone.model} is no folder; `dvc pull` gets the embedded checkpoints, or give the folder of "
-            f"a diffusers pipeline or a hub id (owner/name) with backbone.revision and backbone.files {HUB_FILES}"
+            f"backbone.model: {backbone.model} is no folder; `dvc pull models.dvc` gets the embedded checkpoints, or give the "
+            f"folder of a diffusers pipeline or a hub id (owner/name) with backbone.revision and backbone.files {HUB_FILES}"
         )
     if not re.fullmatch(r"[0-9a-f]{40}", backbone.revision or ""):
         raise ParamsError(
@@ -83,7 +83,7 @@ def locate(backbone: Backbone, parts: Iterable[str]) -> Path:
     if Path(backbone.model).is_dir():
         raise ModelError(
             f"backbone.model: {backbone.model}: {problem}; a diffusers pipeline folder with safetensors weights is needed: "
-            "`dvc pull` gets the embedded checkpoints, `hf download` others"
+            "`dvc pull models.dvc` gets the embedded checkpoints, `hf download` others"
         )
     from httpx import HTTPError
     from huggingface_hub import snapshot_download

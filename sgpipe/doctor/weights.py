@@ -20,7 +20,7 @@ def check_pipeline(backbone: Backbone) -> list[Finding]:
         f" --revision {backbone.revision}" if backbone.revision else ""
     )
     if backbone.model.startswith((".", "/", "models/")):
-        remedy = "dvc pull"
+        remedy = "dvc pull models.dvc"
     if folder is None:
         return [Finding(Level.FAIL, AREA, f"{backbone.model}: neither a folder nor in the hub cache", remedy)]
     findings = []

@@ -33,7 +33,7 @@ def judge_identity(named: Named) -> dict[str, Any]:
     if named.model and named.model.startswith(LOCAL) and not (folder and folder.is_dir()):
         raise ModelError(
             f"judge.judges: {named.model}: no such folder; an open_clip folder with open_clip_config.json is needed: "
-            "`dvc pull` gets the embedded ones"
+            "`dvc pull models.dvc` gets the embedded ones"
         )
     weights = folder and (open_clip_hash(folder) if folder.is_dir() else file_hash(folder))
     return {**to_builtins(named), "weights": weights}

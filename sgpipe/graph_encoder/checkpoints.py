@@ -79,7 +79,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
                 f"get the published file, or save its state_dict alone with torch.save"
             ) from None
         raise ModelError(f"{path}: not a PyTorch file of tensors and plain values; get it again") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes end in many, struct.error among them
         raise ModelError(
             f"{path}: not a readable PyTorch file ({str(error).partition(chr(10))[0]}); get it again"
         ) from None
@@ -171,7 +171,7 @@ def save_module(module: nn.Module, path: Path) -> None:
 def load_module(module: nn.Module, path: Path) -> None:
     """Read what `save_module` wrote into `module`. Raises `ModelError` for a damaged file or one of another module."""
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; run the stage that writes it, or `dvc pull`")
+        raise ModelError(f"{path}: no such file; run the stage that writes it")
     try:
         state = load_file(path)
     except SafetensorError as error:

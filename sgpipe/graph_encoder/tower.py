@@ -22,8 +22,8 @@ def tower_identity(params: GraphEncoder) -> dict[str, Any]:
         folder = Path(params.tower.removeprefix(LOCAL))
         if not folder.is_dir():
             raise ModelError(
-                f"graph_encoder.tower: {params.tower}: no such folder; `dvc pull` gets the embedded one, or name an open_clip "
-                f"model with graph_encoder.pretrained"
+                f"graph_encoder.tower: {params.tower}: no such folder; `dvc pull models.dvc` gets the embedded one, or name an "
+                f"open_clip model with graph_encoder.pretrained"
             )
         weights = open_clip_hash(folder)
     return {"weights": weights, "block": params.block}

@@ -1,11 +1,12 @@
 """Training checkpoints as PyTorch files of tensors and plain values."""
 
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sgpipe.runs.command import is_out_of_memory
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
@@ -14,15 +15,9 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         return None
     try:
         found = torch.load(path, map_location=device, weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ) as error:
+    except Exception as error:  # damaged bytes end in many: UnpicklingError, struct.error, EOFError …
+        if is_out_of_memory(error):
+            raise
         said = " ".join(str(error).split())[:200]
         print(
             f"warning: {path} cannot be read ({type(error).__name__}: {said}); it is passed over",

@@ -28,7 +28,7 @@ def copy(schnell: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model": "models/nowhere", "files": "models/nowhere"}, "dvc pull"),
+        ({"model": "models/nowhere", "files": "models/nowhere"}, "`dvc pull models.dvc`"),
         ({"revision": COMMIT}, "set backbone.revision to null"),
         ({"files": "presets/hub"}, "set backbone.files to the same folder"),
         ({"model": "someone/flux", "files": "presets/hub"}, "needs a commit"),
