@@ -15,8 +15,6 @@ from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.backbone import Backbone
 from sgpipe.runs.command import is_out_of_memory
 
-PLAIN_CONFIG = {"transformers": "tokenizer_config.json", "diffusers": "scheduler_config.json"}
-"""What describes a part without weights."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,6 +36,15 @@ def _class_of(folder: Path, part: str) -> tuple[str, Any]:
         raise ModelError(
             f"{folder}/model_index.json: {part} is a {name!r}, which this {library} does not have"
         )
+    return library, kind
+
+
+def check_part(folder: Path, part: str) -> tuple[str, Any]:
+    """Library and class of a part whose configuration is that class's. Raises `ModelError`."""
+    library, kind = _class_of(folder, part)
+    plain = "scheduler_config.json" if library == "diffusers" else "tokenizer_config.json"
+    name = "config.json" if hasattr(kind, "state_dict") else plain
+    check_config(folder / part / name, kind)
     return library, kind
 
 
@@ -75,8 +82,7 @@ def load_module(backbone: Backbone, part: str, device: torch.device | None = Non
     weights that are not exactly those of the class and configuration, or `ParamsError`.
     """
     folder = locate(backbone, (part,))
-    library, kind = _class_of(folder, part)
-    check_config(folder / part / "config.json", kind)
+    library, kind = check_part(folder, part)
     how: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": DTYPES[backbone.dtype]}
     if part == "transformer" and backbone.quantisation is not None:
         device = device or torch.device("cpu")
@@ -98,8 +104,7 @@ def load_module(backbone: Backbone, part: str, device: torch.device | None = Non
 def load_plain(backbone: Backbone, part: str) -> Any:
     """A part without weights (a tokenizer, the scheduler). Raises `ModelError`."""
     folder = locate(backbone, (part,))
-    library, kind = _class_of(folder, part)
-    check_config(folder / part / PLAIN_CONFIG[library], kind)
+    _, kind = check_part(folder, part)
     try:
         return kind.from_pretrained(folder / part, local_files_only=True)
     except Exception as error:
