@@ -14,12 +14,10 @@ from typer.testing import CliRunner
 
 from sgpipe.backbones.denoiser import Denoiser, pack
 from sgpipe.backbones.text import EncodedTexts, Prompts
-from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.cli import app
 from sgpipe.errors import DataError, ModelError, ParamsError, StateError
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.lora import state
-from sgpipe.lora.coverage import uncovered
 from sgpipe.lora.fitting import Fitted, fit
 from sgpipe.lora.generation import GraphGenerator
 from sgpipe.lora.optimise import schedule
@@ -136,20 +134,6 @@ def test_an_adapter_states_what_it_was_trained_on(world: World, whole: tuple[Pat
         "predicates": sorted({graph.triples[0][1] for graph in graphs}),
         "triples": 1,
     }
-    graph = SceneGraph(("dog", "cat", "sofa"), ((0, "left of", 1), (2, "riding", 0)))
-    about = {"names": ["cat", "dog"], "predicates": ["left of"], "triples": 2}
-    said = uncovered(graph, "a photo of dog and sofa", about)
-    assert len(said) == 2 and "'sofa' is no name" in said[0] and "'riding' is no predicate" in said[1]
-    assert uncovered(SceneGraph.of("dog", "left of", "cat"), "Cat, and dog left of", about) == []
-    assert len(uncovered(graph, "", None)) == 1
-
-
-def test_a_training_of_truncated_relations_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 12 tokens the longest lose "background" alone, at 7 the object."""
-    whole = Tokenizers.load(world.backbone)
-    monkeypatch.setattr(Tokenizers, "load", classmethod(lambda cls, backbone: cls(whole.clip, whole.t5, 7)))
-    with pytest.raises(DataError, match=r"relational prompts of train triples: .*max_sequence_length to 1\d"):
-        world.data()
 
 
 def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, Fitted]) -> None:
@@ -370,17 +354,7 @@ def test_what_cannot_be_trained_is_refused(world: World, tmp_path: Path) -> None
 def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Fitted], tmp_path: Path) -> None:
     """`sgpipe generate`, with a graph in text and in a file: the pictures are those of `draw`."""
     runner, adapter = CliRunner(), whole[0] / "adapter"
-    common = [
-        "generate",
-        "--adapter",
-        str(adapter),
-        "--model",
-        world.backbone.model,
-        "--steps",
-        "2",
-        "--seed",
-        "3",
-    ]
+    common = ["generate", "--adapter", str(adapter), "--model", world.backbone.model, "--steps", "2", "--seed", "3"]  # fmt: skip
     graph = tmp_path / "graph.json"
     graph.write_text('{"objects": ["dog", "cat", "tree"], "triples": [[0, "left of", 1], [2, "near", 0]]}')
     done = runner.invoke(app, [*common, "--graph", "a dog, left of, cat", "--out", str(tmp_path / "one.png")])
