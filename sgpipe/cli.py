@@ -12,6 +12,7 @@ from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
 from sgpipe.lora.cli import generate
 from sgpipe.report.cli import app as report_app
+from sgpipe.runs.command import call
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -146,12 +147,8 @@ def tracking_ui(port: Annotated[int, typer.Option(help="port on localhost")] = 5
 
 
 def main() -> None:
-    """Entry point: an error of this project ends in one line and exit code 2."""
-    try:
-        app()
-    except SgpipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Entry point: an error that a user can mend ends in one line and exit code 2."""
+    call(app)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,8 @@ def apply(params: Path, preset: Path) -> list[Change]:
                 _put(into, name, _plain_node({}))
             into, value = into[name], value[name]
         _put(into, last, _plain_node(value[last]))
+    if not params.stat().st_mode & 0o222:
+        raise ParamsError(f"{params}: is read-only; `chmod u+w {params}`, or give a copy with --params")
     stream = StringIO()
     yaml.dump(document, stream)
     with atomic_path(params) as temporary:

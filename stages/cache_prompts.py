@@ -9,6 +9,7 @@ import typer
 
 from sgpipe.backbones.prompt_cache import merge_prompts, prompt_identity, prompt_maker, prompt_shards
 from sgpipe.backbones.text import TextEncoders
+from sgpipe.backbones.truncation import Tokenizers, warn
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.cache_prompts import CachePrompts
 from sgpipe.params.compute import Compute
@@ -65,7 +66,14 @@ def main(
             with new_folder(out) as folder:
                 counts = merge_prompts(shards, state, folder, prompts, concepts, who)
                 write_table(asked, folder / "prompts.parquet")
-            found = {**counts, "shards": len(shards), "encoder": config_hash(who)}
+            tokenizers = Tokenizers.load(backbone)
+            texts = tokenizers.prompts(prompts) + tokenizers.names(concepts)
+            warn(texts, stage)
+            truncated = {
+                "texts": len({each.text for each in texts if each.truncated}),
+                "in_names_or_relation": len({each.text for each in texts if each.loses_names}),
+            }
+            found = {**counts, "truncated": truncated, "shards": len(shards), "encoder": config_hash(who)}
             write_metrics(found, metrics, plain)
             recorded.log_metrics(found)
 

@@ -45,7 +45,7 @@ def write_pipeline(folder: Path, *, dev: bool = False, seed: int = 0, **schedule
         shift_factor=0.123456789,
     )
     tokenizer, tokenizer_2 = (
-        clip_tokenizer(["a photo of dog above cat on a plain background"]),
+        clip_tokenizer([relational_prompt(name, said, name) for name in NAMES for said in PREDICATES]),
         t5_tokenizer(),
     )
     clip = CLIPTextConfig(

@@ -34,7 +34,7 @@ def open_tensors(path: Path, encoder: str) -> dict[str, Tensor]:
             made_by = (stream.metadata() or {}).get("encoder")
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); `dvc pull` it or run its stage again") from error
+        raise DataError(f"{path}: cannot be read ({error}); run its stage again") from error
     if made_by != encoder:
         raise DataError(
             f"{path}: made by encoder {made_by}, the cache's manifest says {encoder}; run its stage again"
@@ -64,13 +64,14 @@ def read_manifest(folder: Path, kind: str, identity: Mapping[str, Any], stage: s
         made_by, encoder = content["identity"], content["encoder"]
     except FileNotFoundError:
         raise DataError(f"{folder}: no cache (no {MANIFEST}); run `dvc repro {stage}`") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a manifest ({error}); run `dvc repro {stage}`") from None
     if found != (kind, VERSION):
         raise DataError(
             f"{folder}: holds {found[0]} in version {found[1]}, not {kind} in version {VERSION}; run `dvc repro {stage}`"
         )
     if encoder != config_hash(identity) or made_by != identity:
+        made_by = made_by if isinstance(made_by, dict) else {}
         other = sorted(name for name in {*made_by, *identity} if made_by.get(name) != identity.get(name))
         shown = "; ".join(f"{name} {made_by.get(name)} there, {identity.get(name)} here" for name in other)
         raise DataError(

@@ -63,9 +63,26 @@ class Layout:
         return self.latent_channels, side, side
 
 
+_SIZES = (
+    "num_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "in_channels",
+)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
 def flux_layout(transformer: dict[str, Any], vae: dict[str, Any]) -> Layout:
     """The layout of a FLUX pipeline from its config.json files. Raises `ModelError` if the two do not fit together."""
     kind, patch = transformer.get("_class_name"), 2
+    odd = [f"{name} {transformer[name]!r}" for name in _SIZES if not _is_size(transformer[name])]
+    if odd:
+        raise ModelError(f"transformer/config.json: {', '.join(odd)}: a whole number from 1 is needed")
     channels, latents = transformer["in_channels"], vae["latent_channels"]
     if kind != "FluxTransformer2DModel" or channels != latents * patch**2 or transformer["patch_size"] != 1:
         raise ModelError(
@@ -95,20 +112,29 @@ LAYOUTS = {"FluxPipeline": flux_layout}
 """By the pipeline's class, as model_index.json names it."""
 
 
-def read_layout(folder: Path, backbone: Backbone) -> Layout:
-    """The layout of a pipeline folder, checked against what params.yaml says of it. Raises `ModelError` or `ParamsError`."""
+def layout_of(folder: Path, model: str) -> Layout:
+    """The layout of the pipeline `model` from the files in its folder. Raises `ModelError`."""
     configs = part_configs(folder, ("", "transformer", "vae"))
     kind = configs[""].get("_class_name")
     if kind not in LAYOUTS:
         raise ModelError(
-            f"backbone.model: {backbone.model} is a {kind}; valid: {', '.join(LAYOUTS)} and its local copies"
+            f"backbone.model: {model} is a {kind}; valid: {', '.join(LAYOUTS)} and its local copies"
         )
     try:
-        layout = LAYOUTS[kind](configs["transformer"], configs["vae"])
+        return LAYOUTS[kind](configs["transformer"], configs["vae"])
     except KeyError as error:
         raise ModelError(
             f"{folder}: a config.json lacks {error}; save the pipeline with this version of diffusers"
         ) from None
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"{folder}: a config.json holds a value of the wrong kind ({error}); fetch the checkpoint again"
+        ) from None
+
+
+def read_layout(folder: Path, backbone: Backbone) -> Layout:
+    """The layout of a pipeline folder, checked against what params.yaml says of it. Raises `ModelError` or `ParamsError`."""
+    layout = layout_of(folder, backbone.model)
     found, said = ((of.double_blocks, of.single_blocks) for of in (layout, backbone))
     if found != said:
         raise ParamsError(

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from sgpipe.backbones.source import locate, part_configs
+from sgpipe.backbones.strict import check_config, check_report
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.backbone import Backbone
+from sgpipe.runs.command import is_out_of_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,6 +39,15 @@ def _class_of(folder: Path, part: str) -> tuple[str, Any]:
     return library, kind
 
 
+def check_part(folder: Path, part: str) -> tuple[str, Any]:
+    """Library and class of a part whose configuration is that class's. Raises `ModelError`."""
+    library, kind = _class_of(folder, part)
+    plain = "scheduler_config.json" if library == "diffusers" else "tokenizer_config.json"
+    name = "config.json" if hasattr(kind, "state_dict") else plain
+    check_config(folder / part / name, kind)
+    return library, kind
+
+
 def quantiser(backbone: Backbone, device: torch.device) -> Any:
     """diffusers' configuration of `backbone.quantisation`. Raises `ParamsError` where it cannot be had on this machine."""
     given = f"backbone.quantisation: got {backbone.quantisation}"
@@ -59,37 +70,46 @@ def quantiser(backbone: Backbone, device: torch.device) -> Any:
     )
 
 
+def _said(error: Exception) -> str:
+    """What a library raised, on one line. They raise errors of many classes for the same fault of a file."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def load_module(backbone: Backbone, part: str, device: torch.device | None = None) -> Any:
     """A part with weights, in `backbone.dtype`, frozen, in evaluation mode, on the CPU.
 
-    A transformer for which `backbone.quantisation` asks is quantised as it is read, and on `device`. Raises `ModelError` or
-    `ParamsError`.
+    A transformer for which `backbone.quantisation` asks is quantised as it is read, and on `device`. Raises `ModelError` for
+    weights that are not exactly those of the class and configuration, or `ParamsError`.
     """
     folder = locate(backbone, (part,))
-    library, kind = _class_of(folder, part)
+    library, kind = check_part(folder, part)
     how: dict[str, Any] = {"torch_dtype" if library == "diffusers" else "dtype": DTYPES[backbone.dtype]}
     if part == "transformer" and backbone.quantisation is not None:
         device = device or torch.device("cpu")
         how |= {"quantization_config": quantiser(backbone, device), "device_map": {"": device}}
     try:
-        module = kind.from_pretrained(folder / part, use_safetensors=True, local_files_only=True, **how)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        module, report = kind.from_pretrained(
+            folder / part, use_safetensors=True, local_files_only=True, output_loading_info=True, **how
+        )
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
-            f"{folder / part}: the weights do not fit their config.json: {' '.join(str(error).split())[:300]}; fetch the "
-            "checkpoint again"
+            f"{folder / part}: the weights do not fit their config.json: {_said(error)}; fetch the checkpoint again"
         ) from error
+    check_report(module, report, folder / part, "fetch the checkpoint again")
     return module.requires_grad_(False).eval()
 
 
 def load_plain(backbone: Backbone, part: str) -> Any:
     """A part without weights (a tokenizer, the scheduler). Raises `ModelError`."""
     folder = locate(backbone, (part,))
-    _, kind = _class_of(folder, part)
+    _, kind = check_part(folder, part)
     try:
         return kind.from_pretrained(folder / part, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
         raise ModelError(
-            f"{folder / part}: cannot be loaded: {' '.join(str(error).split())[:300]}; fetch the checkpoint again"
+            f"{folder / part}: cannot be loaded: {_said(error)}; fetch the checkpoint again"
         ) from error
 
 

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sgpipe.backbones.weights import weights_problem
+from sgpipe.backbones.weights import loaded_files, loaded_hash, part_problem
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.backbone import Backbone
-from sgpipe.runs.state import file_hash
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 HUB_FILES = "presets/hub"
@@ -49,8 +48,8 @@ def check_source(backbone: Backbone) -> None:
         return
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", backbone.model) or backbone.files == backbone.model:
         raise ModelError(
-            f"backbone.model: {backbone.model} is no folder; `dvc pull` gets the embedded checkpoints, or give the folder of "
-            f"a diffusers pipeline or a hub id (owner/name) with backbone.revision and backbone.files {HUB_FILES}"
+            f"backbone.model: {backbone.model} is no folder; `dvc pull models.dvc` gets the embedded checkpoints, or give the "
+            f"folder of a diffusers pipeline or a hub id (owner/name) with backbone.revision and backbone.files {HUB_FILES}"
         )
     if not re.fullmatch(r"[0-9a-f]{40}", backbone.revision or ""):
         raise ParamsError(
@@ -68,7 +67,7 @@ def _problem(folder: Path, parts: Iterable[str]) -> str | None:
     for part in parts:
         if not (folder / part).is_dir():
             return f"{part}: no such folder"
-        if (folder / part / "config.json").is_file() and (problem := weights_problem(folder / part)):
+        if problem := part_problem(folder / part):
             return problem
     return None if (folder / "model_index.json").is_file() else "model_index.json: no such file"
 
@@ -84,18 +83,18 @@ def locate(backbone: Backbone, parts: Iterable[str]) -> Path:
     if Path(backbone.model).is_dir():
         raise ModelError(
             f"backbone.model: {backbone.model}: {problem}; a diffusers pipeline folder with safetensors weights is needed: "
-            "`dvc pull` gets the embedded checkpoints, `hf download` others"
+            "`dvc pull models.dvc` gets the embedded checkpoints, `hf download` others"
         )
+    from httpx import HTTPError
     from huggingface_hub import snapshot_download
 
     patterns = ["model_index.json", *(f"{part}/{name}" for part in parts for name in _WANTED)]
     try:
         folder = Path(snapshot_download(backbone.model, revision=backbone.revision, allow_patterns=patterns))
         problem = _problem(folder, parts)
-    except (OSError, ValueError, RuntimeError) as error:
-        problem = (
-            f"{problem}, and the hub cannot be reached or refuses ({str(error).strip().splitlines()[0]})"
-        )
+    except (OSError, ValueError, RuntimeError, ImportError, HTTPError) as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        problem = f"{problem}, and the hub cannot be reached or refuses ({type(error).__name__}: {said})"
     if folder is None or problem is not None:
         raise ModelError(
             f"backbone.model: {backbone.model} at {backbone.revision}: {problem}; run `hf download {backbone.model} "
@@ -127,7 +126,7 @@ def part_configs(folder: Path, parts: Iterable[str]) -> dict[str, dict[str, Any]
 def identity(backbone: Backbone, parts: Iterable[str], **settings: Any) -> dict[str, Any]:
     """What an encoder's results depend on: the content of its parts, its precision and `settings`.
 
-    A hub id's pinned commit stands for the content; a folder's files are hashed, wherever the folder lies.
+    A hub id's pinned commit stands for the content; of a folder the files that are loaded are hashed, wherever it lies.
     """
     check_source(backbone)
     parts = tuple(parts)
@@ -136,5 +135,5 @@ def identity(backbone: Backbone, parts: Iterable[str], **settings: Any) -> dict[
     weights: dict[str, Any] = {"hub": backbone.model, "revision": backbone.revision}
     if Path(backbone.model).is_dir():
         folder = locate(backbone, parts)
-        weights = {part: file_hash(folder / part) for part in parts}
+        weights = {part: loaded_hash(folder / part, loaded_files(folder / part)) for part in parts}
     return {"weights": weights, "dtype": backbone.dtype, **settings}

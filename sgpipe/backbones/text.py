@@ -7,7 +7,8 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-from sgpipe.backbones.loading import load_module, load_plain, on_device, place
+from sgpipe.backbones.loading import load_module, on_device, place
+from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.errors import ModelError
 from sgpipe.params.backbone import Backbone
 
@@ -39,9 +40,7 @@ class TextEncoders:
     def __init__(self, backbone: Backbone, device: torch.device, offload: str = "none") -> None:
         self.length = backbone.max_sequence_length
         self._device, self._offload = device, offload
-        self._clip_tokenizer, self._t5_tokenizer = (
-            load_plain(backbone, part) for part in ("tokenizer", "tokenizer_2")
-        )
+        self.tokenizers = Tokenizers.load(backbone)
         self._clip, self._t5 = (load_module(backbone, part) for part in ("text_encoder", "text_encoder_2"))
         if offload != "model":
             for encoder in (self._clip, self._t5):
@@ -50,8 +49,8 @@ class TextEncoders:
     @torch.no_grad()
     def prompts(self, texts: Sequence[str]) -> Prompts:
         """Both encodings of a batch, on the CPU. Raises `ModelError` if they are not finite."""
-        states = self._states(_tokens(self._t5_tokenizer, texts, self.length).input_ids)
-        ids = _tokens(self._clip_tokenizer, texts, self._clip_tokenizer.model_max_length).input_ids
+        states = self._states(_tokens(self.tokenizers.t5, texts, self.length).input_ids)
+        ids = _tokens(self.tokenizers.clip, texts, self.tokenizers.clip.model_max_length).input_ids
         with on_device(self._clip, self._device, self._offload):
             pooled = self._clip(ids.to(self._device)).pooler_output.to(self._clip.dtype).cpu()
         _check_finite(pooled, "text_encoder", texts)
@@ -65,10 +64,10 @@ class TextEncoders:
         Each is encoded alone, padded to the full length without an attention mask (facts of ConceptAttention's official
         code); the states of padding and of the end token are left out, but a text always keeps its first token.
         """
-        tokens = _tokens(self._t5_tokenizer, texts, self.length)
+        tokens = _tokens(self.tokenizers.t5, texts, self.length)
         states = self._states(tokens.input_ids)
         _check_finite(states, "text_encoder_2", texts)
-        words = tokens.attention_mask.bool() & (tokens.input_ids != self._t5_tokenizer.eos_token_id)
+        words = tokens.attention_mask.bool() & (tokens.input_ids != self.tokenizers.t5.eos_token_id)
         words[:, 0] = True
         return [row[mask] for row, mask in zip(states, words, strict=True)]
 

@@ -57,8 +57,11 @@ def build(config: dict[str, Any]) -> nn.Module:
                 module = kind.from_config(config)
             else:
                 module = kind(kind.config_class(**config))
-    except (TypeError, ValueError, KeyError) as error:
-        raise ModelError(f"{name} cannot be built from its config.json: {error}") from error
+    except Exception as error:  # as loading does: classes of errors differ by library and by value
+        said = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{name} cannot be built from its config.json: {type(error).__name__}: {said}"
+        ) from error
     return module.requires_grad_(False).eval()
 
 

@@ -51,6 +51,7 @@ def doctor(
         gpus,
     )
     from sgpipe.doctor.memory import Setup, measure
+    from sgpipe.doctor.parameters import check_parameters
     from sgpipe.doctor.plan import GPU_SIZES, plan_table
     from sgpipe.doctor.repository import check_dvc, tracked
     from sgpipe.doctor.weights import check_pipeline
@@ -89,6 +90,7 @@ def doctor(
         *check_python(root),
         *check_dvc(root),
         *check_data(root / data.root, [root / path for path in TRIPLES], pulled),
+        *check_parameters(params),
         *check_pipeline(backbone),
         *check_disk({"outputs": root / "outputs", "the data": root / data.root}),
         *([check_download(need, Path(HF_HUB_CACHE))] if need and absent else []),

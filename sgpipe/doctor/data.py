@@ -60,9 +60,9 @@ def _unknown_images(root: Path, triples: Path, present: set[int]) -> Finding | N
 def check_data(root: Path, triples: list[Path], pulled: bool) -> list[Finding]:
     """The annotation tables, the images, and what an earlier fetch could not get.
 
-    `pulled` tells whether a .dvc file tracks `root`, so that the remedy is `dvc pull` and not a download.
+    `pulled` tells whether a .dvc file tracks `root`, so that the remedy is to pull that and not a download.
     """
-    remedy = "dvc pull" if pulled else f"sgpipe fetch visual-genome --root {root}"
+    remedy = f"dvc pull {root.name}.dvc" if pulled else f"sgpipe fetch visual-genome --root {root}"
     if not root.is_dir():
         return [Finding(Level.FAIL, AREA, f"data.root: {root} is not a folder", remedy)]
     findings = []

@@ -1,11 +1,13 @@
 """Is the DVC side in order: a remote to pull from, and every tracked file pulled and whole?"""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sgpipe.doctor.findings import Finding, Level
+from sgpipe.runs.state import shared_dir
 
 AREA = "dvc"
 
@@ -16,7 +18,8 @@ def tracked(root: Path) -> dict[Path, dict[str, Any]]:
     for path in sorted(root.glob("*.dvc")):
         if path.is_file():
             for out in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("outs", []):
-                outs[path.parent / out["path"]] = out
+                if isinstance(out, dict) and "path" in out:
+                    outs[path.parent / out["path"]] = out
     return outs
 
 
@@ -54,6 +57,25 @@ def _state(path: Path, out: dict[str, Any], cache: Path, remote: Path | None) ->
     )
 
 
+def _state_findings(shared: Path) -> list[Finding]:
+    """Whether long stages can keep their working state beside the DVC cache, which users may share, and MLflow its record."""
+    findings = []
+    for folder in (shared, shared / "stage-state"):
+        if not folder.exists():
+            continue
+        if not os.access(folder, os.W_OK | os.X_OK):
+            what = f"{folder}: not writable by this user; long stages keep their working state there, MLflow its record"
+            remedy = f"have its owner run `chmod -R g+rwX {folder}`, or set another `dvc cache dir --local`"
+            findings.append(Finding(Level.FAIL, AREA, what, remedy))
+        elif folder != shared:
+            foreign = [p.name for p in sorted(folder.iterdir()) if not os.access(p, os.W_OK)]
+            if foreign:
+                what = f"{folder}: {len(foreign)} working states of another user (first: {foreign[0]}), which cannot be continued"
+                remedy = f"have their owner run `chmod -R g+rwX {folder}`, or remove them"
+                findings.append(Finding(Level.WARN, AREA, what, remedy))
+    return findings
+
+
 def check_dvc(root: Path) -> list[Finding]:
     """The repository's DVC configuration, its default remote, and each tracked file or folder."""
     from dvc.config import Config, ConfigError
@@ -72,7 +94,7 @@ def check_dvc(root: Path) -> list[Finding]:
         return [Finding(Level.FAIL, AREA, "no default remote is configured", "git checkout .dvc/config")]
     url = str(config["remote"][name]["url"])
     local = Path(url) if "://" not in url else None
-    findings = []
+    findings = _state_findings(shared_dir(root))
     if local is not None and not local.is_dir():
         what = f"remote {name}: {local} is not a folder"
         findings.append(Finding(Level.WARN, AREA, what, "clone the repository anew, or `dvc remote modify`"))

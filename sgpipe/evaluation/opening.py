@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from sgpipe.backbones.open_clip_models import LOCAL, load_open_clip, open_clip_hash
+from sgpipe.backbones.strict import check_report
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.evaluation.boxes import RULES
 from sgpipe.evaluation.finders import ZeroShotFinder
@@ -15,7 +17,6 @@ from sgpipe.params.judge import Judge as Named
 from sgpipe.params.load import to_builtins
 from sgpipe.runs.state import file_hash
 
-_LOCAL = "local-dir:"
 PLUGINS = "sgpipe.judges"
 """Entry point group of judges that other packages bring: a function from `torch.device` to a `Judge`."""
 
@@ -23,8 +24,8 @@ PLUGINS = "sgpipe.judges"
 def _local(named: Named) -> Path | None:
     """The file or folder of a judge's weights, where they lie outside a hub's cache."""
     for value in (named.pretrained, named.model):
-        if value and value.startswith(_LOCAL):
-            return Path(value.removeprefix(_LOCAL))
+        if value and value.startswith(LOCAL):
+            return Path(value.removeprefix(LOCAL))
         if value and Path(value).exists():
             return Path(value)
     return None
@@ -35,12 +36,13 @@ def judge_identity(name: str, named: Named) -> dict[str, Any]:
     if named.kind not in BUILT_IN:
         _plugin(name, named.kind)
     folder = _local(named)
-    if named.model and named.model.startswith(_LOCAL) and not (folder and folder.is_dir()):
+    if named.model and named.model.startswith(LOCAL) and not (folder and folder.is_dir()):
         raise ModelError(
             f"judge.judges.{name}: {named.model}: no such folder; an open_clip folder with open_clip_config.json is needed: "
-            "`dvc pull` gets the embedded ones"
+            "`dvc pull models.dvc` gets the embedded ones"
         )
-    return {**to_builtins(named), "weights": file_hash(folder) if folder else None}
+    weights = folder and (open_clip_hash(folder) if folder.is_dir() else file_hash(folder))
+    return {**to_builtins(named), "weights": weights}
 
 
 def open_judge(name: str, named: Named, device: torch.device) -> Judge:
@@ -71,19 +73,16 @@ def _contrastive(named: Named, device: torch.device) -> Judge:
     import open_clip
 
     assert named.model is not None
-    if named.model.startswith(_LOCAL):
-        weights = Path(named.model.removeprefix(_LOCAL)) / "open_clip_model.safetensors"
-        if not weights.is_file():
-            raise FileNotFoundError(f"{weights}: no such file")
-    model, _, preprocess = open_clip.create_model_and_transforms(named.model, pretrained=named.pretrained)
+    model, preprocess = load_open_clip(named.model, named.pretrained, torch.device("cpu"))
     return ContrastiveJudge(model, preprocess, open_clip.get_tokenizer(named.model), device)
 
 
 def _detector(named: Named, device: torch.device) -> Judge:
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-    model = AutoModelForZeroShotObjectDetection.from_pretrained(
-        named.model, revision=named.revision, use_safetensors=True
+    model, report = AutoModelForZeroShotObjectDetection.from_pretrained(
+        named.model, revision=named.revision, use_safetensors=True, output_loading_info=True
     )
+    check_report(model, report, str(named.model), "fetch the checkpoint again, or take the judge out")
     processor = AutoProcessor.from_pretrained(named.model, revision=named.revision)
     return BoxJudge(ZeroShotFinder(model, processor, named.box_threshold, device), RULES)

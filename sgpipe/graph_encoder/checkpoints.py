@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sgpipe.backbones.strict import check_state
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.open_vocabulary import OpenVocabularyConfig, OpenVocabularyEncoder
@@ -78,7 +79,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
                 f"get the published file, or save its state_dict alone with torch.save"
             ) from None
         raise ModelError(f"{path}: not a PyTorch file of tensors and plain values; get it again") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes end in many, struct.error among them
         raise ModelError(
             f"{path}: not a readable PyTorch file ({str(error).partition(chr(10))[0]}); get it again"
         ) from None
@@ -135,17 +136,7 @@ def _check_rows(names: Vocabulary, config: CgipConfig, vocabulary: Path, weights
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load exactly the tensors of `model`. Raises `ModelError` naming what is missing, unexpected, misshapen or not finite."""
-    wanted = model.state_dict()
-    problems = [f"{name} is missing" for name in wanted if name not in state]
-    problems += [f"{name} is unexpected" for name in state if name not in wanted]
-    for name in wanted.keys() & state.keys():
-        if state[name].shape != wanted[name].shape:
-            problems.append(f"{name} is {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}")
-        elif not torch.isfinite(state[name]).all():
-            problems.append(f"{name} holds values that are not finite")
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ModelError(f"{path}: {'; '.join(sorted(problems)[:5])}{more}; get the file that fits")
+    check_state(state, model.state_dict(), path, "get the file that fits")
     model.load_state_dict(dict(state))
 
 
@@ -180,7 +171,7 @@ def save_module(module: nn.Module, path: Path) -> None:
 def load_module(module: nn.Module, path: Path) -> None:
     """Read what `save_module` wrote into `module`. Raises `ModelError` for a damaged file or one of another module."""
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; run the stage that writes it, or `dvc pull`")
+        raise ModelError(f"{path}: no such file; run the stage that writes it")
     try:
         state = load_file(path)
     except SafetensorError as error:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sgpipe.backbones.open_clip_models import load_open_clip, open_clip_hash
 from sgpipe.errors import ModelError
 from sgpipe.params.graph_encoder import LOCAL, GraphEncoder
-from sgpipe.runs.state import file_hash
 
 
 def tower_identity(params: GraphEncoder) -> dict[str, Any]:
@@ -22,10 +22,10 @@ def tower_identity(params: GraphEncoder) -> dict[str, Any]:
         folder = Path(params.tower.removeprefix(LOCAL))
         if not folder.is_dir():
             raise ModelError(
-                f"graph_encoder.tower: {params.tower}: no such folder; `dvc pull` gets the embedded one, or name an open_clip "
-                f"model with graph_encoder.pretrained"
+                f"graph_encoder.tower: {params.tower}: no such folder; `dvc pull models.dvc` gets the embedded one, or name an "
+                f"open_clip model with graph_encoder.pretrained"
             )
-        weights = file_hash(folder)
+        weights = open_clip_hash(folder)
     return {"weights": weights, "block": params.block}
 
 
@@ -39,10 +39,10 @@ class ImageTower:
     def __init__(self, params: GraphEncoder, device: torch.device) -> None:
         self._name, self._block, self._device = params.tower, params.block, device
         try:
-            model = open_clip.create_model(params.tower, pretrained=params.pretrained, device=device)
+            model, _ = load_open_clip(params.tower, params.pretrained, device)
         except (RuntimeError, OSError, ValueError, KeyError) as error:
             raise ModelError(
-                f"graph_encoder.tower: {params.tower}: open_clip cannot load it ({str(error).partition(chr(10))[0]})"
+                f"graph_encoder.tower: {params.tower}: open_clip cannot load it ({' '.join(str(error).split())[:300]})"
             ) from None
         self._visual: Any = model.visual.eval().requires_grad_(False)
         wanted = open_clip.get_model_preprocess_cfg(model)

@@ -3,7 +3,7 @@
 - `pytorch_lora_weights.safetensors`: taken by `FluxPipeline.load_lora_weights`; absent without LoRA.
 - `graph_tokens.safetensors`: projector, roles, gate; absent where graphs are not read.
 - `graph_encoder/`: the encoder that the tokens read, where they read one.
-- `adapter.json`: arm, parameters, base, blocks, counts, seed, commit.
+- `adapter.json`: arm, parameters, base, blocks, counts, seed, commit, and the names and predicates of its training triples.
 """
 
 import json
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.loading import load_plain
 from sgpipe.backbones.source import identity
+from sgpipe.backbones.strict import check_state
 from sgpipe.errors import ModelError
 from sgpipe.graph_encoder.checkpoints import load_encoder, load_strictly, save_encoder
 from sgpipe.lora.arms import Arm
@@ -161,7 +162,7 @@ def load_adapter(folder: Path, denoiser: Denoiser, backbone: Backbone) -> GraphL
     if model.weights:
         state = _load(folder / LORA_FILE)
         names = {f"{_PREFIX}.{plain_name(name)}": weight for name, weight in model.weights.items()}
-        _check(state, names, folder / LORA_FILE)
+        check_state(state, names, folder / LORA_FILE, f"blocks and rank are those in {ABOUT}; fetch it again")
         with torch.no_grad():
             for name, weight in names.items():
                 weight.copy_(state[name])
@@ -179,15 +180,3 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); train or fetch the adapter again") from None
-
-
-def _check(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path) -> None:
-    odd = sorted(
-        name
-        for name in {*found, *wanted}
-        if name not in found or name not in wanted or found[name].shape != wanted[name].shape
-    )
-    if odd:
-        raise ModelError(
-            f"{path}: {odd[0]} and {len(odd) - 1} more do not fit the blocks and rank in {ABOUT}"
-        )

@@ -1,5 +1,6 @@
 """`sgpipe generate`: a picture of a graph."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,17 +32,29 @@ def generate(
     size: Annotated[
         int | None, typer.Option(min=16, help="side in pixels; by default that of the adapter's training")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "cpu",
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="refuse what is otherwise a warning: truncated, unknown and untrained names and words",
+        ),
+    ] = False,
 ) -> None:
     """Draw a picture of a graph with a trained adapter, or of a prompt with the base."""
     from PIL import Image
 
+    from sgpipe.backbones.truncation import Tokenizers, describe
     from sgpipe.errors import ParamsError
     from sgpipe.graph_encoder.graphs import SceneGraph, parse_graph, read_graph
+    from sgpipe.graph_encoder.open_vocabulary import texts_of
     from sgpipe.lora.adapter import backbone_of, read_about
-    from sgpipe.lora.generation import GraphGenerator
+    from sgpipe.lora.coverage import TRAINED_ON, uncovered, unknown_tokens
+    from sgpipe.lora.generation import GraphGenerator, backbone_for
     from sgpipe.runs.atomic import atomic_path
+    from sgpipe.runs.processes import pick_device
 
+    where = pick_device(device, 0, "--device")
     scene = SceneGraph()
     if graph.endswith(".json"):
         scene = read_graph(Path(graph))
@@ -58,7 +71,20 @@ def generate(
         if adapter is None:
             raise ParamsError("generate: --size is needed without an adapter, whose training would name one")
         size = backbone_of(read_about(adapter), adapter).resolution
-    generator = GraphGenerator.load(model, adapter, device=device, ahead=([text], [scene]))
+    backbone = backbone_for(model, adapter)
+    tokens = Tokenizers.load(backbone).prompts([text]) + Tokenizers.load(backbone).names(texts_of([scene]))
+    said = unknown_tokens(tokens)
+    if adapter is not None:
+        said += uncovered(scene, text, read_about(adapter).get(TRAINED_ON))
+    if strict and (cut := describe(tokens)):
+        said.append(cut)
+    if strict and said:
+        raise ParamsError(f"generate --strict: {'; '.join(said)}")
+    for each in said:
+        print(f"warning: {each}", file=sys.stderr)
+    generator = GraphGenerator.load(
+        model, adapter, device=str(where), backbone=backbone, ahead=([text], [scene])
+    )
     pictures = generator.draw(
         [text] * count,
         [scene if adapter else None] * count,

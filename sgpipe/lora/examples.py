@@ -1,6 +1,6 @@
 """What is trained on and validated on: triples with their negatives, prompts by condition, and latents."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from sgpipe.backbones.latent_cache import LatentCache
 from sgpipe.backbones.prompt_cache import PromptCache
+from sgpipe.backbones.truncation import Tokenizers, check_names_kept, warn
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
@@ -98,6 +99,7 @@ def read_data(sources: Sources, backbone: Backbone, development: float) -> Data:
         tuple(_example(row, said, negatives) for row in latents.available(part).to_pylist())
         for part in (train, held_out)
     ]
+    _check_texts(backbone, parts)
     if not parts[0]:
         raise DataError(
             f"{sources.curated}/triples.parquet: no train triples are left (lora.development {development:g}); run "
@@ -106,6 +108,15 @@ def read_data(sources: Sources, backbone: Backbone, development: float) -> Data:
     texts = texts_of([graph for part in parts for each in part for graph in (each.graph, each.negative)])
     names = name_table(*prompts.concepts(texts), texts)
     return Data(parts[0], parts[1], latents, prompts, names)
+
+
+def _check_texts(backbone: Backbone, parts: Sequence[Sequence[Example]]) -> None:
+    """Raises `DataError` where a train triple's relational prompt loses a name or its relation; what else is cut is a warning."""
+    tokenizers = Tokenizers.load(backbone)
+    trained = sorted({e.prompts["relational"] for e in parts[0] if "relational" in e.prompts})
+    check_names_kept(tokenizers.prompts(trained), "relational prompts of train triples")
+    every = sorted({prompt for part in parts for each in part for prompt in each.prompts.values()})
+    warn(tokenizers.prompts(every), "prompts of train and val triples")
 
 
 def _prompts(sources: Sources) -> dict[str, dict[str, str]]:

@@ -10,6 +10,7 @@ from sgpipe.attention_maps import MapOptions
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.lora.adapter import build, counts, save_adapter
 from sgpipe.lora.arms import Arm
+from sgpipe.lora.coverage import TRAINED_ON, training_vocabulary
 from sgpipe.lora.examples import Data
 from sgpipe.lora.model import GraphLora
 from sgpipe.lora.objective import Objective, Probe
@@ -77,10 +78,12 @@ def fit(
     pooling = arm.maps.concept_tokens if arm.maps else "first"
     objective = Objective(model, data, arm.lora.losses, maps=maps, pooling=pooling, probe=probe)
 
+    shown = {TRAINED_ON: training_vocabulary(example.graph for example in data.train)}
+
     def keep(name: str) -> None:
         made = folder / f".{name}.tmp"
         shutil.rmtree(made, ignore_errors=True)
-        save_adapter(made, model, arm, backbone, modules, facts)
+        save_adapter(made, model, arm, backbone, modules, {**facts, **shown})
         shutil.rmtree(folder / name, ignore_errors=True)
         made.rename(folder / name)
 

@@ -14,10 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.images import decode
-from sgpipe.backbones.layout import LAYOUTS
+from sgpipe.backbones.layout import layout_of
 from sgpipe.backbones.loading import load_module, load_plain, on_device, place
-from sgpipe.backbones.source import part_configs, snapshot_folder
+from sgpipe.backbones.source import snapshot_folder
 from sgpipe.backbones.text import EncodedTexts, TextEncoders
+from sgpipe.backbones.truncation import LONGEST, warn
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
@@ -26,20 +27,13 @@ from sgpipe.lora.conditioning import name_table
 from sgpipe.lora.model import GraphLora
 from sgpipe.params.backbone import Backbone
 
-LONGEST = 512
-"""T5 tokens that FLUX takes at most; a tokenizer may state a smaller number."""
-
 
 def read_backbone(model: str | Path) -> Backbone:
     """Section `backbone` for a pipeline folder (or a hub id in the cache), read off its own files. Raises `ModelError`."""
     folder = snapshot_folder(str(model), None)
     if folder is None:
         raise ModelError(f"{model}: no such pipeline folder; give a local folder of a diffusers pipeline")
-    configs = part_configs(folder, ("", "transformer", "vae"))
-    kind = configs[""].get("_class_name")
-    if kind not in LAYOUTS:
-        raise ModelError(f"{model}: is a {kind}; valid: {', '.join(LAYOUTS)}")
-    layout = LAYOUTS[kind](configs["transformer"], configs["vae"])
+    layout = layout_of(folder, str(model))
     backbone = Backbone(
         model=str(folder),
         files=str(folder),
@@ -52,7 +46,7 @@ def read_backbone(model: str | Path) -> Backbone:
     return replace(backbone, max_sequence_length=length)
 
 
-def _backbone(model: str | Path, adapter: Path | None) -> Backbone:
+def backbone_for(model: str | Path, adapter: Path | None) -> Backbone:
     """As the adapter was trained, if there is one: prompts must be padded alike, and the precision be the same."""
     if adapter is None:
         return read_backbone(model)
@@ -97,13 +91,15 @@ class GraphGenerator:
         None is the adapter's. With `ahead`, all prompts and graphs that will be drawn, the text encoders are gone before the
         transformer is loaded; without it they stay beside it. Raises `ModelError` if the adapter belongs to another base.
         """
-        backbone = backbone or _backbone(model, adapter)
+        backbone = backbone or backbone_for(model, adapter)
         where = torch.device(device)
         texts: TextEncoders | EncodedTexts
         texts = encoders = TextEncoders(backbone, where, offload)
         if ahead is not None:
             prompts, graphs = ahead
             named = texts_of([graph for graph in graphs if graph is not None])
+            different = list(dict.fromkeys(prompts))
+            warn(encoders.tokenizers.prompts(different) + encoders.tokenizers.names(named), "prompts")
             texts = EncodedTexts(encoders, prompts, ["", *named])
         del encoders
         denoiser = Denoiser.load(backbone, where, offload)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sgpipe.backbones.strict import check_state
 from sgpipe.errors import ModelError, StateError
 from sgpipe.probes.probe import Probe, ProbeConfig
 from sgpipe.runs.atomic import atomic_path, write_json
@@ -55,16 +55,13 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     """Fill `module` with the saved tensors; every name and shape must be the one expected. Raises `ModelError`."""
     path = folder / WEIGHTS
     try:
-        module.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ModelError(
-            f"{path}: not the weights that {ABOUT} describes ({error}); run `dvc repro probe`"
-        ) from None
-    broken = [name for name, value in module.state_dict().items() if not torch.isfinite(value).all()]
-    if broken:
-        raise ModelError(
-            f"{path}: {', '.join(broken)} hold values that are not finite; run `dvc repro probe`"
-        )
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); run `dvc repro probe`") from None
+    check_state(
+        state, module.state_dict(), path, f"{ABOUT} describes other weights than these; run `dvc repro probe`"
+    )
+    module.load_state_dict(state)
 
 
 def load_probe(folder: Path) -> tuple[Probe, dict[str, Any]]:

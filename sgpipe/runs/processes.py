@@ -39,16 +39,14 @@ class Processes:
             torch.distributed.barrier()
 
 
-def pick_device(name: str, local_index: int) -> torch.device:
-    """The device that `compute.device` names; processes of a machine take its GPUs in turn. Raises `ParamsError`."""
+def pick_device(name: str, local_index: int, key: str = "compute.device") -> torch.device:
+    """The device that `key` names; processes of a machine take its GPUs in turn. Raises `ParamsError`."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present[name]:
+    if not present.get(name, False):
         valid = ", ".join(["auto", *(other for other, there in present.items() if there)])
-        raise ParamsError(
-            f"compute.device: got {name}, which this machine does not have; valid here: {valid}"
-        )
+        raise ParamsError(f"{key}: got {name}, which this machine does not have; valid here: {valid}")
     if name == "cuda":
         return torch.device("cuda", local_index % torch.cuda.device_count())
     return torch.device(name)

@@ -63,7 +63,7 @@ def test_sampling_equals_the_pipeline_for_the_embedded_checkpoint(repo_root: Pat
     monkeypatch.chdir(repo_root)
     backbone = read_section(Path("params.yaml"), "backbone", Backbone)
     if not Path(backbone.model).is_dir():
-        pytest.skip(f"{backbone.model} is absent: `dvc pull` gets it")
+        pytest.skip(f"{backbone.model} is absent: `dvc pull models.dvc` gets it")
     texts, side = [TEXTS[0]], backbone.resolution
     mine = Denoiser.load(backbone, CPU).sample(TextEncoders(backbone, CPU).prompts(texts), [11], side, 4)
     pipeline = FluxPipeline.from_pretrained(backbone.model)

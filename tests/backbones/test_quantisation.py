@@ -48,9 +48,9 @@ def test_only_the_transformer_is_quantised_as_asked(
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.48.0")
     given: list[dict[str, Any]] = []
 
-    def from_pretrained(path: Path, **how: Any) -> nn.Module:
+    def from_pretrained(path: Path, **how: Any) -> tuple[nn.Module, dict[str, Any]]:
         given.append(how)
-        return nn.Linear(1, 1)
+        return nn.Linear(1, 1), {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
 
     monkeypatch.setattr(FluxTransformer2DModel, "from_pretrained", from_pretrained)
     backbone = backbone_of(schnell, quantisation=kind, dtype="bfloat16")

@@ -1,5 +1,6 @@
 """What is loaded and what is refused: whole local folders, pinned hub ids, safetensors, known classes, the stated layout."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from sgpipe.backbones.layout import read_layout
 from sgpipe.backbones.loading import load_module, load_plain
 from sgpipe.backbones.source import TEXT_PARTS, identity, locate
+from sgpipe.backbones.weights import loaded_files
 from sgpipe.errors import ModelError, ParamsError
-from sgpipe.runs.state import config_hash
+from sgpipe.runs.state import config_hash, file_hash
 from tests.tiny import DOUBLE, SINGLE, backbone_of, edit_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -26,7 +28,7 @@ def copy(schnell: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model": "models/nowhere", "files": "models/nowhere"}, "dvc pull"),
+        ({"model": "models/nowhere", "files": "models/nowhere"}, "`dvc pull models.dvc`"),
         ({"revision": COMMIT}, "set backbone.revision to null"),
         ({"files": "presets/hub"}, "set backbone.files to the same folder"),
         ({"model": "someone/flux", "files": "presets/hub"}, "needs a commit"),
@@ -162,3 +164,37 @@ def test_identity_follows_content_precision_and_settings_but_not_place_or_other_
     assert who(copy) != first
     hub = hub_backbone(schnell)
     assert identity(hub, ["vae"])["weights"] == {"hub": "someone/flux", "revision": COMMIT}
+
+
+JUNK = (".DS_Store", ".gitkeep", "config.json~", "model.safetensors.tmp", "README.md", "a (copy).safetensors")
+
+
+def test_identity_knows_only_what_the_loaders_read(schnell, copy):
+    """Of a folder that holds nothing else it is the folder's hash; what an editor or a desktop leaves changes nothing."""
+    parts = ("transformer", "vae", "scheduler", *TEXT_PARTS)
+    before = identity(backbone_of(schnell), parts)
+    assert before["weights"] == {part: file_hash(schnell / part) for part in parts}
+    for part in parts:
+        for name in JUNK:
+            (copy / part / name).write_bytes(b"left behind")
+    assert identity(backbone_of(copy), parts) == before
+    for part in parts:
+        for path in loaded_files(schnell / part):
+            kept = (copy / part / path.name).read_bytes()
+            (copy / part / path.name).write_bytes(kept + b" " if path.suffix == ".json" else kept[:-1] + b"!")
+            assert identity(backbone_of(copy), [part]) != identity(backbone_of(schnell), [part]), path
+            (copy / part / path.name).write_bytes(kept)
+
+
+def test_of_one_file_and_shards_the_one_that_the_library_reads_counts(copy):
+    """diffusers prefers the index, transformers the single file."""
+    for part, name in (("vae", WEIGHTS), ("text_encoder", "model.safetensors")):
+        index = {"weight_map": {"a": "shard-1.safetensors"}}
+        (copy / part / f"{name}.index.json").write_text(json.dumps(index))
+    assert {path.name for path in loaded_files(copy / "vae")} == {
+        "config.json", f"{WEIGHTS}.index.json", "shard-1.safetensors"
+    }  # fmt: skip
+    assert {path.name for path in loaded_files(copy / "text_encoder")} == {"config.json", "model.safetensors"}
+    (copy / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"text_encoder: shard-1\.safetensors is missing"):
+        load_module(backbone_of(copy), "text_encoder")

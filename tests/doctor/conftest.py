@@ -9,6 +9,7 @@ import torch
 
 from sgpipe.doctor.architecture import build
 from sgpipe.doctor.memory import Need, Setup, measure
+from sgpipe.miniature.language import clip_tokenizer, t5_tokenizer
 from sgpipe.params.blocks import Blocks
 
 TINY: dict[str, dict[str, Any]] = {
@@ -66,12 +67,23 @@ def write_pipeline(folder: Path) -> Path:
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     }
     (folder / "scheduler").mkdir(parents=True)
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    )
+    for part, tokenizer in (("tokenizer", clip_tokenizer(["a dog"])), ("tokenizer_2", t5_tokenizer())):
+        tokenizer.save_pretrained(folder / part)
+        index[part] = ["transformers", type(tokenizer).__name__]
     for part, config in TINY.items():
         (folder / part).mkdir()
         (folder / part / "config.json").write_text(json.dumps(config))
         state = {name: torch.zeros(t.shape) for name, t in build(config).state_dict().items()}
-        save_file(state, folder / part / "diffusion_pytorch_model.safetensors")
-        index[part] = ["diffusers" if "_class_name" in config else "transformers", "x"]
+        library, file = (
+            ("diffusers", "diffusion_pytorch_model.safetensors")
+            if "_class_name" in config
+            else ("transformers", "model.safetensors")
+        )
+        save_file(state, folder / part / file)
+        index[part] = [library, config.get("_class_name") or config["architectures"][0]]
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 

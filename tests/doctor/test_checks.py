@@ -1,10 +1,12 @@
 """What is there and what is missing."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import psutil
 import pyarrow as pa
@@ -14,20 +16,30 @@ import yaml
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
+from sgpipe.backbones.layout import read_layout
+from sgpipe.backbones.loading import load_module, load_plain
 from sgpipe.backbones.weights import tensors
 from sgpipe.doctor import machine
 from sgpipe.doctor.cli import doctor
 from sgpipe.doctor.data import check_data
 from sgpipe.doctor.findings import Finding, Level
 from sgpipe.doctor.memory import GIB
+from sgpipe.doctor.parameters import check_parameters
 from sgpipe.doctor.repository import check_dvc
 from sgpipe.doctor.weights import check_pipeline
-from sgpipe.errors import SgpipeError
+from sgpipe.errors import ModelError, ParamsError, SgpipeError
 from sgpipe.fetch.visual_genome import REJECTS
 from sgpipe.params.backbone import Backbone
 from sgpipe.scene_graphs.tables import TRIPLES, write_table
 
 BACKBONE = {"double_blocks": 3, "single_blocks": 1, "resolution": 32, "max_sequence_length": 8}
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def local(folder: Path) -> Backbone:
+    return Backbone(model=str(folder), files=str(folder), **BACKBONE)
 
 
 def levels(findings: list[Finding]) -> dict[Level, list[str]]:
@@ -65,7 +77,7 @@ def test_whole_data_folder(data, tmp_path):
 
 def test_what_a_data_folder_lacks(data, tmp_path):
     assert "sgpipe fetch visual-genome" in failures(check_data(tmp_path / "none", [], False))
-    assert "dvc pull" in failures(check_data(tmp_path / "none", [], True))
+    assert failures(check_data(tmp_path / "none", [], True)).endswith("-> dvc pull none.dvc")
     text = failures(check_data(data, triples_showing(tmp_path, 1, 2, 3, 4), False))
     assert "2 of 4 images are not in" in text and "--triples" in text
     (data / "objects.json").unlink()
@@ -87,12 +99,12 @@ def test_what_a_data_folder_lacks(data, tmp_path):
 
 
 def test_whole_pipeline(pipeline):
-    findings = check_pipeline(Backbone(model=str(pipeline), **BACKBONE))
-    assert failures(findings) == "" and "5 parts" in findings[0].what
+    findings = check_pipeline(local(pipeline))
+    assert failures(findings) == "" and "7 parts" in findings[0].what
 
 
 def test_what_a_pipeline_lacks(pipeline, tmp_path):
-    backbone = Backbone(model=str(pipeline), **{**BACKBONE, "double_blocks": 19})
+    backbone = replace(local(pipeline), double_blocks=19)
     assert "has 3 double and 1 single blocks, params.yaml says 19 and 1" in failures(check_pipeline(backbone))
     name = "diffusion_pytorch_model.safetensors"
     whole = (pipeline / "vae" / name).read_bytes()
@@ -100,11 +112,12 @@ def test_what_a_pipeline_lacks(pipeline, tmp_path):
     (pipeline / "transformer" / name).write_bytes(
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
     )
-    (pipeline / "text_encoder" / name).unlink()
+    (pipeline / "text_encoder" / "model.safetensors").unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (pipeline / "text_encoder_2" / "model.safetensors").unlink()
     (pipeline / "text_encoder_2" / "model.safetensors.index.json").write_text(json.dumps(index))
     shutil.rmtree(pipeline / "scheduler")
-    text = failures(check_pipeline(Backbone(model=str(pipeline), **BACKBONE)))
+    text = failures(check_pipeline(local(pipeline)))
     for words in (
         f"its tensors need {len(whole)} bytes, there are {len(whole) - 10}",
         "a Git LFS pointer",
@@ -114,20 +127,20 @@ def test_what_a_pipeline_lacks(pipeline, tmp_path):
     ):
         assert words in text
     (pipeline / "model_index.json").unlink()
-    assert "not a diffusers pipeline folder" in failures(
-        check_pipeline(Backbone(model=str(pipeline), **BACKBONE))
-    )
+    assert "not a whole diffusers pipeline folder" in failures(check_pipeline(local(pipeline)))
 
 
 def test_hub_ids_are_looked_up_in_the_cache(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    backbone = Backbone(model="someone/flux", revision="abc123", **BACKBONE)
-    assert "hf download someone/flux --revision abc123" in failures(check_pipeline(backbone))
-    shutil.copytree(pipeline, tmp_path / "hub" / "models--someone--flux" / "snapshots" / "abc123")
+    backbone = Backbone(model="someone/flux", revision=COMMIT, **BACKBONE)
+    assert f"hf download someone/flux --revision {COMMIT}" in failures(check_pipeline(backbone))
+    shutil.copytree(pipeline, tmp_path / "hub" / "models--someone--flux" / "snapshots" / COMMIT)
     assert failures(check_pipeline(backbone)) == ""
     (tmp_path / "hub" / "models--someone--flux" / "refs").mkdir()
-    (tmp_path / "hub" / "models--someone--flux" / "refs" / "main").write_text("abc123")
-    assert "no pinned revision" in failures(check_pipeline(Backbone(model="someone/flux", **BACKBONE)))
+    (tmp_path / "hub" / "models--someone--flux" / "refs" / "main").write_text(COMMIT)
+    assert "needs a commit (40 hex digits)" in failures(
+        check_pipeline(Backbone(model="someone/flux", **BACKBONE))
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"\x05\0\0\0\0\0\0\0junk!", b"\xff" * 16])
@@ -209,12 +222,11 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     repository(tmp_path)
     for name in ("requirements.lock", "pyproject.toml"):
         shutil.copy(repo_root / name, tmp_path / name)
-    sections = {
-        "data": {"root": "data"},
-        "compute": {},
-        "backbone": {"model": str(pipeline), **BACKBONE},
-        "lora": {"blocks": "0..2", "rank": 4, "batch_size": 3},
-    }
+    monkeypatch.chdir(repo_root)
+    sections = yaml.safe_load((repo_root / "params.yaml").read_text())
+    sections["maps"]["groups"] = {"early": "0..0", "middle": "1..1", "late": "2..2"}
+    sections["backbone"] = {"model": str(pipeline), "files": str(pipeline), **BACKBONE}
+    sections["lora"] |= {"blocks": "0..2", "rank": 4, "batch_size": 3}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
     words = ["--params", str(tmp_path / "params.yaml"), "--blocks", "1..2", "--gpu", "16"]
     monkeypatch.setenv("COLUMNS", "200")
@@ -240,3 +252,77 @@ def test_commands_are_listed_without_loading_what_they_need(repo_root):
         [sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "set()"
+
+
+def test_no_remedy_is_a_plain_pull(repo_root):
+    """The outputs of stages are not in the remote: without names `dvc pull` ends with 1 and a list of them."""
+    files = [*repo_root.glob("sgpipe/**/*.py"), *repo_root.glob("stages/*.py"), *repo_root.glob("docs/*.md")]
+    plain = re.compile(r"dvc pull(?! [^`\s]+\.dvc)")
+    named = [path.name for path in [*files, repo_root / "README.md"] if plain.search(path.read_text())]
+    assert named == []
+
+
+def test_what_the_stages_refuse_the_doctor_refuses(pipeline, tmp_path):
+    """By their own checks: pinning, resolution, classes of parts, a tokenizer without a vocabulary."""
+    sound = local(pipeline)
+    assert failures(check_pipeline(sound)) == ""
+    assert "backbone.resolution: got 34 -> this model needs a multiple of 4" in failures(
+        check_pipeline(replace(sound, resolution=34))
+    )
+    assert "set backbone.files to the same folder" in failures(
+        check_pipeline(replace(sound, files="presets/hub"))
+    )
+    index = json.loads((pipeline / "model_index.json").read_text())
+    for changes, says in [
+        ({"_class_name": "StableDiffusion3Pipeline"}, "valid: FluxPipeline"),
+        ({"vae": ["my_package", "Vae"]}, "vae comes from 'my_package'"),
+        ({"text_encoder": ["transformers", "T5EncoderModel"]}, "describes a clip_text_model"),
+        ({"tokenizer": None}, "tokenizer comes from None"),
+    ]:
+        (pipeline / "model_index.json").write_text(json.dumps({**index, **changes}))
+        with pytest.raises((ModelError, ParamsError)):
+            for part in ("vae", "text_encoder", "tokenizer"):
+                read_layout(pipeline, sound)
+                (load_plain if part == "tokenizer" else load_module)(sound, part)
+        assert says in failures(check_pipeline(sound))
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    (pipeline / "tokenizer_2" / "tokenizer.json").unlink()
+    assert "tokenizer_2: no vocabulary" in failures(check_pipeline(sound))
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "says"),
+    [
+        ("curate", {"train": -1}, "curate.train: got -1"),
+        ("lora", {"blocks": "7..40"}, "40 is out of range -> valid: 0..18"),
+        ("lora", {"arms": ["random_blocks"], "blocks": "0..18"}, "there is no other set of as many"),
+        ("judge", {"judges": {"clip": {"kind": "open_clip", "model": "local-dir:nowhere"}}, "headline": "clip"},
+         "local-dir:nowhere: no such folder"),
+        ("graph_encoder", {"tower": "local-dir:nowhere", "files": "nowhere"}, "graph_encoder.tower"),
+        ("probes", {"widht": 1}, "probes.widht: unknown key"),
+    ],
+)  # fmt: skip
+def test_parameters_that_a_stage_refuses(tmp_path, repo_root, monkeypatch, section, changes, says):
+    monkeypatch.chdir(repo_root)
+    assert failures(check_parameters(repo_root / "params.yaml")) == ""
+    sections = yaml.safe_load((repo_root / "params.yaml").read_text())
+    sections[section] |= changes
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
+    assert says in failures(check_parameters(tmp_path / "params.yaml"))
+
+
+def test_a_shared_cache_that_this_user_cannot_write_is_said(tmp_path, monkeypatch):
+    """Access is the system's answer, which is always yes for the superuser of a container."""
+    root = repository(tmp_path)
+    (tmp_path / "store").mkdir()
+    (root / "weights.bin").write_bytes(b"four")
+    states = root / ".dvc" / "stage-state"
+    for name in ("saliency-0", "train_lora-1"):
+        (states / name).mkdir(parents=True)
+    assert failures(check_dvc(root)) == ""
+    locked = {root / ".dvc"}
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) not in locked)
+    assert f"{root / '.dvc'}: not writable by this user" in failures(check_dvc(root))
+    locked = {states / "train_lora-1"}
+    text = failures(check_dvc(root))
+    assert "1 working states of another user (first: train_lora-1)" in text and "chmod -R g+rwX" in text

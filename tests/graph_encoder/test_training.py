@@ -28,6 +28,7 @@ from sgpipe.graph_encoder.training import Learner, Lessons, learning_rate, pretr
 from sgpipe.graph_encoder.vocabulary import Vocabulary
 from sgpipe.params.curate import Curate, Quality
 from sgpipe.params.graph_encoder import GraphEncoder
+from sgpipe.runs.checkpoint import read_checkpoint
 from sgpipe.runs.shards import Shard, cut
 from sgpipe.scene_graphs.curate import curate
 from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES, phrase
@@ -240,6 +241,22 @@ def learner(lessons: Lessons, features: Features, params: GraphEncoder) -> Learn
     sizes = len(lessons.names.objects), len(lessons.names.predicates)
     encoder = Cgip(CgipConfig(*sizes, params.width, params.embed, params.layers))
     return Learner(encoder, features.shape, params, CPU)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 half an archive", b"\x80\x02cos\nsystem\n."])
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    """An unpickling error and an empty file, too; what is whole comes back."""
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content)
+    assert read_checkpoint(path) is None
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {path} cannot be read (") and said.count("\n") == 1
+    torch.save({"step": 3, "weight": torch.arange(2)}, path)
+    found = read_checkpoint(path)
+    assert found is not None and found["step"] == 3 and found["weight"].tolist() == [0, 1]
+    assert read_checkpoint(tmp_path / "none.pt") is None and capsys.readouterr().err == ""
 
 
 def test_killed_and_continued_the_weights_are_the_same(

@@ -125,6 +125,17 @@ def test_accumulation_and_schedules_step_as_they_say(world: World, tmp_path: Pat
     assert schedule(9, 10, replace(lora.optimiser, schedule="constant")) == 1.0
 
 
+def test_an_adapter_states_what_it_was_trained_on(world: World, whole: tuple[Path, Fitted]) -> None:
+    """Names and predicates of the train triples alone, sorted; of val triples and negatives nothing."""
+    stated = json.loads((whole[0] / "adapter" / "adapter.json").read_text())["trained_on"]
+    graphs = [example.graph for example in world.data().train]
+    assert stated == {
+        "names": sorted({name for graph in graphs for name in graph.objects}),
+        "predicates": sorted({graph.triples[0][1] for graph in graphs}),
+        "triples": 1,
+    }
+
+
 def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, Fitted]) -> None:
     folder, fitted = whole
     assert fitted.steps == 10
@@ -343,17 +354,7 @@ def test_what_cannot_be_trained_is_refused(world: World, tmp_path: Path) -> None
 def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Fitted], tmp_path: Path) -> None:
     """`sgpipe generate`, with a graph in text and in a file: the pictures are those of `draw`."""
     runner, adapter = CliRunner(), whole[0] / "adapter"
-    common = [
-        "generate",
-        "--adapter",
-        str(adapter),
-        "--model",
-        world.backbone.model,
-        "--steps",
-        "2",
-        "--seed",
-        "3",
-    ]
+    common = ["generate", "--adapter", str(adapter), "--model", world.backbone.model, "--steps", "2", "--seed", "3"]  # fmt: skip
     graph = tmp_path / "graph.json"
     graph.write_text('{"objects": ["dog", "cat", "tree"], "triples": [[0, "left of", 1], [2, "near", 0]]}')
     done = runner.invoke(app, [*common, "--graph", "a dog, left of, cat", "--out", str(tmp_path / "one.png")])
@@ -365,5 +366,35 @@ def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Fitted], tmp_pa
     wanted = generator.draw([neutral_prompt("dog", "cat")], [scene], [3], steps=2, size=SIDE)[0]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), wanted)
     assert sorted(path.name for path in tmp_path.glob("two*")) == ["two-3.png", "two-4.png"]
+    assert "warning" not in done.stderr
+    two = runner.invoke(app, several)
+    assert "the graph has 2 triples, the adapter was trained on graphs of 1 at most" in two.stderr
+    unheard = [*common, "--graph", "unicorn, left of, cat", "--out", str(tmp_path / "unheard.png")]
+    warned = runner.invoke(app, unheard)
+    assert warned.exit_code == 0 and (tmp_path / "unheard.png").is_file()
+    assert (
+        "warning: 'unicorn' is no name that the adapter was trained on; valid: ball, cat, dog"
+        in warned.stderr
+    )
+    (tmp_path / "unheard.png").unlink()
+    strict = runner.invoke(app, [*unheard, "--strict"])
+    assert isinstance(strict.exception, ParamsError) and "--strict: 'unicorn' is no name" in str(
+        strict.exception
+    )
+    assert not (tmp_path / "unheard.png").exists()
+    said = ["--graph", "dog, left of, cat", "--prompt", "a photo of düg and cat on a sofa"]
+    words = str(runner.invoke(app, [*common, *said, "--strict"]).exception)
+    assert "'düg' has characters that the tokenizer of T5 does not know" in words
+    assert "the word 'sofa' of the prompt is in no text" in words
+    long = " and ".join(["dog", "cat"] * 8)
+    cut = str(
+        runner.invoke(app, [*common, "--graph", "dog, left of, cat", "--prompt", long, "--strict"]).exception
+    )
+    assert "1 texts are truncated, 1 of them in a name or relation: T5 takes 12 of 32 tokens" in cut
+    absent = runner.invoke(app, [*common, "--graph", "dog, left of, cat", "--device", "tpu"])
+    assert isinstance(absent.exception, ParamsError) and "--device: got tpu" in str(absent.exception)
+    if not torch.cuda.is_available():
+        absent = runner.invoke(app, [*common, "--graph", "dog, left of, cat", "--device", "cuda"])
+        assert isinstance(absent.exception, ParamsError) and "--device: got cuda" in str(absent.exception)
     refused = runner.invoke(app, ["generate", "--graph", "dog, left of, cat"])
     assert isinstance(refused.exception, ParamsError) and "needs --adapter" in str(refused.exception)

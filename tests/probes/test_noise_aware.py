@@ -111,14 +111,14 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     save_file(
         {**weights, "probe.mean": weights["probe.mean"] * float("nan")}, tmp_path / "a" / "probe.safetensors"
     )
-    with pytest.raises(ModelError, match=r"probe\.mean hold values that are not finite"):
+    with pytest.raises(ModelError, match=r"probe\.mean holds values that are not finite"):
         load_noise_aware(tmp_path / "a")
     (tmp_path / "a" / "probe.safetensors").write_bytes(b"cut")
     with pytest.raises(ModelError, match=r"probe\.safetensors"):
         load_noise_aware(tmp_path / "a")
     other = ProbeConfig("mlp", "cross", ("on", "in"), (3, 4, 4))
     save_weights(Probe(other).state_dict(), CONFIG, {}, tmp_path / "b")
-    with pytest.raises(ModelError, match="not the weights"):
+    with pytest.raises(ModelError, match="describes other weights"):
         load_probe(tmp_path / "b")
     (tmp_path / "b" / "probe.json").write_text("{}")
     with pytest.raises(ModelError, match="not a probe's description"):

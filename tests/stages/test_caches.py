@@ -15,6 +15,7 @@ import yaml
 
 from sgpipe.backbones.latent_cache import LatentCache
 from sgpipe.backbones.prompt_cache import PromptCache
+from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.load import read_section
 from sgpipe.scene_graphs.tables import NEGATIVES, write_table
@@ -162,8 +163,12 @@ def test_the_caches_serve_every_triple(root: Path, monkeypatch: pytest.MonkeyPat
     counts = json.loads(Path("metrics/cache_latents.json").read_text())
     assert counts["rejected_by_reason"] == {"image unreadable": counts["triples"]["rejected"]}
     prompts = json.loads(Path("metrics/cache_prompts.json").read_text())
-    assert prompts["prompts"] == len({"", *said["prompt"].to_pylist()[: -TRIPLES.num_rows]})
+    asked = said["prompt"].to_pylist()[: -TRIPLES.num_rows]
+    assert prompts["prompts"] == len({"", *asked})
     assert prompts["encoder"] != counts["encoder"]
+    tokenizers = Tokenizers.load(backbone)
+    long = [text for text in set(asked) if len(tokenizers.t5(text).input_ids) > TOKENS]
+    assert prompts["truncated"] == {"texts": len(long), "in_names_or_relation": 0} and long
 
 
 CACHES = ("cache_prompts", "cache_latents")

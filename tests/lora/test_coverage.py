@@ -1,0 +1,26 @@
+"""What an adapter was not trained on is said by name; what its training would not see is refused."""
+
+import pytest
+
+from sgpipe.backbones.truncation import Tokenizers
+from sgpipe.errors import DataError
+from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.lora.coverage import uncovered
+from tests.lora.conftest import World
+
+
+def test_names_and_predicates_outside_the_training_are_said() -> None:
+    graph = SceneGraph(("dog", "cat", "sofa"), ((0, "left of", 1), (2, "riding", 0)))
+    about = {"names": ["cat", "dog"], "predicates": ["left of"], "triples": 2}
+    said = uncovered(graph, "a photo of dog and sofa", about)
+    assert len(said) == 2 and "'sofa' is no name" in said[0] and "'riding' is no predicate" in said[1]
+    assert uncovered(SceneGraph.of("dog", "left of", "cat"), "Cat, and dog left of", about) == []
+    assert len(uncovered(graph, "", None)) == 1
+
+
+def test_a_training_of_truncated_relations_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 12 tokens the longest lose "background" alone, at 7 the object."""
+    whole = Tokenizers.load(world.backbone)
+    monkeypatch.setattr(Tokenizers, "load", classmethod(lambda cls, backbone: cls(whole.clip, whole.t5, 7)))
+    with pytest.raises(DataError, match=r"relational prompts of train triples: .*max_sequence_length to 1\d"):
+        world.data()
