@@ -225,7 +225,8 @@ def first_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _layout(path: Path, list_key: str | None) -> str:
+def id_key(path: Path, list_key: str | None) -> str:
+    """The name of the image id in a file of records, from its first one. Raises `DataError` if the layout is unknown."""
     record = first_record(path)
     keys = {"image_id", "id"} & set(record)
     if (
@@ -245,7 +246,7 @@ def _layout(path: Path, list_key: str | None) -> str:
 def detect_release(root: Path) -> Release:
     """The layout of the three files in `root`, from their content. Raises `DataError` if it is unknown or they disagree."""
     found = {
-        name: _layout(root / name, key)
+        name: id_key(root / name, key)
         for name, key in (
             ("image_data.json", None),
             ("objects.json", "objects"),

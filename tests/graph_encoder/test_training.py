@@ -31,6 +31,7 @@ from sgpipe.params.curate import Curate, Quality
 from sgpipe.params.graph_encoder import GraphEncoder
 from sgpipe.runs.shards import Shard, cut
 from sgpipe.scene_graphs.curate import curate
+from sgpipe.scene_graphs.images import AnnotatedImage
 from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES, phrase
 from tests.graph_encoder.relations import CLASSES, relations
 
@@ -84,9 +85,10 @@ def tables() -> tuple[pa.Table, pa.Table, pa.Table]:
     return found, images, curate(found, images, CURATE).triples
 
 
-def load(image_id: int) -> np.ndarray:
+def load(image_id: int) -> AnnotatedImage:
     """Random pictures."""
-    return np.random.default_rng(image_id).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(image_id).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    return AnnotatedImage(pixels, (128, 96))
 
 
 def damaged(examples: Examples) -> int:
@@ -100,7 +102,7 @@ def features(
 ) -> Features:
     made = tmp_path_factory.mktemp("features")
 
-    def read(image_id: int) -> np.ndarray:
+    def read(image_id: int) -> AnnotatedImage:
         if image_id == damaged(examples):
             raise DataError("damaged")
         return load(image_id)
@@ -173,6 +175,7 @@ def test_features_are_those_of_each_crop_alone_and_blanking_reaches_the_tower(
     assert (tower.patches, tower.width, tower.grid) == (16, 32, 4)
     unread = np.flatnonzero(~features.read)
     assert set(examples.crops["image_id"].to_numpy()[unread]) == {damaged(examples)}
+    assert features.counts == {"rescaled": 0, "image unreadable": len(unread)}
     number = int(np.flatnonzero(features.read & ~examples.crops["mirrored"].to_numpy())[30])
     image, *box = examples.crops.select("image_id", "crop_x", "crop_y", "crop_w", "crop_h").row(number)
     pixels = tower.pixels(np.stack([crop_pixels(load(image), (box[0], box[1], box[2], box[3]), tower.side)]))
