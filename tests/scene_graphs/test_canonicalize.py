@@ -4,6 +4,9 @@ import copy
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -406,6 +409,24 @@ def test_nothing_kept_is_an_error_that_says_what_was_rejected_for_which_reasons(
         canonicalize(folder(relationships=text), out, Canonicalize())
     assert "\n" not in str(caught.value)
     assert parts(out) == before
+
+
+def test_killed_and_started_again_the_folder_is_the_same(sample: Path, tmp_path: Path) -> None:
+    """SIGKILL while the tables are written leaves temporary files; the next run's folder holds the tables alone."""
+    canonicalize(sample, tmp_path / "whole", Canonicalize())
+    code = (
+        "import os, signal, sys; from pathlib import Path; from sgpipe.params.canonicalize import Canonicalize\n"
+        "from sgpipe.scene_graphs.canonicalize import canonicalize\n"
+        "die = lambda path, done: path.stem == 'relationships' and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "canonicalize(Path(sys.argv[1]), Path(sys.argv[2]), Canonicalize(), progress=die)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, sample, tmp_path / "out"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not list((tmp_path / "out").glob("*.parquet")) and list((tmp_path / "out").iterdir())
+    canonicalize(sample, tmp_path / "out", Canonicalize())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+    }
 
 
 def test_a_missing_file_says_how_to_get_it(folder: Folder, tmp_path: Path) -> None:
