@@ -87,7 +87,10 @@ class Features:
         self.read = np.zeros(count, dtype=bool)
         self.read[list(self._place)] = True
         if not self._place:
-            raise DataError(f"graph_encoder: none of {count} crops could be read; run `dvc repro curate`")
+            reasons = ", ".join(f"{reason} {crops}" for reason, crops in self.counts.items() if crops)
+            raise DataError(
+                f"graph_encoder: none of {count} crops could be read ({reasons}); run `dvc repro curate`"
+            )
 
     def get(self, name: str, crops: Sequence[int]) -> Tensor:
         """`patches`, `rest` (float32) or `region` of crops, in their order, on the CPU."""

@@ -24,12 +24,18 @@ _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`(?P<path>\$[^`]*)`
 
 
 class _Constructor(SafeConstructor):
-    """Refuses values by line: those that their tag does not fit, numbers that are not finite, and text that UTF-8 cannot hold."""
+    """Refuses values by line: those that their tag does not fit or that hold themselves, numbers that are not finite, and text
+    that UTF-8 cannot hold.
+
+    Values are made depth first, so an unfinished one that is met again holds itself.
+    """
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         problem = None
+        if node in self.recursive_objects:
+            raise ConstructorError(None, None, "a value holds itself", node.start_mark)
         try:
-            value = super().construct_object(node, deep)
+            value = super().construct_object(node, deep=True)
         except (YAMLError, RecursionError):
             raise
         except Exception as error:  # int(), float(), datetime() and look-ups raise what they like

@@ -341,7 +341,7 @@ def test_a_shard_without_readable_images_is_empty(
     shard = Shard("features-00000", 0, 5)
     (tmp_path / shard.name).mkdir()
     feature_maker(tower, refuse, examples.crops, 4, "it")(shard, tmp_path / shard.name, lambda _: None)
-    with pytest.raises(DataError, match="none of 5 crops"):
+    with pytest.raises(DataError, match=r"none of 5 crops could be read \(image unreadable 5\)"):
         Features([shard], tmp_path, 5, "it")
 
 

@@ -135,6 +135,19 @@ def test_what_the_parser_itself_stumbles_over_is_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["curate: &a [*a]", "curate: &a {quality: *a}", "&a {curate: {quality: [*a]}}"]
+)
+def test_a_value_that_holds_itself_is_refused(text: str) -> None:
+    with pytest.raises(ParamsError, match=r"^p: line 1: not valid YAML: a value holds itself"):
+        parse_yaml(text, "p")
+    assert parse_yaml("a: &x [1, 2]\nb: *x\nc: {<<: {d: *x}}", "p") == {
+        "a": [1, 2],
+        "b": [1, 2],
+        "c": {"d": [1, 2]},
+    }
+
+
 def test_any_mutation_of_the_parameters_is_read_or_refused_in_one_line(repo_root: Path) -> None:
     """Seeded mutations of some sections: values, tags, brackets and bytes are put in, exchanged and cut out."""
     text = "\n".join(
