@@ -6,7 +6,10 @@ agree, and boxes are then scaled to it; any other file shows something else than
 
 import hashlib
 import io
+import lzma
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from sgpipe.errors import DataError
 from sgpipe.runs.state import config_hash
@@ -23,9 +26,22 @@ from sgpipe.scene_graphs.records import ImageRecord, Malformed, decode, id_key
 FOLDERS = ("VG_100K", "VG_100K_2")
 SUFFIXES = (".jpg", ".png")
 ARCHIVES = ("images.zip", "images2.zip")
+ARCHIVE_ERRORS = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, RuntimeError, ValueError, MemoryError
+)  # fmt: skip
+"""What `zipfile` and its decompressors raise for damaged archives, encryption, and methods that it does not know."""
 SIZES = "image_data.json"
 ORIENTATION = 0x0112
 """The EXIF tag that says how a viewer turns the stored pixels."""
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 Box = tuple[float, float, float, float]
 
 
@@ -123,7 +139,7 @@ class ImageStore:
         archive, member = packed
         try:
             return archive.read(member), f"{archive.filename}: {member}"
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except ARCHIVE_ERRORS as error:
             raise DataError(
                 f"{archive.filename}: {member} cannot be read: {error}; get the archive again"
             ) from error
@@ -169,7 +185,7 @@ class ImageStore:
                     continue
                 try:
                     archive = zipfile.ZipFile(path)
-                except zipfile.BadZipFile as error:
+                except ARCHIVE_ERRORS as error:
                     raise DataError(f"{path}: not a readable archive: {error}; get it again") from error
                 members = {
                     Path(member).stem: member
@@ -181,12 +197,21 @@ class ImageStore:
         return next(((archive, member) for archive, member in found if member is not None), None)
 
 
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (stored upright) where there is none or where the block that states it is damaged."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except (SyntaxError, struct.error, ValueError, KeyError, TypeError):
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
 def _decode(data: bytes, source: str) -> tuple[NDArray[np.uint8], tuple[int, int], int]:
     """Upright RGB pixels, the stored size (width, height), and the EXIF orientation (1: stored upright)."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            orientation = image.getexif().get(ORIENTATION, 1)
-            upright = ImageOps.exif_transpose(image)
+            orientation = _orientation(image)
+            upright = image if orientation == 1 else image.transpose(_UPRIGHT[orientation])
             return np.asarray(upright.convert("RGB")), image.size, orientation
     except UnidentifiedImageError:
         raise DataError(f"{source}: the image cannot be decoded: no known format; get it again") from None

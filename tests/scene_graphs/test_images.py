@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sgpipe.errors import DataError
 from sgpipe.scene_graphs.images import AspectRatioError, ImageStore, same_aspect_ratio
@@ -115,3 +115,63 @@ def test_the_signature_knows_the_annotated_sizes(tmp_path: Path) -> None:
     assert ImageStore(tmp_path).signature() == before
     sizes(tmp_path, (12, 8))
     assert ImageStore(tmp_path).signature() != before
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_STORED]
+)
+def test_damage_anywhere_in_an_archive_is_one_line_about_a_member_or_the_archive(
+    tmp_path: Path, method: int
+) -> None:
+    """Bytes of the packed data, of the headers and of the index are exchanged in turn; the other image stays readable."""
+    sizes(tmp_path, (6, 4), (6, 4))
+    noise = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "PNG")
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("VG_100K/1.png", stream.getvalue())
+        archive.writestr("VG_100K/2.png", stream.getvalue())
+        second = archive.infolist()[1].header_offset
+    whole = path.read_bytes()
+    failed = 0
+    for at in range(0, len(whole), 3):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            store = ImageStore(tmp_path)
+            assert np.array_equal(store.load(2).pixels, noise) or at >= second
+            store.load(1)
+        except DataError as error:
+            failed += 1
+            assert str(path) in str(error) or "is not there" in str(error)
+            assert "\n" not in str(error)
+    assert failed > len(whole) / 12
+
+
+def test_orientations_are_those_of_the_standard_and_a_damaged_exif_block_costs_no_image(
+    tmp_path: Path,
+) -> None:
+    """Pillow itself fails where another tag, which `exif_transpose` writes anew, or the block's header is damaged."""
+    (tmp_path / "VG_100K").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    sizes(tmp_path, *[(6, 4)] * 4, *[(4, 6)] * 4, (4, 6), (6, 4))
+    for number in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = number
+        Image.fromarray(pixels).save(tmp_path / f"VG_100K/{number}.png", exif=exif)
+        with Image.open(tmp_path / f"VG_100K/{number}.png") as image:
+            assert np.array_equal(
+                ImageStore(tmp_path).load(number).pixels, np.asarray(ImageOps.exif_transpose(image))
+            )
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0100] = 6, 6
+    entry = b"\x01\x00\x00\x04\x00\x00\x00\x01"
+    block = exif.tobytes()
+    assert entry in block
+    damaged = block.replace(entry, b"\x01\x00\x00\x02\x00\x00\x00\x01")
+    Image.fromarray(pixels).save(tmp_path / "VG_100K/9.png", exif=damaged)
+    Image.fromarray(pixels).save(
+        tmp_path / "VG_100K/10.jpg", "WEBP", exif=block.replace(b"MM\0*", b"MX\0*"), lossless=True
+    )
+    assert np.array_equal(ImageStore(tmp_path).load(9).pixels, np.rot90(pixels, -1))
+    assert np.array_equal(ImageStore(tmp_path).load(10).pixels, pixels)
