@@ -273,8 +273,8 @@ def first_record(path: Path) -> dict[str, Raw]:
             f"{path}: record 0 cannot be read: {error}; the file is damaged or cut short, get it again"
         ) from None
     try:
-        return msgspec.json.decode(record, type=dict[str, Raw])
-    except (msgspec.ValidationError, UnicodeDecodeError) as error:
+        return msgspec.json.decode(bytes(record).decode("utf-8", "replace"), type=dict[str, Raw])
+    except msgspec.ValidationError as error:
         raise DataError(
             f"{path}: record 0 is no object with named values: {error}; this is no Visual Genome file"
         ) from None

@@ -301,6 +301,7 @@ def test_damage_to_a_file_ends_in_one_line(
         ("objects", b'"milk"', b'"milk\\\\\\uDC00\\ud83d\\ude00"', {("objects.json", 13): 1}),
         ("objects", b'"milk"', b'"milk\\\\ud800\\ud83d\\ude00"', {}),
         ("objects", b'"image_id": 13', b'"image_url": "\xff", "image_id": 13', {("objects.json", 13): 4}),
+        ("image_data", b'[\n{"width": 640', b'[\n{"\xff": 1, "width": 640', {("image_data.json", 11): 1}),
         ("relationships", b'"contains"', b'"cont\xe9ins"', {("relationships.json", 13): 1}),
         (
             "image_data",
