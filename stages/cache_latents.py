@@ -7,7 +7,7 @@ from typing import Annotated
 import pyarrow as pa
 import typer
 
-from sgpipe.backbones.images import Scaling
+from sgpipe.backbones.images import Scaling, say_rescaled
 from sgpipe.backbones.latent_cache import Crops, latent_identity, latent_maker, merge_latents
 from sgpipe.backbones.loading import load_module, place
 from sgpipe.backbones.source import locate, part_configs
@@ -65,6 +65,7 @@ def main(
                 counts = merge_latents(shards, state, folder, crops, who, Scaling.of(vae_config))
             found = {**counts, "shards": len(shards), "encoder": config_hash(who)}
             write_metrics(found, metrics, plain)
+            say_rescaled("cache_latents", counts["crops"]["rescaled"], counts["crops"]["read"])
             recorded.log_metrics(found)
 
 

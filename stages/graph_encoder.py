@@ -10,6 +10,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
+from sgpipe.backbones.images import say_rescaled
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
@@ -117,6 +118,8 @@ def main(
         if not processes.is_main:
             return
         features = Features(shards, state, len(examples.crops), config_hash(who))
+        rescaled = features.counts.pop("rescaled", 0)
+        say_rescaled("graph_encoder", rescaled, int(features.read.sum()))
         known = examples.names(config.min_count)
         texts = _name_table(PromptCache([prompts], backbone), pa.concat_tables(said))
         encoder, vocabulary = _encoder(config, known, texts)
@@ -149,7 +152,8 @@ def main(
                 "after": token_cosines(encoder, positive, names, texts, config.seed),
             },
             "relations": _counts(lessons, examples),
-            "crops": {"read": int(features.read.sum()), "all": len(examples.crops)},
+            "crops": {"read": int(features.read.sum()), "all": len(examples.crops), "rescaled": rescaled},
+            "rejected_by_reason": features.counts,
         }
         with new_folder(out) as folder:
             save_encoder(folder, encoder, vocabulary, learner.reconstruction)

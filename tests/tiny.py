@@ -113,9 +113,12 @@ def curated_triples(count: int, split: str, first_image: int = 1) -> pa.Table:
 
 
 def write_images(root: Path, triples: pa.Table) -> None:
-    """A random picture of 60 × 50 pixels for every image that the triples show."""
+    """A random picture of 60 × 50 pixels for every image that the triples show, and image_data.json, which says so."""
     (root / "VG_100K").mkdir(parents=True, exist_ok=True)
-    for image_id in triples["image_id"].to_pylist():
+    ids = triples["image_id"].to_pylist()
+    records = [{"image_id": image_id, "width": 60, "height": 50} for image_id in ids]
+    (root / "image_data.json").write_text(json.dumps(records))
+    for image_id in ids:
         pixels = np.random.default_rng(image_id).integers(0, 256, (50, 60, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "VG_100K" / f"{image_id}.png")
 

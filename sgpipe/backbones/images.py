@@ -1,5 +1,6 @@
 """Pictures and latents: crops to pixels, pixels to the VAE's posterior, latents to pictures."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,10 +12,20 @@ from PIL import Image
 from torch import Tensor
 
 from sgpipe.errors import DataError, ModelError
+from sgpipe.scene_graphs.images import AnnotatedImage, AspectRatioError, Box, LoadImage
 
 FILTER = "lanczos"
 """Lanczos-3 with support scaled by the reduction, so that shrinking does not alias; an unscaled crop on whole pixels is exact."""
-Box = tuple[float, float, float, float]
+COUNTS = "counts.json"
+"""What became of a shard's crops: how many are `rescaled`, and how many were rejected for each reason."""
+
+
+class CropRejected(DataError):
+    """A crop that cannot be read; `reason` is what is counted, the message says why."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -38,20 +49,37 @@ class Scaling:
         return latents / self.scale + self.shift
 
 
-def crop_pixels(pixels: NDArray[np.uint8], box: Box, side: int) -> NDArray[np.uint8]:
-    """The region `(x, y, w, h)` of an image `[H, W, 3]`, resized to `[side, side, 3]`; its aspect ratio is not kept.
+def crop_pixels(image: AnnotatedImage, box: Box, side: int) -> NDArray[np.uint8]:
+    """The annotated region `(x, y, w, h)` of an image, resized to `[side, side, 3]`; its aspect ratio is not kept.
 
-    Raises `DataError` if the region is not inside the image.
+    Raises `DataError` if the region is not inside the annotated size.
     """
-    height, width = pixels.shape[:2]
-    x, y, w, h = box
-    if not (0 <= x < x + w <= width + 1e-3 and 0 <= y < y + h <= height + 1e-3):
-        raise DataError(
-            f"crop {box} is not inside the image of {width} × {height} pixels; image_data.json states another size"
+    whole = Image.fromarray(image.pixels)
+    return np.asarray(whole.resize((side, side), Image.Resampling.LANCZOS, box=image.region(box)))
+
+
+def read_crop(load: LoadImage, image_id: int, box: Box, side: int) -> tuple[NDArray[np.uint8], bool]:
+    """The crop `[side, side, 3]` of an image, and whether its box was rescaled. Raises `CropRejected` with the reason."""
+    try:
+        image = load(image_id)
+    except AspectRatioError as error:
+        raise CropRejected("aspect ratio differs", str(error)) from error
+    except DataError as error:
+        raise CropRejected("image unreadable", str(error)) from error
+    try:
+        return crop_pixels(image, box, side), image.rescaled
+    except DataError as error:
+        raise CropRejected("crop outside image", str(error)) from error
+
+
+def say_rescaled(stage: str, rescaled: int, read: int) -> None:
+    """Tell on stderr how many crops come of resized copies of the annotated images, if any do."""
+    if rescaled:
+        print(
+            f"{stage}: {rescaled} of {read} crops are of images of another size than image_data.json states; "
+            "their boxes were rescaled",
+            file=sys.stderr,
         )
-    region = (x, y, min(x + w, width), min(y + h, height))
-    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS, box=region)
-    return np.asarray(image)
 
 
 @torch.no_grad()

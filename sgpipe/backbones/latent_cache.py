@@ -5,7 +5,8 @@ own deviation stands for; it halves a set that is read over and over. Values are
 scaling (in the manifest) is applied in float32 when they are read.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,19 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgpipe.backbones.cache_files import open_tensors, read_manifest, save_tensors, write_manifest
-from sgpipe.backbones.images import FILTER, Box, Scaling, crop_pixels, encode
+from sgpipe.backbones.images import COUNTS, FILTER, CropRejected, Scaling, encode, read_crop
 from sgpipe.backbones.rectified_flow import generator
 from sgpipe.backbones.source import identity
 from sgpipe.errors import DataError, ModelError
 from sgpipe.params.backbone import Backbone
+from sgpipe.runs.atomic import write_json
 from sgpipe.runs.shards import Make, Shard, Tick, link
 from sgpipe.runs.state import config_hash
+from sgpipe.scene_graphs.images import Box, LoadImage
 from sgpipe.scene_graphs.tables import LATENT_INDEX, LATENT_REJECTS, read_table, write_table
 
 KIND, STAGE = "latents", "cache_latents"
 _FILE, _REJECTS = "tensors.safetensors", "rejects.parquet"
 _CROP = ("crop_x", "crop_y", "crop_w", "crop_h")
-LoadImage = Callable[[int], NDArray[np.uint8]]
 
 
 def latent_identity(backbone: Backbone) -> dict[str, Any]:
@@ -72,37 +74,29 @@ def latent_maker(
 ) -> Make:
     """What fills a shard: `item`, `mean` and `std` of every crop that can be read, and the reasons of the others.
 
-    `load` gives an image's pixels or raises `DataError`.
+    `load` gives an image or raises `DataError`.
     """
-
-    def read(item: int) -> NDArray[np.uint8] | tuple[str, str]:
-        """The pixels of a crop, or reason and detail why there are none."""
-        try:
-            pixels = load(crops.image[item])
-        except DataError as error:
-            return "image unreadable", str(error)
-        try:
-            return crop_pixels(pixels, crops.box[item], resolution)
-        except DataError as error:
-            return "crop outside image", str(error)
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
         items: list[int] = []
         means: list[Tensor] = []
         deviations: list[Tensor] = []
+        rescaled = 0
         rejects: dict[str, list[Any]] = {name: [] for name in LATENT_REJECTS.names}
         for batch in shard.batches(batch_size):
             pixels: list[NDArray[np.uint8]] = []
             for item in range(batch.start, batch.stop):
-                found = read(item)
-                if not isinstance(found, tuple):
-                    pixels.append(found)
-                    items.append(item)
+                try:
+                    crop, scaled = read_crop(load, crops.image[item], crops.box[item], resolution)
+                except CropRejected as error:
+                    for name in crops.triples[item]:
+                        row = (name, crops.image[item], error.reason, str(error))
+                        for column, value in zip(LATENT_REJECTS.names, row, strict=True):
+                            rejects[column].append(value)
                     continue
-                for name in crops.triples[item]:
-                    row = (name, crops.image[item], *found)
-                    for column, value in zip(LATENT_REJECTS.names, row, strict=True):
-                        rejects[column].append(value)
+                pixels.append(crop)
+                items.append(item)
+                rescaled += scaled
             if pixels:
                 mean, std = encode(vae, pixels)
                 means.append(mean.half())
@@ -117,6 +111,7 @@ def latent_maker(
             tensors |= {"mean": torch.cat(means), "std": torch.cat(deviations)}
         save_tensors(tensors, folder / _FILE, encoder)
         write_table(pa.table(rejects, schema=LATENT_REJECTS), folder / _REJECTS)
+        write_json({"rescaled": rescaled}, folder / COUNTS)
 
     return make
 
@@ -126,13 +121,14 @@ def merge_latents(
 ) -> dict[str, Any]:
     """Make the cache `out` of the finished shards in `made`, whose encoder is `who`.
 
-    Returns crops and triples kept, and triples rejected by reason.
+    Returns crops read (`rescaled`: of images of another size than annotated) and triples kept, and triples rejected by reason.
 
     Raises `DataError` if no crop could be read.
     """
     rows: dict[str, list[Any]] = {name: [] for name in LATENT_INDEX.names}
-    kept = 0
+    kept = rescaled = 0
     for shard in shards:
+        rescaled += json.loads((made / shard.name / COUNTS).read_bytes())["rescaled"]
         items = open_tensors(made / shard.name / _FILE, config_hash(who))["item"].tolist()
         kept += len(items)
         if items:
@@ -156,7 +152,7 @@ def merge_latents(
     write_manifest(out, KIND, who, scale=scaling.scale, shift=scaling.shift)
     reasons = rejects["reason"].to_pylist()
     return {
-        "crops": {"read": kept, "all": len(crops)},
+        "crops": {"read": kept, "all": len(crops), "rescaled": rescaled},
         "triples": {"kept": len(rows["triple_id"]), "rejected": len(reasons)},
         "rejected_by_reason": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 from sgpipe.doctor.findings import Finding, Level
 from sgpipe.fetch.catalogue import IMAGE_ARCHIVES, IMAGE_FOLDERS
 from sgpipe.fetch.visual_genome import REJECTS, read_rejects
+from sgpipe.scene_graphs.images import ARCHIVE_ERRORS
 
 AREA = "data"
 TABLES = ("image_data.json", "objects.json", "relationships.json")
@@ -35,7 +36,7 @@ def _images(root: Path) -> tuple[set[int], list[str]]:
             try:
                 with zipfile.ZipFile(path) as archive:
                     names += [name.rsplit("/", 1)[-1] for name in archive.namelist()]
-            except (zipfile.BadZipFile, OSError) as error:
+            except ARCHIVE_ERRORS as error:
                 problems.append(f"{path}: {error}")
     stems = (name.rsplit(".", 1)[0] for name in names)
     return {int(stem) for stem in stems if stem.isdecimal()}, problems

@@ -1,6 +1,8 @@
 """Features of crops, made once by the image tower: of the whole crop, and of it with one object's box blanked."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgpipe.backbones.cache_files import open_tensors, save_tensors
-from sgpipe.backbones.images import crop_pixels
+from sgpipe.backbones.images import COUNTS, CropRejected, read_crop
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.masks import hidden_patches, hidden_pixels
 from sgpipe.graph_encoder.tower import ImageTower
+from sgpipe.runs.atomic import write_json
 from sgpipe.runs.shards import Make, Shard, Tick
+from sgpipe.scene_graphs.images import LoadImage
 
 _FILE = "features.safetensors"
-LoadImage = Callable[[int], NDArray[np.uint8]]
 
 
 def feature_maker(
@@ -25,8 +28,8 @@ def feature_maker(
 ) -> Make:
     """What fills a shard: `item`, `patches`, `rest` `[n, P, F]` in float16 and `region` `[n, P]` of every crop that can be read.
 
-    A crop is squashed to the tower's square, and mirrored where it says so. `load` gives an image's pixels or raises `DataError`:
-    then its crops are left out.
+    A crop is squashed to the tower's square, and mirrored where it says so. `load` gives an image or raises `DataError`:
+    then its crops are left out, and counted by reason.
     """
     where = crops.select("image_id", "mirrored", "crop_x", "crop_y", "crop_w", "crop_h").rows()
     boxes = torch.tensor(crops.select("x0", "y0", "x1", "y1").rows())
@@ -34,15 +37,18 @@ def feature_maker(
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
         made: dict[str, list[Tensor]] = {name: [] for name in ("item", "patches", "rest", "region")}
+        counts: Counter[str] = Counter()
         for batch in shard.batches(batch_size):
             items: list[int] = []
             pictures: list[NDArray[np.uint8]] = []
             for item in range(batch.start, batch.stop):
                 image, mirrored, *box = where[item]
                 try:
-                    picture = crop_pixels(load(image), (box[0], box[1], box[2], box[3]), side)
-                except DataError:
+                    picture, scaled = read_crop(load, image, (box[0], box[1], box[2], box[3]), side)
+                except CropRejected as error:
+                    counts[error.reason] += 1
                     continue
+                counts["rescaled"] += scaled
                 items.append(item)
                 pictures.append(picture[:, ::-1] if mirrored else picture)
             if items:
@@ -57,24 +63,34 @@ def feature_maker(
                 made["region"].append(hidden_patches(hidden, side // tower.grid))
             tick(batch.stop - batch.start)
         tensors = {name: torch.cat(parts) for name, parts in made.items() if parts}
+        write_json(counts, folder / COUNTS)
         save_tensors(tensors or {"item": torch.zeros(0, dtype=torch.int64)}, folder / _FILE, encoder)
 
     return make
 
 
 class Features:
-    """Features by the number of a crop, out of the finished shards in `made`; files are mapped into memory."""
+    """Features by the number of a crop, out of the finished shards in `made`; files are mapped into memory.
+
+    `counts` says how many crops are of images of another size than annotated (`rescaled`), and how many were rejected, by reason.
+    """
 
     def __init__(self, shards: Sequence[Shard], made: Path, count: int, encoder: str) -> None:
         self._open = [open_tensors(made / shard.name / _FILE, encoder) for shard in shards]
+        self.counts: Counter[str] = Counter()
+        for shard in shards:
+            self.counts.update(json.loads((made / shard.name / COUNTS).read_bytes()))
         self._place: dict[int, tuple[int, int]] = {}
-        for number, shard in enumerate(self._open):
-            for row, item in enumerate(shard["item"].tolist()):
+        for number, opened in enumerate(self._open):
+            for row, item in enumerate(opened["item"].tolist()):
                 self._place[item] = (number, row)
         self.read = np.zeros(count, dtype=bool)
         self.read[list(self._place)] = True
         if not self._place:
-            raise DataError(f"graph_encoder: none of {count} crops could be read; run `dvc repro curate`")
+            reasons = ", ".join(f"{reason} {crops}" for reason, crops in self.counts.items() if crops)
+            raise DataError(
+                f"graph_encoder: none of {count} crops could be read ({reasons}); run `dvc repro curate`"
+            )
 
     def get(self, name: str, crops: Sequence[int]) -> Tensor:
         """`patches`, `rest` (float32) or `region` of crops, in their order, on the CPU."""

@@ -1,21 +1,58 @@
 """Read params.yaml strictly: unknown keys, wrong types and impossible values are refused by key, value and remedy."""
 
 import difflib
+import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
+from ruamel.yaml.nodes import Node
 
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.registry import SECTIONS
 
 T = TypeVar("T")
+SHOWN = 100
+"""Characters of a refused value that an error shows."""
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`(?P<path>\$[^`]*)`)?$", re.DOTALL)
+
+
+class _Constructor(SafeConstructor):
+    """Refuses values by line: those that their tag does not fit or that hold themselves, numbers that are not finite, and text
+    that UTF-8 cannot hold.
+
+    Values are made depth first, so an unfinished one that is met again holds itself.
+    """
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        problem = None
+        if node in self.recursive_objects:
+            raise ConstructorError(None, None, "a value holds itself", node.start_mark)
+        try:
+            value = super().construct_object(node, deep=True)
+        except (YAMLError, RecursionError):
+            raise
+        except Exception as error:  # int(), float(), datetime() and look-ups raise what they like
+            problem = f"{_shown(node.value)} is no {str(node.tag).rpartition(':')[2]} ({error})"
+        else:
+            if isinstance(value, float) and not math.isfinite(value):
+                problem = f"{_shown(node.value)} is no finite number"
+            elif isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):
+                problem = f"{_shown(value)} has half a surrogate pair, which is no character"
+        if problem is not None:
+            raise ConstructorError(None, None, problem, node.start_mark)
+        return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
@@ -23,8 +60,12 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
     DVC writes params.yaml anew for every `-S` and quotes only what YAML 1.2 would misread. `source` names the text in errors.
     """
+    yaml = YAML(typ="safe")
+    yaml.Constructor = _Constructor
     try:
-        raw = YAML(typ="safe").load(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)
+            raw = yaml.load(text)
     except DuplicateKeyError as error:
         key = str(error.problem).split('"')[1]
         raise ParamsError(
@@ -35,6 +76,10 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         raise ParamsError(f"{source}: {line}not valid YAML: {error.problem or error.context}") from None
     except YAMLError as error:
         raise ParamsError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ParamsError(f"{source}: not valid YAML: brackets are nested too deeply") from None
+    except ValueError as error:  # of chr(), for an escape above U+10FFFF
+        raise ParamsError(f"{source}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ParamsError(f"{source}: a mapping of sections is needed, got {type(raw).__name__}")
     return raw
@@ -110,7 +155,7 @@ def decode(section: str, raw: Any, kind: type[T], source: str) -> T:
         if what.startswith("Invalid enum value"):
             what = f"valid: {', '.join(map(str, _choices(_type_at(kind, key))))}"
         what = what[:1].lower() + what[1:]
-        shown = "" if what.startswith("got ") or isinstance(given, dict) else f"got {given!r}; "
+        shown = "" if what.startswith("got ") or isinstance(given, dict) else f"got {_shown(given)}; "
         raise ParamsError(f"{source}: {full}: {shown}{what}") from None
 
 

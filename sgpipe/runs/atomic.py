@@ -1,10 +1,12 @@
 """Files that are either whole or absent: temporary name, fsync, rename."""
 
+import fcntl
+import glob
 import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,28 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _remove_if_abandoned(temporary: Path) -> None:
+    """Remove a temporary file whose writer was killed: a living one holds its lock."""
+    with suppress(OSError), temporary.open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temporary.unlink()
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, on error removed."""
+    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, on error removed.
+
+    What a writer of `path` that was killed left behind is removed first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        _remove_if_abandoned(left)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        with temporary.open("wb") as stream:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield temporary
         _fsync(temporary)
         temporary.replace(path)
     finally:

@@ -39,12 +39,22 @@ class Tally:
         self.read = 0
         self.kept = 0
         self.by_reason: Counter[str] = Counter()
+        self.first = ""
 
     def add(self, rows: Rows) -> None:
         """Count one span."""
         self.read += rows.read
         self.kept += rows.kept.num_rows
         self.by_reason.update(counts(rows.rejects["reason"]))
+        if not self.first and rows.rejects.num_rows:
+            self.first = rows.rejects["raw"][0].as_py()
+
+    def rejections(self) -> str:
+        """What was rejected for which reasons, most frequent first, and the first of all, in one line."""
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.by_reason.most_common())
+        return f"{self.read} read, {sum(self.by_reason.values())} rejected" + (
+            f" ({reasons}); the first: {' '.join(self.first.split())}" if reasons else ""
+        )
 
     def metrics(self, kind: str) -> dict[str, Any]:
         """`read`, `kept`, `rejected`, `by_reason`. Raises `DataError` if records were lost or made."""
@@ -74,7 +84,8 @@ def canonicalize(
     """Write the four tables of the data folder `root` into `out` and return the metrics.
 
     `release` other than auto refuses data of another layout. The bytes do not depend on `workers`. Raises `DataError` for
-    damage that reaches beyond a record; the tables of an earlier run are then left as they were.
+    damage that reaches beyond a record, and where no image or no relation is kept; the tables of an earlier run are then left as
+    they were.
     """
     found = detect_release(root)
     if release not in ("auto", found):
@@ -114,6 +125,11 @@ def _tables(
     ):
         _write(rows, first, writers["images"], writers["rejects"])
         images.add(rows)
+    if not images.kept:
+        raise DataError(
+            f"{setup.root / 'image_data.json'}: no record is usable: {images.rejections()}; a record needs an id, a width and a "
+            "height in whole pixels"
+        )
     objects, relations, classes, derived = Tally(), Tally(), Counter[str](), Counter[str]()
     size = sum((setup.root / name).stat().st_size for name in ("objects.json", "relationships.json"))
     owners = np.full(reader.save(), -1, dtype=np.int64)
@@ -140,6 +156,11 @@ def _tables(
         table = pa.Table.from_batches([batch])
         writers["relations"].write(table)
         derived.update(counts(table["predicate"]))
+    if not writers["relations"].rows:
+        raise DataError(
+            f"{setup.root / 'relationships.json'}: no relationship is kept: {relations.rejections()}; objects: "
+            f"{objects.rejections()}; correct the files, or set canonicalize.geometric.per_image to derive relations from boxes"
+        )
     metrics = {
         **relations.metrics("relationships"),
         "by_class": {name: classes[name] for name in PREDICATES},

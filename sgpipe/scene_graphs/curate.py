@@ -138,7 +138,7 @@ def triples_table(frame: pl.DataFrame, split: str, params: Curate) -> pa.Table:
 
 
 def curate(relations: pa.Table, images: pa.Table, params: Curate) -> Curated:
-    """Choose the triples. Raises `DataError` naming every class that is too small, unless `allow_short`."""
+    """Choose the triples. Raises `DataError` naming every class that is too small, unless `allow_short`, and if none is left."""
     ranked, turned_away = candidates(relations, images, params)
     wanted = {
         "train": ("train", params.predicates, params.train // len(params.predicates), params.max_per_pair),
@@ -158,6 +158,14 @@ def curate(relations: pa.Table, images: pa.Table, params: Curate) -> Curated:
         raise DataError(
             f"curate: too few relations after the quality filters: {'; '.join(short)}; lower the counts or the bounds in "
             "curate.quality, let canonicalize.geometric add relations, or set curate.allow_short"
+        )
+    if not any(table.num_rows for table in tables.values()):
+        missed = ", ".join(f"{name} {count}" for name, count in turned_away.items() if count)
+        raise DataError(
+            f"curate: no triple is left of {relations.num_rows} relations: {len(ranked)} of the chosen predicates pass "
+            "curate.quality"
+            + (f" (turned away: {missed})" if missed else "")
+            + "; lower its bounds, choose other predicates or counts, or see the splits in canonicalize"
         )
     metrics = {
         **{name: {"triples": tables[name].num_rows, "by_class": found[name]} for name in wanted},

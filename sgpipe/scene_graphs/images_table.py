@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sgpipe.errors import DataError
 from sgpipe.scene_graphs.context import CODE, REASONS, Rows, Setup, reject_table, repeated
 from sgpipe.scene_graphs.records import ImageRecord, decode
 from sgpipe.scene_graphs.spans import Span
@@ -63,9 +62,5 @@ class ImagesReader:
     def save(self) -> int:
         """Leave ids and sizes for the other passes in `images.npy`, sorted by id; the number of images."""
         images = np.concatenate(self._parts, axis=1)
-        if not images.shape[1]:
-            raise DataError(
-                f"{self._setup.root / 'image_data.json'}: no record is usable; a record needs an id, a width and a height"
-            )
         np.save(self._setup.folder / "images.npy", images[:, np.argsort(images[0])])
         return images.shape[1]

@@ -18,7 +18,7 @@ from sgpipe.errors import DataError, SgpipeError
 from sgpipe.runs.state import die_with_parent
 from sgpipe.scene_graphs.context import Context, Rows, Setup
 from sgpipe.scene_graphs.object_rows import object_rows
-from sgpipe.scene_graphs.records import Malformed
+from sgpipe.scene_graphs.records import Malformed, raw_records
 from sgpipe.scene_graphs.relation_rows import PredicateCodes, relation_rows
 from sgpipe.scene_graphs.spans import Span, exact_spans, guessed_spans, list_start
 
@@ -173,8 +173,8 @@ def _located(broken: _Broken, records: int) -> DataError:
     path, index = broken.span.path, records
     for span in exact_spans(path, broken.span.start, 1):
         try:
-            found = msgspec.json.decode(span.read(), type=list[Any])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            found = raw_records(span.read())
+        except (msgspec.DecodeError, RecursionError) as error:
             problem = "the file ends inside it" if not span.closed else str(error)
             return DataError(
                 f"{path}: record {index} (byte {span.start}): {problem}; the file is damaged, get it again"

@@ -4,6 +4,7 @@ The layouts differ in names only: v1.0 says `id` where the later ones say `image
 endpoint carries `name` or `names`; v1.4 objects list the ids that were merged into them. One struct reads them all.
 """
 
+import re
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -73,18 +74,21 @@ class RelationshipsRecord(Struct):
     id: Id = MISSING
 
 
+_NULL = Raw(b"null")
+
+
 class _Loose(Struct):
     """The same two records with nothing checked but the list, to save what is sound in a damaged one."""
 
     objects: list[Raw] | None = None
     relationships: list[Raw] | None = None
-    image_id: Any = MISSING
-    id: Any = MISSING
+    image_id: Raw = _NULL
+    id: Raw = _NULL
 
 
 class _LooseItem(Struct):
-    relationship_id: Any = MISSING
-    id: Any = MISSING
+    relationship_id: Raw = _NULL
+    id: Raw = _NULL
 
 
 class Malformed(Exception):
@@ -101,6 +105,7 @@ class Invalid:
     raw: str
 
 
+T = TypeVar("T")
 R = TypeVar("R", ImageRecord, ObjectsRecord, RelationshipsRecord)
 
 
@@ -119,28 +124,78 @@ _DECODERS = {kind: msgspec.json.Decoder(list[kind]) for kind in _LISTS}  # type:
 _RAWS = msgspec.json.Decoder(list[Raw])
 
 
+_ESCAPES = re.compile(
+    rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+_NO_TEXT = "bytes that are no UTF-8, or half a surrogate pair"
+
+
 def decode(text: bytes | memoryview, kind: type[R], id_key: str) -> Decoded[R]:
-    """Records of a JSON list. Raises `Malformed` where the text is no JSON list in UTF-8."""
+    """Records of a JSON list; one with text that is no Unicode is invalid. Raises `Malformed` where the text is no JSON list."""
     try:
+        str(text, "utf-8")  # strings of fields that no struct names are skipped unread
         records = _DECODERS[kind].decode(text)
-    except msgspec.ValidationError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return _salvage(text, kind, id_key)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except RecursionError as error:
         raise Malformed(str(error)) from None
     if MISSING in map(attrgetter(id_key), records):
         return _salvage(text, kind, id_key)
     return Decoded(records, list(range(len(records))), len(records))
 
 
+def raw_records(text: bytes | memoryview) -> list[Raw]:
+    """The elements of a JSON list, undecoded; escapes of half a surrogate pair become bytes that are no UTF-8."""
+    try:
+        return _RAWS.decode(text)
+    except msgspec.DecodeError:
+        return _RAWS.decode(
+            _ESCAPES.sub(lambda found: b"\xff" * 6 if found["lone"] else found[0], bytes(text))
+        )
+
+
+def decode_whole(text: bytes | Raw, kind: type[T]) -> T:
+    """JSON as `kind`; a float that is a whole number counts as an integer. Raises `msgspec.ValidationError`."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error):
+            raise
+        return msgspec.convert(_whole(msgspec.json.decode(text)), kind)
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _decode_one(raw: Raw, kind: type[T]) -> T:
+    """`decode_whole` that refuses text which is no Unicode in any field."""
+    if not _is_text(raw):
+        raise msgspec.ValidationError(_NO_TEXT)
+    return decode_whole(raw, kind)
+
+
+def _is_text(raw: bytes | Raw) -> bool:
+    try:
+        bytes(raw).decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _salvage(text: bytes | memoryview, kind: type[R], id_key: str) -> Decoded[R]:
     try:
-        raws = _RAWS.decode(text)
+        raws = raw_records(text)
     except (msgspec.DecodeError, RecursionError) as error:
         raise Malformed(str(error)) from None
     found: Decoded[R] = Decoded([], [], len(raws))
     for index, raw in enumerate(raws):
         try:
-            record = msgspec.json.decode(raw, type=kind)
+            record = _decode_one(raw, kind)
             if getattr(record, id_key) == MISSING:
                 raise msgspec.ValidationError(f"Object missing required field `{id_key}`")
         except msgspec.ValidationError as error:
@@ -148,19 +203,16 @@ def _salvage(text: bytes | memoryview, kind: type[R], id_key: str) -> Decoded[R]
             if saved is None:
                 continue
             record = saved
-        except (UnicodeDecodeError, RecursionError) as error:
-            raise Malformed(str(error)) from None
         found.records.append(record)
         found.index.append(index)
     return found
 
 
-def _as_id(value: Any) -> int | None:
-    return (
-        value
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << ID_BITS
-        else None
-    )
+def _as_id(raw: Raw) -> int | None:
+    try:
+        return _decode_one(raw, Id)
+    except msgspec.ValidationError:
+        return None
 
 
 def _excerpt(error: str, raw: bytes) -> str:
@@ -181,51 +233,55 @@ def _save_items(
     if items is None:
         invalid.append(Invalid(index, image_id, None, _excerpt(error, bytes(raw))))
         return None
+    rest = bytes(raw)
+    for item in items:
+        rest = rest.replace(bytes(item), b"", 1)
+    usable = image_id is not None and _is_text(rest)
     item_kind: Any = ObjectRecord if kind is ObjectsRecord else RelationshipRecord
     sound = []
     for item in items:
         try:
-            value = msgspec.json.decode(item, type=item_kind)
-            if image_id is not None:
+            value = _decode_one(item, item_kind)
+            if usable:
                 sound.append(value)
                 continue
             problem = error
         except msgspec.ValidationError as item_error:
             problem = str(item_error)
-        except (UnicodeDecodeError, RecursionError) as item_error:
-            raise Malformed(str(item_error)) from None
         item_id = None
         if kind is RelationshipsRecord:
             try:
                 given = msgspec.json.decode(item, type=_LooseItem)
                 item_id = _as_id(given.id if id_key == "id" else given.relationship_id)
-            except (msgspec.ValidationError, UnicodeDecodeError):
+            except msgspec.ValidationError:
                 item_id = None
         invalid.append(Invalid(index, image_id, item_id, _excerpt(problem, bytes(item))))
-    if image_id is None:
+    if not usable:
         if not items:
-            invalid.append(Invalid(index, None, None, _excerpt(error, bytes(raw))))
+            invalid.append(Invalid(index, image_id, None, _excerpt(error, bytes(raw))))
         return None
     return kind(**{list_key: sound, id_key: image_id})  # type: ignore[arg-type]
 
 
-def first_record(path: Path) -> dict[str, Any]:
-    """The first top-level record as plain values, for telling layouts apart."""
+def first_record(path: Path) -> dict[str, Raw]:
+    """The first top-level record with its values undecoded, for telling layouts apart."""
     span = next(exact_spans(path, list_start(path), 1))
     try:
-        record = msgspec.json.decode(span.read(), type=list[Any])[0]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError) as error:
+        record = raw_records(span.read())[0]
+    except (msgspec.DecodeError, RecursionError, IndexError) as error:
         raise DataError(
             f"{path}: record 0 cannot be read: {error}; the file is damaged or cut short, get it again"
         ) from None
-    if not isinstance(record, dict):
+    try:
+        return msgspec.json.decode(bytes(record).decode("utf-8", "replace"), type=dict[str, Raw])
+    except msgspec.ValidationError as error:
         raise DataError(
-            f"{path}: record 0 is {type(record).__name__}, an object is needed; this is no Visual Genome file"
-        )
-    return record
+            f"{path}: record 0 is no object with named values: {error}; this is no Visual Genome file"
+        ) from None
 
 
-def _layout(path: Path, list_key: str | None) -> str:
+def id_key(path: Path, list_key: str | None) -> str:
+    """The name of the image id in a file of records, from its first one. Raises `DataError` if the layout is unknown."""
     record = first_record(path)
     keys = {"image_id", "id"} & set(record)
     if (
@@ -245,7 +301,7 @@ def _layout(path: Path, list_key: str | None) -> str:
 def detect_release(root: Path) -> Release:
     """The layout of the three files in `root`, from their content. Raises `DataError` if it is unknown or they disagree."""
     found = {
-        name: _layout(root / name, key)
+        name: id_key(root / name, key)
         for name, key in (
             ("image_data.json", None),
             ("objects.json", "objects"),

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sgpipe.errors import DataError
 from sgpipe.params.canonicalize import Splits
 from sgpipe.scene_graphs.hashing import fraction
-from sgpipe.scene_graphs.records import Id
+from sgpipe.scene_graphs.records import Id, decode_whole
 
 NAMES = ("train", "val", "test")
 UNLISTED = "none"
@@ -22,8 +22,8 @@ def read_split_file(path: Path) -> dict[str, list[int]]:
             f"{path}: no such split file; set canonicalize.splits.file to one, or to null for hashed splits"
         )
     try:
-        splits = msgspec.json.decode(path.read_bytes(), type=dict[str, list[Id]])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        splits = decode_whole(path.read_bytes(), dict[str, list[Id]])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON mapping of split names to lists of image ids: {error}") from None
     unknown = sorted(set(splits) - set(NAMES))
     if unknown:

@@ -1,5 +1,6 @@
 """Caches give back what the encoders made, and refuse what other encoders made."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -139,12 +140,20 @@ TRIPLES = curated_triples(8, "maps")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of the triples; the third is damaged, the fifth is missing, the sixth is smaller than its crop."""
+    """Images of the triples; the third is damaged, the fifth is missing, the sixth has another aspect ratio.
+
+    The seventh has half the annotated size, and the eighth is annotated as smaller than its crop.
+    """
     root = tmp_path_factory.mktemp("data")
     write_images(root, TRIPLES)
     (root / "VG_100K" / "3.png").write_bytes(b"not a picture")
     (root / "VG_100K" / "5.png").unlink()
     Image.new("RGB", (20, 20)).save(root / "VG_100K" / "6.png")
+    with Image.open(root / "VG_100K" / "7.png") as image:
+        image.resize((30, 25)).save(root / "VG_100K" / "7.png")
+    records = json.loads((root / "image_data.json").read_text())
+    records[7] |= {"width": 36, "height": 30}
+    (root / "image_data.json").write_text(json.dumps(records))
     return root
 
 
@@ -158,10 +167,15 @@ def latents(schnell: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_every_triple_is_kept_or_rejected_with_its_reason(schnell, latents):
     folder, counts = latents
-    assert counts["triples"] == {"kept": 5, "rejected": 3}
-    assert counts["rejected_by_reason"] == {"crop outside image": 1, "image unreadable": 2}
+    assert counts["triples"] == {"kept": 4, "rejected": 4}
+    assert counts["rejected_by_reason"] == {
+        "aspect ratio differs": 1,
+        "crop outside image": 1,
+        "image unreadable": 2,
+    }
+    assert counts["crops"] == {"read": 4, "all": 8, "rescaled": 1}
     kept = LatentCache(folder, backbone_of(schnell)).available(TRIPLES)
-    assert kept["image_id"].to_pylist() == [1, 2, 4, 7, 8]
+    assert kept["image_id"].to_pylist() == [1, 2, 4, 7]
 
 
 def test_latents_come_back_to_float16_and_scaled(schnell, latents, data):
@@ -178,6 +192,18 @@ def test_latents_come_back_to_float16_and_scaled(schnell, latents, data):
     torch.testing.assert_close(found_std.float(), std, rtol=2**-11, atol=1e-6)
     scaled = (found_mean.float() - vae.config.shift_factor) * vae.config.scaling_factor
     assert torch.equal(cache.latents(names), scaled)
+
+
+def test_the_crop_of_a_smaller_copy_is_that_of_its_region(schnell, latents, data):
+    """The seventh image has half the annotated size: its latents are those of the halved box, resized to the same square."""
+    row = TRIPLES.to_pylist()[6]
+    region = [row[f"crop_{side}"] / 2 for side in "xywh"]
+    with Image.open(data / "VG_100K" / "7.png") as image:
+        edges = (region[0], region[1], region[0] + region[2], region[1] + region[3])
+        pixels = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box=edges))
+    mean, _ = encode(load_module(backbone_of(schnell), "vae"), [pixels])
+    found, _ = LatentCache(latents[0], backbone_of(schnell)).get([row["triple_id"]])
+    torch.testing.assert_close(found.float(), mean, rtol=2**-11, atol=1e-6)
 
 
 def test_a_draw_is_a_function_of_seed_and_triple_with_the_posteriors_moments(schnell, latents):

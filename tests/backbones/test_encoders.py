@@ -12,6 +12,7 @@ from sgpipe.backbones.images import Scaling, crop_pixels, decode, encode
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.text import EncodedTexts, TextEncoders
 from sgpipe.errors import DataError, ModelError
+from sgpipe.scene_graphs.images import AnnotatedImage
 from tests.tiny import TOKENS, backbone_of
 
 CPU = torch.device("cpu")
@@ -68,17 +69,28 @@ def test_an_encoding_that_is_not_finite_names_its_text(schnell: Path):
 
 def test_a_crop_on_whole_pixels_is_exact_and_a_larger_one_is_not_aliased():
     pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
-    assert np.array_equal(crop_pixels(pixels, (7.0, 3.0, 32.0, 32.0), 32), pixels[3:35, 7:39])
+    assert np.array_equal(
+        crop_pixels(AnnotatedImage(pixels, (60, 50)), (7.0, 3.0, 32.0, 32.0), 32), pixels[3:35, 7:39]
+    )
     stripes = np.zeros((64, 64, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
-    small = crop_pixels(stripes, (0.0, 0.0, 64.0, 64.0), 16).astype(float)
+    small = crop_pixels(AnnotatedImage(stripes, (64, 64)), (0.0, 0.0, 64.0, 64.0), 16).astype(float)
     assert np.abs(small[:, 2:-2] - 127.5).max() < 3
+
+
+def test_a_crop_of_a_resized_copy_is_the_same_region():
+    """Boxes are in annotated pixels: of a copy of twice the size the crop has twice the pixels, and none is resampled."""
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    crop = crop_pixels(AnnotatedImage(pixels, (60, 50)), (7.0, 3.0, 32.0, 32.0), 64)
+    assert np.array_equal(crop, pixels[6:70, 14:78])
+    edge = crop_pixels(AnnotatedImage(pixels, (60, 50)), (28.0, 18.0, 32.0, 32.0), 64)
+    assert np.array_equal(edge, pixels[36:, 56:])
 
 
 @pytest.mark.parametrize("box", [(30.0, 0.0, 31.0, 10.0), (-1.0, 0.0, 5.0, 5.0), (0.0, 45.0, 5.0, 9.0)])
 def test_a_crop_outside_the_image_is_refused(box):
     with pytest.raises(DataError, match="not inside the image of 60 × 50"):
-        crop_pixels(np.zeros((50, 60, 3), dtype=np.uint8), box, 32)
+        crop_pixels(AnnotatedImage(np.zeros((50, 60, 3), dtype=np.uint8), (60, 50)), box, 32)
 
 
 def test_pictures_go_through_the_vae_as_in_the_pipeline(schnell: Path):

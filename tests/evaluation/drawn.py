@@ -1,5 +1,6 @@
 """A generator that draws by the rules of the drawn world, and a repository with validation triples of it."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,6 @@ def write_triples(
     rows: list[dict[str, Any]] = []
     negatives: list[dict[str, Any]] = []
     (root / "data/VG_100K").mkdir(parents=True)
-    (root / "data/image_data.json").write_text("[]")
     wanted = [
         (split, pair, predicate)
         for split, pairs in (("val", val), ("train", train))
@@ -107,6 +107,8 @@ def write_triples(
         )
         swapped = {"subject": triple[2], "predicate": predicate, "object": triple[0]}
         negatives.append({"triple_id": f"{number}-1", "kind": "swap", **swapped})
+    sizes = [{"image_id": row["image_id"], "width": PICTURE, "height": PICTURE} for row in rows]
+    (root / "data/image_data.json").write_text(json.dumps(sizes))
     write_table(pa.Table.from_pylist(rows, schema=TRIPLES), root / "outputs/curated/triples.parquet")
     write_table(
         pa.Table.from_pylist(negatives, schema=NEGATIVES), root / "outputs/negatives/negatives.parquet"

@@ -31,6 +31,7 @@ from sgpipe.params.graph_encoder import GraphEncoder
 from sgpipe.runs.checkpoint import read_checkpoint
 from sgpipe.runs.shards import Shard, cut
 from sgpipe.scene_graphs.curate import curate
+from sgpipe.scene_graphs.images import AnnotatedImage
 from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES, phrase
 from sgworld.contrast import Tower, build_clip, save_local
 from tests.graph_encoder.relations import CLASSES, relations
@@ -85,9 +86,10 @@ def tables() -> tuple[pa.Table, pa.Table, pa.Table]:
     return found, images, curate(found, images, CURATE).triples
 
 
-def load(image_id: int) -> np.ndarray:
+def load(image_id: int) -> AnnotatedImage:
     """Random pictures."""
-    return np.random.default_rng(image_id).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(image_id).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    return AnnotatedImage(pixels, (128, 96))
 
 
 def damaged(examples: Examples) -> int:
@@ -101,7 +103,7 @@ def features(
 ) -> Features:
     made = tmp_path_factory.mktemp("features")
 
-    def read(image_id: int) -> np.ndarray:
+    def read(image_id: int) -> AnnotatedImage:
         if image_id == damaged(examples):
             raise DataError("damaged")
         return load(image_id)
@@ -174,6 +176,7 @@ def test_features_are_those_of_each_crop_alone_and_blanking_reaches_the_tower(
     assert (tower.patches, tower.width, tower.grid) == (16, 32, 4)
     unread = np.flatnonzero(~features.read)
     assert set(examples.crops["image_id"].to_numpy()[unread]) == {damaged(examples)}
+    assert features.counts == {"rescaled": 0, "image unreadable": len(unread)}
     number = int(np.flatnonzero(features.read & ~examples.crops["mirrored"].to_numpy())[30])
     image, *box = examples.crops.select("image_id", "crop_x", "crop_y", "crop_w", "crop_h").row(number)
     pixels = tower.pixels(np.stack([crop_pixels(load(image), (box[0], box[1], box[2], box[3]), tower.side)]))
@@ -355,7 +358,7 @@ def test_a_shard_without_readable_images_is_empty(
     shard = Shard("features-00000", 0, 5)
     (tmp_path / shard.name).mkdir()
     feature_maker(tower, refuse, examples.crops, 4, "it")(shard, tmp_path / shard.name, lambda _: None)
-    with pytest.raises(DataError, match="none of 5 crops"):
+    with pytest.raises(DataError, match=r"none of 5 crops could be read \(image unreadable 5\)"):
         Features([shard], tmp_path, 5, "it")
 
 

@@ -1,5 +1,7 @@
 """Reading params.yaml: what is accepted, and that every refusal names key, value and remedy."""
 
+import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -90,6 +92,94 @@ def test_broken_files(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ParamsError) as caught:
         read_section(write(tmp_path / "params.yaml", text), "compute", Compute)
     assert says in str(caught.value)
+
+
+BAD_VALUES = [
+    ("!!int abc", "'abc' is no int"),
+    ("!!int 9:99:99", "'9:99:99' is no int"),
+    ("!!int 0x", "'0x' is no int"),
+    ("!!int ''", "'' is no int"),
+    ("!!float x", "'x' is no float"),
+    ("!!bool maybe", "'maybe' is no bool"),
+    ("2024-13-45", "'2024-13-45' is no timestamp"),
+    ("2001-01-01T99:00:00", "'2001-01-01T99:00:00' is no timestamp"),
+    ('"\\ud800"', r"'\ud800' has half a surrogate pair"),
+    (".nan", "'.nan' is no finite number"),
+    ("1e999", "'1e999' is no finite number"),
+]
+
+
+@pytest.mark.parametrize(("value", "says"), BAD_VALUES)
+def test_a_value_that_its_tag_does_not_fit_is_refused_by_line(tmp_path: Path, value: str, says: str) -> None:
+    for text in (
+        f"compute:\n  threads: {value}\n",
+        f"compute:\n  {value}: 1\n",
+        f"compute:\n  - [{value}]\n",
+    ):
+        with pytest.raises(ParamsError) as caught:
+            read_section(write(tmp_path / "params.yaml", text), "compute", Compute)
+        assert f"params.yaml: line 2: not valid YAML: {says}" in str(caught.value)
+    with pytest.raises(ParamsError, match=r"line 2: not valid YAML: '9{99}… is no int") as caught:
+        read_section(
+            write(tmp_path / "params.yaml", f"compute:\n  threads: {'9' * 5000}\n"), "compute", Compute
+        )
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, "{a: " * 5000, "- " * 5000, "? " * 5000, "&x [" * 2000, '"\\U00110000"']
+)
+@pytest.mark.filterwarnings("error")
+def test_what_the_parser_itself_stumbles_over_is_one_line(text: str) -> None:
+    with pytest.raises(ParamsError, match=r"^p: .*not valid YAML: .+") as caught:
+        parse_yaml(f"compute: {text}", "p")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["curate: &a [*a]", "curate: &a {quality: *a}", "&a {curate: {quality: [*a]}}"]
+)
+def test_a_value_that_holds_itself_is_refused(text: str) -> None:
+    with pytest.raises(ParamsError, match=r"^p: line 1: not valid YAML: a value holds itself"):
+        parse_yaml(text, "p")
+    assert parse_yaml("a: &x [1, 2]\nb: *x\nc: {<<: {d: *x}}", "p") == {
+        "a": [1, 2],
+        "b": [1, 2],
+        "c": {"d": [1, 2]},
+    }
+
+
+def test_any_mutation_of_the_parameters_is_read_or_refused_in_one_line(repo_root: Path) -> None:
+    """Seeded mutations of some sections: values, tags, brackets and bytes are put in, exchanged and cut out."""
+    text = "\n".join(
+        part
+        for part in (repo_root / "params.yaml").read_text(encoding="utf-8").split("\n\n")
+        if part.startswith(("data", "canonicalize", "curate", "compute", "statistics"))
+    )
+    values = [value for value, _ in BAD_VALUES] + [
+        *"[]{}:,&*!|>%@`\"'#-?~",
+        "&a [*a]",
+        "<<: *x",
+        "!!set {a}",
+        "!!binary x",
+    ]
+    outcomes = set()
+    for seed in range(150):
+        draw = random.Random(seed)
+        at, cut = draw.randrange(len(text)), draw.choice([0, 0, 1, 5])
+        if seed % 2:
+            at, end = draw.choice([match.span() for match in re.finditer(r"(?<=: )[^\n,{}\[\]]+", text)])
+            cut = end - at
+        mutated = text[:at] + draw.choice(values) + text[at + cut :]
+        try:
+            raw = parse_yaml(mutated, "p")
+            for name in raw:
+                if name in SECTIONS:
+                    decode(name, raw[name], section_type(name), "p")
+            outcomes.add("read")
+        except ParamsError as error:
+            assert "\n" not in str(error) and str(error).encode(), mutated
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Files are whole or absent; metrics read well in a diff."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,41 @@ def test_an_error_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
         raise RuntimeError
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out.txt"]
+
+
+def killed(code: str, *arguments: object) -> None:
+    """Run Python code that ends by killing itself."""
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from sgpipe.runs.atomic import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for name in ("a[1].txt", "a1.txt"):
+        killed(code, tmp_path / name)
+    other = next(path for path in tmp_path.iterdir() if path.name.startswith(".a1.txt."))
+    with atomic_path(tmp_path / "a[1].txt") as temporary:
+        assert {path.name for path in tmp_path.iterdir()} == {other.name, temporary.name}
+        temporary.write_text("whole")
+        alive = temporary.with_name(".a[1].txt.1.tmp")
+        temporary.rename(alive)
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                code.split("temporary.write_text")[0] + "temporary.touch()",
+                tmp_path / "a[1].txt",
+            ],
+            check=True,
+        )
+        assert alive.read_text() == "whole"
+        alive.rename(temporary)
+    assert (tmp_path / "a[1].txt").read_text() == "whole"
+    assert {path.name for path in tmp_path.iterdir()} == {other.name, "a[1].txt"}
 
 
 def test_success_replaces(tmp_path: Path) -> None:

@@ -2,6 +2,11 @@
 
 import copy
 import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -247,7 +252,6 @@ def _sample_bytes(sample: Path, name: str) -> bytes:
             r"objects.json: record 2 .*the file ends inside it",
         ),
         ("objects", lambda text: text + b"[]", r"text follows the end of the list"),
-        ("objects", lambda text: text.replace(b'"milk"', b'"mi\xfflk"'), r"objects.json: record 2 .*utf-8"),
         ("objects", lambda text: text.replace(b'"milk"', b'"milk'), r"objects.json: record 2"),
         (
             "relationships",
@@ -263,7 +267,7 @@ def _sample_bytes(sample: Path, name: str) -> bytes:
         ),
         ("objects", lambda text: text.replace(b"image_id", b"id"), r"files of different releases"),
         ("objects", lambda text: b'{"1": {}}', r"a list of records is needed"),
-        ("objects", lambda text: b"[1, 2]", r"record 0 is int"),
+        ("objects", lambda text: b"[1, 2]", r"record 0 is no object .*got `int`"),
         ("image_data", lambda text: text.replace(b'"height"', b'"hight"'), r"no record is usable"),
     ],
 )
@@ -279,6 +283,151 @@ def test_damage_to_a_file_ends_in_one_line(
     assert "\n" not in str(caught.value)
     assert parts(out) == before
     assert {path.name for path in out.iterdir()} == {f"{name}.parquet" for name in SCHEMAS}
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "lost"),
+    [
+        ("objects", b'"milk"', b'"mi\xfflk"', {("objects.json", 13): 1}),
+        ("objects", b'"milk"', b'"milk", "mi\xc3"', {("objects.json", 13): 1}),
+        (
+            "objects",
+            b'"names": ["milk"]',
+            b'"names": ["milk"], "synsets": ["\xed\xa0\x80"]',
+            {("objects.json", 13): 1},
+        ),
+        ("objects", b'"names": ["milk"]', b'"names": ["milk"], "\xff": 1', {("objects.json", 13): 1}),
+        ("objects", b'"milk"', b'"milk\\ud800"', {("objects.json", 13): 1}),
+        ("objects", b'"milk"', b'"milk\\\\\\uDC00\\ud83d\\ude00"', {("objects.json", 13): 1}),
+        ("objects", b'"milk"', b'"milk\\\\ud800\\ud83d\\ude00"', {}),
+        ("objects", b'"image_id": 13', b'"image_url": "\xff", "image_id": 13', {("objects.json", 13): 4}),
+        ("image_data", b'[\n{"width": 640', b'[\n{"\xff": 1, "width": 640', {("image_data.json", 11): 1}),
+        ("relationships", b'"contains"', b'"cont\xe9ins"', {("relationships.json", 13): 1}),
+        (
+            "image_data",
+            b'"image_id": 13',
+            b'"flickr_id": "\xff", "image_id": 13',
+            {("image_data.json", 13): 1},
+        ),
+    ],
+)
+def test_text_that_is_no_unicode_costs_its_record(
+    folder: Folder, sample: Path, tmp_path: Path, name: str, old: bytes, new: bytes, lost: dict[Any, int]
+) -> None:
+    """In fields that are read and in those that are passed over: rejected as invalid and counted, all others are kept."""
+    text = _sample_bytes(sample, name)
+    assert old in text
+    metrics = canonicalize(folder(**{name: text.replace(old, new)}), tmp_path / "out", Canonicalize())
+    invalid = [row for row in rows(tmp_path / "out", "rejects") if row["reason"] == "invalid"]
+    assert Counter((row["file"], row["image_id"]) for row in invalid) == lost
+    assert all("no UTF-8, or half a surrogate pair" in row["raw"] for row in invalid)
+    check_conservation(tmp_path / "out", metrics)
+
+
+def test_whole_floats_are_integers_and_fractions_are_rejected_as_what_they_are(
+    folder: Folder, sample: Path, made: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """pandas and MATLAB write 400.0 for 400: sizes and ids alike; the tables are the same to the byte."""
+    written = {
+        name: re.sub(
+            rb'("(?:width|height|image_id|object_id|relationship_id|[xywh])": )(\d+)',
+            rb"\1\2.0",
+            _sample_bytes(sample, name),
+        )
+        for name in ("image_data", "objects", "relationships")
+    }
+    root = folder(**written)
+    for name in ("object_alias.txt", "relationship_alias.txt"):
+        shutil.copyfile(sample / name, root / name)
+    assert canonicalize(root, tmp_path / "out", Canonicalize()) == made[1]
+    for name in ("images", "objects", "relations"):
+        assert (tmp_path / "out" / f"{name}.parquet").read_bytes() == (
+            made[0] / f"{name}.parquet"
+        ).read_bytes()
+    fraction = re.sub(rb'"width": (\d+)', rb'"width": \1.5', _sample_bytes(sample, "image_data"))
+    with pytest.raises(
+        DataError, match=r"no record is usable: 5 read, 5 rejected \(invalid 5\); .*`\$.width`: .*\.5"
+    ):
+        canonicalize(folder(image_data=fraction), tmp_path / "none", Canonicalize())
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ('"w": 1e400', "invalid"),
+        ('"w": 1' + "0" * 400, "invalid"),
+        ('"w": null', "invalid"),
+        ('"w": "5"', "invalid"),
+        ('"w": -5', "box empty"),
+        ('"w": 0', "box empty"),
+        ('"w": -1e308', "box empty"),
+        ('"w": 0.001', None),
+        ('"w": 1e308', None),
+        ('"w": 123456789012345678901234567890', None),
+        ('"names": [5]', "invalid"),
+        ('"names": [true]', "invalid"),
+        ('"names": ["\\t \\n"]', "name empty"),
+        ('"object_id": 1e30', "invalid"),
+        ('"object_id": -1', "invalid"),
+        ('"object_id": 99999999999999999999', "invalid"),
+        ('"object_id": true', "invalid"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_boxes_names_and_ids_of_every_kind_are_kept_or_rejected(
+    folder: Folder, tmp_path: Path, box: str, reason: str | None
+) -> None:
+    key = box.split(":")[0]
+    fields = {'"object_id"': "1", '"x"': "10", '"y"': "20", '"w"': "30", '"h"': "40", '"names"': '["cat"]'}
+    fields[key] = box.split(":", 1)[1]
+    bad, good = (
+        "{" + ", ".join(f"{name}: {value}" for name, value in each.items()) + "}"
+        for each in (fields, {**fields, '"object_id"': "2", '"w"': "5", '"names"': '["dog"]'})
+    )
+    relation = f'{{"relationship_id": 1, "predicate": "on", "subject": {good}, "object": {good.replace("2", "3", 1)}}}'
+    root = folder(
+        image_data=[{"image_id": 1, "width": 100, "height": 100}],
+        objects=f'[{{"image_id": 1, "objects": [{good}, {bad}]}}]',
+        relationships=f'[{{"image_id": 1, "relationships": [{relation}]}}]',
+    )
+    metrics = canonicalize(root, tmp_path / "out", Canonicalize())
+    assert metrics["objects"]["by_reason"] == ({} if reason is None else {reason: 1})
+    check_conservation(tmp_path / "out", metrics)
+
+
+def test_nothing_kept_is_an_error_that_says_what_was_rejected_for_which_reasons(
+    folder: Folder, sample: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    canonicalize(sample, out, Canonicalize())
+    before = parts(out)
+    text = re.sub(rb'"predicate": "[^"]*"', b'"predicate": "zzz"', _sample_bytes(sample, "relationships"))
+    with pytest.raises(
+        DataError,
+        match=r"relationships.json: no relationship is kept: 18 read, 18 rejected \(predicate unknown 1\d, .*\); the first: "
+        r"man \| zzz \| horse; objects: .*box empty 1.*canonicalize.geometric.per_image",
+    ) as caught:
+        canonicalize(folder(relationships=text), out, Canonicalize())
+    assert "\n" not in str(caught.value)
+    assert parts(out) == before
+
+
+def test_killed_and_started_again_the_folder_is_the_same(sample: Path, tmp_path: Path) -> None:
+    """SIGKILL while the tables are written leaves temporary files; the next run's folder holds the tables alone."""
+    canonicalize(sample, tmp_path / "whole", Canonicalize())
+    code = (
+        "import os, signal, sys; from pathlib import Path; from sgpipe.params.canonicalize import Canonicalize\n"
+        "from sgpipe.scene_graphs.canonicalize import canonicalize\n"
+        "die = lambda path, done: path.stem == 'relationships' and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "canonicalize(Path(sys.argv[1]), Path(sys.argv[2]), Canonicalize(), progress=die)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, sample, tmp_path / "out"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not list((tmp_path / "out").glob("*.parquet")) and list((tmp_path / "out").iterdir())
+    canonicalize(sample, tmp_path / "out", Canonicalize())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+    }
 
 
 def test_a_missing_file_says_how_to_get_it(folder: Folder, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from sgpipe.errors import DataError
 from sgpipe.params.curate import Crop, Curate, Quality
-from sgpipe.scene_graphs.curate import curate
+from sgpipe.scene_graphs.curate import candidates, curate
 from sgpipe.scene_graphs.predicates import PREDICATES, relational_prompt
 from sgpipe.scene_graphs.tables import IMAGES, RELATIONS, TRIPLES
 
@@ -157,11 +157,10 @@ def test_each_quality_bound(bound: dict[str, Any], name: str, change: dict[str, 
         allow_short=True,
         quality=Quality(min_side=1, min_area=0, **bound) if "min" not in str(bound) else Quality(**bound),
     )
-    assert curate(pa.Table.from_pylist([good], RELATIONS), images, params).metrics["candidates"] == 1
-    found = curate(pa.Table.from_pylist([{**good, **change}], RELATIONS), images, params).metrics
-    if name == "overlap":
-        found = curate(pa.Table.from_pylist([{**good, "sx": 300.0}], RELATIONS), images, params).metrics
-    assert (found["candidates"], found["filtered"][name]) == (0, 1)
+    assert len(candidates(pa.Table.from_pylist([good], RELATIONS), images, params)[0]) == 1
+    changed = {**good, **change} if name != "overlap" else {**good, "sx": 300.0}
+    ranked, turned_away = candidates(pa.Table.from_pylist([changed], RELATIONS), images, params)
+    assert (len(ranked), turned_away[name]) == (0, 1)
 
 
 def test_crops() -> None:
@@ -183,3 +182,14 @@ def test_defaults_are_the_full_size_experiment() -> None:
         Curate(train=801)
     with pytest.raises(ValueError, match="got 'onn'"):
         Curate(predicates=("onn",))
+
+
+def test_nothing_left_is_an_error_that_says_why() -> None:
+    relations, images = world()
+    strict = msgspec.structs.replace(SMALL, allow_short=True, quality=Quality(min_side=10_000))
+    with pytest.raises(
+        DataError,
+        match=r"no triple is left of 1200 relations: 0 of the chosen predicates pass curate.quality "
+        r"\(turned away: area \d+, side \d+\)",
+    ):
+        curate(relations, images, strict)

@@ -187,7 +187,7 @@ def test_the_data_set_says_what_its_pictures_show(tmp_path: Path) -> None:
     assert set(map(symmetric.get, kept)) == set(drawn)
     assert metrics["kept"] == sum(kept.values()) and metrics["rejected"] > 0
     store = ImageStore(tmp_path / "data")
-    error = np.abs(store.load(7).astype(int) - render(scenes[7]).astype(int)).mean()
+    error = np.abs(store.load(7).pixels.astype(int) - render(scenes[7]).astype(int)).mean()
     assert error < 2.0
 
 

@@ -34,6 +34,8 @@ def prepared(root: Path, tmp_path: Path) -> Path:  # noqa: F811
     for image_id in pa.compute.unique(found["image_id"]).to_pylist():
         pixels = np.random.default_rng(image_id).integers(0, 256, (96, 128, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "data" / "VG_100K" / f"{image_id}.png")
+    sizes = images.select(["image_id", "width", "height"]).to_pylist()
+    (tmp_path / "data" / "image_data.json").write_text(json.dumps(sizes))
     (tmp_path / "data" / "VG_100K" / "25.png").write_bytes(b"cut off")
     size = Tower(width=32, layers=2, patch=16, embed=16)
     save_local(build_clip(size, seed=1), size, root / "models" / "tower")
@@ -82,6 +84,7 @@ def test_killed_and_continued_the_bytes_are_the_same(
     found = json.loads(measured)
     assert found["true_above_swap"] == found["val"]["true_above_swap"]["directional"]
     assert found["crops"]["read"] == found["crops"]["all"] - crops_of(prepared, 25)
+    assert found["rejected_by_reason"] == {"image unreadable": crops_of(prepared, 25)}
     assert found["direction_cosine"]["before"] != found["direction_cosine"]["after"]
     assert {"reconstruction.safetensors", "image_head.safetensors"} <= set(whole)
 
