@@ -16,11 +16,11 @@ NEEDED = ("relational", "wrong", "neutral")
 """Conditions under which a real picture must have been seen for the relation-word trace."""
 
 
-def shuffled(labels: Indices, pairs: Indices, split: Split, seed: int) -> Indices:
+def shuffled(labels: Indices, triples: Indices, split: Split, seed: int) -> Indices:
     """Labels permuted within the training, validation and test rows: the counts stay, what they were of is gone."""
     mixed, draw = labels.copy(), np.random.default_rng((seed, 1))
     for part in ("train", "val", "test"):
-        rows = split.rows(pairs, part)
+        rows = split.rows(triples, part)
         mixed[rows] = labels[draw.permutation(rows)]
     return mixed
 

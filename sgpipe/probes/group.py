@@ -36,7 +36,14 @@ def _pooled(results: Sequence[Result], name: str) -> Indices:
 def _interval(bench: Bench, results: Sequence[Result]) -> list[float]:
     rows = _pooled(results, "rows")
     correct = _pooled(results, "predicted") == _pooled(results, "labels")
-    return list(interval(correct, bench.generated.pairs[rows], bench.params.resamples, bench.params.seed))
+    return list(
+        interval(
+            correct,
+            bench.groups.of_triple[bench.generated.triples[rows]],
+            bench.params.resamples,
+            bench.params.seed,
+        )
+    )
 
 
 def names_alone(bench: Bench, get: Get) -> dict[str, Any]:
@@ -154,6 +161,7 @@ def write_group(bench: Bench, group: str, get: Get, folder: Path) -> dict[str, A
         "classes": list(maps.classes),
         "shape": list(maps.shape),
         "pairs": len(bench.pairs.names),
+        "folds": bench.groups.facts(),
         "cells": cells,
         "names": names,
         "best": {**chosen, "repeat": repeat},

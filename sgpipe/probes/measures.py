@@ -1,4 +1,4 @@
-"""Figures of predictions: accuracy, macro-F1, intervals by name pair, confusions, calibration."""
+"""Figures of predictions: accuracy, macro-F1, intervals by group, confusions, calibration."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,9 @@ def macro_f1(confusion: Indices) -> float:
     return float((2 * confusion.diagonal()[true > 0] / (true + predicted)[true > 0]).mean())
 
 
-def interval(correct: NDArray[np.bool_], pairs: Indices, resamples: int, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the accuracy, by bootstrap over name pairs: rows of one pair stand and fall together."""
-    _, place = np.unique(pairs, return_inverse=True)
+def interval(correct: NDArray[np.bool_], groups: Indices, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % percentile interval of the accuracy, by bootstrap over groups `[N]`: rows of one group stand and fall together."""
+    _, place = np.unique(groups, return_inverse=True)
     hits, rows = np.bincount(place, weights=correct), np.bincount(place)
     weights = np.random.default_rng(seed).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), resamples)
     low, high = np.quantile((weights @ hits) / (weights @ rows), (0.025, 0.975))

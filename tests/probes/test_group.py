@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from sgpipe.params.negatives import Negatives
 from sgpipe.params.probes import NoiseAware
 from sgpipe.probes.controls import NameSource, shuffled, word_trace
 from sgpipe.probes.data import MapSet, MapSource, Pairs
-from sgpipe.probes.fit import predict
+from sgpipe.probes.fit import fit, predict
 from sgpipe.probes.group import BEST, NOISE_AWARE, write_group
 from sgpipe.probes.noise_aware import load_noise_aware
 from sgpipe.probes.plots import plot_confusion, plot_noised, plot_probe, plot_selectivity, plot_table
@@ -128,11 +130,40 @@ def test_a_fit_is_a_function_of_its_name(tmp_path: Path) -> None:
 def test_shuffled_labels_keep_their_counts(tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
     maps, parts = bench.generated, bench.split(0)
-    mixed = shuffled(maps.labels, maps.pairs, parts, 0)
+    mixed = shuffled(maps.labels, maps.triples, parts, 0)
     assert (mixed != maps.labels).mean() > 0.4
     for part in ("train", "val", "test"):
-        rows = parts.rows(maps.pairs, part)
+        rows = parts.rows(maps.triples, part)
         assert np.array_equal(np.bincount(mixed[rows]), np.bincount(maps.labels[rows]))
+
+
+def test_no_fit_sees_an_image_or_a_pair_of_its_test_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the cells, the controls and the fits on noised maps; every image is of two triples, pairs are in both orders."""
+    table = triples()
+    images = pa.array([row // 2 for row in range(table.num_rows)])
+    table = table.set_column(table.column_names.index("image_id"), "image_id", images)
+    bench = make_bench(tmp_path, params=msgspec.structs.replace(SMALL, folds=3), table=table)
+    fitted_on: list[np.ndarray] = []
+
+    def spy(build: Any, source: Any, labels: Any, train: np.ndarray, val: np.ndarray, *others: Any) -> Any:
+        fitted_on[:] = [train, val]
+        return fit(build, source, labels, train, val, 1, *others[1:])
+
+    monkeypatch.setattr("sgpipe.probes.work.fit", spy)
+    unordered = [
+        frozenset(two) for two in zip(table["subject"].to_pylist(), table["object"].to_pylist(), strict=True)
+    ]
+    for unit in units(bench.params):
+        result = bench.run(unit)
+        timed = unit.what in ("noise_aware", "trace")
+        maps = bench.noised if timed else bench.generated
+        parts = [*fitted_on, result.indices("noised_rows" if timed else "rows")]
+        assert all(len(part) for part in parts)
+        for of in (images.to_pylist(), unordered):
+            train, val, test = ({of[row] for row in maps.triples[part].tolist()} for part in parts)
+            assert not (train & val or train & test or val & test), unit.name
 
 
 def test_the_trace_of_a_reader_and_of_a_seer(tmp_path: Path) -> None:

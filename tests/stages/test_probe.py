@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row in table.to_pylist():
         said = row["subject"], row["predicate"], row["object"]
         rows.append(
-            {**dict.fromkeys(TRIPLES.names, 1.0), **row, "split": "maps", "image_id": 1, "relationship_id": 1,
+            {**dict.fromkeys(TRIPLES.names, 1.0), **row, "split": "maps", "relationship_id": 1,
              "prompt": relational_prompt(*said), "neutral_prompt": neutral_prompt(said[0], said[2]),
              "concepts": list(concepts(*said)), "source": "annotated"}
         )  # fmt: skip
