@@ -67,9 +67,11 @@ def _directional(examples: Examples, rows: NDArray[np.int64]) -> list[SceneGraph
 
 
 def _counts(lessons: dict[str, Lessons], examples: Examples) -> dict[str, dict[str, int]]:
-    """How many relations each part has, and how many of them are used (crop read, names known)."""
+    """How many relations each part has, how many of them are used (crop read, names known), and how many share a trained image."""
     parts = examples.frame["part"].to_list()
-    return {part: {"all": parts.count(part), "used": len(lessons[part].rows)} for part in PARTS}
+    found = {part: {"all": parts.count(part), "used": len(lessons[part].rows)} for part in PARTS}
+    found["development"]["image_in_training"] = examples.shared
+    return found
 
 
 @app.command()
