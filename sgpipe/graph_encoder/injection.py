@@ -26,8 +26,8 @@ class TextContext:
         """Keyword arguments for diffusers' FLUX: no key of padding is attended to, in double and single blocks alike.
 
         The joint sequence is [text, image] in both kinds of block, and the key mask `[N, 1, 1, S + image_tokens]` reaches every
-        attention as `attention_mask`; of diffusers' backends only `native` gives a mask of two dimensions these axes itself. Rows of
-        padding go on to compute, but nothing reads them.
+        attention as `attention_mask`; of diffusers' backends `native` alone would give a mask of two dimensions these axes. Rows
+        of padding go on to compute, but nothing reads them.
         """
         if self.mask is None:
             return {}

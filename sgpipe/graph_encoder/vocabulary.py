@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sgpipe.errors import DataError
-from sgpipe.graph_encoder.graphs import IMAGE, IN_IMAGE, near_matches, suggestion
+from sgpipe.graph_encoder.graphs import near_matches, suggestion
 from sgpipe.runs.atomic import write_json
+from sgpipe.scene_graphs.names import IMAGE, IN_IMAGE
 from sgpipe.scene_graphs.predicates import phrase
 
 Unknown = Literal["error", "nearest"]

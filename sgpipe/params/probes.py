@@ -72,7 +72,7 @@ class Probes(Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=3,
-            description="folds of groups that share no unordered name pair and no image: one is the test set, the next validation, the rest training",
+            description="folds of groups that share no name pair or image: one is the test set, the next val, the rest train",
         ),
     ] = 5
     resamples: Annotated[
