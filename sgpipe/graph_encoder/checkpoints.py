@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.open_vocabulary import OpenVocabularyConfig, OpenVocabularyEncoder
-from sgpipe.graph_encoder.vocabulary import Unknown, Vocabulary
+from sgpipe.graph_encoder.vocabulary import Vocabulary
 from sgpipe.runs.atomic import atomic_path, write_json
 
 Encoder = Cgip | OpenVocabularyEncoder
@@ -49,7 +49,7 @@ WEIGHTS, SIZES, VOCABULARY, RECONSTRUCTION = (
 )
 
 
-def load_sgdiff(path: Path, vocabulary: Path, unknown: Unknown = "error") -> tuple[Cgip, Vocabulary]:
+def load_sgdiff(path: Path, vocabulary: Path) -> tuple[Cgip, Vocabulary]:
     """SGDiff's `sip_vg.pt` or `sip_coco.pt` with the vocab.json of its preprocessing; sizes are read off the tensors.
 
     Raises `ModelError` for a pickle that holds anything but tensors and plain values, for a missing, unexpected, misshapen or
@@ -57,7 +57,7 @@ def load_sgdiff(path: Path, vocabulary: Path, unknown: Unknown = "error") -> tup
     """
     state = _official_state(_read_pickle(path), path)
     config = _config_of(state, path)
-    names = Vocabulary.read(vocabulary, unknown)
+    names = Vocabulary.read(vocabulary)
     _check_rows(names, config, vocabulary, path)
     model = Cgip(config)
     load_strictly(model, state, path)
@@ -188,7 +188,7 @@ def load_module(module: nn.Module, path: Path) -> None:
     load_strictly(module, state, path)
 
 
-def load_encoder(folder: Path, unknown: Unknown = "error") -> tuple[Encoder, Vocabulary | None]:
+def load_encoder(folder: Path) -> tuple[Encoder, Vocabulary | None]:
     """An encoder that `save_encoder` wrote, in evaluation mode, with its vocabulary if it is CGIP."""
     sizes = folder / SIZES
     try:
@@ -208,7 +208,7 @@ def load_encoder(folder: Path, unknown: Unknown = "error") -> tuple[Encoder, Voc
     if isinstance(config, OpenVocabularyConfig):
         encoder = OpenVocabularyEncoder(config)
     else:
-        vocabulary = Vocabulary.read(folder / VOCABULARY, unknown)
+        vocabulary = Vocabulary.read(folder / VOCABULARY)
         _check_rows(vocabulary, config, folder / VOCABULARY, folder / WEIGHTS)
         encoder = Cgip(config)
     load_module(encoder, folder / WEIGHTS)

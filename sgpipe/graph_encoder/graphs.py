@@ -22,14 +22,9 @@ Triple = tuple[int, str, int]
 _PHRASES: Final = {phrase(name): name for name in PREDICATES}
 
 
-def near_matches(name: str, known: Collection[str]) -> list[str]:
-    """Up to three known names that are spelled much like `name`, nearest first."""
-    return difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-
-
 def suggestion(name: str, known: Collection[str]) -> str:
     """The end of an error about an unknown name: what was perhaps meant, else what is valid."""
-    near = near_matches(name, known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(repr(each) for each in near)}?"
     listed = ", ".join(sorted(known)[:30])
