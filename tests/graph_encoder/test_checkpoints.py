@@ -180,7 +180,7 @@ def test_an_unknown_name_is_an_error_with_near_names_and_what_to_do() -> None:
     ):
         VOCABULARY.nodes(["dog", "skatebord"])
     assert GraphEncoder(tower="a", pretrained="b", kind="open_vocabulary").kind == "open_vocabulary"
-    with pytest.raises(DataError, match="object 'zzz' is not in .* valid: "):
+    with pytest.raises(DataError, match=r"object 'zzz' is not in .* valid: "):
         VOCABULARY.nodes(["zzz"])
     with pytest.raises(DataError, match="object '__in_image__' is not in"):
         VOCABULARY.nodes(["__in_image__"])
