@@ -64,6 +64,11 @@ def load_sgdiff(path: Path, vocabulary: Path) -> tuple[Cgip, Vocabulary]:
     return model.eval(), names
 
 
+def first_line(error: Exception) -> str:
+    """First line of an error's message; its type where it has none."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def _read_pickle(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ModelError(f"{path}: no such file; SGDiff publishes sip_vg.pt and sip_coco.pt")
@@ -79,9 +84,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
             ) from None
         raise ModelError(f"{path}: not a PyTorch file of tensors and plain values; get it again") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{path}: not a readable PyTorch file ({str(error).partition(chr(10))[0]}); get it again"
-        ) from None
+        raise ModelError(f"{path}: not a readable PyTorch file ({first_line(error)}); get it again") from None
     state = found.get("state_dict", found) if isinstance(found, dict) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(

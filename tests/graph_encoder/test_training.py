@@ -1,6 +1,6 @@
 """From relations to a trained encoder: examples, features of a tower, a head that sees places, a kill that changes nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -286,6 +286,69 @@ def test_killed_and_continued_the_weights_are_the_same(
     assert calls == [0, 1, 2, 3, 3, 4, 5]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def other_content(path: Path) -> None:
+    torch.save({"step": 1, "learner": {}}, path)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), cut_short, other_content])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    examples: Examples,
+    features: Features,
+    params: GraphEncoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    short = msgspec.structs.replace(params, steps=4)
+    lessons = lesson(examples, features)
+    whole = learner(lessons, features, short)
+    pretrain(whole, lessons, short, tmp_path, lambda *_: None)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert len(kept) == 2
+    steps: list[int] = []
+    original = training._losses
+
+    def counted(*arguments: Any) -> Mapping[str, torch.Tensor]:
+        steps.append(arguments[3])
+        return original(*arguments)
+
+    monkeypatch.setattr(training, "_losses", counted)
+    for damaged, first in ((kept[1:], 3), (kept, 0)):
+        for name in damaged:
+            damage(tmp_path / name)
+        again = learner(lessons, features, short)
+        steps.clear()
+        pretrain(again, lessons, short, tmp_path, lambda *_: None)
+        assert steps == list(range(first, 4))
+        said = capsys.readouterr().out
+        assert said.count("cannot be read") == len(damaged) and all(name in said for name in damaged)
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named(
+    examples: Examples,
+    features: Features,
+    params: GraphEncoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("")
+
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(training.torch, "save", full)
+    lessons = lesson(examples, features)
+    with pytest.raises(StateError, match=r"step 1: .*step-00000001\.pt cannot be written \(RuntimeError\)"):
+        pretrain(learner(lessons, features, params), lessons, params, tmp_path, lambda *_: None)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_what_to_do(
