@@ -1,6 +1,7 @@
 """Pre-training of the graph encoder on features of a frozen image tower, and what it then tells apart."""
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.checkpoints import Encoder, save_encoder, save_module
 from sgpipe.graph_encoder.evaluate import measure, token_cosines
 from sgpipe.graph_encoder.examples import PARTS, Examples
-from sgpipe.graph_encoder.features import Features, feature_maker
+from sgpipe.graph_encoder.features import Features, check_shard, feature_maker
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.tower import ImageTower, tower_identity
@@ -115,7 +116,8 @@ def main(
     state_config = {**plain, "images": store.signature(), "threads": torch.get_num_threads()}
     digest = fingerprint("stages.graph_encoder", state_config, inputs, Path())
     with recording as recorded, shared_state("graph_encoder", digest, Path(), processes) as state:
-        run_shards(shards, state, processes, open_maker, "crop")
+        whole = partial(check_shard, encoder=config_hash(who))
+        run_shards(shards, state, processes, open_maker, "crop", whole)
         if not processes.is_main:
             return
         features = Features(shards, state, len(examples.crops), config_hash(who))

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sgpipe.errors import ParamsError
+from sgpipe.errors import ParamsError, StateError
 from sgpipe.params.probes import Feature, Kind, Probes
 from sgpipe.probes.controls import NAME_EPOCHS, NAME_RATE, NameProbe, NameSource, check_conditions, shuffled
 from sgpipe.probes.data import Indices, MapSet, MapSource, Pairs
@@ -83,10 +83,13 @@ class Result:
 
     @classmethod
     def load(cls, path: Path) -> "Result":
-        """Read what `save` wrote."""
-        with safe_open(path, "pt") as stream:
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-            return cls(tensors, json.loads(stream.metadata()["facts"]))
+        """Read what `save` wrote. Raises `StateError` for a damaged file."""
+        try:
+            with safe_open(path, "pt") as stream:
+                tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+                return cls(tensors, json.loads(stream.metadata()["facts"]))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise StateError(f"{path}: not a whole fit ({error})") from error
 
 
 @dataclass

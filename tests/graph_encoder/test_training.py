@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from sgpipe.backbones.cache_files import save_tensors
 from sgpipe.backbones.images import crop_pixels
 from sgpipe.errors import DataError, ModelError, StateError
 from sgpipe.graph_encoder import training
@@ -20,7 +21,7 @@ from sgpipe.graph_encoder.batches import batch_graphs
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.evaluate import LAYOUTS, measure, token_cosines
 from sgpipe.graph_encoder.examples import Examples
-from sgpipe.graph_encoder.features import Features, feature_maker
+from sgpipe.graph_encoder.features import Features, check_shard, feature_maker
 from sgpipe.graph_encoder.image_head import ImageHead
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graph_encoder.tower import ImageTower, tower_identity
@@ -188,6 +189,19 @@ def test_features_are_those_of_each_crop_alone_and_blanking_reaches_the_tower(
     assert alone.mean(-1).abs().max() < 1e-5 and (alone.var(-1, correction=0) - 1).abs().max() < 1e-3
     assert features.get("region", [number]).any()
     assert (features.get("rest", [number]) - alone).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("size", [0, 900])
+def test_a_damaged_shard_of_features_is_told_from_a_whole_one(tmp_path: Path, size: int) -> None:
+    shard = tmp_path / "features-00000"
+    shard.mkdir()
+    save_tensors({"patches": torch.zeros(4, 16, 32)}, shard / "features.safetensors", "it")
+    check_shard(shard, "it")
+    with pytest.raises(DataError, match="made by encoder it"):
+        check_shard(shard, "another")
+    (shard / "features.safetensors").write_bytes((shard / "features.safetensors").read_bytes()[:size])
+    with pytest.raises(DataError, match=r"features\.safetensors: cannot be read"):
+        check_shard(shard, "it")
 
 
 def test_a_tower_that_cannot_be_read_is_refused(params: GraphEncoder, tmp_path: Path) -> None:

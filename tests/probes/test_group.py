@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.params.negatives import Negatives
@@ -19,10 +20,12 @@ from sgpipe.probes.fit import fit, predict
 from sgpipe.probes.group import BEST, NOISE_AWARE, write_group
 from sgpipe.probes.noise_aware import load_noise_aware
 from sgpipe.probes.plots import plot_confusion, plot_noised, plot_probe, plot_selectivity, plot_table
+from sgpipe.probes.pool import kept_at, run_units
 from sgpipe.probes.store import load_probe
 from sgpipe.probes.table import TABLE, confusions, merged, read_groups
 from sgpipe.probes.work import Bench, Result, Unit, units
 from sgpipe.runs.atomic import write_json
+from sgpipe.runs.processes import Processes
 from sgpipe.scene_graphs.negatives import read_confusions
 from tests.probes.world import CLASSES, SMALL, embeddings, make_bench, triples, write_generated, write_noised
 
@@ -125,6 +128,39 @@ def test_a_fit_is_a_function_of_its_name(tmp_path: Path) -> None:
     for name, value in first.tensors.items():
         assert torch.equal(value, kept.tensors[name])
     assert len({unit.name for unit in units(SMALL)}) == len(units(SMALL))
+
+
+def test_a_damaged_fit_is_fitted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 0 bytes, cut off, or another file: all three stopped the stage at its end, each time anew."""
+    small = msgspec.structs.replace(SMALL, epochs={"mlp": 1}, features=("cross",), seeds=3, shuffled_seeds=1)
+    bench, folder = make_bench(tmp_path, params=small), tmp_path / "state"
+    wanted = [unit for unit in units(small) if unit.what in ("cell", "names")]
+    ran: list[Unit] = []
+
+    def open_bench() -> Bench:
+        def run(unit: Unit) -> Result:
+            ran.append(unit)
+            return Bench.run(bench, unit)
+
+        bench.run = run  # type: ignore[method-assign]
+        return bench
+
+    run_units(wanted, folder, Processes(0, 1, CPU), open_bench, 1)
+    before = {
+        unit: {name: value.clone() for name, value in Result.load(kept_at(unit, folder)).tensors.items()}
+        for unit in wanted
+    }
+    assert ran == wanted
+    ran.clear()
+    kept_at(wanted[0], folder).write_bytes(b"")
+    kept_at(wanted[2], folder).write_bytes(kept_at(wanted[2], folder).read_bytes()[:-9])
+    save_file({"rows": torch.zeros(1)}, kept_at(wanted[3], folder))
+    run_units(wanted, folder, Processes(0, 1, CPU), open_bench, 1)
+    assert ran == [wanted[0], wanted[2], wanted[3]]
+    for unit, tensors in before.items():
+        again = Result.load(kept_at(unit, folder)).tensors
+        assert all(torch.equal(value, again[name]) for name, value in tensors.items())
+    assert capsys.readouterr().out.count("not a whole fit") == 3
 
 
 def test_shuffled_labels_keep_their_counts(tmp_path: Path) -> None:
