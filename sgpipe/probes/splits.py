@@ -93,6 +93,11 @@ def group_folds(pairs: Pairs, groups: Groups, folds: int, seed: int) -> Indices:
     fold = np.full(len(pairs.predicates), LEFT_OUT, np.int64)
     for number, (_, rows) in enumerate(splitter.split(labels, labels, groups.of_triple[kept])):
         fold[kept[rows]] = number
+    if len(np.unique(fold[kept])) < folds:
+        raise DataError(
+            f"map triples: {len(kept)} of them share name pairs and images so much that they cannot be dealt to {folds} folds; "
+            "lower probes.folds or raise curate.maps_per_class"
+        )
     for predicate in sorted(samples):
         found = np.unique(fold[kept[labels == PREDICATE_INDEX[predicate]]])
         if len(found) < _PARTS:

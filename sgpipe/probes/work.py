@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sgpipe.errors import ParamsError, StateError
+from sgpipe.errors import DataError, ParamsError, StateError
 from sgpipe.params.probes import Feature, Kind, Probes
 from sgpipe.probes.controls import NAME_EPOCHS, NAME_RATE, NameProbe, NameSource, check_conditions, shuffled
 from sgpipe.probes.data import Indices, MapSet, MapSource, Pairs
@@ -158,6 +158,8 @@ class Bench:
         return fit(build, source, labels, train, val, epochs, highest, own, self.seed(unit), self.device)
 
     def _predicted(self, fitted: Fitted[Any], source: Any, rows: Indices) -> Tensor:
+        if not len(rows):
+            return torch.zeros(0, dtype=torch.int64)
         logits = predict(fitted.model, source, rows, self.device, fitted.clock)
         return torch.from_numpy(logits.argmax(axis=1))
 
@@ -208,6 +210,12 @@ class Bench:
             found = parts.rows(maps.triples, part)
             return found[wanted[found]]
 
+        for part in ("train", "val"):
+            if not len(rows(part)):
+                raise DataError(
+                    f"{maps.path}: no maps of {part} triples under the prompts of probes.noise_aware.conditions; see the rejects "
+                    "of cache_latents, or raise curate.maps_per_class"
+                )
         source = MapSource(maps, own.feature, timed=True)
         fitted = self._fit_probe(unit, source, maps.labels, rows("train"), rows("val"), own.epochs)
         val, test = rows("val"), parts.rows(maps.triples, "test")
@@ -215,7 +223,10 @@ class Bench:
             predict(fitted.model, source, val, self.device, fitted.clock), maps.labels[val], maps.t[val]
         )
         probe = NoiseAwareProbe(fitted.model.cpu(), times, log_t)
-        logits = predict(fitted.model.to(self.device), source, test, self.device, fitted.clock)
+        fitted.model.to(self.device)
+        logits = np.empty((0, len(maps.classes)))
+        if len(test):
+            logits = predict(fitted.model, source, test, self.device, fitted.clock)
         tensors = {
             "noised_rows": torch.from_numpy(test),
             "noised_predicted": torch.from_numpy(logits.argmax(axis=1)),

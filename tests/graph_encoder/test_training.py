@@ -12,18 +12,19 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+from torch import nn
 
 from sgpipe.backbones.cache_files import save_tensors
 from sgpipe.backbones.images import crop_pixels
 from sgpipe.errors import DataError, ModelError, StateError
 from sgpipe.graph_encoder import training
-from sgpipe.graph_encoder.batches import batch_graphs
+from sgpipe.graph_encoder.batches import Names, batch_graphs
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.evaluate import LAYOUTS, measure, token_cosines
 from sgpipe.graph_encoder.examples import Examples
 from sgpipe.graph_encoder.features import Features, check_shard, feature_maker
 from sgpipe.graph_encoder.image_head import ImageHead
-from sgpipe.graph_encoder.open_vocabulary import NameTable
+from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.tower import ImageTower, tower_identity
 from sgpipe.graph_encoder.training import Learner, Lessons, learning_rate, pretrain
 from sgpipe.graph_encoder.vocabulary import Vocabulary
@@ -382,7 +383,68 @@ def test_the_rate_rises_stays_and_falls(params: GraphEncoder) -> None:
     assert all(a > b > 0 for a, b in pairwise(rates[600:]))
 
 
-def test_measures_of_an_encoder(examples: Examples, features: Features, params: GraphEncoder) -> None:
+def test_measures_are_taken_without_dropout(
+    examples: Examples, features: Features, params: GraphEncoder, texts: NameTable
+) -> None:
+    """Of a model in train mode, as it is before its first step: the figures are those of eval mode, and again the same."""
+    lessons = lesson(examples, features, "val")
+    model = learner(lessons, features, params)
+    projection = model.encoder.graph_projection
+    model.encoder.graph_projection = nn.Sequential(projection, nn.Dropout(0.5))
+    model.encoder.graph_conv.net2.append(nn.Dropout(0.5))
+    model.head.leave.append(nn.Dropout(0.5))
+    model.reconstruction.mlp.append(nn.Dropout(0.5))
+    graphs = [examples.graphs[row] for row in lessons.rows]
+    expected = (
+        measure(model.eval(), lessons),
+        token_cosines(model.encoder.eval(), graphs, lessons.names, texts, 0),
+    )
+    for _ in range(2):
+        assert measure(model.train(), lessons) == expected[0]
+        assert token_cosines(model.encoder.train(), graphs, lessons.names, texts, 0) == expected[1]
+
+
+@pytest.mark.parametrize("kind", ["cgip", "open_vocabulary"])
+def test_what_is_undefined_is_none(
+    examples: Examples, features: Features, params: GraphEncoder, texts: NameTable, kind: str
+) -> None:
+    """Validation without directional relations, and crops that hide no patch."""
+    lessons = lesson(examples, features, "val")
+    model = learner(lessons, features, params)
+    names: Names = lessons.names
+    if kind == "open_vocabulary":
+        sizes = OpenVocabularyConfig(texts.width, params.width, params.embed, params.layers)
+        names, model = texts, Learner(OpenVocabularyEncoder(sizes), features.shape, params, CPU)
+    none: dict[str, None] = {"mean": None, "worst": None}
+    assert token_cosines(model.encoder, [], names, texts, 0) == dict.fromkeys(LAYOUTS, none)
+    others = [row for row in lessons.rows if examples.graphs[row].triples[0][1] not in DIRECTIONAL]
+    blank = BlankFeatures(features)
+    found = measure(model, Lessons(examples, blank, np.array(others[:5]), names))  # type: ignore[arg-type]
+    assert found["masked"] == {"with_graph": None, "without_graph": None}
+    assert found["true_above_swap"]["directional"] is None
+
+
+class BlankFeatures:
+    """Features whose boxes hide no patch."""
+
+    def __init__(self, features: Features) -> None:
+        self._features = features
+
+    def get(self, name: str, crops: Any) -> torch.Tensor:
+        found = self._features.get(name, crops)
+        return torch.zeros_like(found) if name == "region" else found
+
+
+@pytest.fixture(scope="module")
+def texts(examples: Examples) -> NameTable:
+    generator = torch.Generator().manual_seed(0)
+    words = [*examples.names(1), *map(phrase, PREDICATES)]
+    return NameTable({word: torch.randn(20, generator=generator) for word in words})
+
+
+def test_measures_of_an_encoder(
+    examples: Examples, features: Features, params: GraphEncoder, texts: NameTable
+) -> None:
     """What is measured for all together is what is measured one by one; identical encodings tell nothing apart."""
     lessons = lesson(examples, features, "val")
     model = learner(lessons, features, params).eval()
@@ -400,9 +462,6 @@ def test_measures_of_an_encoder(examples: Examples, features: Features, params: 
     assert found["true_above_swap"]["by_class"]["left of"] == pytest.approx(np.mean(wins))
     assert "around/near" not in found["true_above_swap"]["by_class"]
     assert found["masked"]["with_graph"] > 0
-    generator = torch.Generator().manual_seed(0)
-    words = [*examples.names(1), *map(phrase, PREDICATES)]
-    texts = NameTable({word: torch.randn(20, generator=generator) for word in words})
     cosines = token_cosines(model.encoder, graphs, lessons.names, texts, seed=0)
     assert set(cosines) == set(LAYOUTS)
     assert all(each["mean"] <= each["worst"] < 1 for each in cosines.values())

@@ -115,6 +115,40 @@ def test_the_table_over_groups_and_the_confusions(group: Group, tmp_path: Path) 
         read_groups(tmp_path, ["middle"])
 
 
+def test_undefined_figures_are_null_to_the_last_file(tmp_path: Path) -> None:
+    """No real image of the test fold could be read, and one seed has no deviation: the rest is measured all the same."""
+    one = msgspec.structs.replace(SMALL, epochs={"mlp": 2}, features=("saliency",), seeds=1)
+    whole = make_bench(tmp_path, params=one)
+    parts = whole.split(0)
+    seen = np.setdiff1d(np.arange(72), parts.rows(np.arange(72), "test"))
+    write_noised(triples().take(seen), tmp_path / "part.parquet", "picture")
+    noised = MapSet(tmp_path / "part.parquet", whole.pairs)
+    bench = Bench(whole.generated, noised, whole.pairs, embeddings(), one, CPU)
+    results = {unit: bench.run(unit) for unit in units(one)}
+    found = write_group(bench, "late", results.__getitem__, tmp_path / "late")
+    cell = found["cells"]["mlp"]["saliency"]
+    nothing = dict.fromkeys(("true", "wrong", "neutral", "wrong_towards_word"))
+    assert cell["noised"] == nothing == found["trace"]["trace"]
+    assert (cell["deviation"], cell["over"]["word"], cell["selectivity"]) == (None, None, None)
+    assert cell["over"]["names"] == cell["accuracy"] - found["names"]["accuracy"]
+    assert found["noise_aware"]["accuracy"] is None and found["noise_aware"]["neutral_over_names"] == {}
+    assert found["noise_aware"]["calibration"] == {"ece_before": None, "ece_after": None, "by_time": {}}
+    write_json(found, tmp_path / "late" / TABLE)
+    table = merged(read_groups(tmp_path, ["late"]), one.epochs, one.features)
+    row = {feature: {"late": cell} for feature in ("saliency",)}
+    plot_probe("mlp", row, table["names"], 3, tmp_path / "p.png")
+    plot_selectivity({"mlp": row}, tmp_path / "s.png")
+    plot_table({"mlp": row}, tmp_path / "t.png")
+    plot_noised({name: table[name] for name in ("trace", "noise_aware")}, tmp_path / "n.png")
+    none = triples().take(np.setdiff1d(seen, parts.rows(np.arange(72), "val")))
+    write_noised(none, tmp_path / "none.parquet", "picture")
+    poor = Bench(
+        whole.generated, MapSet(tmp_path / "none.parquet", whole.pairs), whole.pairs, embeddings(), one, CPU
+    )
+    with pytest.raises(DataError, match=r"none\.parquet: no maps of val triples.*cache_latents"):
+        poor.run(Unit("noise_aware"))
+
+
 def test_a_fit_is_a_function_of_its_name(tmp_path: Path) -> None:
     """Run again, and after others, it gives the same tensors; kept and read, too."""
     bench = make_bench(tmp_path)
@@ -210,6 +244,9 @@ def test_the_trace_of_a_reader_and_of_a_seer(tmp_path: Path) -> None:
     assert (found["true"], found["wrong"], found["wrong_towards_word"]) == (1, 0, 1)
     found = word_trace(maps, rows, maps.labels)
     assert found == {"true": 1, "wrong": 1, "neutral": 1, "wrong_towards_word": 0}
+    neutral = np.flatnonzero(maps.conditions == "neutral")
+    found = word_trace(maps, neutral, maps.labels[neutral])
+    assert found == {"true": None, "wrong": None, "neutral": 1, "wrong_towards_word": None}
 
 
 def test_names_are_those_of_the_pair(tmp_path: Path) -> None:
