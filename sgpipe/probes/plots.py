@@ -60,7 +60,7 @@ def plot_probe(kind: str, row: Row, names: Mapping[str, Mapping[str, Any]], clas
     axes.axhline(1 / classes, color="black", linestyle=":", linewidth=1, label="chance")
     axes.plot([], [], marker="_", color="black", linestyle="", label="shuffled labels")
     axes.set_ylim(0, 1)
-    axes.set_ylabel("accuracy, held-out name pairs")
+    axes.set_ylabel("accuracy, held-out names and images")
     axes.set_title(
         f"{TITLES[kind]}: relation from maps of sampled pictures, {classes} classes", fontsize=10, loc="left"
     )
@@ -120,7 +120,7 @@ def plot_noised(fits: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         axes.set_xticks(x, [f"{group}\nt = {t}" for group, t in columns])
         axes.set_ylim(0, 1)
         axes.spines[["top", "right"]].set_visible(False)
-        title = f"{titles[name]}: answers on noised real pictures of held-out name pairs"
+        title = f"{titles[name]}: answers on noised real images, held-out names and images"
         axes.set_title(title, fontsize=10, loc="left")
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside right upper", frameon=False, fontsize=8)
@@ -172,7 +172,7 @@ def plot_confusion(
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(
-        f"{group}: {TITLES[best['probe']]} on {best['feature']}, held-out name pairs of all seeds",
+        f"{group}: {TITLES[best['probe']]} on {best['feature']}, held-out names and images of all seeds",
         fontsize=9,
         loc="left",
     )

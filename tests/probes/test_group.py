@@ -19,7 +19,7 @@ from sgpipe.probes.data import MapSet, MapSource, Pairs
 from sgpipe.probes.fit import fit, predict
 from sgpipe.probes.group import BEST, NOISE_AWARE, write_group
 from sgpipe.probes.noise_aware import load_noise_aware
-from sgpipe.probes.plots import plot_confusion, plot_noised, plot_probe, plot_selectivity, plot_table
+from sgpipe.probes.plots import plot_noised, plot_probe, plot_selectivity, plot_table
 from sgpipe.probes.pool import kept_at, run_units
 from sgpipe.probes.store import load_probe
 from sgpipe.probes.table import TABLE, confusions, merged, read_groups
@@ -27,7 +27,7 @@ from sgpipe.probes.work import Bench, Result, Unit, units
 from sgpipe.runs.atomic import write_json
 from sgpipe.runs.processes import Processes
 from sgpipe.scene_graphs.negatives import read_confusions
-from tests.probes.world import CLASSES, SMALL, embeddings, make_bench, triples, write_generated, write_noised
+from tests.probes.world import SMALL, embeddings, make_bench, triples, write_generated, write_noised
 
 CPU = torch.device("cpu")
 
@@ -102,12 +102,6 @@ def test_the_table_over_groups_and_the_confusions(group: Group, tmp_path: Path) 
     write_json(taken, path)
     assert read_confusions(path) == taken
     assert Negatives(confusions=str(path)).confusions == str(path)
-    for draw in (lambda p: plot_table(found["cells"], p), lambda p: plot_selectivity(found["cells"], p)):
-        draw(tmp_path / "a.png")
-        assert (tmp_path / "a.png").stat().st_size > 5000
-    plot_noised({name: found[name] for name in ("trace", "noise_aware")}, tmp_path / "d.png")
-    plot_probe("mlp", found["cells"]["mlp"], found["names"], 3, tmp_path / "b.png")
-    plot_confusion("late", CLASSES, group.found["confusion"], group.found["best"], tmp_path / "c.png")
     (tmp_path / "late" / TABLE).write_text(json.dumps({**group.found, "classes": ["on"]}))
     with pytest.raises(DataError, match=r"classes \['on'\], those of early"):
         read_groups(tmp_path, ["early", "late"])
