@@ -85,6 +85,7 @@ def write_random_maps(path: Path, per_class: int) -> Pairs:
     triples = [
         {
             "triple_id": str(i),
+            "image_id": i,
             "subject": f"s{i % 97}",
             "predicate": PREDICATES[i % 24],
             "object": f"o{i % 89}",

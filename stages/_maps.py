@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from sgpipe.attention_maps.making import Observer, Seen, map_maker, merge_maps
+from sgpipe.attention_maps.making import Observer, Seen, check_shard, map_maker, merge_maps
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.layout import read_layout
@@ -65,7 +66,7 @@ def make_maps(
     recording = track(stage, sections, inputs, params) if processes.is_main else nullcontext(StageRun())
     digest = fingerprint(f"stages.{stage}", {**plain, "threads": torch.get_num_threads()}, inputs, Path())
     with recording as recorded, shared_state(stage, digest, Path(), processes) as state:
-        run_shards(shards, state, processes, open_maker, "picture")
+        run_shards(shards, state, processes, open_maker, "picture", partial(check_shard, groups=maps.groups))
         if processes.is_main:
             with new_folder(out) as folder:
                 about = {**facts, "backbone": config_hash(who), "concept_tokens": maps.concept_tokens}

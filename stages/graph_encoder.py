@@ -1,6 +1,7 @@
 """Pre-training of the graph encoder on features of a frozen image tower, and what it then tells apart."""
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.checkpoints import Encoder, save_encoder, save_module
 from sgpipe.graph_encoder.evaluate import measure, token_cosines
 from sgpipe.graph_encoder.examples import PARTS, Examples
-from sgpipe.graph_encoder.features import Features, feature_maker
+from sgpipe.graph_encoder.features import Features, check_shard, feature_maker
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.tower import ImageTower, tower_identity
@@ -68,9 +69,11 @@ def _directional(examples: Examples, rows: NDArray[np.int64]) -> list[SceneGraph
 
 
 def _counts(lessons: dict[str, Lessons], examples: Examples) -> dict[str, dict[str, int]]:
-    """How many relations each part has, and how many of them are used (crop read, names known)."""
+    """How many relations each part has, how many of them are used (crop read, names known), and how many share a trained image."""
     parts = examples.frame["part"].to_list()
-    return {part: {"all": parts.count(part), "used": len(lessons[part].rows)} for part in PARTS}
+    found = {part: {"all": parts.count(part), "used": len(lessons[part].rows)} for part in PARTS}
+    found["development"]["image_in_training"] = examples.shared
+    return found
 
 
 @app.command()
@@ -114,7 +117,8 @@ def main(
     state_config = {**plain, "images": store.signature(), "threads": torch.get_num_threads()}
     digest = fingerprint("stages.graph_encoder", state_config, inputs, Path())
     with recording as recorded, shared_state("graph_encoder", digest, Path(), processes) as state:
-        run_shards(shards, state, processes, open_maker, "crop")
+        whole = partial(check_shard, encoder=config_hash(who))
+        run_shards(shards, state, processes, open_maker, "crop", whole)
         if not processes.is_main:
             return
         features = Features(shards, state, len(examples.crops), config_hash(who))

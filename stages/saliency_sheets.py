@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import typer
+from numpy.typing import NDArray
 
 from sgpipe.attention_maps.localisation import (
     Floats,
@@ -23,6 +24,7 @@ from sgpipe.backbones.images import decode
 from sgpipe.backbones.layout import read_layout
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.source import locate
+from sgpipe.errors import DataError
 from sgpipe.map_files.parquet import KINDS, MapFile
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.load import read_section, to_builtins
@@ -52,8 +54,15 @@ def pictures(folder: Path, backbone: Backbone) -> dict[str, Any]:
     return shown
 
 
+def _mean(values: Floats | NDArray[np.bool_]) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
 def localisation(files: dict[str, MapFile], triples: pa.Table) -> dict[str, Any]:
-    """Mass and peaks of the maps in the boxes of subject and object under the relational prompt, by group, kind and role."""
+    """Mass and peaks of the maps in the boxes of subject and object under the relational prompt, by group, kind and role.
+
+    None where no map is under it. Raises `DataError` for a map of a triple that is not among `triples`.
+    """
     place = {name: row for row, name in enumerate(triples["triple_id"].to_pylist())}
     result: dict[str, Any] = {"mass_in_box": {}, "peak_in_box": {}, "uniform": {}}
 
@@ -62,7 +71,11 @@ def localisation(files: dict[str, MapFile], triples: pa.Table) -> dict[str, Any]
 
     for group, file in files.items():
         told = np.array(file.items["condition"].to_pylist()) == "relational"
-        rows = np.array([place[name] for name in file.items["triple_id"].to_pylist()])[told]
+        names = file.items["triple_id"].to_pylist()
+        lost = next((name for name in names if name not in place), None)
+        if lost is not None:
+            raise DataError(f"{file.path}: triple {lost} is not among the map triples; run its stage again")
+        rows = np.array([place[name] for name in names], np.int64)[told]
         for kind in KINDS:
             maps = file.read(kind)[told].astype(np.float64)
             for role, (index, prefix) in ROLES.items():
@@ -72,8 +85,8 @@ def localisation(files: dict[str, MapFile], triples: pa.Table) -> dict[str, Any]
                     ("mass_in_box", mass_in_box(maps[:, index], inside)),
                     ("peak_in_box", peak_in_box(maps[:, index], inside)),
                 ):
-                    result[name].setdefault(group, {}).setdefault(kind, {})[role] = float(share.mean())
-                result["uniform"][role] = float(uniform_mass(inside).mean())
+                    result[name].setdefault(group, {}).setdefault(kind, {})[role] = _mean(share)
+                result["uniform"][role] = _mean(uniform_mass(inside))
         result["pictures"] = len(set(rows.tolist()))
     return result
 

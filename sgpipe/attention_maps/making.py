@@ -1,6 +1,6 @@
 """Maps of a batch of pictures: along their sampling, or of real pictures that were noised."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from sgpipe.attention_maps.stream import concept_stream
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.backbones.rectified_flow import interpolate, noise
+from sgpipe.errors import DataError
 from sgpipe.map_files.parquet import map_bytes, map_table, write_maps
 from sgpipe.params.choices import Pooling
 from sgpipe.runs.shards import Make, Shard, Tick
@@ -110,6 +111,17 @@ def map_maker(
             pq.write_table(pa.concat_tables(samples), folder / f"{SAMPLES}.parquet", compression="none")
 
     return make
+
+
+def check_shard(folder: Path, groups: Iterable[str]) -> None:
+    """Raise `DataError` unless a finished shard's folder holds a whole file for each group, and whole samples if there are any."""
+    samples = folder / f"{SAMPLES}.parquet"
+    paths = [folder / f"{group}.parquet" for group in groups]
+    for path in [*paths, samples] if samples.exists() else paths:
+        try:
+            pq.read_metadata(path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: not a whole file ({error})") from error
 
 
 def merge_maps(

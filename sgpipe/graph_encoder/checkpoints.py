@@ -21,7 +21,7 @@ from sgpipe.backbones.strict import check_state
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.open_vocabulary import OpenVocabularyConfig, OpenVocabularyEncoder
-from sgpipe.graph_encoder.vocabulary import Unknown, Vocabulary
+from sgpipe.graph_encoder.vocabulary import Vocabulary
 from sgpipe.runs.atomic import atomic_path, write_json
 
 Encoder = Cgip | OpenVocabularyEncoder
@@ -50,7 +50,7 @@ WEIGHTS, SIZES, VOCABULARY, RECONSTRUCTION = (
 )
 
 
-def load_sgdiff(path: Path, vocabulary: Path, unknown: Unknown = "error") -> tuple[Cgip, Vocabulary]:
+def load_sgdiff(path: Path, vocabulary: Path) -> tuple[Cgip, Vocabulary]:
     """SGDiff's `sip_vg.pt` or `sip_coco.pt` with the vocab.json of its preprocessing; sizes are read off the tensors.
 
     Raises `ModelError` for a pickle that holds anything but tensors and plain values, for a missing, unexpected, misshapen or
@@ -58,11 +58,16 @@ def load_sgdiff(path: Path, vocabulary: Path, unknown: Unknown = "error") -> tup
     """
     state = _official_state(_read_pickle(path), path)
     config = _config_of(state, path)
-    names = Vocabulary.read(vocabulary, unknown)
+    names = Vocabulary.read(vocabulary)
     _check_rows(names, config, vocabulary, path)
     model = Cgip(config)
     load_strictly(model, state, path)
     return model.eval(), names
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message; its type where it has none."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
@@ -80,9 +85,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
             ) from None
         raise ModelError(f"{path}: not a PyTorch file of tensors and plain values; get it again") from None
     except Exception as error:  # damaged bytes end in many, struct.error among them
-        raise ModelError(
-            f"{path}: not a readable PyTorch file ({str(error).partition(chr(10))[0]}); get it again"
-        ) from None
+        raise ModelError(f"{path}: not a readable PyTorch file ({first_line(error)}); get it again") from None
     state = found.get("state_dict", found) if isinstance(found, dict) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(
@@ -179,7 +182,7 @@ def load_module(module: nn.Module, path: Path) -> None:
     load_strictly(module, state, path)
 
 
-def load_encoder(folder: Path, unknown: Unknown = "error") -> tuple[Encoder, Vocabulary | None]:
+def load_encoder(folder: Path) -> tuple[Encoder, Vocabulary | None]:
     """An encoder that `save_encoder` wrote, in evaluation mode, with its vocabulary if it is CGIP."""
     sizes = folder / SIZES
     try:
@@ -199,7 +202,7 @@ def load_encoder(folder: Path, unknown: Unknown = "error") -> tuple[Encoder, Voc
     if isinstance(config, OpenVocabularyConfig):
         encoder = OpenVocabularyEncoder(config)
     else:
-        vocabulary = Vocabulary.read(folder / VOCABULARY, unknown)
+        vocabulary = Vocabulary.read(folder / VOCABULARY)
         _check_rows(vocabulary, config, folder / VOCABULARY, folder / WEIGHTS)
         encoder = Cgip(config)
     load_module(encoder, folder / WEIGHTS)

@@ -25,8 +25,10 @@ LAYOUTS: Final = get_args(GraphTokens.__annotations__["layout"].__origin__)
 def measure(learner: Learner, lessons: Lessons) -> dict[str, Any]:
     """Retrieval, true graphs against swapped ones, and the masked loss with and without the graph, of the rows of `lessons`.
 
-    `true_above_swap` has the share over `directional` classes, over the `others` whose swap is false too (null if none), by class.
+    `true_above_swap` has the share over `directional` classes, over the `others` whose swap is false too, by class. What is of no
+    row or no hidden patch is None. Leaves the model in eval mode.
     """
+    learner.eval()
     device = next(learner.parameters()).device
     graphs = [lessons.examples.graphs[row] for row in lessons.rows]
     crop = torch.from_numpy(lessons.examples.crop[lessons.rows])
@@ -61,8 +63,8 @@ def _pooled(encoder: Encoder, graphs: Sequence[SceneGraph], names: Names, device
 
 def _seen(
     learner: Learner, lessons: Lessons, graphs: Sequence[SceneGraph], device: torch.device
-) -> tuple[Tensor, float, float]:
-    """Vectors of the images, and the masked loss over all hidden patches given the graphs and given none."""
+) -> tuple[Tensor, float | None, float | None]:
+    """Vectors of the images, and the masked loss over all hidden patches (None without any) given the graphs and given none."""
     vectors, sums, hidden = [], [0.0, 0.0], 0
     for start in range(0, len(graphs), _CHUNK):
         rows = lessons.rows[start : start + _CHUNK].tolist()
@@ -74,7 +76,8 @@ def _seen(
         for n, encoded in enumerate((own, _nothing(own))):
             predicted = learner.reconstruction(images.rest, images.region, encoded)
             sums[n] += float(masked_loss(predicted, images.patches, images.region)) * count
-    return torch.cat(vectors), sums[0] / max(1, hidden), sums[1] / max(1, hidden)
+    with_graph, without = (total / hidden if hidden else None for total in sums)
+    return torch.cat(vectors), with_graph, without
 
 
 def _nothing(encoded: GraphEncoding) -> GraphEncoding:
@@ -91,11 +94,13 @@ def _nothing(encoded: GraphEncoding) -> GraphEncoding:
 @torch.no_grad()
 def token_cosines(
     encoder: Encoder, graphs: Sequence[SceneGraph], names: Names, texts: NameTable, seed: int
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """`direction_cosine` of the tokens of g⁺ and its swap in every layout that reads the encoder, through fresh projections.
 
-    The projections are a function of the seed, so that figures before and after a training differ by the encoder alone.
+    The projections are a function of the seed, so that figures before and after a training differ by the encoder alone. Leaves the
+    encoder in eval mode.
     """
+    encoder.eval()
     device = next(encoder.parameters()).device
     swapped = [graph.reversed() for graph in graphs]
     encoded = [encoder(batch_graphs(each, names).to(device)) for each in (graphs, swapped)]

@@ -32,11 +32,13 @@ class Examples:
     """Rows of `frame`: names, `part` (one of `PARTS`), `source`, and `crop`, a number into `crops`.
 
     `crops` has `image_id, crop_*, mirrored, x0, y0, x1, y1`; the last four are the box, in 0–1 of the crop as it is seen, that the
-    masked loss hides: one end of one of the crop's relations.
+    masked loss hides: one end of one of the crop's relations. `shared` counts development relations left out because training has
+    their image.
     """
 
     frame: pl.DataFrame
     crops: pl.DataFrame
+    shared: int
 
     @classmethod
     def of(
@@ -45,7 +47,8 @@ class Examples:
         """All relations of training images that pass curate's bounds, and its validation triples.
 
         Name pairs that curate deals to validation stay out of training, in either order, and so does a share of the others, which
-        is the development part: what generalises there does so to pairs never met. Raises `DataError` if nothing is left.
+        is the development part, but for those of images that training has: what generalises there does so to pairs and images never
+        met. Raises `DataError` if nothing is left.
         """
         ranked, _ = candidates(relations, images, curate)
         ranked = ranked.filter((pl.col("image_split") == "train") & (pl.col("side") == "train"))
@@ -65,7 +68,8 @@ class Examples:
                 f"graph_encoder: {len(trained)} training relations for batches of {params.batch_size}; lower "
                 f"graph_encoder.batch_size, widen curate.quality, or give more data"
             )
-        held_out = ranked.filter(pl.col("part") == "development")
+        apart = ranked.filter(pl.col("part") == "development")
+        held_out = apart.filter(~pl.col("image_id").is_in(trained["image_id"].implode()))
         val = pl.DataFrame(triples).filter(pl.col("split") == "val").with_columns(part=pl.lit("val"))
         columns = [*_COLUMNS, "part"]
         frame = pl.concat([part.select(columns) for part in (trained, held_out, val)])
@@ -79,7 +83,7 @@ class Examples:
         where = frame.select("image_id", *_SEEN).unique(maintain_order=True).with_row_index("crop")
         frame = frame.join(where, on=["image_id", *_SEEN], how="left", maintain_order="left")
         first = frame.unique("crop", keep="first", maintain_order=True).sort("crop")
-        return cls(frame, _hidden(first, params.seed))
+        return cls(frame, _hidden(first, params.seed), len(apart) - len(held_out))
 
     def __len__(self) -> int:
         return len(self.frame)

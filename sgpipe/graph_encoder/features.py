@@ -69,6 +69,11 @@ def feature_maker(
     return make
 
 
+def check_shard(folder: Path, encoder: str) -> None:
+    """Raise `DataError` unless a finished shard's folder holds its whole file, made by the tower of hash `encoder`."""
+    open_tensors(folder / _FILE, encoder)
+
+
 class Features:
     """Features by the number of a crop, out of the finished shards in `made`; files are mapped into memory.
 

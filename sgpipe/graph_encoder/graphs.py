@@ -1,7 +1,7 @@
 """A scene graph as a value: objects by name, triples (subject, predicate, object) by index; and how people write one.
 
 `dog, left of, cat` is one triple, `;` separates several, and a name stands for one object throughout. JSON can name two objects
-alike: `{"objects": ["dog", "cat"], "triples": [[0, "left of", 1]]}`.
+alike, and has names with a comma or semicolon: `{"objects": ["dog", "cat"], "triples": [[0, "left of", 1]]}`.
 """
 
 import difflib
@@ -14,27 +14,17 @@ import msgspec
 
 from sgpipe.errors import DataError
 from sgpipe.scene_graphs.aliases import plain_name
+from sgpipe.scene_graphs.names import LONGEST, RULE, name_fault
 from sgpipe.scene_graphs.predicates import PREDICATES, phrase
-
-IMAGE: Final = "__image__"
-IN_IMAGE: Final = "__in_image__"
-"""The node that stands for the whole image, and the predicate of the edge that every object has to it (facts of SGDiff's data)."""
 
 Triple = tuple[int, str, int]
 
-_PUNCTUATION: Final = " .'&/-"
-_LONGEST: Final = 60
 _PHRASES: Final = {phrase(name): name for name in PREDICATES}
-
-
-def near_matches(name: str, known: Collection[str]) -> list[str]:
-    """Up to three known names that are spelled much like `name`, nearest first."""
-    return difflib.get_close_matches(name, known, n=3, cutoff=0.6)
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
     """The end of an error about an unknown name: what was perhaps meant, else what is valid."""
-    near = near_matches(name, known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(repr(each) for each in near)}?"
     listed = ", ".join(sorted(known)[:30])
@@ -91,24 +81,9 @@ class SceneGraph:
 
 
 def _check_name(name: str, what: str) -> None:
-    odd = sorted({c for c in name if not (c.isalnum() or c in _PUNCTUATION)})
-    if name in (IMAGE, IN_IMAGE):
-        raise DataError(f"{what} {name!r} is reserved: it is added where an encoder needs it")
-    if not name.strip():
-        why = "it is empty"
-    elif odd:
-        why = f"it has {', '.join(map(repr, odd))}"
-    elif len(name) > _LONGEST:
-        why = f"it has {len(name)} characters, at most {_LONGEST} are taken"
-    elif name != " ".join(name.split()):
-        why = "its words are not separated by single spaces"
-    elif not name[0].isalnum():
-        why = f"it starts with {name[0]!r}"
-    else:
-        return
-    raise DataError(
-        f"{what} {name[:_LONGEST]!r} is no name: {why}; valid are letters, digits, single spaces and .'&/- after the first letter"
-    )
+    fault = name_fault(name)
+    if fault is not None:
+        raise DataError(f"{what} {name[:LONGEST]!r} is no name: {fault}; {RULE}")
 
 
 def parse_graph(text: str, predicates: Collection[str] = PREDICATES) -> SceneGraph:

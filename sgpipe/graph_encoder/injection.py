@@ -25,13 +25,14 @@ class TextContext:
     def joint_attention_kwargs(self, image_tokens: int) -> dict[str, Tensor]:
         """Keyword arguments for diffusers' FLUX: no key of padding is attended to, in double and single blocks alike.
 
-        The joint sequence is [text, image] in both kinds of block, and the mask `[N, S + image_tokens]` reaches every attention
-        as `attention_mask`. Rows of padding go on to compute, but nothing reads them.
+        The joint sequence is [text, image] in both kinds of block, and the key mask `[N, 1, 1, S + image_tokens]` reaches every
+        attention as `attention_mask`; of diffusers' backends `native` alone would give a mask of two dimensions these axes. Rows
+        of padding go on to compute, but nothing reads them.
         """
         if self.mask is None:
             return {}
         image = self.mask.new_ones(len(self.mask), image_tokens)
-        return {"attention_mask": torch.cat([self.mask, image], dim=1)}
+        return {"attention_mask": torch.cat([self.mask, image], dim=1)[:, None, None]}
 
 
 def prepend(tokens: Tokens, encoder_hidden_states: Tensor, txt_ids: Tensor) -> TextContext:

@@ -35,12 +35,13 @@ def true_above_swap(image: Tensor, graph: Tensor, swapped: Tensor) -> float:
     return float((margin > 0).double().mean())
 
 
-def direction_cosine(positive: Tokens, negative: Tokens) -> dict[str, float]:
+def direction_cosine(positive: Tokens, negative: Tokens) -> dict[str, float | None]:
     """Cosine between the tokens of g⁺ and of its g⁻, `mean` and `worst` (largest) over graphs.
 
     A generator reads tokens as a set. So the tokens of g⁻ are paired with those of g⁺ in the way that makes them most alike
     (Hungarian method), and a graph's cosine is the mean over its pairs: 1 if and only if no reader could tell the two apart by
-    the directions of their tokens. Graphs without tokens are left out; of two counts the smaller is paired.
+    the directions of their tokens. Graphs without tokens are left out, and None stands where no graph has any; of two counts the
+    smaller is paired.
     """
     values = []
     for n, counts in enumerate(zip(positive.counts, negative.counts, strict=True)):
@@ -50,5 +51,5 @@ def direction_cosine(positive: Tokens, negative: Tokens) -> dict[str, float]:
         cosines = (F.normalize(one, dim=1) @ F.normalize(other, dim=1).T).detach().double().cpu().numpy()
         values.append(float(cosines[linear_sum_assignment(-cosines)].mean()))
     if not values:
-        return {}
+        return {"mean": None, "worst": None}
     return {"mean": float(np.mean(values)), "worst": float(np.max(values))}

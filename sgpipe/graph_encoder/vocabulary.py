@@ -4,18 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 import msgspec
 import torch
 from torch import Tensor
 
 from sgpipe.errors import DataError
-from sgpipe.graph_encoder.graphs import IMAGE, IN_IMAGE, near_matches, suggestion
+from sgpipe.graph_encoder.graphs import suggestion
 from sgpipe.runs.atomic import write_json
+from sgpipe.scene_graphs.names import IMAGE, IN_IMAGE
 from sgpipe.scene_graphs.predicates import phrase
-
-Unknown = Literal["error", "nearest"]
 
 GAP: Final = "NONE"
 """COCO-Stuff numbers its classes with gaps; its vocabulary fills them with this, and no object has this name."""
@@ -30,14 +29,10 @@ class _File(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names in row order; row 0 is `__image__` and `__in_image__`. Raises `DataError` if it is not so or a name stands twice.
-
-    `unknown`: what becomes of an object name that has no row: an error, or the known name that is spelled most alike.
-    """
+    """Names in row order; row 0 is `__image__` and `__in_image__`. Raises `DataError` if it is not so or a name stands twice."""
 
     objects: tuple[str, ...]
     predicates: tuple[str, ...]
-    unknown: Unknown = "error"
 
     def __post_init__(self) -> None:
         for what, names, first in (
@@ -56,12 +51,12 @@ class Vocabulary:
                 raise DataError(f"vocabulary: {what} {twice!r} has two rows; names are distinct")
 
     @classmethod
-    def of(cls, objects: Sequence[str], predicates: Sequence[str], unknown: Unknown = "error") -> Self:
+    def of(cls, objects: Sequence[str], predicates: Sequence[str]) -> Self:
         """A vocabulary of our own: the two reserved rows, then the names in the given order."""
-        return cls((IMAGE, *objects), (IN_IMAGE, *predicates), unknown)
+        return cls((IMAGE, *objects), (IN_IMAGE, *predicates))
 
     @classmethod
-    def read(cls, path: Path, unknown: Unknown = "error") -> Self:
+    def read(cls, path: Path) -> Self:
         """From a JSON file with `object_idx_to_name` and `pred_idx_to_name`. Raises `DataError` naming the file."""
         if not path.is_file():
             raise DataError(
@@ -70,7 +65,7 @@ class Vocabulary:
             )
         try:
             found = msgspec.json.decode(path.read_bytes(), type=_File)
-            return cls(tuple(found.object_idx_to_name), tuple(found.pred_idx_to_name), unknown)
+            return cls(tuple(found.object_idx_to_name), tuple(found.pred_idx_to_name))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{path}: not a JSON object with the lists object_idx_to_name and pred_idx_to_name: {error}"
@@ -94,33 +89,16 @@ class Vocabulary:
         objects = {name: row for row, name in enumerate(self.objects) if name != GAP}
         return objects, {name: row for row, name in enumerate(self.predicates)}
 
-    def known_name(self, name: str) -> str:
-        """The object name whose row stands for `name`: itself, or with `unknown: nearest` the one spelled most alike.
-
-        Raises `DataError` with near matches otherwise, and in either case where no known name is like it.
-        """
-        rows = self._rows[0]
-        if name in rows:
-            return name
-        near = near_matches(name, [known for known in rows if known != IMAGE])
-        if near and self.unknown == "nearest":
-            return near[0]
-        remedy = " or set unknown_names to nearest" if near and self.unknown == "error" else ""
-        raise DataError(
-            f"object {name!r} is not in the encoder's vocabulary of {len(rows) - 1} names; "
-            f"{suggestion(name, rows.keys() - {IMAGE})}{remedy}; the open-vocabulary encoder takes any name"
-        )
-
-    def substitutions(self, names: Sequence[str]) -> dict[str, str]:
-        """Given name to the other name that stands for it, for a caller to report."""
-        return {name: known for name in names if (known := self.known_name(name)) != name}
-
     def nodes(self, names: Sequence[str]) -> Tensor:
-        """Row of each object name, `[O]`."""
+        """Row of each object name, `[O]`. Raises `DataError` with near matches for a name without a row."""
         rows = self._rows[0]
-        return torch.tensor(
-            [rows[name] if name == IMAGE else rows[self.known_name(name)] for name in names], dtype=torch.long
-        )
+        for name in names:
+            if name not in rows:
+                raise DataError(
+                    f"object {name!r} is not in the encoder's vocabulary of {len(rows) - 1} names; "
+                    f"{suggestion(name, rows.keys() - {IMAGE})}; or set graph_encoder.kind to open_vocabulary, which takes any name"
+                )
+        return torch.tensor([rows[name] for name in names], dtype=torch.long)
 
     def edges(self, predicates: Sequence[str]) -> Tensor:
         """Row of each predicate, `[T]`; a class that is not named so is looked up by its phrase (`around/near` as `near`)."""

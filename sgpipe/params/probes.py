@@ -72,11 +72,11 @@ class Probes(Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(
             ge=3,
-            description="folds of name pairs: one is the test set, the next validation, the rest training",
+            description="folds of groups that share no name pair or image: one is the test set, the next val, the rest train",
         ),
     ] = 5
     resamples: Annotated[
-        int, Meta(ge=100, description="bootstrap resamples of name pairs for the 95 % intervals")
+        int, Meta(ge=100, description="bootstrap resamples of such groups for the 95 % intervals")
     ] = 1000
     seed: Annotated[
         int, Meta(ge=0, lt=1 << 31, description="seed of folds, weights, order and resamples")

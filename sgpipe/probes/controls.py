@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sgpipe.errors import DataError
 from sgpipe.probes.data import Indices, MapSet, Pairs
+from sgpipe.probes.measures import mean
 from sgpipe.probes.splits import Split
 
 NAME_EPOCHS, NAME_RATE = 60, 3e-3
@@ -16,11 +17,11 @@ NEEDED = ("relational", "wrong", "neutral")
 """Conditions under which a real picture must have been seen for the relation-word trace."""
 
 
-def shuffled(labels: Indices, pairs: Indices, split: Split, seed: int) -> Indices:
+def shuffled(labels: Indices, triples: Indices, split: Split, seed: int) -> Indices:
     """Labels permuted within the training, validation and test rows: the counts stay, what they were of is gone."""
     mixed, draw = labels.copy(), np.random.default_rng((seed, 1))
     for part in ("train", "val", "test"):
-        rows = split.rows(pairs, part)
+        rows = split.rows(triples, part)
         mixed[rows] = labels[draw.permutation(rows)]
     return mixed
 
@@ -63,17 +64,18 @@ def check_conditions(maps: MapSet) -> None:
         )
 
 
-def word_trace(maps: MapSet, rows: Indices, predicted: Indices) -> dict[str, float]:
+def word_trace(maps: MapSet, rows: Indices, predicted: Indices) -> dict[str, float | None]:
     """Accuracies of predictions `[N]` for rows of maps of noised real pictures.
 
     true, wrong, neutral: towards the picture's relation, under the prompt that names it, names another, or names none.
     wrong_towards_word: under the wrong prompt, towards the relation that the prompt names: high in a probe that follows the word.
+    None where there is no such row.
     """
     right = predicted == maps.labels[rows]
     condition, said = maps.conditions[rows], maps.said[rows]
     found = {
-        name: float(right[condition == of].mean())
+        name: mean(right[condition == of])
         for name, of in zip(("true", "wrong", "neutral"), NEEDED, strict=True)
     }
     named = (condition == "wrong") & (said >= 0)
-    return {**found, "wrong_towards_word": float((predicted == said)[named].mean()) if named.any() else 0.0}
+    return {**found, "wrong_towards_word": mean((predicted == said)[named])}

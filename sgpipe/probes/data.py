@@ -27,7 +27,11 @@ class Source(Protocol):
 
 
 class Pairs:
-    """Classes and (subject, object) name pairs of triples: what folds are made of."""
+    """Classes, (subject, object) name pairs and images of triples: what folds are made of.
+
+    `names`: the distinct ordered pairs; by triple, `of_row` the number of its pair, `unordered` that of its two names in either
+    order, `images` that of its image.
+    """
 
     def __init__(self, triples: pa.Table) -> None:
         names = list(zip(triples["subject"].to_pylist(), triples["object"].to_pylist(), strict=True))
@@ -36,14 +40,17 @@ class Pairs:
         self.triple_ids: list[str] = triples["triple_id"].to_pylist()
         self.predicates: list[str] = triples["predicate"].to_pylist()
         self.of_row: Indices = np.array([number[pair] for pair in names], np.int64)
-        self.of_triple = dict(zip(self.triple_ids, self.of_row.tolist(), strict=True))
+        either = {pair: i for i, pair in enumerate(sorted({tuple(sorted(pair)) for pair in self.names}))}
+        self.unordered: Indices = np.array([either[tuple(sorted(pair))] for pair in names], np.int64)
+        self.images: Indices = np.unique(triples["image_id"].to_numpy(), return_inverse=True)[1]
+        self.row_of = {name: row for row, name in enumerate(self.triple_ids)}
 
 
 class MapSet:
-    """A file of maps with the class and name pair of each row. Nothing is copied: batches are gathered from the mapped file.
+    """A file of maps with the class and triple of each row. Nothing is copied: batches are gathered from the mapped file.
 
     classes: those of the file in the order of `PREDICATES`; labels `[N]`: index among them; `said` `[N]`: that of the class which
-    the prompt names (−1: none of them); conditions and t `[N]`; pairs `[N]`: as `Pairs` numbers them.
+    the prompt names (−1: none of them); conditions and t `[N]`; triples `[N]`: rows of the table of triples.
     Raises `DataError` for a foreign class or triple and for maps that are not finite.
     """
 
@@ -59,7 +66,7 @@ class MapSet:
                 f"{path}: classes {foreign} are none of the {len(PREDICATES)}; run its stage again"
             )
         self.triple_ids: list[str] = items["triple_id"]
-        lost = next((name for name in self.triple_ids if name not in pairs.of_triple), None)
+        lost = next((name for name in self.triple_ids if name not in pairs.row_of), None)
         if lost is not None:
             raise DataError(f"{path}: triple {lost} is not among the map triples; run its stage again")
         self.classes = tuple(name for name in PREDICATES if name in set(items["predicate"]))
@@ -68,7 +75,7 @@ class MapSet:
         self.said: Indices = np.array([index.get(name, -1) for name in items["prompt_predicate"]], np.int64)
         self.conditions = np.array(items["condition"], dtype=object)
         self.t = np.array([np.nan if t is None else t for t in items["t"]], np.float32)
-        self.pairs: Indices = np.array([pairs.of_triple[name] for name in self.triple_ids], np.int64)
+        self.triples: Indices = np.array([pairs.row_of[name] for name in self.triple_ids], np.int64)
         self._views = {
             kind: [self.file.read(kind, group) for group in range(self.file.row_groups)] for kind in KINDS
         }

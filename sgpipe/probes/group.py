@@ -9,7 +9,7 @@ import numpy as np
 from sgpipe.params.probes import Feature, Kind
 from sgpipe.probes.controls import word_trace
 from sgpipe.probes.data import Indices
-from sgpipe.probes.measures import confusion_matrix, interval, macro_f1
+from sgpipe.probes.measures import confusion_matrix, difference, interval, macro_f1, mean
 from sgpipe.probes.noise_aware import NoiseAwareProbe, calibration, save_noise_aware
 from sgpipe.probes.probe import Probe
 from sgpipe.probes.store import save_weights
@@ -24,9 +24,10 @@ def _accuracies(results: Sequence[Result]) -> list[float]:
     return [float((r.indices("predicted") == r.indices("labels")).mean()) for r in results]
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean and deviation over seeds."""
-    return {"accuracy": float(np.mean(values)), "deviation": float(np.std(values, ddof=len(values) > 1))}
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and sample deviation over seeds; one seed has none."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"accuracy": float(np.mean(values)), "deviation": deviation}
 
 
 def _pooled(results: Sequence[Result], name: str) -> Indices:
@@ -36,7 +37,14 @@ def _pooled(results: Sequence[Result], name: str) -> Indices:
 def _interval(bench: Bench, results: Sequence[Result]) -> list[float]:
     rows = _pooled(results, "rows")
     correct = _pooled(results, "predicted") == _pooled(results, "labels")
-    return list(interval(correct, bench.generated.pairs[rows], bench.params.resamples, bench.params.seed))
+    return list(
+        interval(
+            correct,
+            bench.groups.of_triple[bench.generated.triples[rows]],
+            bench.params.resamples,
+            bench.params.seed,
+        )
+    )
 
 
 def names_alone(bench: Bench, get: Get) -> dict[str, Any]:
@@ -53,7 +61,8 @@ def cell(bench: Bench, get: Get, kind: Kind, feature: Feature, names: float) -> 
     """One cell: accuracy, macro-F1, interval and sizes; each control; and what is left above the strongest one.
 
     Selectivity compares like with like: accuracy on sampled pictures against shuffled labels and names alone, and on noised real
-    pictures accuracy under the true prompt against wrong prompts' accuracy towards their word. The headline is the least of these.
+    pictures accuracy under the true prompt against wrong prompts' accuracy towards their word. The headline is the least of these;
+    it is None where one of them is undefined.
     """
     results = _repeats(bench, get, kind, feature)
     mixed = [get(Unit("shuffled", i, kind, feature)) for i in range(bench.params.shuffled_seeds)]
@@ -68,10 +77,11 @@ def cell(bench: Bench, get: Get, kind: Kind, feature: Feature, names: float) -> 
         "word": trace["wrong_towards_word"],
     }
     over = {
-        "shuffled": figures["accuracy"] - controls["shuffled"],
-        "names": figures["accuracy"] - controls["names"],
-        "word": trace["true"] - controls["word"],
+        "shuffled": difference(figures["accuracy"], controls["shuffled"]),
+        "names": difference(figures["accuracy"], controls["names"]),
+        "word": difference(trace["true"], controls["word"]),
     }
+    defined = [value for value in over.values() if value is not None]
     probe = Probe(bench.config(Unit("cell", 0, kind, feature)))
     return {
         **figures,
@@ -84,7 +94,7 @@ def cell(bench: Bench, get: Get, kind: Kind, feature: Feature, names: float) -> 
         "controls": controls,
         "noised": trace,
         "over": over,
-        "selectivity": min(over.values()),
+        "selectivity": min(defined) if len(defined) == len(over) else None,
     }
 
 
@@ -107,14 +117,14 @@ def noised(bench: Bench, unit: Unit, result: Result, probe: NoiseAwareProbe, nam
         "probe": own.probe,
         "feature": own.feature,
         "conditions": list(own.conditions if unit.what == "noise_aware" else TRACE),
-        "accuracy": float((predicted == maps.labels[rows])[inside].mean()),
+        "accuracy": mean((predicted == maps.labels[rows])[inside]),
         "val_accuracy": result.facts["val_accuracy"],
         "sizes": {part: result.facts[part] for part in ("train", "val", "test")},
         "epochs": result.facts["epochs"],
         "names": names,
         "trace": word_trace(maps, rows, predicted),
         "trace_by_time": by_time,
-        "neutral_over_names": {time: trace["neutral"] - names for time, trace in by_time.items()},
+        "neutral_over_names": {time: difference(trace["neutral"], names) for time, trace in by_time.items()},
         "calibration": calibration(
             logits[inside], maps.labels[rows][inside], t[inside], temperatures[inside]
         ),
@@ -154,6 +164,7 @@ def write_group(bench: Bench, group: str, get: Get, folder: Path) -> dict[str, A
         "classes": list(maps.classes),
         "shape": list(maps.shape),
         "pairs": len(bench.pairs.names),
+        "folds": bench.groups.facts(),
         "cells": cells,
         "names": names,
         "best": {**chosen, "repeat": repeat},

@@ -113,7 +113,7 @@ def calibration(
 ) -> dict[str, Any]:
     """Expected calibration error before and after division by `temperatures` `[N]`, over all rows and for each t."""
 
-    def errors(rows: NDArray[np.bool_]) -> dict[str, float]:
+    def errors(rows: NDArray[np.bool_]) -> dict[str, float | None]:
         return {
             "ece_before": calibration_error(logits[rows], labels[rows]),
             "ece_after": calibration_error((logits / temperatures[:, None])[rows], labels[rows]),

@@ -22,6 +22,15 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
+def _drawn(value: float | None) -> float:
+    """A figure as matplotlib leaves it out where it is undefined."""
+    return float("nan") if value is None else value
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
 def _bars(axes: Axes, row: Row, value: str) -> list[tuple[float, Any]]:
     """Grouped bars of one figure of each cell; returns the place of each bar and its cell."""
     groups = list(next(iter(row.values())))
@@ -31,7 +40,7 @@ def _bars(axes: Axes, row: Row, value: str) -> list[tuple[float, Any]]:
         x = np.arange(len(row)) + (i - (len(groups) - 1) / 2) * width
         cells = [cell[group] for cell in row.values()]
         colour = COLOURS[i % len(COLOURS)]
-        axes.bar(x, [cell[value] for cell in cells], 0.92 * width, color=colour, label=group)
+        axes.bar(x, [_drawn(cell[value]) for cell in cells], 0.92 * width, color=colour, label=group)
         places += list(zip(x.tolist(), cells, strict=True))
     axes.set_xticks(np.arange(len(row)), list(row))
     axes.spines[["top", "right"]].set_visible(False)
@@ -51,7 +60,7 @@ def plot_probe(kind: str, row: Row, names: Mapping[str, Mapping[str, Any]], clas
     axes.axhline(1 / classes, color="black", linestyle=":", linewidth=1, label="chance")
     axes.plot([], [], marker="_", color="black", linestyle="", label="shuffled labels")
     axes.set_ylim(0, 1)
-    axes.set_ylabel("accuracy, held-out name pairs")
+    axes.set_ylabel("accuracy, held-out names and images")
     axes.set_title(
         f"{TITLES[kind]}: relation from maps of sampled pictures, {classes} classes", fontsize=10, loc="left"
     )
@@ -72,7 +81,7 @@ def plot_selectivity(cells: Mapping[str, Row], path: Path) -> None:
         for x, cell in _bars(axes, row, "selectivity"):
             axes.plot(x, cell["accuracy"], marker="o", markerfacecolor="none", color="black", markersize=5)
             for name, (mark, _) in marks.items():
-                axes.plot(x, cell["over"][name], marker=mark, color="black", markersize=6)
+                axes.plot(x, _drawn(cell["over"][name]), marker=mark, color="black", markersize=6)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_ylim(top=1)
         axes.set_title(TITLES[kind], fontsize=10, loc="left")
@@ -104,14 +113,14 @@ def plot_noised(fits: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         columns = [(group, t) for group, fit in groups.items() for t in fit["trace_by_time"]]
         x = np.arange(len(columns))
         for i, (answer, (label, colour)) in enumerate(answers.items()):
-            heights = [groups[group]["trace_by_time"][t][answer] for group, t in columns]
+            heights = [_drawn(groups[group]["trace_by_time"][t][answer]) for group, t in columns]
             axes.bar(x + 0.2 * (i - 1.5), heights, 0.18, color=colour, label=label)
         alone = [groups[group]["names"] for group, _ in columns]
         axes.hlines(alone, x - 0.45, x + 0.45, "black", "dashed", linewidth=1, label="names alone")
         axes.set_xticks(x, [f"{group}\nt = {t}" for group, t in columns])
         axes.set_ylim(0, 1)
         axes.spines[["top", "right"]].set_visible(False)
-        title = f"{titles[name]}: answers on noised real pictures of held-out name pairs"
+        title = f"{titles[name]}: answers on noised real images, held-out names and images"
         axes.set_title(title, fontsize=10, loc="left")
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside right upper", frameon=False, fontsize=8)
@@ -127,11 +136,16 @@ def plot_table(cells: Mapping[str, Row], path: Path) -> None:
     figure = Figure(figsize=(2 + 1.5 * len(features), 0.42 * len(lines) + 0.9), dpi=110, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(
-        [[cell["selectivity"] for cell in row] for row in shown], cmap="RdBu", vmin=-1, vmax=1, aspect="auto"
+        [[_drawn(cell["selectivity"]) for cell in row] for row in shown],
+        cmap="RdBu",
+        vmin=-1,
+        vmax=1,
+        aspect="auto",
     )
     for y, row in enumerate(shown):
         for x, cell in enumerate(row):
-            text = f"{cell['accuracy']:.3f} ± {cell['deviation']:.3f} ({cell['selectivity']:+.2f})"
+            deviation, selectivity = _shown(cell["deviation"], ".3f"), _shown(cell["selectivity"], "+.2f")
+            text = f"{cell['accuracy']:.3f} ± {deviation} ({selectivity})"
             axes.text(x, y, text, ha="center", va="center", fontsize=7.5)
     axes.set_xticks(range(len(features)), features)
     axes.set_yticks(range(len(lines)), [f"{TITLES[kind]}, {group}" for kind, group in lines])
@@ -158,7 +172,7 @@ def plot_confusion(
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(
-        f"{group}: {TITLES[best['probe']]} on {best['feature']}, held-out name pairs of all seeds",
+        f"{group}: {TITLES[best['probe']]} on {best['feature']}, held-out names and images of all seeds",
         fontsize=9,
         loc="left",
     )

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from sgpipe.errors import StateError
-from sgpipe.probes.work import Bench, Unit
+from sgpipe.probes.work import Bench, Result, Unit
 from sgpipe.runs.processes import Processes
 from sgpipe.runs.state import die_with_parent
 
@@ -21,6 +21,20 @@ _bench: Bench | None = None
 def kept_at(unit: Unit, folder: Path) -> Path:
     """Where a finished fit is kept."""
     return folder / f"{unit.name}.safetensors"
+
+
+def is_kept(unit: Unit, folder: Path) -> bool:
+    """Whether a fit is kept whole; a damaged file is removed with a warning, so that it is fitted again."""
+    path = kept_at(unit, folder)
+    if not path.is_file():
+        return False
+    try:
+        Result.load(path)
+    except StateError as error:
+        print(f"warning: {error}; it is fitted again")
+        path.unlink()
+        return False
+    return True
 
 
 def _start_worker(open_bench: Callable[[], Bench]) -> None:
@@ -38,13 +52,13 @@ def _run_in_worker(unit: Unit, folder: Path) -> None:
 def run_units(
     units: list[Unit], folder: Path, processes: Processes, open_bench: Callable[[], Bench], workers: int
 ) -> None:
-    """Run this process's fits that `folder` does not hold yet, every n-th one, then wait for the other processes.
+    """Run this process's fits that `folder` does not hold whole yet, every n-th one, then wait for the other processes.
 
     On a CPU every fit has one thread, so its bits do not depend on `workers`; a GPU takes one fit after the other. `open_bench`
     must be picklable. Raises `StateError` if a worker dies.
     """
     mine = units[processes.index :: processes.count]
-    todo = [unit for unit in mine if not kept_at(unit, folder).is_file()]
+    todo = [unit for unit in mine if not is_kept(unit, folder)]
     workers = min(workers if processes.device.type == "cpu" else 1, len(todo))
     with tqdm(
         total=len(mine),

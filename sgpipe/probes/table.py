@@ -53,7 +53,8 @@ def merged(
         for name in ("names", "noise_aware", "trace", "best")
     }
     first = next(iter(tables.values()))
-    return {"cells": cells, **by_group, "classes": len(first["classes"]), "pairs": first["pairs"]}
+    counts = {name: first[name] for name in ("pairs", "folds")}
+    return {"cells": cells, **by_group, "classes": len(first["classes"]), **counts}
 
 
 def confusions(tables: Iterable[Figures]) -> dict[str, dict[str, float]]:

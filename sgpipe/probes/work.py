@@ -7,22 +7,23 @@ at a time or on what was killed and continued.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sgpipe.errors import ParamsError
+from sgpipe.errors import DataError, ParamsError, StateError
 from sgpipe.params.probes import Feature, Kind, Probes
 from sgpipe.probes.controls import NAME_EPOCHS, NAME_RATE, NameProbe, NameSource, check_conditions, shuffled
 from sgpipe.probes.data import Indices, MapSet, MapSource, Pairs
 from sgpipe.probes.fit import Clock, Fitted, fit, predict, scale
 from sgpipe.probes.noise_aware import NoiseAwareProbe, calibrate
 from sgpipe.probes.probe import Probe, ProbeConfig
-from sgpipe.probes.splits import Split, split
+from sgpipe.probes.splits import Groups, Split, split
 from sgpipe.probes.store import write_tensors
 from sgpipe.scene_graphs.hashing import hashed
 
@@ -82,10 +83,13 @@ class Result:
 
     @classmethod
     def load(cls, path: Path) -> "Result":
-        """Read what `save` wrote."""
-        with safe_open(path, "pt") as stream:
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-            return cls(tensors, json.loads(stream.metadata()["facts"]))
+        """Read what `save` wrote. Raises `StateError` for a damaged file."""
+        try:
+            with safe_open(path, "pt") as stream:
+                tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+                return cls(tensors, json.loads(stream.metadata()["facts"]))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise StateError(f"{path}: not a whole fit ({error})") from error
 
 
 @dataclass
@@ -111,10 +115,15 @@ class Bench:
                 f"{', '.join(sorted(set(self.noised.conditions)))}; or add it to saliency_noised.conditions"
             )
 
+    @cached_property
+    def groups(self) -> Groups:
+        """Of the map triples: what stays on one side of every split."""
+        return Groups.of(self.pairs, self.params.folds)
+
     def split(self, repeat: int) -> Split:
-        """The split of fit number `repeat`, drawn once."""
+        """The split of fit number `repeat`, made once."""
         if repeat not in self._splits:
-            self._splits[repeat] = split(self.pairs, self.params.folds, self.params.seed, repeat)
+            self._splits[repeat] = split(self.pairs, self.groups, self.params.folds, self.params.seed, repeat)
         return self._splits[repeat]
 
     def seed(self, unit: Unit) -> int:
@@ -149,6 +158,8 @@ class Bench:
         return fit(build, source, labels, train, val, epochs, highest, own, self.seed(unit), self.device)
 
     def _predicted(self, fitted: Fitted[Any], source: Any, rows: Indices) -> Tensor:
+        if not len(rows):
+            return torch.zeros(0, dtype=torch.int64)
         logits = predict(fitted.model, source, rows, self.device, fitted.clock)
         return torch.from_numpy(logits.argmax(axis=1))
 
@@ -156,9 +167,9 @@ class Bench:
         maps, parts = self.generated, self.split(unit.repeat)
         labels = maps.labels
         if unit.what == "shuffled":
-            labels = shuffled(labels, maps.pairs, parts, self.seed(unit))
+            labels = shuffled(labels, maps.triples, parts, self.seed(unit))
         source = MapSource(maps, unit.feature)
-        train, val, test = (parts.rows(maps.pairs, part) for part in ("train", "val", "test"))
+        train, val, test = (parts.rows(maps.triples, part) for part in ("train", "val", "test"))
         fitted = self._fit_probe(unit, source, labels, train, val, self.params.epochs[unit.kind])
         tensors = {
             "rows": torch.from_numpy(test),
@@ -166,7 +177,7 @@ class Bench:
             "predicted": self._predicted(fitted, source, test),
         }
         if unit.what == "cell":
-            rows = parts.rows(self.noised.pairs, "test")
+            rows = parts.rows(self.noised.triples, "test")
             tensors |= {
                 "noised_rows": torch.from_numpy(rows),
                 "noised_predicted": self._predicted(fitted, MapSource(self.noised, unit.feature), rows),
@@ -176,8 +187,8 @@ class Bench:
 
     def _names(self, unit: Unit) -> Result:
         maps, parts = self.generated, self.split(unit.repeat)
-        source = NameSource(self.pairs, self.embeddings, maps.pairs)
-        train, val, test = (parts.rows(maps.pairs, part) for part in ("train", "val", "test"))
+        source = NameSource(self.pairs, self.embeddings, self.pairs.of_row[maps.triples])
+        train, val, test = (parts.rows(maps.triples, part) for part in ("train", "val", "test"))
         mean, deviation = scale(source, train)
         fitted = fit(
             lambda: NameProbe(mean, deviation, len(maps.classes)),
@@ -196,17 +207,26 @@ class Bench:
         wanted = np.isin(maps.conditions.astype(str), own.conditions if unit.what == "noise_aware" else TRACE)
 
         def rows(part: str) -> Indices:
-            found = parts.rows(maps.pairs, part)
+            found = parts.rows(maps.triples, part)
             return found[wanted[found]]
 
+        for part in ("train", "val"):
+            if not len(rows(part)):
+                raise DataError(
+                    f"{maps.path}: no maps of {part} triples under the prompts of probes.noise_aware.conditions; see the rejects "
+                    "of cache_latents, or raise curate.maps_per_class"
+                )
         source = MapSource(maps, own.feature, timed=True)
         fitted = self._fit_probe(unit, source, maps.labels, rows("train"), rows("val"), own.epochs)
-        val, test = rows("val"), parts.rows(maps.pairs, "test")
+        val, test = rows("val"), parts.rows(maps.triples, "test")
         times, log_t = calibrate(
             predict(fitted.model, source, val, self.device, fitted.clock), maps.labels[val], maps.t[val]
         )
         probe = NoiseAwareProbe(fitted.model.cpu(), times, log_t)
-        logits = predict(fitted.model.to(self.device), source, test, self.device, fitted.clock)
+        fitted.model.to(self.device)
+        logits = np.empty((0, len(maps.classes)))
+        if len(test):
+            logits = predict(fitted.model, source, test, self.device, fitted.clock)
         tensors = {
             "noised_rows": torch.from_numpy(test),
             "noised_predicted": torch.from_numpy(logits.argmax(axis=1)),

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from sgpipe.errors import StateError
+from sgpipe.errors import SgpipeError, StateError
 from sgpipe.runs.processes import Processes
 from sgpipe.runs.state import stage_state, state_folder
 
@@ -52,7 +52,7 @@ def shared_state(stage: str, digest: str, root: Path, processes: Processes) -> I
     if processes.is_main:
         with stage_state(stage, digest, root) as folder:
             for path in folder.glob(".*.tmp"):
-                shutil.rmtree(path)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             processes.wait()
             yield folder
     else:
@@ -66,14 +66,16 @@ def run_shards(
     processes: Processes,
     open_maker: Callable[[], Make],
     unit: str,
+    check: Callable[[Path], object] | None = None,
 ) -> None:
     """Make this process's shards that are not there yet, every n-th one, then wait for the other processes.
 
     `open_maker` loads what the work needs, and is called only if there is work; the maker fills a shard's folder and reports
-    items as they are done. Raises `StateError` saying how far the work had come where a file cannot be written.
+    items as they are done. A finished shard for whose folder `check` raises an `SgpipeError` is damaged and made again. Raises
+    `StateError` saying how far the work had come where a file cannot be written.
     """
     mine = shards[processes.index :: processes.count]
-    missing = [shard for shard in mine if not (folder / shard.name).is_dir()]
+    missing = [shard for shard in mine if not _is_made(folder / shard.name, check)]
     total = sum(shard.stop - shard.start for shard in mine)
     done = total - sum(shard.stop - shard.start for shard in missing)
     if missing:
@@ -89,6 +91,19 @@ def run_shards(
             for shard in missing:
                 _make_whole(shard, folder, make, bar.update)
     processes.wait()
+
+
+def _is_made(folder: Path, check: Callable[[Path], object] | None) -> bool:
+    if not folder.is_dir():
+        return False
+    try:
+        if check is not None:
+            check(folder)
+    except SgpipeError as error:
+        print(f"warning: {error}; it is made again")
+        shutil.rmtree(folder)
+        return False
+    return True
 
 
 def _make_whole(shard: Shard, folder: Path, make: Make, tick: Tick) -> None:

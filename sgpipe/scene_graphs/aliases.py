@@ -35,10 +35,13 @@ def read_aliases(path: Path) -> dict[str, str]:
 
 
 def plain_name(raw: str) -> str:
-    """An object name in lower case, single spaces, without punctuation at its ends and without a leading article."""
-    words = raw.lower().strip(_ENDS).split()
-    if len(words) > 1 and words[0] in _ARTICLES:
-        words = words[1:]
+    """An object name in lower case, single spaces, without punctuation at its ends and without a leading article.
+
+    A plain name stays what it is, so that a table's name written in a graph is found again.
+    """
+    words = " ".join(raw.lower().split()).strip(_ENDS).split()
+    while len(words) > 1 and words[0] in _ARTICLES:
+        words = " ".join(words[1:]).strip(_ENDS).split()
     return " ".join(words)
 
 

@@ -22,6 +22,7 @@ REASONS = (
     "image repeated",
     "id missing",
     "name empty",
+    "name invalid",
     "box empty",
     "box outside image",
     "self-loop",

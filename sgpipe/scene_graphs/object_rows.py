@@ -13,6 +13,7 @@ from sgpipe.scene_graphs.context import CODE, REASONS, Context, Rows, record_cod
 from sgpipe.scene_graphs.geometry import clip, geometric_relation
 from sgpipe.scene_graphs.hashing import hashed
 from sgpipe.scene_graphs.lookup import write_lookup
+from sgpipe.scene_graphs.names import faulty_names
 from sgpipe.scene_graphs.records import MISSING, ObjectRecord, ObjectsRecord, decode
 from sgpipe.scene_graphs.spans import Span
 from sgpipe.scene_graphs.tables import OBJECTS, RELATIONS
@@ -53,6 +54,7 @@ def object_rows(context: Context, span: Span, number: int, seen: frozenset[int])
             codes_by_record[owner] > 0,
             ids == MISSING,
             pc.binary_length(names).to_numpy() == 0,
+            faulty_names(names),
             (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0),
             (clipped[:, 2] <= 0) | (clipped[:, 3] <= 0),
         ],
@@ -60,6 +62,7 @@ def object_rows(context: Context, span: Span, number: int, seen: frozenset[int])
             codes_by_record[owner],
             CODE["id missing"],
             CODE["name empty"],
+            CODE["name invalid"],
             CODE["box empty"],
             CODE["box outside image"],
         ],

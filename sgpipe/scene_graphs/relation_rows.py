@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sgpipe.scene_graphs.context import CODE, REASONS, Context, Rows, record_codes, reject_table, repeated
 from sgpipe.scene_graphs.geometry import clip
 from sgpipe.scene_graphs.lookup import Lookup, combined_keys
+from sgpipe.scene_graphs.names import faulty_names
 from sgpipe.scene_graphs.object_rows import given_boxes, given_names
 from sgpipe.scene_graphs.predicate_map import PredicateMap
 from sgpipe.scene_graphs.predicates import PREDICATE_INDEX, PREDICATES
@@ -89,10 +90,14 @@ class Endpoints:
             [
                 ids == MISSING,
                 pc.binary_length(names).to_numpy() == 0,
+                faulty_names(names),
                 (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0),
                 (clipped[:, 2] <= 0) | (clipped[:, 3] <= 0),
             ],
-            [CODE["id missing"], CODE["name empty"], CODE["box empty"], CODE["box outside image"]],
+            [
+                CODE[reason]
+                for reason in ("id missing", "name empty", "name invalid", "box empty", "box outside image")
+            ],
             0,
         )
         return (

@@ -18,6 +18,7 @@ from sgpipe.graph_encoder.checkpoints import load_encoder, load_module, load_sgd
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.vocabulary import Vocabulary
+from sgpipe.params.graph_encoder import GraphEncoder
 
 CONFIG = CgipConfig(objects=4, predicates=3, width=12, embed=8, layers=2)
 VOCABULARY = Vocabulary.of(["dog", "cat", "skateboard"], ["on", "near"])
@@ -172,16 +173,19 @@ def test_a_vocabulary_names_each_row_once_but_for_gaps() -> None:
         gaps.nodes(["NONE"])
 
 
-def test_an_unknown_object_suggests_near_names_or_takes_the_nearest() -> None:
-    with pytest.raises(DataError, match=r"'skatebord' .* did you mean 'skateboard'"):
-        VOCABULARY.nodes(["skatebord"])
-    nearest = Vocabulary(VOCABULARY.objects, VOCABULARY.predicates, "nearest")
-    assert nearest.nodes(["skatebord", "dog"]).tolist() == [3, 1]
-    assert nearest.substitutions(["skatebord", "dog"]) == {"skatebord": "skateboard"}
-    with pytest.raises(DataError, match="'zzz' is not in"):
-        nearest.nodes(["zzz"])
+def test_an_unknown_name_is_an_error_with_near_names_and_what_to_do() -> None:
+    with pytest.raises(
+        DataError,
+        match=r"'skatebord' .* did you mean 'skateboard'\?; or set graph_encoder\.kind to open_vocabulary, which takes any name$",
+    ):
+        VOCABULARY.nodes(["dog", "skatebord"])
+    assert GraphEncoder(tower="a", pretrained="b", kind="open_vocabulary").kind == "open_vocabulary"
+    with pytest.raises(DataError, match=r"object 'zzz' is not in .* valid: "):
+        VOCABULARY.nodes(["zzz"])
+    with pytest.raises(DataError, match="object '__in_image__' is not in"):
+        VOCABULARY.nodes(["__in_image__"])
     with pytest.raises(DataError, match=r"predicate 'nera' .* did you mean 'near'"):
-        nearest.edges(["nera"])
+        VOCABULARY.edges(["nera"])
 
 
 def test_own_cgip_round_trip(tmp_path: Path, model: Cgip) -> None:

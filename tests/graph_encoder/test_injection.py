@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor
 
 from sgpipe.errors import DataError
@@ -102,6 +103,39 @@ def test_mixed_graphs_in_one_batch_are_each_alone(
         assert (together[n] - alone).abs().max() < 5e-6
         if tokens.counts[n] < 3:
             assert (padded[n] - alone).abs().max() > 1e-3, "without the mask padding would be read"
+
+
+BACKENDS = ("_native_math", "native")
+"""What `attention: math` and `attention: native` set."""
+
+
+@pytest.mark.parametrize("count", [2, WORDS + IMAGE + 4], ids=["pair", "as many graphs as joint tokens"])
+def test_graphs_of_one_and_three_triples_are_each_alone_under_every_backend(
+    transformer: FluxTransformer2DModel, names: NameTable, count: int
+) -> None:
+    """A mask `[N, S]` would fail under the math backend, or be taken for `[L, S]` where N is the joint sequence's length."""
+    one = SceneGraph.of("dog", "left of", "cat")
+    three = SceneGraph(("dog", "cat", "tree", "dog"), ((0, "on", 1), (2, "behind", 1), (3, "left of", 2)))
+    graphs = [three if n % 3 == 1 else one for n in range(count)]
+    generator = torch.Generator().manual_seed(7)
+    batch = {
+        "hidden_states": torch.randn(count, IMAGE, 4, generator=generator),
+        "encoder_hidden_states": torch.randn(count, WORDS, TEXT, generator=generator),
+        "pooled_projections": torch.randn(count, 6, generator=generator),
+        "timestep": torch.rand(count, generator=generator),
+    }
+    tokenizer = made(GraphTokens())
+    context = context_of(tokenizer(graphs, None, names), batch)
+    assert context.mask is not None
+    found = {}
+    for backend in BACKENDS:
+        with attention_backend(backend):
+            found[backend] = velocity(transformer, batch, context)
+            for n, graph in enumerate(graphs):
+                own = only(batch, n)
+                alone = velocity(transformer, own, context_of(tokenizer([graph], None, names), own))[0]
+                assert (found[backend][n] - alone).abs().max() < 1e-6
+    assert (found["native"] - found["_native_math"]).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

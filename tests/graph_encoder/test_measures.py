@@ -56,4 +56,4 @@ def test_direction_cosine_is_blind_to_order_and_scale() -> None:
     other[0] = vectors(4, 8, seed=3)
     found = direction_cosine(tokens, Tokens(other, (4, 4, 0), owner))
     assert found["worst"] == pytest.approx(1.0) and found["mean"] < 0.9
-    assert direction_cosine(Tokens(one, (0, 0, 0), owner), tokens) == {}
+    assert direction_cosine(Tokens(one, (0, 0, 0), owner), tokens) == {"mean": None, "worst": None}

@@ -1,6 +1,6 @@
 """From relations to a trained encoder: examples, features of a tower, a head that sees places, a kill that changes nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,17 +12,19 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+from torch import nn
 
+from sgpipe.backbones.cache_files import save_tensors
 from sgpipe.backbones.images import crop_pixels
 from sgpipe.errors import DataError, ModelError, StateError
 from sgpipe.graph_encoder import training
-from sgpipe.graph_encoder.batches import batch_graphs
+from sgpipe.graph_encoder.batches import Names, batch_graphs
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.evaluate import LAYOUTS, measure, token_cosines
 from sgpipe.graph_encoder.examples import Examples
-from sgpipe.graph_encoder.features import Features, feature_maker
+from sgpipe.graph_encoder.features import Features, check_shard, feature_maker
 from sgpipe.graph_encoder.image_head import ImageHead
-from sgpipe.graph_encoder.open_vocabulary import NameTable
+from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.tower import ImageTower, tower_identity
 from sgpipe.graph_encoder.training import Learner, Lessons, learning_rate, pretrain
 from sgpipe.graph_encoder.vocabulary import Vocabulary
@@ -30,7 +32,7 @@ from sgpipe.params.curate import Curate, Quality
 from sgpipe.params.graph_encoder import GraphEncoder
 from sgpipe.runs.checkpoint import read_checkpoint
 from sgpipe.runs.shards import Shard, cut
-from sgpipe.scene_graphs.curate import curate
+from sgpipe.scene_graphs.curate import candidates, curate
 from sgpipe.scene_graphs.images import AnnotatedImage
 from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES, phrase
 from sgworld.contrast import Tower, build_clip, save_local
@@ -124,10 +126,17 @@ def test_no_name_pair_and_no_image_is_both_learned_from_and_measured_by(
     examples: Examples, params: GraphEncoder
 ) -> None:
     parts = {part: examples.frame.filter(pl.col("part") == part) for part in ("train", "development", "val")}
-    assert all(len(part) > 10 for part in parts.values())
+    assert all(len(part) > 5 for part in parts.values())
     for held in ("development", "val"):
         assert not pairs(parts["train"]) & pairs(parts[held])
-    assert not set(parts["train"]["image_id"]) & set(parts["val"]["image_id"])
+        assert not set(parts["train"]["image_id"]) & set(parts[held]["image_id"])
+    found, images, _ = tables()
+    ranked, _ = candidates(found, images, CURATE)
+    ranked = ranked.filter((pl.col("image_split") == "train") & (pl.col("side") == "train"))
+    told = {part: set(frame["relationship_id"]) for part, frame in parts.items()}
+    lacking = ranked.filter(~pl.col("relationship_id").is_in(told["train"] | told["development"]))
+    assert len(lacking) == examples.shared > 0
+    assert set(lacking["image_id"]) <= set(parts["train"]["image_id"])
     triples = pl.DataFrame(tables()[2]).filter(pl.col("split") == "val")
     assert sorted(parts["val"]["relationship_id"]) == sorted(triples["relationship_id"])
     plain = Examples.of(*tables(), CURATE, msgspec.structs.replace(params, geometric=False, graphs=20))
@@ -185,6 +194,19 @@ def test_features_are_those_of_each_crop_alone_and_blanking_reaches_the_tower(
     assert alone.mean(-1).abs().max() < 1e-5 and (alone.var(-1, correction=0) - 1).abs().max() < 1e-3
     assert features.get("region", [number]).any()
     assert (features.get("rest", [number]) - alone).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("size", [0, 900])
+def test_a_damaged_shard_of_features_is_told_from_a_whole_one(tmp_path: Path, size: int) -> None:
+    shard = tmp_path / "features-00000"
+    shard.mkdir()
+    save_tensors({"patches": torch.zeros(4, 16, 32)}, shard / "features.safetensors", "it")
+    check_shard(shard, "it")
+    with pytest.raises(DataError, match="made by encoder it"):
+        check_shard(shard, "another")
+    (shard / "features.safetensors").write_bytes((shard / "features.safetensors").read_bytes()[:size])
+    with pytest.raises(DataError, match=r"features\.safetensors: cannot be read"):
+        check_shard(shard, "it")
 
 
 def test_a_tower_that_cannot_be_read_is_refused(params: GraphEncoder, tmp_path: Path) -> None:
@@ -301,6 +323,69 @@ def test_killed_and_continued_the_weights_are_the_same(
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def other_content(path: Path) -> None:
+    torch.save({"step": 1, "learner": {}}, path)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), cut_short, other_content])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    examples: Examples,
+    features: Features,
+    params: GraphEncoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    short = msgspec.structs.replace(params, steps=4)
+    lessons = lesson(examples, features)
+    whole = learner(lessons, features, short)
+    pretrain(whole, lessons, short, tmp_path, lambda *_: None)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert len(kept) == 2
+    steps: list[int] = []
+    original = training._losses
+
+    def counted(*arguments: Any) -> Mapping[str, torch.Tensor]:
+        steps.append(arguments[3])
+        return original(*arguments)
+
+    monkeypatch.setattr(training, "_losses", counted)
+    for damaged, first in ((kept[1:], 3), (kept, 0)):
+        for name in damaged:
+            damage(tmp_path / name)
+        again = learner(lessons, features, short)
+        steps.clear()
+        pretrain(again, lessons, short, tmp_path, lambda *_: None)
+        assert steps == list(range(first, 4))
+        said = capsys.readouterr().out
+        assert said.count("cannot be read") == len(damaged) and all(name in said for name in damaged)
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named(
+    examples: Examples,
+    features: Features,
+    params: GraphEncoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("")
+
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(training.torch, "save", full)
+    lessons = lesson(examples, features)
+    with pytest.raises(StateError, match=r"step 1: .*step-00000001\.pt cannot be written \(RuntimeError\)"):
+        pretrain(learner(lessons, features, params), lessons, params, tmp_path, lambda *_: None)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training_with_what_to_do(
     examples: Examples, features: Features, params: GraphEncoder, tmp_path: Path
 ) -> None:
@@ -318,7 +403,68 @@ def test_the_rate_rises_stays_and_falls(params: GraphEncoder) -> None:
     assert all(a > b > 0 for a, b in pairwise(rates[600:]))
 
 
-def test_measures_of_an_encoder(examples: Examples, features: Features, params: GraphEncoder) -> None:
+def test_measures_are_taken_without_dropout(
+    examples: Examples, features: Features, params: GraphEncoder, texts: NameTable
+) -> None:
+    """Of a model in train mode, as it is before its first step: the figures are those of eval mode, and again the same."""
+    lessons = lesson(examples, features, "val")
+    model = learner(lessons, features, params)
+    projection = model.encoder.graph_projection
+    model.encoder.graph_projection = nn.Sequential(projection, nn.Dropout(0.5))
+    model.encoder.graph_conv.net2.append(nn.Dropout(0.5))
+    model.head.leave.append(nn.Dropout(0.5))
+    model.reconstruction.mlp.append(nn.Dropout(0.5))
+    graphs = [examples.graphs[row] for row in lessons.rows]
+    expected = (
+        measure(model.eval(), lessons),
+        token_cosines(model.encoder.eval(), graphs, lessons.names, texts, 0),
+    )
+    for _ in range(2):
+        assert measure(model.train(), lessons) == expected[0]
+        assert token_cosines(model.encoder.train(), graphs, lessons.names, texts, 0) == expected[1]
+
+
+@pytest.mark.parametrize("kind", ["cgip", "open_vocabulary"])
+def test_what_is_undefined_is_none(
+    examples: Examples, features: Features, params: GraphEncoder, texts: NameTable, kind: str
+) -> None:
+    """Validation without directional relations, and crops that hide no patch."""
+    lessons = lesson(examples, features, "val")
+    model = learner(lessons, features, params)
+    names: Names = lessons.names
+    if kind == "open_vocabulary":
+        sizes = OpenVocabularyConfig(texts.width, params.width, params.embed, params.layers)
+        names, model = texts, Learner(OpenVocabularyEncoder(sizes), features.shape, params, CPU)
+    none: dict[str, None] = {"mean": None, "worst": None}
+    assert token_cosines(model.encoder, [], names, texts, 0) == dict.fromkeys(LAYOUTS, none)
+    others = [row for row in lessons.rows if examples.graphs[row].triples[0][1] not in DIRECTIONAL]
+    blank = BlankFeatures(features)
+    found = measure(model, Lessons(examples, blank, np.array(others[:5]), names))  # type: ignore[arg-type]
+    assert found["masked"] == {"with_graph": None, "without_graph": None}
+    assert found["true_above_swap"]["directional"] is None
+
+
+class BlankFeatures:
+    """Features whose boxes hide no patch."""
+
+    def __init__(self, features: Features) -> None:
+        self._features = features
+
+    def get(self, name: str, crops: Any) -> torch.Tensor:
+        found = self._features.get(name, crops)
+        return torch.zeros_like(found) if name == "region" else found
+
+
+@pytest.fixture(scope="module")
+def texts(examples: Examples) -> NameTable:
+    generator = torch.Generator().manual_seed(0)
+    words = [*examples.names(1), *map(phrase, PREDICATES)]
+    return NameTable({word: torch.randn(20, generator=generator) for word in words})
+
+
+def test_measures_of_an_encoder(
+    examples: Examples, features: Features, params: GraphEncoder, texts: NameTable
+) -> None:
     """What is measured for all together is what is measured one by one; identical encodings tell nothing apart."""
     lessons = lesson(examples, features, "val")
     model = learner(lessons, features, params).eval()
@@ -336,9 +482,6 @@ def test_measures_of_an_encoder(examples: Examples, features: Features, params: 
     assert found["true_above_swap"]["by_class"]["left of"] == pytest.approx(np.mean(wins))
     assert "around/near" not in found["true_above_swap"]["by_class"]
     assert found["masked"]["with_graph"] > 0
-    generator = torch.Generator().manual_seed(0)
-    words = [*examples.names(1), *map(phrase, PREDICATES)]
-    texts = NameTable({word: torch.randn(20, generator=generator) for word in words})
     cosines = token_cosines(model.encoder, graphs, lessons.names, texts, seed=0)
     assert set(cosines) == set(LAYOUTS)
     assert all(each["mean"] <= each["worst"] < 1 for each in cosines.values())

@@ -43,6 +43,18 @@ def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before() -> None:
     assert first.val_accuracy > 0.8 and not first.model.training
 
 
+def test_predictions_are_made_without_dropout() -> None:
+    """Of a model in train mode too; and the validation accuracy that chose the best epoch is that of the kept weights."""
+    found = fitted(labels=np.random.default_rng(0).integers(0, 3, 90))
+    first = predict(found.model.train(), Rows(inputs()), VAL, CPU)
+    again = predict(found.model.train(), Rows(inputs()), VAL, CPU)
+    assert np.array_equal(first, again)
+    with torch.no_grad():
+        assert np.array_equal(first, found.model.eval()(inputs()[VAL]).double().numpy())
+    with torch.no_grad():
+        assert not np.array_equal(first, found.model.train()(inputs()[VAL]).double().numpy())
+
+
 def test_fitting_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.randn(3)

@@ -4,25 +4,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.params.negatives import Negatives
 from sgpipe.params.probes import NoiseAware
 from sgpipe.probes.controls import NameSource, shuffled, word_trace
 from sgpipe.probes.data import MapSet, MapSource, Pairs
-from sgpipe.probes.fit import predict
+from sgpipe.probes.fit import fit, predict
 from sgpipe.probes.group import BEST, NOISE_AWARE, write_group
 from sgpipe.probes.noise_aware import load_noise_aware
-from sgpipe.probes.plots import plot_confusion, plot_noised, plot_probe, plot_selectivity, plot_table
+from sgpipe.probes.plots import plot_noised, plot_probe, plot_selectivity, plot_table
+from sgpipe.probes.pool import kept_at, run_units
 from sgpipe.probes.store import load_probe
 from sgpipe.probes.table import TABLE, confusions, merged, read_groups
 from sgpipe.probes.work import Bench, Result, Unit, units
 from sgpipe.runs.atomic import write_json
+from sgpipe.runs.processes import Processes
 from sgpipe.scene_graphs.negatives import read_confusions
-from tests.probes.world import CLASSES, SMALL, embeddings, make_bench, triples, write_generated, write_noised
+from tests.probes.world import SMALL, embeddings, make_bench, triples, write_generated, write_noised
 
 CPU = torch.device("cpu")
 
@@ -97,17 +102,45 @@ def test_the_table_over_groups_and_the_confusions(group: Group, tmp_path: Path) 
     write_json(taken, path)
     assert read_confusions(path) == taken
     assert Negatives(confusions=str(path)).confusions == str(path)
-    for draw in (lambda p: plot_table(found["cells"], p), lambda p: plot_selectivity(found["cells"], p)):
-        draw(tmp_path / "a.png")
-        assert (tmp_path / "a.png").stat().st_size > 5000
-    plot_noised({name: found[name] for name in ("trace", "noise_aware")}, tmp_path / "d.png")
-    plot_probe("mlp", found["cells"]["mlp"], found["names"], 3, tmp_path / "b.png")
-    plot_confusion("late", CLASSES, group.found["confusion"], group.found["best"], tmp_path / "c.png")
     (tmp_path / "late" / TABLE).write_text(json.dumps({**group.found, "classes": ["on"]}))
     with pytest.raises(DataError, match=r"classes \['on'\], those of early"):
         read_groups(tmp_path, ["early", "late"])
     with pytest.raises(DataError, match=r"probe@middle"):
         read_groups(tmp_path, ["middle"])
+
+
+def test_undefined_figures_are_null_to_the_last_file(tmp_path: Path) -> None:
+    """No real image of the test fold could be read, and one seed has no deviation: the rest is measured all the same."""
+    one = msgspec.structs.replace(SMALL, epochs={"mlp": 2}, features=("saliency",), seeds=1)
+    whole = make_bench(tmp_path, params=one)
+    parts = whole.split(0)
+    seen = np.setdiff1d(np.arange(72), parts.rows(np.arange(72), "test"))
+    write_noised(triples().take(seen), tmp_path / "part.parquet", "picture")
+    noised = MapSet(tmp_path / "part.parquet", whole.pairs)
+    bench = Bench(whole.generated, noised, whole.pairs, embeddings(), one, CPU)
+    results = {unit: bench.run(unit) for unit in units(one)}
+    found = write_group(bench, "late", results.__getitem__, tmp_path / "late")
+    cell = found["cells"]["mlp"]["saliency"]
+    nothing = dict.fromkeys(("true", "wrong", "neutral", "wrong_towards_word"))
+    assert cell["noised"] == nothing == found["trace"]["trace"]
+    assert (cell["deviation"], cell["over"]["word"], cell["selectivity"]) == (None, None, None)
+    assert cell["over"]["names"] == cell["accuracy"] - found["names"]["accuracy"]
+    assert found["noise_aware"]["accuracy"] is None and found["noise_aware"]["neutral_over_names"] == {}
+    assert found["noise_aware"]["calibration"] == {"ece_before": None, "ece_after": None, "by_time": {}}
+    write_json(found, tmp_path / "late" / TABLE)
+    table = merged(read_groups(tmp_path, ["late"]), one.epochs, one.features)
+    row = {feature: {"late": cell} for feature in ("saliency",)}
+    plot_probe("mlp", row, table["names"], 3, tmp_path / "p.png")
+    plot_selectivity({"mlp": row}, tmp_path / "s.png")
+    plot_table({"mlp": row}, tmp_path / "t.png")
+    plot_noised({name: table[name] for name in ("trace", "noise_aware")}, tmp_path / "n.png")
+    none = triples().take(np.setdiff1d(seen, parts.rows(np.arange(72), "val")))
+    write_noised(none, tmp_path / "none.parquet", "picture")
+    poor = Bench(
+        whole.generated, MapSet(tmp_path / "none.parquet", whole.pairs), whole.pairs, embeddings(), one, CPU
+    )
+    with pytest.raises(DataError, match=r"none\.parquet: no maps of val triples.*cache_latents"):
+        poor.run(Unit("noise_aware"))
 
 
 def test_a_fit_is_a_function_of_its_name(tmp_path: Path) -> None:
@@ -125,14 +158,76 @@ def test_a_fit_is_a_function_of_its_name(tmp_path: Path) -> None:
     assert len({unit.name for unit in units(SMALL)}) == len(units(SMALL))
 
 
+def test_a_damaged_fit_is_fitted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 0 bytes, cut off, or another file: all three stopped the stage at its end, each time anew."""
+    small = msgspec.structs.replace(SMALL, epochs={"mlp": 1}, features=("cross",), seeds=3, shuffled_seeds=1)
+    bench, folder = make_bench(tmp_path, params=small), tmp_path / "state"
+    wanted = [unit for unit in units(small) if unit.what in ("cell", "names")]
+    ran: list[Unit] = []
+
+    def open_bench() -> Bench:
+        def run(unit: Unit) -> Result:
+            ran.append(unit)
+            return Bench.run(bench, unit)
+
+        bench.run = run  # type: ignore[method-assign]
+        return bench
+
+    run_units(wanted, folder, Processes(0, 1, CPU), open_bench, 1)
+    before = {
+        unit: {name: value.clone() for name, value in Result.load(kept_at(unit, folder)).tensors.items()}
+        for unit in wanted
+    }
+    assert ran == wanted
+    ran.clear()
+    kept_at(wanted[0], folder).write_bytes(b"")
+    kept_at(wanted[2], folder).write_bytes(kept_at(wanted[2], folder).read_bytes()[:-9])
+    save_file({"rows": torch.zeros(1)}, kept_at(wanted[3], folder))
+    run_units(wanted, folder, Processes(0, 1, CPU), open_bench, 1)
+    assert ran == [wanted[0], wanted[2], wanted[3]]
+    for unit, tensors in before.items():
+        again = Result.load(kept_at(unit, folder)).tensors
+        assert all(torch.equal(value, again[name]) for name, value in tensors.items())
+    assert capsys.readouterr().out.count("not a whole fit") == 3
+
+
 def test_shuffled_labels_keep_their_counts(tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
     maps, parts = bench.generated, bench.split(0)
-    mixed = shuffled(maps.labels, maps.pairs, parts, 0)
+    mixed = shuffled(maps.labels, maps.triples, parts, 0)
     assert (mixed != maps.labels).mean() > 0.4
     for part in ("train", "val", "test"):
-        rows = parts.rows(maps.pairs, part)
+        rows = parts.rows(maps.triples, part)
         assert np.array_equal(np.bincount(mixed[rows]), np.bincount(maps.labels[rows]))
+
+
+def test_no_fit_sees_an_image_or_a_pair_of_its_test_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the cells, the controls and the fits on noised maps; every image is of two triples, pairs are in both orders."""
+    table = triples()
+    images = pa.array([row // 2 for row in range(table.num_rows)])
+    table = table.set_column(table.column_names.index("image_id"), "image_id", images)
+    bench = make_bench(tmp_path, params=msgspec.structs.replace(SMALL, folds=3), table=table)
+    fitted_on: list[np.ndarray] = []
+
+    def spy(build: Any, source: Any, labels: Any, train: np.ndarray, val: np.ndarray, *others: Any) -> Any:
+        fitted_on[:] = [train, val]
+        return fit(build, source, labels, train, val, 1, *others[1:])
+
+    monkeypatch.setattr("sgpipe.probes.work.fit", spy)
+    unordered = [
+        frozenset(two) for two in zip(table["subject"].to_pylist(), table["object"].to_pylist(), strict=True)
+    ]
+    for unit in units(bench.params):
+        result = bench.run(unit)
+        timed = unit.what in ("noise_aware", "trace")
+        maps = bench.noised if timed else bench.generated
+        parts = [*fitted_on, result.indices("noised_rows" if timed else "rows")]
+        assert all(len(part) for part in parts)
+        for of in (images.to_pylist(), unordered):
+            train, val, test = ({of[row] for row in maps.triples[part].tolist()} for part in parts)
+            assert not (train & val or train & test or val & test), unit.name
 
 
 def test_the_trace_of_a_reader_and_of_a_seer(tmp_path: Path) -> None:
@@ -143,6 +238,9 @@ def test_the_trace_of_a_reader_and_of_a_seer(tmp_path: Path) -> None:
     assert (found["true"], found["wrong"], found["wrong_towards_word"]) == (1, 0, 1)
     found = word_trace(maps, rows, maps.labels)
     assert found == {"true": 1, "wrong": 1, "neutral": 1, "wrong_towards_word": 0}
+    neutral = np.flatnonzero(maps.conditions == "neutral")
+    found = word_trace(maps, neutral, maps.labels[neutral])
+    assert found == {"true": None, "wrong": None, "neutral": 1, "wrong_towards_word": None}
 
 
 def test_names_are_those_of_the_pair(tmp_path: Path) -> None:

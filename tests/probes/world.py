@@ -31,13 +31,14 @@ SMALL = Probes(
 
 
 def triples(per_class: int = 24, classes: Sequence[str] = CLASSES) -> pa.Table:
-    """`per_class` triples of each class over all pairs of names in turn."""
+    """`per_class` triples of each class over all pairs of names in turn, each of an image of its own."""
     pairs = [(a, b) for a in NOUNS for b in NOUNS if a != b]
     rows = [
-        {"triple_id": f"{c}-{i}", "subject": pairs[i % 12][0], "predicate": name, "object": pairs[i % 12][1]}
+        {"triple_id": f"{c}-{i}", "image_id": c * per_class + i, "subject": pairs[i % 12][0], "predicate": name,
+         "object": pairs[i % 12][1]}
         for c, name in enumerate(classes)
         for i in range(per_class)
-    ]
+    ]  # fmt: skip
     return pa.Table.from_pylist(rows)
 
 
@@ -92,9 +93,11 @@ def embeddings() -> dict[str, Tensor]:
     return {name: torch.randn(6, generator=draw) for name in NOUNS}
 
 
-def make_bench(folder: Path, follows: str = "picture", params: Probes = SMALL) -> Bench:
-    """The world's maps in `folder`, opened."""
-    table = triples()
+def make_bench(
+    folder: Path, follows: str = "picture", params: Probes = SMALL, table: pa.Table | None = None
+) -> Bench:
+    """The world's maps in `folder`, opened; of other triples where they are given."""
+    table = triples() if table is None else table
     write_generated(table, folder / "generated.parquet")
     write_noised(table, folder / "noised.parquet", follows)
     pairs = Pairs(table)

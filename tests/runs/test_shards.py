@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sgpipe.errors import ParamsError, StateError
+from sgpipe.errors import DataError, ParamsError, StateError
 from sgpipe.params.compute import Compute
 from sgpipe.runs import processes
 from sgpipe.runs.processes import Processes, launch, pick_device
@@ -67,6 +67,34 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path):
     assert read(tmp_path) == WHOLE
     run_shards(shards, tmp_path, ALONE, idle, "item")
     assert idle.opened == 0
+
+
+def test_a_damaged_shard_is_made_again(tmp_path, capsys):
+    """A kill leaves shards whole; a failing disk may not, and the same command must get past that."""
+    shards, again = cut("a", 11, 3), Maker()
+
+    def check(folder):
+        if not (folder / "squares").read_text().endswith("\n"):
+            raise DataError(f"{folder}: cut off")
+
+    run_shards(shards, tmp_path, ALONE, Maker(), "item")
+    (tmp_path / "a-00001" / "squares").write_text("")
+    (tmp_path / "a-00003" / "squares").write_text("81\n1")
+    run_shards(shards, tmp_path, ALONE, again, "item", check)
+    assert again.made == ["a-00001", "a-00003"] and read(tmp_path) == WHOLE
+    said = capsys.readouterr().out
+    assert said.count("cut off; it is made again") == 2
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(tmp_path):
+    """A folder of a shard, and a file of `atomic_path`, which shards share their state with."""
+    with pytest.raises(KeyboardInterrupt), shared_state("s", "d", tmp_path, ALONE) as state:
+        (state / ".a-00000.7.tmp").mkdir()
+        (state / ".step-00000001.pt.7.tmp").write_bytes(b"half")
+        (state / "step-00000001.pt").write_bytes(b"whole")
+        raise KeyboardInterrupt
+    with shared_state("s", "d", tmp_path, ALONE) as again:
+        assert again == state and [path.name for path in state.iterdir()] == ["step-00000001.pt"]
 
 
 def test_processes_share_the_shards_and_may_change_in_number(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import sgpipe.scene_graphs.spans as spans_module
 from sgpipe.errors import DataError, SgpipeError
+from sgpipe.graph_encoder.graphs import SceneGraph, parse_graph
 from sgpipe.params.canonicalize import Canonicalize, Geometric, Splits
 from sgpipe.scene_graphs.canonicalize import SCHEMAS, canonicalize
 from sgpipe.scene_graphs.context import Rows
@@ -105,6 +106,57 @@ def test_known_rejects(made: tuple[Path, dict[str, Any]]) -> None:
     assert objects == {"box empty": 1, "box outside image": 1, "id repeated": 1, "name empty": 1}
     assert reasons["imag", 11, None] == "image repeated"
     check_conservation(*made)
+
+
+NAMES = (
+    "flower (toy) one",
+    "man, woman",
+    "no.;5",
+    "the a -b",
+    "@",
+    "x" * 61,
+    "zero\u200bwidth",
+    "\x00nul",
+    "one\u3000two",
+)
+
+
+def named(name: str, number: int) -> dict[str, Any]:
+    return {"object_id": number, "names": [name], "x": 1 + number, "y": 2, "w": 60, "h": 60}
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["objects.json", "endpoints alone"])
+def test_names_in_the_tables_are_names_of_scene_graphs(folder: Folder, tmp_path: Path, listed: bool) -> None:
+    """What one layer takes the next takes: a name that no graph may have is rejected here, counted and with its image."""
+    ends = [(named(name, 2 * n + 1), named("dog", 2 * n + 2)) for n, name in enumerate(NAMES)]
+    root = folder(
+        image_data=[{"image_id": 7, "width": 640, "height": 480, "url": ""}],
+        objects=[{"image_id": 7, "objects": [end for two in ends for end in two] if listed else []}],
+        relationships=[
+            {
+                "image_id": 7,
+                "relationships": [
+                    {"relationship_id": n, "predicate": "on", "subject": s, "object": o}
+                    for n, (s, o) in enumerate(ends)
+                ],
+            }
+        ],
+    )
+    metrics = canonicalize(root, tmp_path / "out", Canonicalize())
+    check_conservation(tmp_path / "out", metrics)
+    kept = rows(tmp_path / "out", "relations")
+    assert [row["subject"] for row in kept] == ["flower (toy) one", "man, woman", "no.;5", "b", "one two"]
+    for row in kept:
+        graph = SceneGraph.of(row["subject"], row["predicate"], row["object"])
+        assert read_graph_text(graph) == graph
+    assert metrics["by_reason"] == {"name empty": 1, "name invalid": 3}
+    rejected = [row for row in rows(tmp_path / "out", "rejects") if row["reason"] == "name invalid"]
+    assert {row["image_id"] for row in rejected} == {7} and len(rejected) == (6 if listed else 3)
+
+
+def read_graph_text(graph: SceneGraph) -> SceneGraph:
+    """The graph written as JSON and read again."""
+    return parse_graph(json.dumps({"objects": graph.objects, "triples": graph.triples}))
 
 
 def test_the_layouts_say_the_same(

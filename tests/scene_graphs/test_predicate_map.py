@@ -143,3 +143,10 @@ def test_an_alias_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"a,b\nc,\xff\n")
     with pytest.raises(DataError, match="line 2: not UTF-8"):
         read_aliases(path)
+
+
+@given(st.lists(st.sampled_from([*"aB&-'. ", "the ", "a ", "\u3000", '"', "é"]), max_size=8).map("".join))
+def test_a_plain_name_stays_what_it_is(raw: str) -> None:
+    """So that the name of a table, written in a graph, is found again: the "a -b" and 'the "big" dog' of annotations too."""
+    name = plain_name(raw)
+    assert plain_name(name) == name

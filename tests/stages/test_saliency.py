@@ -54,7 +54,9 @@ def test_killed_or_dealt_over_processes_the_bytes_are_the_same(cached: Path, nam
     assert {f"{group}.parquet" for group in GROUPS} <= set(whole)
     shutil.rmtree(out)
     killed(cached, name)
-    assert not out.exists() and list((cached / ".dvc/stage-state").glob("*/[a-z]*-0*"))
+    assert not out.exists()
+    damaged = next((cached / ".dvc/stage-state").glob("*/[a-z]*-0*/late.parquet"))
+    damaged.write_bytes(damaged.read_bytes()[:100])
     stage(cached, name)
     assert files(out) == whole
     shutil.rmtree(out)
