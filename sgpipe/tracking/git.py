@@ -44,8 +44,9 @@ def _blob(path: Path) -> str:
 def code_hash(root: Path) -> str:
     """16 hex digits of the code in the working tree, uncommitted and untracked files included, ignored ones not."""
     listed = said(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *CODE)
-    names = {name for name in listed.split("\0") if name and (root / name).is_file()}
-    return config_hash({name: _blob(root / name) for name in names})
+    paths = {name: root / name for name in listed.split("\0") if name}
+    present = {name: path for name, path in paths.items() if path.is_symlink() or path.is_file()}
+    return config_hash({name: _blob(path) for name, path in present.items()})
 
 
 def code_hash_at(root: Path, commit: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sgpipe.errors import ParamsError
+from sgpipe.errors import ParamsError, SgpipeError
 from sgpipe.params.load import read_section, read_yaml, to_builtins
 from sgpipe.params.tracking import Tracking
 from sgpipe.runs.state import config_hash, file_hash
@@ -95,8 +95,9 @@ class StageRun:
         self._client.update_run(self._run_id, status="RUNNING")
 
     def _give_up(self, error: Exception) -> None:
+        why = str(error) if isinstance(error, SgpipeError) else one_line(error)
         print(
-            f"warning: stage {self._stage} is no longer recorded in MLflow ({one_line(error)}); results are not affected; "
+            f"warning: stage {self._stage} is no longer recorded in MLflow ({why}); results are not affected; "
             "`sgpipe tracking sync` rebuilds the record",
             file=sys.stderr,
         )

@@ -32,7 +32,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Synced:
-    """How many runs were created from git, live ones joined to a commit, commits known already, and runs of killed stages closed."""
+    """Counts: runs created from git, live runs joined to a commit, commits known already, runs of killed stages closed."""
 
     created: int
     joined: int

@@ -21,6 +21,8 @@ with track("toy", {"toy": {"rate": rate}}, [Path("in.txt")]) as run:
     for step in range(3):
         run.log_step(step, {"loss": rate / (step + 1)})
     Path("metrics").mkdir(exist_ok=True)
+    Path("outputs/toy").mkdir(parents=True, exist_ok=True)
+    Path("outputs/toy/rate.txt").write_text(str(rate))
     Path("metrics/toy.json").write_text(json.dumps({"score": rate * 2}))
     run.log_metrics({"score": rate * 2, "by": {"left of": 1}})
 """
@@ -30,6 +32,7 @@ stages:
     cmd: {python} stage.py
     deps: [stage.py, in.txt]
     params: [toy]
+    outs: [outputs/toy]
     metrics:
       - metrics/toy.json: {{cache: false}}
 """
