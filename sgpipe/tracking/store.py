@@ -65,10 +65,12 @@ def _check_sqlite(uri: str) -> None:
             database.execute("ROLLBACK")
         finally:
             database.close()
+        if not os.access(path, os.W_OK):
+            raise sqlite3.OperationalError("no permission to write it")
     except sqlite3.Error as error:
         raise TrackingError(
-            f"{path}: {error}; close what holds it, or move it away if it is damaged (`sgpipe tracking sync` makes a new one), "
-            f"or set {TRACKING_URI}"
+            f"{path}: {error}; close what holds it, get write access, or move it away if it is damaged (`sgpipe tracking sync` "
+            f"makes a new one), or set {TRACKING_URI}"
         ) from None
 
 

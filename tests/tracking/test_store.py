@@ -102,6 +102,17 @@ def test_a_locked_database_is_waited_for_and_then_said(
     assert len(said) == 1 and "database is locked" in said[0]
 
 
+def test_a_database_of_another_user_is_said(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SQLite begins a transaction in a file that it may only read, and fails at the first write."""
+    monkeypatch.setattr("os.access", lambda path, mode: not str(path).endswith("mlflow.db"))
+    with track("toy", {}):
+        pass
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and "mlflow.db: no permission to write it" in said[0]
+
+
 def test_the_command_ends_in_one_line(stored: Path) -> None:
     broken(stored, damage)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
