@@ -76,8 +76,24 @@ class StageRun:
         self._recorded: dict[str, int] = {}
         """Of a continued run, the last step that was recorded before, by metric."""
 
+    def _join(self, experiment_id: str, tags: Mapping[str, str], plain: Mapping[str, Any]) -> None:
+        """Find the experiment's run, or create it."""
+        key = {name: value for name, value in tags.items() if name != "dvc.exp_name"}
+        found = experiment.find_parent(self._client, experiment_id, key, os.environ.get("DVC_EXP_NAME"))
+        if found is not None:
+            self._parent_id = found
+            self._client.update_run(found, status="RUNNING")
+            return
+        self._parent_id = self._client.create_run(
+            experiment_id, run_name=tags["dvc.exp_name"], tags={**tags, "sgpipe.kind": "experiment"}
+        ).info.run_id
+        for batch in experiment.params(plain):
+            self._client.log_batch(self._parent_id, params=batch)
+
     def _open(self, experiment_id: str, tags: Mapping[str, str], plain: Mapping[str, Any]) -> None:
         """Continue the interrupted run of the same work, or create one."""
+        assert self._alive is not None
+        tags = {**tags, experiment.PARENT: self._parent_id, "sgpipe.lock": self._alive.token}
         fingerprint = tags.get("sgpipe.fingerprint")
         found = fingerprint and experiment.find_interrupted(
             self._client, experiment_id, self._stage, fingerprint
@@ -179,7 +195,7 @@ class StageRun:
                 self._client.set_terminated(self._run_id, status)
         told = self._client is not None
         if self._alive is not None:
-            self._alive.release(None if told else status)
+            self._alive.release(None if told or not self._run_id else status)
         if told:
             with self._recording(), FileLock(lock_path(root), timeout=LOCK_SECONDS):
                 run = self._client.get_run(self._run_id)
@@ -227,34 +243,20 @@ def _begin(
     plain = {name: to_builtins(section) for name, section in sections.items()}
     tags = experiment.experiment_tags(root, everything)
     client, experiment_id = open_store(root, tracking.experiment)
-    key = {name: value for name, value in tags.items() if name != "dvc.exp_name"}
-    with FileLock(lock_path(root), timeout=LOCK_SECONDS):
-        experiment.close_killed(client, experiment_id, root)
-        parent_id = experiment.find_parent(client, experiment_id, key, os.environ.get("DVC_EXP_NAME"))
-        if parent_id is None:
-            parent = client.create_run(
-                experiment_id, run_name=tags["dvc.exp_name"], tags={**tags, "sgpipe.kind": "experiment"}
-            )
-            parent_id = parent.info.run_id
-            for batch in experiment.params(flatten(everything)):
-                client.log_batch(parent_id, params=batch)
-        else:
-            client.update_run(parent_id, status="RUNNING")
+    run = StageRun(client, stage=stage, alive=Alive(root))
     own = {
-        **tags,
-        experiment.PARENT: parent_id,
         "sgpipe.kind": "stage",
         "dvc.stage": stage,
         "sgpipe.config": config_hash(plain),
         "git.commit": said(root, "rev-parse", "HEAD"),
         **{f"input.{path.as_posix()}"[:250]: file_hash(path)[:16] for path in inputs if path.exists()},
+        **({} if fingerprint is None else {"sgpipe.fingerprint": fingerprint}),
     }
-    if fingerprint is not None:
-        own["sgpipe.fingerprint"] = fingerprint
-    alive = Alive(root)
-    run = StageRun(client, "", parent_id, stage, alive)
     with run._recording():
-        run._open(experiment_id, {**own, "sgpipe.lock": alive.token}, flatten(plain))
+        with FileLock(lock_path(root), timeout=LOCK_SECONDS):
+            experiment.close_killed(client, experiment_id, root)
+            run._join(experiment_id, tags, flatten(everything))
+        run._open(experiment_id, {**tags, **own}, flatten(plain))
     return run
 
 

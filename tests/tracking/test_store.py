@@ -15,7 +15,7 @@ from sgpipe.tracking import store
 from sgpipe.tracking.run import track
 from sgpipe.tracking.store import open_store
 from sgpipe.tracking.sync import sync
-from tests.tracking.repositories import ROOT, run
+from tests.tracking.repositories import ROOT, run, runs
 
 
 def delete_experiment(database: Path) -> None:
@@ -75,6 +75,8 @@ def test_a_stage_goes_on_without_a_store_that_cannot_be_used(
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1 and "results are not affected" in said[0]
     assert BROKEN.get(breaking, "mlflow-runs") in said[0]
+    if breaking is folder_of_locks_is_a_file:
+        assert runs(stored, "experiment") == []
 
 
 @pytest.mark.parametrize("breaking", BROKEN, ids=lambda each: each.__name__)
