@@ -122,15 +122,28 @@ def tracking_sync(params: ParamsPath = Path("params.yaml")) -> None:
     from sgpipe.tracking.sync import sync
 
     done = sync(Path.cwd(), read_section(params, "tracking", Tracking).experiment)
-    print(f"{done.created} runs created, {done.joined} joined to their commit, {done.known} already there")
+    print(
+        f"{done.created} runs created, {done.joined} joined to their commit, {done.known} already there, "
+        f"{done.closed} of killed stages closed"
+    )
 
 
 @tracking_app.command("ui")
-def tracking_ui(port: Annotated[int, typer.Option(help="port on localhost")] = 5000) -> None:
-    """Serve the MLflow pages on localhost until interrupted."""
-    from sgpipe.tracking.store import tracking_uri
+def tracking_ui(
+    port: Annotated[int, typer.Option(help="port on localhost")] = 5000,
+    params: ParamsPath = Path("params.yaml"),
+) -> None:
+    """Print the address of the runs and serve MLflow's pages on localhost until interrupted, unless a server has them."""
+    from sgpipe.params.load import read_section
+    from sgpipe.params.tracking import Tracking
+    from sgpipe.tracking.store import open_store, runs_page, tracking_uri
 
     uri = tracking_uri(Path.cwd())
+    _, experiment_id = open_store(Path.cwd(), read_section(params, "tracking", Tracking).experiment)
+    served = uri.startswith(("http:", "https:"))
+    print(f"runs: {runs_page(uri if served else f'http://127.0.0.1:{port}', experiment_id)}", flush=True)
+    if served:
+        return
     command = [
         sys.executable,
         "-m",

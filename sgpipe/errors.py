@@ -19,3 +19,7 @@ class ModelError(SgpipeError):
 
 class StateError(SgpipeError):
     """The working state of a long stage is locked, foreign or cannot be written."""
+
+
+class TrackingError(SgpipeError):
+    """The MLflow store cannot be reached, read or written; a stage goes on without it."""

@@ -63,9 +63,13 @@ def make_maps(
     who = identity(backbone, ("transformer", "scheduler"), resolution=backbone.resolution)
     plain = {"maps": to_builtins(maps), stage: to_builtins(own), "backbone": who}
     sections = {"maps": maps, stage: own, "backbone": backbone}
-    recording = track(stage, sections, inputs, params) if processes.is_main else nullcontext(StageRun())
     digest = fingerprint(f"stages.{stage}", {**plain, "threads": torch.get_num_threads()}, inputs, Path())
-    with recording as recorded, shared_state(stage, digest, Path(), processes) as state:
+    recording = (
+        track(stage, sections, inputs, params, fingerprint=digest)
+        if processes.is_main
+        else nullcontext(StageRun())
+    )
+    with shared_state(stage, digest, Path(), processes) as state, recording as recorded:
         run_shards(shards, state, processes, open_maker, "picture", partial(check_shard, groups=maps.groups))
         if processes.is_main:
             with new_folder(out) as folder:

@@ -52,12 +52,14 @@ def main(
 
     plain = {"cache_latents": to_builtins(config), "encoder": who}
     sections = {"cache_latents": config, "backbone": backbone, "data": data}
-    recording = (
-        track("cache_latents", sections, inputs, params) if processes.is_main else nullcontext(StageRun())
-    )
     state_config = {**plain, "images": store.signature()}
     digest = fingerprint("stages.cache_latents", state_config, inputs, Path())
-    with recording as recorded, shared_state("cache_latents", digest, Path(), processes) as state:
+    recording = (
+        track("cache_latents", sections, inputs, params, fingerprint=digest)
+        if processes.is_main
+        else nullcontext(StageRun())
+    )
+    with shared_state("cache_latents", digest, Path(), processes) as state, recording as recorded:
         run_shards(shards, state, processes, open_maker, "crop")
         if processes.is_main:
             with new_folder(out) as folder:

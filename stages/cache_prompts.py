@@ -58,9 +58,13 @@ def main(
 
     plain = {"cache_prompts": to_builtins(config), "encoder": who}
     sections = {"cache_prompts": config, "backbone": backbone}
-    recording = track(stage, sections, inputs, params) if processes.is_main else nullcontext(StageRun())
     digest = fingerprint("stages.cache_prompts", plain, inputs, Path())
-    with recording as recorded, shared_state(stage, digest, Path(), processes) as state:
+    recording = (
+        track(stage, sections, inputs, params, fingerprint=digest)
+        if processes.is_main
+        else nullcontext(StageRun())
+    )
+    with shared_state(stage, digest, Path(), processes) as state, recording as recorded:
         run_shards(shards, state, processes, open_maker, "text")
         if processes.is_main:
             with new_folder(out) as folder:

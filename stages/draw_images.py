@@ -86,13 +86,13 @@ def main(
 
     plain = {"evaluate": to_builtins(config), **who}
     stage, inputs = f"draw_images@{name}", [*tables, *([adapter] if adapter else [])]
+    digest = fingerprint("stages.draw_images", plain, inputs, Path())
     recording = (
-        track(stage, {"evaluate": config, "backbone": backbone}, inputs, params)
+        track(stage, {"evaluate": config, "backbone": backbone}, inputs, params, fingerprint=digest)
         if processes.is_main
         else nullcontext(StageRun())
     )
-    digest = fingerprint("stages.draw_images", plain, inputs, Path())
-    with recording as recorded, shared_state(stage, digest, Path(), processes) as state:
+    with shared_state(stage, digest, Path(), processes) as state, recording as recorded:
         run_shards(shards, state, processes, open_maker, "picture")
         if processes.is_main:
             with new_folder(out) as folder:

@@ -111,12 +111,14 @@ def main(
     plain = {"graph_encoder": to_builtins(config), "curate": to_builtins(choice), "tower": who}
     sections = {"graph_encoder": config, "curate": choice, "backbone": backbone, "data": data}
     inputs.append(prompts / "manifest.json")
-    recording = (
-        track("graph_encoder", sections, inputs, params) if processes.is_main else nullcontext(StageRun())
-    )
     state_config = {**plain, "images": store.signature(), "threads": torch.get_num_threads()}
     digest = fingerprint("stages.graph_encoder", state_config, inputs, Path())
-    with recording as recorded, shared_state("graph_encoder", digest, Path(), processes) as state:
+    recording = (
+        track("graph_encoder", sections, inputs, params, fingerprint=digest)
+        if processes.is_main
+        else nullcontext(StageRun())
+    )
+    with shared_state("graph_encoder", digest, Path(), processes) as state, recording as recorded:
         whole = partial(check_shard, encoder=config_hash(who))
         run_shards(shards, state, processes, open_maker, "crop", whole)
         if not processes.is_main:

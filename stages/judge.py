@@ -72,9 +72,6 @@ def main(
         )
 
     inputs = [*tables, *folders]
-    recording = (
-        track("judge", {"judge": config}, inputs, params) if processes.is_main else nullcontext(StageRun())
-    )
     plain = {
         "judge": to_builtins(config),
         "judges": who,
@@ -82,7 +79,12 @@ def main(
         "side": backbone.resolution,
     }
     digest = fingerprint("stages.judge", plain, inputs, Path())
-    with recording as recorded, shared_state("judge", digest, Path(), processes) as state:
+    recording = (
+        track("judge", {"judge": config}, inputs, params, fingerprint=digest)
+        if processes.is_main
+        else nullcontext(StageRun())
+    )
+    with shared_state("judge", digest, Path(), processes) as state, recording as recorded:
         run_shards(shards, state, processes, open_maker, "picture")
         if processes.is_main:
             verdicts, asked = merge_verdicts(work, shards, state)

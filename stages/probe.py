@@ -76,11 +76,13 @@ def main(
         open_bench, inputs[0], files[0], files[1], prompts, backbone, config, processes.device
     )
     stage, plain = f"probe@{group}", {"probes": to_builtins(config), "group": group}
-    recording = (
-        track(stage, {"probes": config}, inputs, params) if processes.is_main else nullcontext(StageRun())
-    )
     digest = fingerprint("stages.probe", {**plain, "device": processes.device.type}, inputs, Path())
-    with recording as recorded, shared_state(stage, digest, Path(), processes) as state:
+    recording = (
+        track(stage, {"probes": config}, inputs, params, fingerprint=digest)
+        if processes.is_main
+        else nullcontext(StageRun())
+    )
+    with shared_state(stage, digest, Path(), processes) as state, recording as recorded:
         run_units(units(config), state, processes, opener, torch.get_num_threads())
         if processes.is_main:
             with new_folder(out / group) as folder:

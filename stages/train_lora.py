@@ -122,12 +122,16 @@ def main(
     if chosen.graph_tokens is not None and chosen.graph_tokens.encoder:
         inputs.append(Path(chosen.graph_tokens.encoder))
     sections = {"lora": chosen.lora, "backbone": backbone}
-    recording = track(stage, sections, inputs, params) if processes.is_main else nullcontext(StageRun())
     settings = {**plain, "backbone": who, "threads": torch.get_num_threads()}
     digest = fingerprint("stages.train_lora", settings, inputs, Path())
+    recording = (
+        track(stage, sections, inputs, params, fingerprint=digest)
+        if processes.is_main
+        else nullcontext(StageRun())
+    )
     facts = {"config": config_hash(plain), "commit": _commit()}
     begun = time.perf_counter()
-    with recording as recorded, shared_state(stage, digest, Path(), processes) as folder:
+    with shared_state(stage, digest, Path(), processes) as folder, recording as recorded:
         data = read_data(sources, backbone, chosen.lora.development)
         vae = load_module(backbone, "vae")
         place(vae, processes.device, "none")
@@ -161,7 +165,9 @@ def main(
             write_rows(fitted.history.steps, plots / "training.csv")
             found = figures(fitted, time.perf_counter() - begun)
             write_metrics(found, metrics, plain)
-            recorded.log_metrics(found)
+            sizes = ("steps", *counts(fitted.model))
+            recorded.log_params({name: found[name] for name in sizes})
+            recorded.log_metrics({name: value for name, value in found.items() if name not in sizes})
             recorded.log_artifact(out / "adapter", "adapter")
 
 

@@ -170,7 +170,9 @@ def pretrain(learner: Learner, lessons: Lessons, params: GraphEncoder, state: Pa
         optimizer.step()
         clamp_logit_scale(learner.encoder)
         if step % 20 == 0 or step + 1 == params.steps:
-            log(step, {name: float(value.detach()) for name, value in losses.items()})
+            terms = {f"loss_terms/{name}": float(value.detach()) for name, value in losses.items()}
+            rate = optimizer.param_groups[0]["lr"]
+            log(step, {"loss/train": float(loss.detach()), **terms, "optimiser/learning_rate": rate})
         if time.monotonic() - saved > SAVE_SECONDS or step + 1 == params.steps:
             _save(learner, optimizer, step + 1, state)
             saved = time.monotonic()

@@ -26,6 +26,8 @@ from sgpipe.tracking.run import StageRun
 
 LOGGED = 10
 """Steps whose mean loss parts make one row of the log."""
+CURVES = {"loss": "loss/train", "preferred": "preference/train", "gradient": "optimiser/gradient_norm"}
+"""Groups of curves in MLflow, which shows them in alphabetical order: losses, their terms, optimiser, direction preference."""
 
 
 class Training:
@@ -174,8 +176,8 @@ class Training:
             found = controls.measure(self.objective, chosen, self.lora, base)
             self._validated(self.step)
         self.history.controls.append({"step": self.step, **asdict(found)})
-        self.recorded.log_step(self.step, {f"val_loss_{name}": value for name, value in found.losses.items()})
-        self.recorded.log_step(self.step, {"val_preferred": found.preferred})
+        curves = {f"loss/val_{name}": value for name, value in found.losses.items()}
+        self.recorded.log_step(self.step, {**curves, "preference/val": found.preferred})
 
     def _log(self, parts: Mapping[str, float]) -> None:
         """Keep running means; every `LOGGED` steps they become a row."""
@@ -187,7 +189,9 @@ class Training:
             row[name] += (value - row[name]) / count
         row |= {"step": self.step, "steps": count}
         if count == LOGGED:
-            self.recorded.log_step(self.step, {f"train_{name}": row[name] for name in parts})
+            curves = {CURVES.get(name, f"loss_terms/{name}"): row[name] for name in parts}
+            rate = self.optimiser.param_groups[0]["lr"]
+            self.recorded.log_step(self.step, {**curves, "optimiser/learning_rate": rate})
 
     def _resume(self) -> None:
         found = state.load_last(self.folder)

@@ -40,10 +40,28 @@ def named_experiments(root: Path, patterns: Sequence[str]) -> list[Recorded]:
     return [found[name] for name in sorted(found)]
 
 
+def get_outputs(root: Path, item: Recorded, names: Sequence[str], folder: Path) -> None:
+    """Copy outputs of an experiment, named relative to the project, from the DVC cache into `folder`, under their last names.
+
+    Raises `DataError` for results that are no longer there. `DVCFileSystem(root, rev=…)` would begin at the root of the git
+    repository and know no outputs of a project in a subfolder; a repository switched to the commit begins at the project.
+    """
+    from dvc.api import DVCFileSystem
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo, repo.switch(item.commit):
+        files = DVCFileSystem(repo)
+        for name in names:
+            try:
+                files.get(name, str(folder / Path(name).name), recursive=True)
+            except FileNotFoundError as error:
+                raise DataError(
+                    f"{item.name}: {name} is not in the DVC cache ({error}); run the experiment again"
+                ) from None
+
+
 def read_experiment(root: Path, item: Recorded) -> Experiment:
     """An experiment with its verdicts, from git and from the DVC cache. Raises `DataError` for results that are no longer there."""
-    from dvc.api import DVCFileSystem
-
     params, metrics = at_commit(root, item.commit)
     source = f"{item.name}:params.yaml"
     drawn = decode("evaluate", params["evaluate"], Evaluate, source)
@@ -51,15 +69,8 @@ def read_experiment(root: Path, item: Recorded) -> Experiment:
     statistics = decode("statistics", params["statistics"], Statistics, source)
     arms = metrics["lora"]["arms"]
     with tempfile.TemporaryDirectory() as folder:
-        files = DVCFileSystem(str(root), rev=item.commit)
-        for name in _READ:
-            try:
-                files.get(name, str(Path(folder) / Path(name).name), recursive=True)
-            except FileNotFoundError as error:
-                raise DataError(
-                    f"{item.name}: {name} is not in the DVC cache ({error}); run the experiment again"
-                ) from None
         at = Path(folder)
+        get_outputs(root, item, _READ, at)
         verdicts, jury = read_judged(
             at / "curated", at / "negatives/negatives.parquet", at / "judged", drawn, judges, statistics,
             [BASE, *drawn.adapters],

@@ -1,11 +1,10 @@
 """Record one stage as a child run of its experiment.
 
-Recording never decides a stage's fate: a store that cannot be reached is reported on stderr once and the stage goes on, since
-`sgpipe tracking sync` can rebuild the view from git.
+Recording never decides a stage's fate: a store that cannot be reached or written is reported on stderr once, within seconds, and
+the stage goes on, since `sgpipe tracking sync` can rebuild the view from git.
 """
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,14 +14,21 @@ from typing import Any
 
 from filelock import FileLock
 
-from sgpipe.errors import SgpipeError
+from sgpipe.errors import ParamsError, SgpipeError
 from sgpipe.params.load import read_section, read_yaml, to_builtins
 from sgpipe.params.tracking import Tracking
 from sgpipe.runs.state import config_hash, file_hash
-from sgpipe.tracking.store import lock_path, open_store
+from sgpipe.tracking import experiment
+from sgpipe.tracking.alive import Alive
+from sgpipe.tracking.git import said
+from sgpipe.tracking.store import LOCK_SECONDS, PATIENCE, lock_path, one_line, open_store
 
 BATCH = 500
-"""Step metrics are sent in batches of this many values (MLflow takes at most 1000 in one call)."""
+"""Values sent in one call (MLflow takes at most 1000)."""
+FLUSH_SECONDS = 10.0
+"""Step metrics wait this long at most, so that a kill loses no more than these seconds of a curve."""
+UPLOAD_SECONDS = "60"
+"""How long a server that answered just now may take to store a file."""
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -52,149 +58,206 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def experiment_tags(root: Path, parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Tags that name the experiment a stage belongs to: what DVC says inside `dvc exp run`, else HEAD and the configuration."""
-    baseline = os.environ.get("DVC_EXP_BASELINE_REV") or _git(root, "rev-parse", "HEAD") or "no-commit"
-    config = config_hash(parameters)
-    name = os.environ.get("DVC_EXP_NAME") or f"workspace-{config[:8]}"
-    return {"dvc.baseline_rev": baseline, "dvc.exp_name": name, "sgpipe.config": config}
-
-
 class StageRun:
     """The child run of one stage. Every method is a no-op once recording has failed or is switched off."""
 
-    def __init__(self, client: Any = None, run_id: str = "", parent_id: str = "", stage: str = "") -> None:
+    def __init__(
+        self,
+        client: Any = None,
+        run_id: str = "",
+        parent_id: str = "",
+        stage: str = "",
+        alive: Alive | None = None,
+    ) -> None:
         self._client, self._run_id, self._parent_id, self._stage = client, run_id, parent_id, stage
+        self._alive, self._continued = alive, False
         self._pending: list[Any] = []
+        self._flushed = time.monotonic()
+        self._recorded: dict[str, int] = {}
+        """Of a continued run, the last step that was recorded before, by metric."""
+
+    def _join(self, experiment_id: str, tags: Mapping[str, str], plain: Mapping[str, Any]) -> None:
+        """Find the experiment's run, or create it."""
+        key = {name: value for name, value in tags.items() if name != "dvc.exp_name"}
+        found = experiment.find_parent(self._client, experiment_id, key, os.environ.get("DVC_EXP_NAME"))
+        if found is not None:
+            self._parent_id = found
+            self._client.update_run(found, status="RUNNING")
+            return
+        self._parent_id = self._client.create_run(
+            experiment_id, run_name=tags["dvc.exp_name"], tags={**tags, "sgpipe.kind": "experiment"}
+        ).info.run_id
+        for batch in experiment.params(plain):
+            self._client.log_batch(self._parent_id, params=batch)
+
+    def _open(self, experiment_id: str, tags: Mapping[str, str], plain: Mapping[str, Any]) -> None:
+        """Continue the interrupted run of the same work, or create one."""
+        assert self._alive is not None
+        tags = {**tags, experiment.PARENT: self._parent_id, "sgpipe.lock": self._alive.token}
+        fingerprint = tags.get("sgpipe.fingerprint")
+        found = fingerprint and experiment.find_interrupted(
+            self._client, experiment_id, self._stage, fingerprint
+        )
+        if not found:
+            self._run_id = self._client.create_run(experiment_id, run_name=self._stage, tags=tags).info.run_id
+            self.log_params(plain)
+            return
+        from mlflow.entities import RunTag
+
+        self._run_id, self._continued = found.info.run_id, True
+        self._client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        if "sgpipe.error" in found.data.tags:
+            self._client.delete_tag(self._run_id, "sgpipe.error")
+        self._client.update_run(self._run_id, status="RUNNING")
 
     def _give_up(self, error: Exception) -> None:
+        why = str(error) if isinstance(error, SgpipeError) else one_line(error)
         print(
-            f"warning: stage {self._stage} is no longer recorded in MLflow ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}); results are not affected; "
+            f"warning: stage {self._stage} is no longer recorded in MLflow ({why}); results are not affected; "
             "`sgpipe tracking sync` rebuilds the record",
             file=sys.stderr,
         )
         self._client = None
 
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._give_up(error)
+
+    def _is_new(self, name: str, step: int) -> bool:
+        if not self._continued:
+            return True
+        if name not in self._recorded:
+            history = self._client.get_metric_history(self._run_id, name)
+            self._recorded[name] = max((each.step for each in history), default=-1)
+        return step > self._recorded[name]
+
     def log_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Queue metrics of one training step; they are sent in batches."""
+        """Queue metrics of one training step; they are sent in batches. Steps that a continued run has already are left out."""
         if self._client is None:
             return
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._pending += [Metric(metric_name(k), float(v), now, step) for k, v in values.items()]
-        if len(self._pending) >= BATCH:
+        with self._recording():
+            for key, value in values.items():
+                name = metric_name(key)
+                if self._is_new(name, step):
+                    self._pending.append(Metric(name, float(value), now, step))
+        if len(self._pending) >= BATCH or time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Send queued metrics now."""
+        self._flushed = time.monotonic()
         while self._client is not None and self._pending:
             batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
-            try:
+            with self._recording():
                 self._client.log_batch(self._run_id, metrics=batch)
-            except Exception as error:
-                self._give_up(error)
 
-    def log_metrics(self, values: Mapping[str, Any]) -> None:
-        """Record final metrics (nested mappings by dotted name) on the stage and, under its name, on the experiment."""
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Record facts that are known only now and are one value each (sizes, counts of steps): parameters, not charts."""
         if self._client is None:
             return
-        from mlflow.entities import Metric
+        with self._recording():
+            for batch in experiment.params(flatten(values)):
+                self._client.log_batch(self._run_id, params=batch)
 
-        now = int(time.time() * 1000)
-        flat = list(numbers(values).items())
-        prefix = self._stage.replace("@", ".")
-        try:
-            for start in range(0, len(flat), BATCH):
-                part = flat[start : start + BATCH]
-                self._client.log_batch(self._run_id, metrics=[Metric(k, v, now, 0) for k, v in part])
-                self._client.log_batch(
-                    self._parent_id, metrics=[Metric(f"{prefix}.{k}", v, now, 0) for k, v in part]
-                )
-        except Exception as error:
-            self._give_up(error)
+    def log_metrics(self, values: Mapping[str, Any]) -> None:
+        """Record final metrics (nested mappings by dotted name) on the stage and, in a group of its name, on the experiment."""
+        if self._client is None:
+            return
+        group = self._stage.replace("@", ".")
+        with self._recording():
+            log_values(self._client, self._run_id, numbers(values))
+            log_values(self._client, self._parent_id, {f"{group}/{k}": v for k, v in numbers(values).items()})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file or a folder with the run."""
         if self._client is None:
             return
-        try:
+        with self._recording():
+            self._client.get_run(self._run_id)
             log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-            log(self._run_id, str(path), folder)
-        except Exception as error:
-            self._give_up(error)
+            with _patience_for_uploads():
+                log(self._run_id, str(path), folder)
 
-    def _end(self, status: str, error: BaseException | None = None) -> None:
+    def _end(self, status: str, root: Path, error: BaseException | None = None) -> None:
         self.flush()
-        if self._client is None:
-            return
-        try:
-            if error is not None:
-                self._client.set_tag(self._run_id, "sgpipe.error", f"{type(error).__name__}: {error}"[:5000])
-            self._client.set_terminated(self._run_id, status)
-            self._client.set_terminated(self._parent_id, status)
-        except Exception as failure:
-            self._give_up(failure)
+        if self._client is not None:
+            with self._recording():
+                if error is not None:
+                    self._client.set_tag(
+                        self._run_id, "sgpipe.error", f"{type(error).__name__}: {error}"[:5000]
+                    )
+                self._client.set_terminated(self._run_id, status)
+        told = self._client is not None
+        if self._alive is not None:
+            self._alive.release(None if told or not self._run_id else status)
+        if told:
+            with self._recording(), FileLock(lock_path(root), timeout=LOCK_SECONDS):
+                run = self._client.get_run(self._run_id)
+                experiment.settle(self._client, run.info.experiment_id, self._parent_id)
 
 
-def find_parent(client: Any, experiment_id: str, tags: Mapping[str, str]) -> str | None:
-    """Id of the parent run with these tags, or None."""
-    wanted = " and ".join(f"tags.`{k}` = '{v}'" for k, v in tags.items())
-    found = client.search_runs(
-        [experiment_id], f"{wanted} and tags.`sgpipe.kind` = 'experiment'", max_results=1
-    )
-    return found[0].info.run_id if found else None
+@contextmanager
+def _patience_for_uploads() -> Iterator[None]:
+    """Within the body a request may take as long as an upload needs, where the setting is not the user's own."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name)
+    if before == PATIENCE[name]:
+        os.environ[name] = UPLOAD_SECONDS
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
 
 
-def _chunks(items: Mapping[str, Any]) -> Iterator[list[Any]]:
-    from mlflow.entities import Param
+def log_values(
+    client: Any, run_id: str, values: Mapping[str, float], milliseconds: int | None = None
+) -> None:
+    """Record values by name at step 0, at this time or another."""
+    from mlflow.entities import Metric
 
-    entries = [Param(k, str(v)[:6000]) for k, v in items.items()]
-    for start in range(0, len(entries), 100):
-        yield entries[start : start + 100]
+    when = int(time.time() * 1000) if milliseconds is None else milliseconds
+    found = [Metric(metric_name(name), value, when, 0) for name, value in values.items()]
+    for start in range(0, len(found), BATCH):
+        client.log_batch(run_id, metrics=found[start : start + BATCH])
 
 
 def _begin(
-    stage: str, sections: Mapping[str, Any], inputs: Iterable[Path], params: Path, root: Path
+    stage: str,
+    sections: Mapping[str, Any],
+    inputs: Iterable[Path],
+    params: Path,
+    root: Path,
+    fingerprint: str | None,
 ) -> StageRun:
     everything = read_yaml(params)
     tracking = read_section(params, "tracking", Tracking)
     if not tracking.enabled:
         return StageRun()
     plain = {name: to_builtins(section) for name, section in sections.items()}
-    tags = experiment_tags(root, everything)
+    tags = experiment.experiment_tags(root, everything)
     client, experiment_id = open_store(root, tracking.experiment)
-    with FileLock(lock_path(root)):
-        parent_id = find_parent(client, experiment_id, tags)
-        if parent_id is None:
-            parent = client.create_run(
-                experiment_id, run_name=tags["dvc.exp_name"], tags={**tags, "sgpipe.kind": "experiment"}
-            )
-            parent_id = parent.info.run_id
-            for batch in _chunks(flatten(everything)):
-                client.log_batch(parent_id, params=batch)
-    child = client.create_run(
-        experiment_id,
-        run_name=stage,
-        tags={
-            **tags,
-            "mlflow.parentRunId": parent_id,
-            "sgpipe.kind": "stage",
-            "dvc.stage": stage,
-            "sgpipe.config": config_hash(plain),
-            "git.commit": _git(root, "rev-parse", "HEAD"),
-            **{f"input.{path.as_posix()}"[:250]: file_hash(path)[:16] for path in inputs if path.exists()},
-        },
-    )
-    for batch in _chunks(flatten(plain)):
-        client.log_batch(child.info.run_id, params=batch)
-    return StageRun(client, child.info.run_id, parent_id, stage)
+    run = StageRun(client, stage=stage, alive=Alive(root))
+    own = {
+        "sgpipe.kind": "stage",
+        "dvc.stage": stage,
+        "sgpipe.config": config_hash(plain),
+        "git.commit": said(root, "rev-parse", "HEAD"),
+        **{f"input.{path.as_posix()}"[:250]: file_hash(path)[:16] for path in inputs if path.exists()},
+        **({} if fingerprint is None else {"sgpipe.fingerprint": fingerprint}),
+    }
+    with run._recording():
+        with FileLock(lock_path(root), timeout=LOCK_SECONDS):
+            experiment.close_killed(client, experiment_id, root)
+            run._join(experiment_id, tags, flatten(everything))
+        run._open(experiment_id, {**tags, **own}, flatten(plain))
+    return run
 
 
 @contextmanager
@@ -204,14 +267,16 @@ def track(
     inputs: Iterable[Path] = (),
     params: Path = Path("params.yaml"),
     root: Path = Path(),
+    fingerprint: str | None = None,
 ) -> Iterator[StageRun]:
     """Record the body as a run of `stage` with its resolved parameter `sections` and the hashes of its `inputs`.
 
-    The run ends FINISHED, or FAILED with the error as a tag when the body raises; the error goes on to the caller.
+    The run ends FINISHED, or FAILED with the error as a tag when the body raises; the error goes on to the caller. A stage that
+    keeps working state gives its `fingerprint`: started again after a kill or an error, it continues its run, curves included.
     """
     try:
-        run = _begin(stage, sections, inputs, params, root)
-    except SgpipeError:
+        run = _begin(stage, sections, inputs, params, root, fingerprint)
+    except ParamsError:
         raise
     except Exception as error:
         run = StageRun(stage=stage)
@@ -219,6 +284,6 @@ def track(
     try:
         yield run
     except BaseException as error:
-        run._end("FAILED", error)
+        run._end("FAILED", root, error)
         raise
-    run._end("FINISHED")
+    run._end("FINISHED", root)
