@@ -19,3 +19,7 @@ class ModelError(SgpipeError):
 
 class StateError(SgpipeError):
     """The working state of a long stage is locked, foreign or cannot be written."""
+
+
+class CodeError(SgpipeError):
+    """The code or the libraries of a stage are not those that the pipeline recorded."""

@@ -18,9 +18,10 @@ from sgpipe.params.backbone import Backbone
 from sgpipe.params.compute import Compute
 from sgpipe.params.load import to_builtins
 from sgpipe.params.maps import Maps, NoisedMaps, Saliency
+from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import write_metrics
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, cut, new_folder, run_shards, shared_state
+from sgpipe.runs.shards import Make, cut, run_shards, shared_state
 from sgpipe.runs.state import config_hash, fingerprint
 from sgpipe.tracking.run import StageRun, track
 
@@ -63,7 +64,13 @@ def make_maps(
     plain = {"maps": to_builtins(maps), stage: to_builtins(own), "backbone": who}
     sections = {"maps": maps, stage: own, "backbone": backbone}
     recording = track(stage, sections, inputs, params) if processes.is_main else nullcontext(StageRun())
-    digest = fingerprint(f"stages.{stage}", {**plain, "threads": torch.get_num_threads()}, inputs, Path())
+    digest = fingerprint(
+        f"stages.{stage}",
+        {**plain, "threads": torch.get_num_threads()},
+        inputs,
+        Path(),
+        processes.device_kind,
+    )
     with recording as recorded, shared_state(stage, digest, Path(), processes) as state:
         run_shards(shards, state, processes, open_maker, "picture")
         if processes.is_main:

@@ -16,9 +16,10 @@ from sgpipe.params.cache_latents import CacheLatents
 from sgpipe.params.compute import Compute
 from sgpipe.params.data import Data
 from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, cut, new_folder, run_shards, shared_state
+from sgpipe.runs.shards import Make, cut, run_shards, shared_state
 from sgpipe.runs.state import config_hash, fingerprint
 from sgpipe.scene_graphs.images import ImageStore
 from sgpipe.scene_graphs.tables import TRIPLES, read_table
@@ -56,7 +57,7 @@ def main(
         track("cache_latents", sections, inputs, params) if processes.is_main else nullcontext(StageRun())
     )
     state_config = {**plain, "images": store.signature()}
-    digest = fingerprint("stages.cache_latents", state_config, inputs, Path())
+    digest = fingerprint("stages.cache_latents", state_config, inputs, Path(), processes.device_kind)
     with recording as recorded, shared_state("cache_latents", digest, Path(), processes) as state:
         run_shards(shards, state, processes, open_maker, "crop")
         if processes.is_main:

@@ -28,9 +28,10 @@ from sgpipe.params.curate import Curate
 from sgpipe.params.data import Data
 from sgpipe.params.graph_encoder import GraphEncoder
 from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, cut, new_folder, run_shards, shared_state
+from sgpipe.runs.shards import Make, cut, run_shards, shared_state
 from sgpipe.runs.state import config_hash, fingerprint
 from sgpipe.scene_graphs.images import ImageStore
 from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES
@@ -111,7 +112,7 @@ def main(
         track("graph_encoder", sections, inputs, params) if processes.is_main else nullcontext(StageRun())
     )
     state_config = {**plain, "images": store.signature(), "threads": torch.get_num_threads()}
-    digest = fingerprint("stages.graph_encoder", state_config, inputs, Path())
+    digest = fingerprint("stages.graph_encoder", state_config, inputs, Path(), processes.device_kind)
     with recording as recorded, shared_state("graph_encoder", digest, Path(), processes) as state:
         run_shards(shards, state, processes, open_maker, "crop")
         if not processes.is_main:

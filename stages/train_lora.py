@@ -29,10 +29,10 @@ from sgpipe.lora.state import History
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.compute import Compute
 from sgpipe.params.load import read_section
-from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.atomic import atomic_path, new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import new_folder, shared_state
+from sgpipe.runs.shards import shared_state
 from sgpipe.runs.state import config_hash, fingerprint
 from sgpipe.tracking.run import StageRun, track
 
@@ -124,7 +124,7 @@ def main(
     sections = {"lora": chosen.lora, "backbone": backbone}
     recording = track(stage, sections, inputs, params) if processes.is_main else nullcontext(StageRun())
     settings = {**plain, "backbone": who, "threads": torch.get_num_threads()}
-    digest = fingerprint("stages.train_lora", settings, inputs, Path())
+    digest = fingerprint("stages.train_lora", settings, inputs, Path(), processes.device_kind)
     facts = {"config": config_hash(plain), "commit": _commit()}
     begun = time.perf_counter()
     with recording as recorded, shared_state(stage, digest, Path(), processes) as folder:

@@ -87,10 +87,10 @@ def measure_command(
     """Measure the checkpoints on triples that no training picture showed, and write the figures into their model cards."""
     from sgpipe.miniature.cards import misses, write_cards
     from sgpipe.miniature.measure import measure
-    from sgpipe.runs.atomic import write_json
+    from sgpipe.runs.atomic import DIGITS, write_json
 
     values = measure(models, per_class)
-    write_json(values, metrics)
+    write_json(values, metrics, DIGITS)
     write_cards(models, values)
     for name, value in values.items():
         if not isinstance(value, dict):
