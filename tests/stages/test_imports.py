@@ -94,6 +94,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, li
         maps={"groups": {"middle": "0..1"}},
         lora={
             "blocks": "1..2",
+            "compile": False,
             "losses": {"margin": {"weight": 0}, "saliency": {"weight": 1, "group": "middle"}},
         },
         evaluate={"seeds": [0], "steps": 1, "batch_size": 8},
@@ -104,12 +105,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, li
     for name, words in COMMANDS.items():
         if name == "resolve":  # the few annotations of the tests give no val triples
             write_curated(root / "outputs/curated", curated_triples(12, "val"), curated_triples(0, "maps"))
-            retake(root, words=("stages.negatives",), out=top / "again")
-        found[name] = retake(root, words, top / name)
+            record(root, words=("stages.negatives",), out=top / "again")
+        found[name] = record(root, words, top / name)
     return found
 
 
-def retake(root: Path, words: tuple[str, ...], out: Path) -> dict[str, list[str]]:
+def record(root: Path, words: tuple[str, ...], out: Path) -> dict[str, list[str]]:
     """Run a stage in `root`; what it imported and read."""
     done = subprocess.run(
         [sys.executable, "-c", RECORDED, str(out), *words],
