@@ -14,8 +14,8 @@ from typing import Any
 
 from sgpipe.errors import CodeError
 
-VIEWS = ("sgpipe.tracking",)
-"""Packages that only show results; they never change one, so a stage does not depend on their code."""
+VIEWS = ("sgpipe.tracking", "sgpipe.runs.closure", "sgpipe.runs.code")
+"""What shows results or compares code; it never changes a result, so a stage does not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def import_closure(module: str, root: Path) -> Closure:
     pending = [module]
     while pending:
         name = pending.pop()
-        if name.startswith(VIEWS):
+        if any(name == view or name.startswith(f"{view}.") for view in VIEWS):
             continue
         path, top = _path(name, root), name.split(".")[0]
         if path is None:

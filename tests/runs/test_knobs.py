@@ -52,7 +52,7 @@ def structs(kind: object) -> set[type[msgspec.Struct]]:
 def test_every_knob_is_read_by_code_that_has_its_section(tmp_path: Path) -> None:
     """By type, not by name: a knob that is added to `negatives` is not read because `evaluate` has one of the same name.
 
-    A struct that goes through its own `__struct_fields__` reads all of them, and DVC reads what dvc.yaml names as `${section.knob}`.
+    A struct that goes through its own `__struct_fields__` reads all of them; DVC reads what dvc.yaml names as `${section.knob}`.
     """
     for name in ("sgpipe", "stages", "benchmarks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from sgpipe.cli import app
 from sgpipe.params.registry import SECTIONS
 from sgpipe.runs.closure import VIEWS, import_closure
 from sgpipe.runs.code import stage_modules
@@ -76,10 +78,9 @@ def module_of(definition: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
-    """Files and knobs by stage, of a tiny run of each."""
-    top = tmp_path_factory.mktemp("recorded")
-    root = clone(top / "repository", ROOT / "tests/data/visual_genome/v1_4")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with a tiny pipeline and few annotations."""
+    root = clone(tmp_path_factory.mktemp("recorded") / "repository", ROOT / "tests/data/visual_genome/v1_4")
     write_pipeline(root / "models/tiny")
     shutil.copytree(ROOT / "metrics", root / "metrics")
     backbone = {
@@ -101,7 +102,13 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, li
         compute={"device": "cpu", "threads": 1},
         tracking={"enabled": False},
     )
-    found = {}
+    return root
+
+
+@pytest.fixture(scope="module")
+def recorded(root: Path) -> dict[str, dict[str, list[str]]]:
+    """Files and knobs by stage, of a tiny run of each."""
+    top, found = root.parent, {}
     for name, words in COMMANDS.items():
         if name == "resolve":  # the few annotations of the tests give no val triples
             write_curated(root / "outputs/curated", curated_triples(12, "val"), curated_triples(0, "maps"))
@@ -124,7 +131,7 @@ def record(root: Path, words: tuple[str, ...], out: Path) -> dict[str, list[str]
 def test_what_a_stage_imports_is_in_its_closure(recorded: dict[str, Any], name: str) -> None:
     """What is imported beyond it would be code whose edit reruns nothing; `sgpipe.tracking` and its section are a view."""
     known = import_closure(COMMANDS[name][0], ROOT).files
-    views = tuple(view.replace(".", "/") + "/" for view in VIEWS)
+    views = tuple(f"{view.replace('.', '/')}{end}" for view in VIEWS for end in (".py", "/"))
     imported = {file for file in recorded[name]["files"] if not file.startswith(views)} - {
         "sgpipe/params/tracking.py"
     }
@@ -142,6 +149,15 @@ def test_the_knobs_that_a_stage_reads_are_its_params(recorded: dict[str, Any], n
         assert knob in listed or knob.split(".")[0] in listed, knob
     for key in listed:
         assert any(knob == key or knob.startswith(f"{key}.") for knob in read), key
+
+
+def test_another_arm_changes_no_byte_of_the_base(root: Path, recorded: dict[str, Any]) -> None:
+    images = root / "outputs/images/base"
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    set_params(root, evaluate={"adapters": {"graph": "graphs", "another": "graphs", "text_only": "empty"}})
+    shutil.rmtree(images)
+    assert record(root, COMMANDS["draw_base"], root.parent / "again") == recorded["draw_base"]
+    assert before and {path.name: path.read_bytes() for path in images.iterdir()} == before
 
 
 def test_every_stage_is_in_the_pipeline_and_depends_on_its_own_code() -> None:
@@ -173,6 +189,15 @@ def test_params_are_sections_and_knobs_that_there_are() -> None:
 def test_dvc_yaml_is_a_page() -> None:
     """A newcomer reads the experiment in it."""
     assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 450
+
+
+def test_the_stages_fit_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    done = CliRunner().invoke(app, ["dag"])
+    lines = done.stdout.splitlines()
+    assert done.exit_code == 0 and len(lines) <= 40 and max(map(len, lines)) <= 110
+    assert {line.split()[0] for line in lines} == set(stages()) - {"code"}
+    assert "judge                   ← draw_base, draw_images" in lines, "what others wait for is left out"
 
 
 def test_by_default_training_waits_for_neither_maps_probes_nor_encoder() -> None:
