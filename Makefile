@@ -38,8 +38,7 @@ ARMS := -S 'lora.arms=[graph,text_only,projector_only,random_blocks]' \
 ALONE := -S 'lora.arms=[graph]' -S '~evaluate.adapters.text_only'
 
 sweep: data ## every arm and the predecessor's recipe with three training seeds as DVC experiments, and their table (70 minutes on two cores)
-	"$(BIN)/python" -m dvc exp run --temp -n base-of-arms $(DRAWN) $(ARMS) draw_base
-	"$(BIN)/python" -m dvc exp run --temp -n base-of-predecessor $(DRAWN) $(ALONE) draw_base
+	"$(BIN)/python" -m dvc exp run --temp -n base $(DRAWN) draw_base
 	"$(BIN)/python" -m dvc exp run --queue -n arms $(DRAWN) $(ARMS) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
 	"$(BIN)/python" -m dvc exp run --queue -n predecessor $(DRAWN) $(ALONE) \
 	  $$("$(BIN)/sgpipe" preset predecessor-miniature --settings) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sgpipe.attention_maps import MapOptions, concept_stream
 from sgpipe.map_files.parquet import MapFile, map_table, write_maps
-from sgpipe.runs.atomic import write_json
+from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.scene_graphs.predicates import PREDICATES
 from sgpipe.scene_graphs.tables import MAP_ITEMS
 
@@ -297,7 +297,7 @@ def main(
     else:
         print("GPU: not run" + (", none was found" if cuda else ""))
         metrics["cuda"] = None
-    write_json(metrics, out)
+    write_json(metrics, out, DIGITS)
     if check and (
         timed["ratio"] > TIME_RATIO
         or flops["more"] > FLOP_SHARE

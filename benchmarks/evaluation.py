@@ -32,7 +32,7 @@ from sgpipe.params.data import Data
 from sgpipe.params.evaluate import HEADLINE, Evaluate, Statistics
 from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import read_section
-from sgpipe.runs.atomic import write_json
+from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import Processes
 from sgpipe.runs.shards import cut, run_shards
 from sgpipe.scene_graphs.images import ImageStore
@@ -141,7 +141,7 @@ def main(
     print(f"drawing {counted} pictures: {seconds:.1f} s (bar {DRAWING:g})")
     print(f"rebuilding all tables from stored pictures: {rebuilt:.1f} s (bar {REBUILDING:g})")
     if out:
-        write_json(figures, out)
+        write_json(figures, out, DIGITS)
     if check and (seconds > DRAWING or rebuilt > REBUILDING):
         sys.exit(1)
 

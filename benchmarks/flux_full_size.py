@@ -31,7 +31,7 @@ from sgpipe.doctor.memory import GIB, Setup, measure
 from sgpipe.doctor.plan import ways
 from sgpipe.doctor.published import PUBLISHED
 from sgpipe.lora.adapter import counts
-from sgpipe.runs.atomic import write_json
+from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import pick_device
 
 PARAMETERS, LORA, SECONDS = 11_891_178_560, 2_359_296, 2.55
@@ -208,6 +208,7 @@ def main(
             "timed": timed or None, "peak_flops_per_second": rate,
         },
         out,
+        DIGITS,
     )  # fmt: skip
     if check and full and (flops["parameters"], flops["lora_parameters"]) != (PARAMETERS, LORA):
         print(f"error: {PARAMETERS:,} parameters and {LORA:,} in LoRA are wanted", file=sys.stderr)

@@ -40,7 +40,7 @@ from sgpipe.params.graph_tokens import GraphTokens
 from sgpipe.params.load import read_section
 from sgpipe.params.lora import Lora
 from sgpipe.params.maps import Maps
-from sgpipe.runs.atomic import write_json
+from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import Processes, pick_device
 
 TIME_RATIO, MEMORY_RATIO, WAITING, SECONDS = 1.03, 1.05, 0.02, 480.0
@@ -181,7 +181,7 @@ def main(
         f"{found['data_share']:.2%}; peak × {found['memory_ratio']:.3f}; {training.steps} steps in about "
         f"{found['training_seconds']:.0f} s"
     )
-    write_json(found, out)
+    write_json(found, out, DIGITS)
     if check and (
         found["ratio"] > TIME_RATIO
         or found["memory_ratio"] > MEMORY_RATIO

@@ -31,7 +31,7 @@ from sgpipe.probes.fit import fit, scale
 from sgpipe.probes.pool import kept_at, run_units
 from sgpipe.probes.probe import Probe, ProbeConfig
 from sgpipe.probes.work import Result, units
-from sgpipe.runs.atomic import write_json
+from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import Processes
 from sgpipe.scene_graphs.predicates import PREDICATES
 from sgpipe.scene_graphs.tables import MAP_ITEMS
@@ -156,7 +156,7 @@ def main(
             f"{device}: WRN-28-2 on {found['maps']:,} maps of {SHAPE[1]}²: {found['maps_per_second']:.0f} maps/s, "
             f"{found['waiting_share']:.2%} of the time waiting for maps"
         )
-    write_json({"cells": cells, "loader": loader}, out)
+    write_json({"cells": cells, "loader": loader}, out, DIGITS)
     if check and (
         cells["seconds"] > SECONDS or max(of["waiting_share"] for of in loader.values()) >= WAITING
     ):

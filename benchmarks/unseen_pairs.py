@@ -29,7 +29,7 @@ from sgpipe.params.backbone import Backbone
 from sgpipe.params.evaluate import HEADLINE, Evaluate, Statistics
 from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import read_section
-from sgpipe.runs.atomic import write_json
+from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.scene_graphs.hashing import hashed
 from sgpipe.scene_graphs.predicates import INVERSE, neutral_prompt
 from sgpipe.scene_graphs.tables import RELATIONS, TRIPLES, read_table
@@ -127,7 +127,7 @@ def main(
                 f"{row['role_accuracy_high']:.3f}] of {row['role_accuracy_pictures']}, both objects {row['objects_present']:.3f}"
             )
     if out:
-        write_json(found, out)
+        write_json(found, out, DIGITS)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ app = typer.Typer(
     help="Structure-aware scene-graph conditioning of diffusion transformers.",
 )
 params_app = typer.Typer(no_args_is_help=True, help="Read and check params.yaml.")
-pipeline_app = typer.Typer(no_args_is_help=True, help="Keep dvc.yaml in step with the code.")
+pipeline_app = typer.Typer(no_args_is_help=True, help="What changed since a stage ran.")
+state_app = typer.Typer(no_args_is_help=True, help="Working states of stages that were interrupted.")
 tracking_app = typer.Typer(no_args_is_help=True, help="MLflow, as a view of git and DVC.")
 app.add_typer(params_app, name="params")
 app.add_typer(pipeline_app, name="pipeline")
+app.add_typer(state_app, name="state")
 app.add_typer(tracking_app, name="tracking")
 app.add_typer(fetch_app, name="fetch")
 app.add_typer(report_app, name="report")
@@ -99,19 +101,44 @@ def preset(
     print(f"{len(made)} knobs " + (f"written to {params}" if apply else "differ; --apply writes them"))
 
 
-@pipeline_app.command("update")
-def pipeline_update() -> None:
-    """Rewrite the deps on code and the params of every stage in dvc.yaml from the code."""
-    from sgpipe.runs.pipeline import updated
+@pipeline_app.command("why")
+def pipeline_why(stage: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> None:
+    """Say which module, library, parameter or input of a stage changed since it ran."""
+    from sgpipe.runs.pipeline import why
 
-    path = Path("dvc.yaml")
-    if not path.is_file():
-        raise SgpipeError("dvc.yaml: no such file; run from the repository root")
-    before = path.read_text(encoding="utf-8")
-    after = updated(before, Path())
-    if after != before:
-        path.write_text(after, encoding="utf-8")
-    print("dvc.yaml: " + ("updated" if after != before else "already in step"))
+    print("\n".join(why(stage, Path())))
+
+
+@app.command("dag")
+def dag_command() -> None:
+    """Print the stages of dvc.yaml and who waits for whom."""
+    from sgpipe.runs.pipeline import dag
+
+    print("\n".join(dag(Path())))
+
+
+@state_app.command("list")
+def state_list() -> None:
+    """List the working states of stages that did not end: their age, size and whether one is running."""
+    from sgpipe.runs.garbage import describe, states
+
+    for state in states(Path()):
+        print(describe(state))
+
+
+@state_app.command("gc")
+def state_gc(
+    days: Annotated[
+        float, typer.Option(min=0, help="remove what nothing has written to for so many days")
+    ] = 14,
+) -> None:
+    """Remove working states that were abandoned, never one of a running stage."""
+    from sgpipe.runs.garbage import collect, describe
+
+    removed = collect(Path(), days)
+    for state in removed:
+        print(f"removed {describe(state)}")
+    print(f"{len(removed)} removed, {sum(state.size for state in removed) / 2**20:.1f} MiB")
 
 
 @tracking_app.command("sync")

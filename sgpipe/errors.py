@@ -23,3 +23,7 @@ class StateError(SgpipeError):
 
 class TrackingError(SgpipeError):
     """The MLflow store cannot be reached, read or written; a stage goes on without it."""
+
+
+class CodeError(SgpipeError):
+    """The code or the libraries of a stage are not those that the pipeline recorded."""

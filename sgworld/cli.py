@@ -86,12 +86,12 @@ def measure_command(
     ] = 24,
 ) -> None:
     """Measure the checkpoints on triples that no training picture showed, and write the figures into their model cards."""
-    from sgpipe.runs.atomic import write_json
+    from sgpipe.runs.atomic import DIGITS, write_json
     from sgworld.cards import misses, write_cards
     from sgworld.measure import measure
 
     values = measure(models, per_class)
-    write_json(values, metrics)
+    write_json(values, metrics, DIGITS)
     write_cards(models, values)
     for name, value in values.items():
         if not isinstance(value, dict):

@@ -19,9 +19,10 @@ from sgpipe.params.backbone import Backbone
 from sgpipe.params.compute import Compute
 from sgpipe.params.load import to_builtins
 from sgpipe.params.maps import Maps, NoisedMaps, Saliency
+from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import write_metrics
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, cut, new_folder, run_shards, shared_state
+from sgpipe.runs.shards import Make, cut, run_shards, shared_state
 from sgpipe.runs.state import config_hash, fingerprint
 from sgpipe.tracking.run import StageRun, track
 
@@ -63,7 +64,13 @@ def make_maps(
     who = identity(backbone, ("transformer", "scheduler"), resolution=backbone.resolution)
     plain = {"maps": to_builtins(maps), stage: to_builtins(own), "backbone": who}
     sections = {"maps": maps, stage: own, "backbone": backbone}
-    digest = fingerprint(f"stages.{stage}", {**plain, "threads": torch.get_num_threads()}, inputs, Path())
+    digest = fingerprint(
+        f"stages.{stage}",
+        {**plain, "threads": torch.get_num_threads()},
+        inputs,
+        Path(),
+        processes.device_kind,
+    )
     recording = (
         track(stage, sections, inputs, params, fingerprint=digest)
         if processes.is_main

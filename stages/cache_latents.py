@@ -16,9 +16,10 @@ from sgpipe.params.cache_latents import CacheLatents
 from sgpipe.params.compute import Compute
 from sgpipe.params.data import Data
 from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, cut, new_folder, run_shards, shared_state
+from sgpipe.runs.shards import Make, cut, run_shards, shared_state
 from sgpipe.runs.state import config_hash, fingerprint
 from sgpipe.scene_graphs.images import ImageStore
 from sgpipe.scene_graphs.tables import TRIPLES, read_table
@@ -53,7 +54,7 @@ def main(
     plain = {"cache_latents": to_builtins(config), "encoder": who}
     sections = {"cache_latents": config, "backbone": backbone, "data": data}
     state_config = {**plain, "images": store.signature()}
-    digest = fingerprint("stages.cache_latents", state_config, inputs, Path())
+    digest = fingerprint("stages.cache_latents", state_config, inputs, Path(), processes.device_kind)
     recording = (
         track("cache_latents", sections, inputs, params, fingerprint=digest)
         if processes.is_main

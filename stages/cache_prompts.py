@@ -14,9 +14,10 @@ from sgpipe.params.backbone import Backbone
 from sgpipe.params.cache_prompts import CachePrompts
 from sgpipe.params.compute import Compute
 from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, new_folder, run_shards, shared_state
+from sgpipe.runs.shards import Make, run_shards, shared_state
 from sgpipe.runs.state import config_hash, fingerprint
 from sgpipe.scene_graphs.prompts import conflicting_prompts, curated_prompts, unique_concepts, unique_texts
 from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table, write_table
@@ -58,7 +59,7 @@ def main(
 
     plain = {"cache_prompts": to_builtins(config), "encoder": who}
     sections = {"cache_prompts": config, "backbone": backbone}
-    digest = fingerprint("stages.cache_prompts", plain, inputs, Path())
+    digest = fingerprint("stages.cache_prompts", plain, inputs, Path(), processes.device_kind)
     recording = (
         track(stage, sections, inputs, params, fingerprint=digest)
         if processes.is_main

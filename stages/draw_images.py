@@ -21,9 +21,10 @@ from sgpipe.params.backbone import Backbone
 from sgpipe.params.compute import Compute
 from sgpipe.params.evaluate import HEADLINE, Evaluate, Graph, Prompt
 from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, cut, new_folder, run_shards, shared_state
+from sgpipe.runs.shards import Make, cut, run_shards, shared_state
 from sgpipe.runs.state import config_hash, file_hash, fingerprint
 from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table
 from sgpipe.tracking.run import StageRun, track
@@ -84,9 +85,11 @@ def main(
         )
         return picture_maker(generator, draws, config.steps, backbone.resolution, config.batch_size)
 
-    plain = {"evaluate": to_builtins(config), **who}
+    read = {**to_builtins(config), "draw": to_builtins(draw)}
+    del read["adapters"]  # another arm samples nothing anew
+    plain = {"evaluate": read, **who}
     stage, inputs = f"draw_images@{name}", [*tables, *([adapter] if adapter else [])]
-    digest = fingerprint("stages.draw_images", plain, inputs, Path())
+    digest = fingerprint("stages.draw_images", plain, inputs, Path(), processes.device_kind)
     recording = (
         track(stage, {"evaluate": config, "backbone": backbone}, inputs, params, fingerprint=digest)
         if processes.is_main

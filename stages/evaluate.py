@@ -12,9 +12,8 @@ from sgpipe.evaluation.summary import evaluation_figures
 from sgpipe.params.evaluate import Evaluate, Statistics
 from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import read_section, to_builtins
-from sgpipe.runs.atomic import write_json
+from sgpipe.runs.atomic import DIGITS, new_folder, write_json
 from sgpipe.runs.command import run, write_metrics
-from sgpipe.runs.shards import new_folder
 from sgpipe.tracking.run import track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -53,7 +52,7 @@ def main(
         found, rows = evaluation_figures(verdicts, jury, picture_files(images))
         beside = {"arms": arm_figures(found["arms"], losses)}
         with new_folder(out) as folder:
-            write_json(rows, folder / "predicates.json")
+            write_json(rows, folder / "predicates.json", DIGITS)
         plain = {name: to_builtins(section) for name, section in sections.items()}
         write_metrics(found, metrics, plain)
         write_metrics(beside, arms, plain)

@@ -30,9 +30,10 @@ from sgpipe.params.curate import Curate
 from sgpipe.params.data import Data
 from sgpipe.params.graph_encoder import GraphEncoder
 from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, cut, new_folder, run_shards, shared_state
+from sgpipe.runs.shards import Make, cut, run_shards, shared_state
 from sgpipe.runs.state import config_hash, fingerprint
 from sgpipe.scene_graphs.images import ImageStore
 from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES
@@ -112,7 +113,7 @@ def main(
     sections = {"graph_encoder": config, "curate": choice, "backbone": backbone, "data": data}
     inputs.append(prompts / "manifest.json")
     state_config = {**plain, "images": store.signature(), "threads": torch.get_num_threads()}
-    digest = fingerprint("stages.graph_encoder", state_config, inputs, Path())
+    digest = fingerprint("stages.graph_encoder", state_config, inputs, Path(), processes.device_kind)
     recording = (
         track("graph_encoder", sections, inputs, params, fingerprint=digest)
         if processes.is_main

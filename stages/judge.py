@@ -17,9 +17,10 @@ from sgpipe.params.compute import Compute
 from sgpipe.params.data import Data
 from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import read_section, to_builtins
+from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, new_folder, run_shards, shared_state
+from sgpipe.runs.shards import Make, run_shards, shared_state
 from sgpipe.runs.state import fingerprint
 from sgpipe.scene_graphs.images import ImageStore
 from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table, write_table
@@ -78,7 +79,7 @@ def main(
         "images": store.signature(),
         "side": backbone.resolution,
     }
-    digest = fingerprint("stages.judge", plain, inputs, Path())
+    digest = fingerprint("stages.judge", plain, inputs, Path(), processes.device_kind)
     recording = (
         track("judge", {"judge": config}, inputs, params, fingerprint=digest)
         if processes.is_main

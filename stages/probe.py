@@ -21,10 +21,10 @@ from sgpipe.probes.group import write_group
 from sgpipe.probes.pool import kept_at, run_units
 from sgpipe.probes.table import TABLE
 from sgpipe.probes.work import Bench, Result, units
-from sgpipe.runs.atomic import write_json
+from sgpipe.runs.atomic import DIGITS, new_folder, write_json
 from sgpipe.runs.command import run
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import new_folder, shared_state
+from sgpipe.runs.shards import shared_state
 from sgpipe.runs.state import config_hash, fingerprint
 from sgpipe.scene_graphs.tables import TRIPLES, read_table
 from sgpipe.tracking.run import StageRun, track
@@ -76,7 +76,9 @@ def main(
         open_bench, inputs[0], files[0], files[1], prompts, backbone, config, processes.device
     )
     stage, plain = f"probe@{group}", {"probes": to_builtins(config), "group": group}
-    digest = fingerprint("stages.probe", {**plain, "device": processes.device.type}, inputs, Path())
+    digest = fingerprint(
+        "stages.probe", {**plain, "device": processes.device.type}, inputs, Path(), processes.device_kind
+    )
     recording = (
         track(stage, {"probes": config}, inputs, params, fingerprint=digest)
         if processes.is_main
@@ -87,7 +89,7 @@ def main(
         if processes.is_main:
             with new_folder(out / group) as folder:
                 found = write_group(opener(), group, lambda unit: Result.load(kept_at(unit, state)), folder)
-                write_json({**found, "config": config_hash(plain)}, folder / TABLE)
+                write_json({**found, "config": config_hash(plain)}, folder / TABLE, DIGITS)
             recorded.log_metrics({name: found[name] for name in ("cells", "names", "noise_aware", "trace")})
 
 

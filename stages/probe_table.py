@@ -10,9 +10,8 @@ from sgpipe.params.maps import Maps
 from sgpipe.params.probes import Probes
 from sgpipe.probes.plots import plot_confusion, plot_noised, plot_probe, plot_selectivity, plot_table
 from sgpipe.probes.table import confusions, merged, read_groups
-from sgpipe.runs.atomic import write_json
+from sgpipe.runs.atomic import new_folder, write_json
 from sgpipe.runs.command import run, write_metrics
-from sgpipe.runs.shards import new_folder
 from sgpipe.tracking.run import track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

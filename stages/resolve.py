@@ -12,9 +12,8 @@ from sgpipe.params.graph_tokens import GraphTokens
 from sgpipe.params.load import read_section
 from sgpipe.params.lora import Lora
 from sgpipe.params.maps import Maps
-from sgpipe.runs.atomic import write_json
+from sgpipe.runs.atomic import new_folder, write_json
 from sgpipe.runs.command import run
-from sgpipe.runs.shards import new_folder
 from sgpipe.runs.state import file_hash
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -29,8 +29,8 @@ from sgpipe.map_files.parquet import KINDS, MapFile
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.params.maps import Maps
+from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
-from sgpipe.runs.shards import new_folder
 from sgpipe.scene_graphs.predicates import PREDICATES, phrase
 from sgpipe.scene_graphs.tables import TRIPLES, read_table
 from sgpipe.tracking.run import track

@@ -29,10 +29,10 @@ from sgpipe.lora.state import History
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.compute import Compute
 from sgpipe.params.load import read_section
-from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.atomic import atomic_path, new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import new_folder, shared_state
+from sgpipe.runs.shards import shared_state
 from sgpipe.runs.state import config_hash, fingerprint
 from sgpipe.tracking.run import StageRun, track
 
@@ -123,7 +123,7 @@ def main(
         inputs.append(Path(chosen.graph_tokens.encoder))
     sections = {"lora": chosen.lora, "backbone": backbone}
     settings = {**plain, "backbone": who, "threads": torch.get_num_threads()}
-    digest = fingerprint("stages.train_lora", settings, inputs, Path())
+    digest = fingerprint("stages.train_lora", settings, inputs, Path(), processes.device_kind)
     recording = (
         track(stage, sections, inputs, params, fingerprint=digest)
         if processes.is_main

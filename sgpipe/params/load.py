@@ -20,6 +20,8 @@ from sgpipe.params.registry import SECTIONS
 T = TypeVar("T")
 SHOWN = 100
 """Characters of a refused value that an error shows."""
+UNUSED = "presets/unused/"
+"""Paths that begin so name no file, as null does: DVC needs one that exists where a stage may read a file or not."""
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`(?P<path>\$[^`]*)`)?$", re.DOTALL)
 
 
@@ -130,10 +132,19 @@ def _close(name: str, valid: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(sorted(valid))}"
 
 
+def _used(raw: Any) -> Any:
+    """`raw` with null in place of the paths that name no file."""
+    if isinstance(raw, dict):
+        return {key: _used(value) for key, value in raw.items()}
+    if isinstance(raw, list | tuple):
+        return [_used(value) for value in raw]
+    return None if isinstance(raw, str) and raw.startswith(UNUSED) else raw
+
+
 def decode(section: str, raw: Any, kind: type[T], source: str) -> T:
     """One section from plain values. Raises `ParamsError` with the key's full path, what was given and what is valid."""
     try:
-        return msgspec.convert(raw, kind, dec_hook=_hook)
+        return msgspec.convert(_used(raw), kind, dec_hook=_hook)
     except msgspec.ValidationError as error:
         match = _AT.match(str(error))
         assert match is not None

@@ -104,7 +104,7 @@ def sweep_command(
     from sgpipe.errors import ParamsError
     from sgpipe.evaluation.sweep import Experiment, sweep_figures
     from sgpipe.report.sweep import named_experiments, read_experiment, sweep_table
-    from sgpipe.runs.atomic import write_json
+    from sgpipe.runs.atomic import DIGITS, write_json
 
     def read(patterns: list[str]) -> list[Experiment]:
         return [read_experiment(Path.cwd(), item) for item in named_experiments(Path.cwd(), patterns)]
@@ -120,5 +120,5 @@ def sweep_command(
             raise ParamsError(f"--beside {given}: write NAME=PATTERN, as predecessor='predecessor*'")
         others[name] = read([pattern])
     found = sweep_figures(read(names), others, wanted)
-    write_json(found, out)
+    write_json(found, out, DIGITS)
     print(sweep_table(found).markdown())

@@ -5,10 +5,13 @@ import glob
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from sgpipe.errors import DataError
 
 DIGITS = 6
 """Significant digits of a float in a metrics file, so that `git diff` shows changes and not rounding."""
@@ -51,22 +54,40 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _fsync(path.parent)
 
 
-def _rounded(value: Any, where: str) -> Any:
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of `out` when the body ends well."""
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+
+
+def _plain(value: Any, where: str, digits: int | None) -> Any:
     if isinstance(value, dict):
-        return {str(key): _rounded(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): _plain(item, f"{where}.{key}", digits) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [_plain(item, f"{where}[{i}]", digits) for i, item in enumerate(value)]
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(
-                f"{where.lstrip('.')} = {value}: a metrics file holds finite numbers; leave the key out or use null"
+            raise DataError(
+                f"{where.lstrip('.')} is {value}: JSON holds finite numbers; leave the key out or use null"
             )
-        return float(f"{value:.{DIGITS}g}")
+        return value if digits is None else float(f"{value:.{digits}g}")
     return value
 
 
-def write_json(value: Any, path: Path) -> None:
-    """Write `value` as JSON with sorted keys and floats of `DIGITS` significant digits, atomically."""
-    text = json.dumps(_rounded(value, ""), indent=2, sort_keys=True, ensure_ascii=False)
+def write_json(value: Any, path: Path, digits: int | None = None) -> None:
+    """Write `value` as JSON with sorted keys, atomically; floats exactly, or with `digits` significant digits.
+
+    Raises `DataError` naming the key of a number that is not finite.
+    """
+    try:
+        plain = _plain(value, "", digits)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    text = json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,14 +1,17 @@
 """How a stage is started as a command, and how it writes its metrics."""
 
 import errno
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from sgpipe.errors import SgpipeError
-from sgpipe.runs.atomic import write_json
+from sgpipe.runs.atomic import DIGITS, write_json
+from sgpipe.runs.code import begin_stage, check_unchanged
 from sgpipe.runs.state import config_hash, die_with_parent
 
 _OF_THE_MACHINE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS))
@@ -19,6 +22,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     allocator = "out of memory" in text or "can't allocate memory" in text
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and allocator)
+
+
+def _checked(app: typer.Typer) -> None:
+    """Run `app` between the checks of a stage's code; what is no stage, and a call for help, runs without."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or not spec.name.startswith("stages.") or "--help" in sys.argv:
+        return app()
+    begin_stage(spec.name, Path())
+    try:
+        app()
+    except SystemExit as ended:
+        if not ended.code:
+            check_unchanged()
+        raise
 
 
 def one_line(error: Exception) -> str | None:
@@ -37,8 +54,8 @@ def one_line(error: Exception) -> str | None:
     return None
 
 
-def call(app: typer.Typer) -> None:
-    """Run a typer app; an error that a user can mend ends in one line and exit code 2, of a stage as of the command."""
+def call(app: Callable[[], Any]) -> None:
+    """Run a typer app or a function; an error that a user can mend ends in one line and exit code 2, in stages as in the command."""
     try:
         app()
     except Exception as error:
@@ -50,11 +67,29 @@ def call(app: typer.Typer) -> None:
 
 
 def run(app: typer.Typer) -> None:
-    """Run a stage: `call`, and the process dies with its parent."""
+    """Run a stage: `call`, and the process dies with its parent, and its code is compared at its start and end."""
     die_with_parent()
-    call(app)
+    call(lambda: _checked(app))
+
+
+def _defined(value: Any, where: str, undefined: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _defined(item, f"{where}.{key}", undefined) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defined(item, f"{where}[{i}]", undefined) for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        undefined.append(where.lstrip("."))
+        return None
+    return value
 
 
 def write_metrics(values: dict[str, Any], path: Path, config: Any) -> None:
-    """Write a metrics file: `values` plus `config`, the hash of the resolved configuration (plain values) they come from."""
-    write_json({**values, "config": config_hash(config)}, path)
+    """Write a metrics file: `values` plus `config`, the hash of the resolved configuration (plain values) they come from.
+
+    Floats get `DIGITS` significant digits. A figure that is not finite is undefined: it becomes null, with a warning on stderr.
+    """
+    undefined: list[str] = []
+    found = _defined(values, "", undefined)
+    if undefined:
+        print(f"warning: {path}: undefined, written as null: {', '.join(undefined)}", file=sys.stderr)
+    write_json({**found, "config": config_hash(config)}, path, DIGITS)

@@ -1,81 +1,135 @@
-"""dvc.yaml kept in step with the code: each stage's deps on code are its import closure, its params the sections it reads."""
+"""The pipeline as DVC knows it: its stages and who waits for whom, and what changed since one of them ran."""
 
-import ast
-import io
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sgpipe.runs.closure import PACKAGES, import_closure
+from sgpipe.errors import ParamsError
+from sgpipe.params.load import read_yaml
+from sgpipe.runs.code import FOLDER, code_of, read_code
 
-NOT_RESULTS = frozenset({"compute", "tracking"})
-"""Sections that say how or where a stage runs; they never change a result, so no stage depends on them."""
-
-
-def body(definition: dict[str, Any]) -> dict[str, Any]:
-    """The part of a stage's definition that holds cmd, deps and params (inside `do` for a foreach stage)."""
-    return definition.get("do", definition)
+CODE = "code"
+"""The stage on which all others depend."""
 
 
-def module_of(definition: dict[str, Any]) -> str:
-    """The module that a stage's command runs with `python -m`."""
-    words = str(body(definition)["cmd"]).split()
-    return next(word for word in words if word.startswith("stages."))
+@contextmanager
+def _opened(root: Path) -> Iterator[Any]:
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    if not (root / "dvc.yaml").is_file():
+        raise ParamsError("dvc.yaml: no such file; run from the repository root")
+    try:
+        with Repo(str(root)) as repo:
+            yield repo
+    except DvcException as error:
+        raise ParamsError(f"dvc.yaml: {' '.join(str(error).split())}") from None
 
 
-def _is_code(dep: Any) -> bool:
-    return str(dep).split("/")[0] in PACKAGES
+def _knobs(key: str, before: Any, after: Any) -> Iterator[str]:
+    """The knobs within `key` that differ, with both values."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in dict.fromkeys([*before, *after]):
+            yield from _knobs(f"{key}.{name}", before.get(name), after.get(name))
+    elif before != after:
+        yield f"params: {key} {before} -> {after}"
 
 
-def sections_read(module: str, root: Path) -> set[str]:
-    """Literal section names in the `read_section(...)` calls of a stage's file, without `NOT_RESULTS`."""
-    tree = ast.parse((root / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "read_section":
-            argument = node.args[1]
-            if not isinstance(argument, ast.Constant):
-                raise ValueError(f"{module}:{node.lineno}: read_section needs a literal section name")
-            found.add(str(argument.value))
-    return found - NOT_RESULTS
+def _at(params: Any, key: str) -> Any:
+    for part in key.split("."):
+        params = params.get(part) if isinstance(params, dict) else None
+    return params
 
 
-def differences(stages: dict[str, dict[str, Any]], root: Path) -> list[str]:
-    """What dvc.yaml lists and the code does not need, or the other way round; empty when they agree."""
-    problems: list[str] = []
-    for name, definition in stages.items():
-        module = module_of(definition)
-        listed = {str(dep) for dep in body(definition).get("deps", []) if _is_code(dep)}
-        wanted = set(import_closure(module, root))
-        problems += [f"{name}: deps lack {path}" for path in sorted(wanted - listed)]
-        problems += [
-            f"{name}: deps list {path}, which the stage cannot run" for path in sorted(listed - wanted)
-        ]
-        keys = {str(key).split(".")[0] for key in body(definition).get("params", [])}
-        read = sections_read(module, root)
-        problems += [f"{name}: params lack {key}" for key in sorted(read - keys)]
-        problems += [
-            f"{name}: params list {key}, which the stage does not read" for key in sorted(keys - read)
-        ]
-    return problems
+def _code_changes(repo: Any, entry: dict[str, Any], root: Path) -> list[str]:
+    """What changed in the code of a stage since the run that `entry` of dvc.lock records."""
+    for dep in entry.get("deps", []):
+        path = Path(dep["path"])
+        if path.parent != FOLDER:
+            continue
+        before = Path(repo.cache.local.oid_to_path(dep["md5"]))
+        if not before.is_file():
+            return [f"code: {path} of that run is no longer in the DVC cache"]
+        now = code_of(f"stages.{path.stem}", root)
+        return [f"code: {change}" for change in read_code(before.read_text(encoding="utf-8")).changes(now)]
+    return []
 
 
-def updated(text: str, root: Path) -> str:
-    """The text of dvc.yaml with every stage's deps on code and params rewritten from the code; all else, comments too, stays.
+def _changes(repo: Any, name: str, status: list[Any], entry: dict[str, Any] | None, root: Path) -> list[str]:
+    """Lines that say what changed since stage `name` ran; `status` is what DVC says of it."""
+    if entry is None:
+        return ["never ran"]
+    found = [] if name == CODE else _code_changes(repo, entry, root)
+    params = read_yaml(root / "params.yaml")
+    for part in status:
+        if not isinstance(part, dict):
+            found.append(str(part))
+            continue
+        for path, change in part.get("changed deps", {}).items():
+            if isinstance(change, dict):
+                old = entry.get("params", {}).get(path, {})
+                for key in change:
+                    found += _knobs(key, old.get(key), _at(params, key))
+            elif Path(path).parent != FOLDER:
+                found.append(f"input: {path} {change}")
+        found += [f"output: {path} {change}" for path, change in part.get("changed outs", {}).items()]
+    return found
 
-    Data comes first, then the tables and templates that the code names, then the code.
+
+def why(name: str, root: Path) -> list[str]:
+    """What changed since stage `name` ran, each of a matrix by itself, and then what changed in the stages before it.
+
+    Modules, libraries, knobs with both values, inputs, outputs. Raises `ParamsError` for a stage that there is not.
     """
-    from ruamel.yaml import YAML
+    from dvc.dvcfile import LOCK_FILE
 
-    yaml = YAML()
-    yaml.width = 120
-    yaml.preserve_quotes = True
-    document = yaml.load(text)
-    for definition in document["stages"].values():
-        inner, module = body(definition), module_of(definition)
-        data = [dep for dep in inner.get("deps", []) if not _is_code(dep)]
-        code = sorted(import_closure(module, root), key=lambda name: name.endswith(".py"))
-        inner["deps"] = [*data, *code]
-        inner["params"] = sorted(sections_read(module, root))
-    stream = io.StringIO()
-    yaml.dump(document, stream)
-    return stream.getvalue()
+    lines: list[str] = []
+    with _opened(root) as repo:
+        known = [stage.addressing for stage in repo.index.stages if stage.is_data_source is False]
+        chosen = [each for each in known if name in (each, each.partition("@")[0])]
+        if not chosen:
+            valid = ", ".join(dict.fromkeys(each.partition("@")[0] for each in known))
+            raise ParamsError(f"stage: got {name!r}; valid: {valid}")
+        recorded = read_yaml(root / LOCK_FILE).get("stages", {}) if (root / LOCK_FILE).is_file() else {}
+        status = repo.status(targets=chosen, with_deps=True)
+        before = [each for each in known if each in status and each not in chosen]
+        for each in chosen + before:
+            found = _changes(repo, each, status.get(each, []), recorded.get(each), root)
+            if each == CODE and found:
+                found = ["files edited; the stages that they concern say which"]
+            if found or each in chosen:
+                lines += [f"{each}:" if each in chosen else f"{each}, which comes before:"]
+                lines += [f"  {line}" for line in found or ["nothing changed since it ran"]]
+    return lines
+
+
+def dag(root: Path, width: int = 110) -> list[str]:
+    """A line per stage, in the order of dvc.yaml, with the stages that it waits for; those that another of them waits for are left
+    out, and so is `code`. A stage that is several is followed by their number."""
+    counts: dict[str, int] = {}
+    needs: dict[str, set[str]] = {}
+    with _opened(root) as repo:
+        for stage in repo.index.stages:
+            own, *others = (
+                each.addressing.partition("@")[0].removesuffix(".dvc")
+                for each in (stage, *repo.index.graph.successors(stage))
+            )
+            if own != CODE:
+                counts[own] = counts.get(own, 0) + 1
+                needs.setdefault(own, set()).update(set(others) - {CODE})
+
+    def behind(name: str) -> set[str]:
+        return needs[name].union(*map(behind, needs[name]))
+
+    titles = {name: f"{name} ×{count}" if count > 1 else name for name, count in counts.items()}
+    indent = max(map(len, titles.values())) + 2
+    sources = {name for name in counts if (root / f"{name}.dvc").is_file()}
+    lines = []
+    for name in (each for each in counts if each not in sources):
+        direct = needs[name].difference(*map(behind, needs[name]))
+        text = ", ".join(each for each in counts if each in direct) or "params.yaml alone"
+        for i, line in enumerate(textwrap.wrap(text, width - indent - 2)):
+            lines.append(f"{titles[name] if i == 0 else '':<{indent}}{'← ' if i == 0 else '  '}{line}")
+    return lines

@@ -33,6 +33,13 @@ class Processes:
         """The process that locks, merges, writes metrics and talks."""
         return self.index == 0
 
+    @property
+    def device_kind(self) -> str:
+        """What the bits of a result depend on besides code and input: `cpu`, or the type and model of the accelerator."""
+        if self.device.type == "cuda":
+            return f"cuda {torch.cuda.get_device_name(self.device)}"
+        return self.device.type
+
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.count > 1:

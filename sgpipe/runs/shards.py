@@ -126,17 +126,6 @@ def _make_whole(shard: Shard, folder: Path, make: Make, tick: Tick) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that takes the place of `out` when the body ends well."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
-
-
 def link(source: Path, target: Path) -> None:
     """Give a finished file a second name, or a copy where the file systems differ: the state keeps its own until the end."""
     try:

@@ -1,8 +1,9 @@
 """Working state of a long stage, kept outside its outputs (DVC deletes those before a stage runs).
 
 The state lives in `<parent of the DVC cache dir>/stage-state/<stage>-<fingerprint>/`, which experiments in temporary
-workspaces share with the main one. The fingerprint hashes the resolved configuration, the inputs and the code: a changed
-experiment never continues from another's state.
+workspaces share with the main one; where this user may not write there, in a folder of the user's own (`user_dir`). The
+fingerprint hashes the resolved configuration, the inputs, the code, the device kind and the library versions: a changed experiment
+never continues from another's state.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sgpipe.errors import StateError
-from sgpipe.runs.closure import import_closure
+from sgpipe.runs.code import check_unchanged, code_of, installed
 
 _PR_SET_PDEATHSIG = 1
 
@@ -36,8 +37,30 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def shared_dir(root: Path) -> Path:
-    """Parent of the DVC cache directory, which all workspaces of a repository share; `root/.dvc` without a DVC repository."""
+def user_dir(path: Path) -> Path:
+    """This user's own stand-in for a shared folder: `$XDG_STATE_HOME/sgpipe/<hash of its path>`, by default in `~/.local/state`."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "sgpipe" / hashlib.sha256(str(path).encode()).hexdigest()[:16]
+
+
+def writable(path: Path) -> bool:
+    """Whether this user may make files in the folder `path`, or make it where it is not there yet."""
+    there = next(each for each in (path, *path.parents) if each.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def _or_own(path: Path) -> Path:
+    """`path`, or this user's stand-in where it is not writable. Raises `StateError` where that is not writable either."""
+    if writable(path):
+        return path
+    if not writable(own := user_dir(path)):
+        raise StateError(
+            f"neither {path} nor {own} can be written; make one of them writable, or set XDG_STATE_HOME to a folder that is"
+        )
+    return own
+
+
+def _beside_cache(root: Path) -> Path:
     from dvc.config import Config
 
     dvc_dir = root / ".dvc"
@@ -45,6 +68,19 @@ def shared_dir(root: Path) -> Path:
         return dvc_dir.resolve()
     cache = Config(str(dvc_dir))["cache"].get("dir")
     return Path(cache).resolve().parent if cache else dvc_dir.resolve()
+
+
+def shared_dir(root: Path) -> Path:
+    """Parent of the DVC cache directory, which all workspaces of a repository share; `root/.dvc` without a DVC repository.
+
+    Where this user may not write there, `user_dir` of it.
+    """
+    return _or_own(_beside_cache(root))
+
+
+def states_dir(root: Path) -> Path:
+    """The folder of all working states of a repository, as this user can write it."""
+    return _or_own(shared_dir(root) / "stage-state")
 
 
 def file_hash(path: Path) -> str:
@@ -63,27 +99,42 @@ def config_hash(config: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
-def fingerprint(module: str, config: Any, inputs: Iterable[Path], root: Path) -> str:
-    """16 hex digits that change with the configuration, any input's content or any line of code the stage can run."""
-    code = {name: file_hash(root / name) for name in import_closure(module, root)}
+def fingerprint(module: str, config: Any, inputs: Iterable[Path], root: Path, device: str) -> str:
+    """16 hex digits that change with the configuration, any input's content, the stage's code, its libraries' installed versions
+    or `device`, the kind of device that computes."""
+    code = code_of(module, root)
     data = {str(path): file_hash(path) for path in sorted(inputs)}
-    return config_hash({"config": config, "code": code, "inputs": data})
+    libraries = installed(code.libraries)
+    return config_hash(
+        {"config": config, "code": code.digest, "libraries": libraries, "device": device, "inputs": data}
+    )
 
 
 def state_folder(stage: str, digest: str, root: Path) -> Path:
     """Where a stage's working state with this fingerprint lies, or would lie."""
-    return shared_dir(root) / "stage-state" / f"{stage.replace('@', '-')}-{digest}"
+    return states_dir(root) / f"{stage.replace('@', '-')}-{digest}"
+
+
+def lock_of(folder: Path) -> FileLock:
+    """The lock that the process holds whose state `folder` is."""
+    return FileLock(folder.with_name(f"{folder.name}.lock"))
 
 
 @contextmanager
 def stage_state(stage: str, digest: str, root: Path) -> Iterator[Path]:
     """The stage's state folder, locked against a second copy of the same stage; removed when the body ends well.
 
-    Raises `StateError` if another process holds it. On an error or a kill it stays, and the same command continues from it.
+    Raises `StateError` if another process holds it. On an error or a kill it stays, and the same command continues from it;
+    so it does where the stage's code changed meanwhile (`CodeError`).
     """
     folder = state_folder(stage, digest, root)
+    if not folder.parent.is_relative_to(_beside_cache(root)):
+        print(
+            f"note: {_beside_cache(root)} is not yours to write; working state is kept in {folder.parent}",
+            file=sys.stderr,
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    lock = lock_of(folder)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -94,6 +145,8 @@ def stage_state(stage: str, digest: str, root: Path) -> Iterator[Path]:
     try:
         folder.mkdir(exist_ok=True)
         yield folder
+        check_unchanged()
         shutil.rmtree(folder)
+        Path(lock.lock_file).unlink()  # a process that waits on the old file sees that it is gone
     finally:
         lock.release()

@@ -1,4 +1,4 @@
-"""Files are whole or absent; metrics read well in a diff."""
+"""Files are whole or absent; configurations keep every digit, metrics read well in a diff."""
 
 import json
 import signal
@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sgpipe.runs.atomic import atomic_path, write_json
+from sgpipe.errors import DataError
+from sgpipe.runs.atomic import DIGITS, atomic_path, write_json
+from sgpipe.runs.command import write_metrics
+from sgpipe.runs.state import config_hash
 
 
 def test_an_error_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
@@ -62,14 +65,35 @@ def test_success_replaces(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "out.txt").read_text() == "whole"
 
 
-def test_json_is_sorted_rounded_and_stable(tmp_path: Path) -> None:
-    write_json({"b": 1 / 3, "a": {"z": 1, "y": [0.1234567891, True, None, "é"]}}, tmp_path / "m.json")
+VALUES = {"b": 1 / 3, "a": {"z": 1, "y": [0.1234567891, True, None, "é"]}}
+
+
+def test_json_is_sorted_and_exact(tmp_path: Path) -> None:
+    """A configuration that is read back is the one that was written."""
+    write_json(VALUES, tmp_path / "m.json")
     text = (tmp_path / "m.json").read_text()
-    assert json.loads(text) == {"a": {"y": [0.123457, True, None, "é"], "z": 1}, "b": 0.333333}
+    assert json.loads(text) == VALUES
     assert text.index('"a"') < text.index('"b"')
 
 
+def test_figures_are_rounded(tmp_path: Path) -> None:
+    write_json(VALUES, tmp_path / "m.json", DIGITS)
+    read = json.loads((tmp_path / "m.json").read_text())
+    assert read == {"a": {"y": [0.123457, True, None, "é"], "z": 1}, "b": 0.333333}
+
+
 def test_a_number_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.b\[1\] = nan"):
+    with pytest.raises(DataError, match=r"m\.json: a\.b\[1\] is nan: JSON holds finite numbers"):
         write_json({"a": {"b": [1.0, float("nan")]}}, tmp_path / "m.json")
     assert not (tmp_path / "m.json").exists()
+
+
+def test_an_undefined_figure_is_null_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The hour of work before it is not lost."""
+    write_metrics({"a": {"b": [1 / 3, float("nan")]}, "c": float("inf")}, tmp_path / "m.json", {"k": 0.1})
+    assert json.loads((tmp_path / "m.json").read_text()) == {
+        "a": {"b": [0.333333, None]}, "c": None, "config": config_hash({"k": 0.1}),
+    }  # fmt: skip
+    assert (
+        capsys.readouterr().err == f"warning: {tmp_path / 'm.json'}: undefined, written as null: a.b[1], c\n"
+    )

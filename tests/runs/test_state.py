@@ -1,17 +1,21 @@
 """Working state: shared between workspaces, locked, kept on failure, gone on success; a stage dies with its parent."""
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from sgpipe.errors import StateError
+from sgpipe.runs.garbage import collect, describe, states
 from sgpipe.runs.state import config_hash, file_hash, fingerprint, shared_dir, stage_state
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process semantics tested on Linux")
 
 
@@ -81,19 +85,134 @@ def test_a_second_copy_is_kept_out(tmp_path: Path) -> None:
         pass
 
 
-def test_fingerprint_changes_with_config_inputs_and_code(tmp_path: Path) -> None:
+def test_fingerprint_changes_with_config_inputs_code_device_and_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "stages").mkdir()
-    (tmp_path / "stages" / "a.py").write_text("x = 1\n")
+    (tmp_path / "stages" / "a.py").write_text("import numpy\nx = 1\n")
+    (tmp_path / "requirements.lock").write_text("numpy==1.0\n")
     data = tmp_path / "in.bin"
     data.write_bytes(b"1")
-    first = fingerprint("stages.a", {"k": 1}, [data], tmp_path)
-    assert first == fingerprint("stages.a", {"k": 1}, [data], tmp_path)
-    assert first != fingerprint("stages.a", {"k": 2}, [data], tmp_path)
+
+    def of(config: int = 1, device: str = "cpu") -> str:
+        return fingerprint("stages.a", {"k": config}, [data], tmp_path, device)
+
+    found = [of(), of(config=2), of(device="cuda NVIDIA H100")]
     data.write_bytes(b"2")
-    second = fingerprint("stages.a", {"k": 1}, [data], tmp_path)
-    assert second != first
-    (tmp_path / "stages" / "a.py").write_text("x = 2\n")
-    assert fingerprint("stages.a", {"k": 1}, [data], tmp_path) != second
+    found.append(of())
+    (tmp_path / "stages" / "a.py").write_text("import numpy\nx = 2\n")
+    found.append(of())
+    (tmp_path / "requirements.lock").write_text("numpy==1.1\n")
+    found.append(of())
+    monkeypatch.setattr("sgpipe.runs.state.installed", lambda names: {"numpy": "1.1+cu130"})
+    found.append(of())
+    assert len(set(found)) == len(found)
+    (tmp_path / "stages" / "a.py").write_text("import numpy\n\nx = 2  # the same\n")
+    assert of() == found[-1]
+
+
+def as_another_user(code: str, home: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python in `folder` as a user who owns nothing there (root may write everywhere), modules being imported before."""
+    become = (
+        "import os, pwd, sys; from pathlib import Path; from sgpipe.errors import SgpipeError\n"
+        "from sgpipe.runs.state import stage_state\n"
+        "with stage_state('warm', 'beef', Path(sys.argv[1])):\n    pass\n"
+        "if os.getuid() == 0:\n    nobody = pwd.getpwnam('nobody'); os.setgid(nobody.pw_gid); os.setuid(nobody.pw_uid)\n"
+    )
+    with tempfile.TemporaryDirectory() as warm:
+        return subprocess.run(
+            [sys.executable, "-c", become + code, str(repository(Path(warm) / "warm"))], cwd=folder, capture_output=True,
+            text=True, check=False, env={**os.environ, "HOME": str(home), "XDG_STATE_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("closed", ["parent", "states", "home too"])
+def test_a_shared_cache_of_another_user_moves_the_state_to_ones_own(closed: str) -> None:
+    """No long stage is refused without a word: it says where its state is, or what to make writable."""
+    with tempfile.TemporaryDirectory() as top:
+        shared, home = Path(top) / "shared", Path(top) / "home"
+        root = repository(Path(top) / "clone", f"[cache]\n    dir = {shared}/cache\n")
+        (shared / "cache").mkdir(parents=True)
+        (shared / "stage-state").mkdir()
+        home.mkdir()
+        for path in (Path(top), *Path(top).rglob("*")):
+            path.chmod(0o755)
+        (shared / "stage-state").chmod(0o555)
+        shared.chmod(0o777 if closed == "states" else 0o555)
+        home.chmod(0o555 if closed == "home too" else 0o777)
+        code = (
+            "try:\n    with stage_state('train', 'f00d', Path()) as folder:\n        (folder / 'x').touch(); print(folder)\n"
+            "except SgpipeError as error:\n    print('error:', error)\n"
+        )
+        done = as_another_user(code, home, root)
+        shared.chmod(0o755)
+    if closed == "home too":
+        assert done.stdout == (
+            f"error: neither {shared} nor {user_home(home, shared)} can be written; make one of them writable, or set "
+            "XDG_STATE_HOME to a folder that is\n"
+        )
+        return
+    own = (
+        user_home(home, shared) / "stage-state"
+        if closed == "parent"
+        else user_home(home, shared / "stage-state")
+    )
+    assert (done.stdout, done.stderr) == (
+        f"{own}/train-f00d\n", f"note: {shared} is not yours to write; working state is kept in {own}\n"
+    )  # fmt: skip
+
+
+def user_home(home: Path, of: Path) -> Path:
+    """The stand-in of a folder in a user's state home."""
+    return home / "sgpipe" / hashlib.sha256(str(of).encode()).hexdigest()[:16]
+
+
+NAME = "train-0123456789abcdef"
+
+
+def aged(folder: Path, days: float) -> None:
+    """Set the times of all files back."""
+    then = time.time() - days * 86400
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (then, then))
+
+
+def test_abandoned_states_are_collected_and_running_ones_are_not(tmp_path: Path) -> None:
+    root = repository(tmp_path)
+    place = root / ".dvc" / "stage-state"
+    for name in (NAME, "saliency-0123456789abcdef", "probe-early-0123456789abcdef"):
+        (place / name / "deep").mkdir(parents=True)
+        (place / name / "deep" / "shard").write_bytes(bytes(2**20))
+        (place / f"{name}.lock").touch()
+    (place / "judge-0123456789abcdef.lock").touch()
+    (place / "notes").mkdir()
+    aged(place, 20)
+    (place / "saliency-0123456789abcdef" / "deep" / "fresh").touch()
+    code = (
+        "import sys, time; from pathlib import Path; from sgpipe.runs.state import lock_of\n"
+        f"lock = lock_of(Path({str(place / NAME)!r})); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline().strip() == "held"
+        found = {state.folder.name: state for state in states(root)}
+        assert sorted(found) == sorted(
+            [NAME, "saliency-0123456789abcdef", "probe-early-0123456789abcdef", "judge-0123456789abcdef"]
+        )
+        assert [name for name, state in found.items() if state.running] == [NAME]
+        assert found[NAME].size == 2**20
+        assert describe(found["probe-early-0123456789abcdef"]) == (
+            "probe-early-0123456789abcdef  1.0 MiB  20.0 days old"
+        )
+        removed = {state.folder.name for state in collect(root, 14)}
+        assert removed == {"probe-early-0123456789abcdef", "judge-0123456789abcdef"}
+    finally:
+        holder.kill()
+        holder.wait()
+    assert sorted(path.name for path in place.iterdir()) == [
+        "notes", "saliency-0123456789abcdef", "saliency-0123456789abcdef.lock", NAME, f"{NAME}.lock",
+    ]  # fmt: skip
 
 
 def test_config_hash_ignores_key_order() -> None:

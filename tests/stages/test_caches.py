@@ -175,7 +175,7 @@ CACHES = ("cache_prompts", "cache_latents")
 
 
 def test_dvc_reruns_a_cache_only_for_its_own_encoder(root: Path) -> None:
-    dvc(root, "repro", "--single-item", *CACHES)
+    dvc(root, "repro", "--single-item", "code", *CACHES)
     assert "up to date" in dvc(root, "status", *CACHES)
     edit_json(root / "models/tiny/transformer/config.json", note="retrained")
     set_params(root, compute={"threads": 2, "launch": "torchrun --nproc-per-node 2"})
@@ -191,6 +191,7 @@ def test_a_hub_id_reaches_the_stage_which_asks_for_its_weights(root: Path) -> No
     """DVC finds all that it depends on; the one thing missing is what the stage itself names."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     set_params(root, backbone={"model": "someone/flux", "revision": commit, "files": "presets/hub"})
+    dvc(root, "repro", "--single-item", "code")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hub")}
     environment.pop("PYTHONPATH", None)
     for name in CACHES:

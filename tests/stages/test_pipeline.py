@@ -16,21 +16,27 @@ from sgpipe.runs.state import config_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_STAGES = ("canonicalize", "curate", "negatives")
-COPIED = ("sgpipe", "stages", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
+COPIED = (
+    "sgpipe", "stages", "presets/unused", "dvc.yaml", "requirements.lock", "pyproject.toml", ".dvc", ".dvcignore", ".gitignore",
+)  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """That of a user's shell in which this Python comes first."""
+    found = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for name in ("PYTHONPATH", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        found.pop(name, None)
+    return found
 
 
 def run(root: Path, *command: str) -> str:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for name in ("PYTHONPATH", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
-        environment.pop(name, None)
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
 
 def clone(target: Path, data: Path) -> Path:
-    """The working tree's code in a fresh repository whose parameters name `data`, take what triples there are and need no probes
-    for the negatives."""
+    """The working tree's code in a fresh repository whose parameters name `data` and take what triples there are."""
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *COPIED],
         cwd=ROOT,
@@ -46,8 +52,6 @@ def clone(target: Path, data: Path) -> Path:
     params["data"]["root"] = str(data)
     params["curate"]["allow_short"] = True
     params["curate"]["quality"]["min_side"] = 4
-    params["negatives"]["confusions"] = "confusions.json"
-    (target / "confusions.json").write_text("{}")
     (target / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     run(target, "git", "init", "-q")
     author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
