@@ -158,6 +158,7 @@ def load_adapter(folder: Path, denoiser: Denoiser, backbone: Backbone) -> GraphL
         )
     arm = Arm.read(about, str(folder / ABOUT))
     model = build(denoiser, backbone, arm, 1.0, folder)
+    denoiser.transformer.eval()  # peft adds its modules, dropout among them, in training mode
     if model.weights:
         state = _load(folder / LORA_FILE)
         names = {f"{_PREFIX}.{plain_name(name)}": weight for name, weight in model.weights.items()}

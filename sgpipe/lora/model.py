@@ -88,6 +88,19 @@ class GraphLora:
         return self.denoiser.sample(plain, seeds, resolution, steps, velocity=velocity)
 
     @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode within the body: no dropout, and no random number is taken; afterwards as before."""
+        parts = [part for part in (self.denoiser.transformer, self.conditioner) if part is not None]
+        training = [module for part in parts for module in part.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    @contextmanager
     def off(self) -> Iterator[None]:
         """LoRA is switched off within the body; together with `graphs=None` the model is the base, to the bit."""
         if not self.weights:
