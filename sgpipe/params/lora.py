@@ -71,7 +71,7 @@ class Margin(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Preference(Struct, frozen=True, forbid_unknown_fields=True):
-    """Graph DPO: −log σ(−(β/2) [ℓ(g⁺) − ℓ(g⁻)])."""
+    """Graph DPO: −log σ(−(β/2) [(ℓ(g⁺) − ℓ_ref(g⁺)) − (ℓ(g⁻) − ℓ_ref(g⁻))]), ℓ_ref of the base model."""
 
     weight: Annotated[Weight, Meta(description="0 leaves it out")] = 0.0
     beta: Annotated[float, Meta(gt=0.0, description="β, per unit of the flow loss")] = 50.0
