@@ -75,7 +75,7 @@ def measure(
     """
     way = objective.model.way
     kind = chosen_condition(lora, way)
-    times = even_times(len(examples), lora.times)
+    times = even_times(len(examples), lora.times, objective.sigmas(lora.times))
     half = len(examples) // 2
     others = [*examples[half:], *examples[:half]]
     found: dict[str, list[Tensor]] = {name: [] for name in CONDITIONS if name != "base" or base is None}

@@ -9,6 +9,7 @@ from torch import Tensor
 from sgpipe.attention_maps import GroupMaps, MapOptions, concept_embeddings, concept_stream, resize_maps
 from sgpipe.backbones.rectified_flow import interpolate, velocity_target
 from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.lora.draws import sampler_times
 from sgpipe.lora.examples import Data, Example
 from sgpipe.lora.losses import (
     bounded_margin,
@@ -21,7 +22,7 @@ from sgpipe.lora.losses import (
 )
 from sgpipe.lora.model import GraphLora
 from sgpipe.params.choices import Pooling
-from sgpipe.params.lora import Losses
+from sgpipe.params.lora import Losses, Times
 from sgpipe.scene_graphs.predicates import PREDICATES
 
 
@@ -78,6 +79,14 @@ class Objective:
     ) -> None:
         self.model, self.data, self.losses = model, data, losses
         self._maps, self._pooling, self._probe = maps, pooling, probe
+
+    def sigmas(self, times: Times) -> Tensor | None:
+        """The base's sigmas within the bounds of `times` at the size of the latents; None for other densities than `sampler`."""
+        if times.density != "sampler":
+            return None
+        denoiser, first = self.model.denoiser, self.data.train[0]
+        *_, height, width = self.data.latents.latents([first.triple_id]).shape
+        return sampler_times(times, height * width // denoiser.layout.patch**2, denoiser.scheduler)
 
     def velocity(self, noised: Noised, spoken: Spoken) -> Tensor:
         """v_θ under what is spoken; several times as many texts as samples repeat the samples."""

@@ -48,6 +48,7 @@ class Training:
         self.weights: dict[str, nn.Parameter] = objective.model.trainable()
         if not self.weights:
             raise ParamsError("lora: nothing is trained: no blocks, and no graph tokens; set lora.blocks")
+        self._sigmas = objective.sigmas(lora.times)
         self.optimiser = adamw(self.weights, lora.optimiser)
         self.average = Average(self.weights, lora.ema) if lora.ema else None
         self.history = state.History()
@@ -153,7 +154,7 @@ class Training:
         number = self.step * lora.accumulation + pass_
         rows = rows_of(number * lora.batch_size, lora.batch_size, len(data.train), lora.seed)
         kinds = conditions_of(lora.batch_size, lora.conditions, generator(lora.seed, "prompts", number))
-        t = times_of(lora.batch_size, lora.times, generator(lora.seed, "times", number))
+        t = times_of(lora.batch_size, lora.times, generator(lora.seed, "times", number), self._sigmas)
         share = slice(self.processes.index, None, self.processes.count)
         examples = [data.train[row] for row in rows][share]
         latents = data.latents.latents([each.triple_id for each in examples])

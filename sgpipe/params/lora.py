@@ -17,11 +17,13 @@ Weight = Annotated[float, Meta(ge=0.0)]
 
 
 class Times(Struct, frozen=True, forbid_unknown_fields=True):
-    """t = low + (high − low) u with u uniform or σ(n) of a normal n, or one of k/steps within the bounds, all equally often."""
+    """t = low + (high − low) u with u uniform or σ(n) of a normal n, or a sampler's sigmas within the bounds, equally often."""
 
     density: Annotated[
         Literal["uniform", "logit_normal", "sampler"],
-        Meta(description="of times within the bounds; `sampler` takes those at which a sampler asks"),
+        Meta(
+            description="of times within the bounds; `sampler` takes the sigmas of the base's scheduler, shifted as in sampling"
+        ),
     ] = "uniform"
     low: Annotated[float, Meta(ge=0.0, lt=1.0, description="lower bound; layout is decided near t = 1")] = 0.7
     high: Annotated[float, Meta(gt=0.0, le=1.0, description="upper bound")] = 1.0
@@ -32,14 +34,6 @@ class Times(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.low >= self.high:
             raise ValueError(f"low: got low {self.low:g}, high {self.high:g}; low must be below high")
-        if self.density == "sampler" and not self.asked():
-            raise ValueError(
-                f"steps: got {self.steps}, and no k/{self.steps} lies within {self.low:g} to {self.high:g}; widen the bounds"
-            )
-
-    def asked(self) -> list[float]:
-        """Times within the bounds at which an Euler sampler of `steps` asks for a velocity."""
-        return [k / self.steps for k in range(1, self.steps + 1) if self.low <= k / self.steps <= self.high]
 
 
 class Conditions(Struct, frozen=True, forbid_unknown_fields=True):
