@@ -1,6 +1,6 @@
 """What is trained on and validated on: triples with their negatives, prompts by condition, and latents."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,3 +145,15 @@ def prompt_of(example: Example, condition: str) -> str:
             "(conflicting: run `dvc repro cache_negative_prompts`)"
         )
     return example.prompts[condition]
+
+
+def check_prompts(data: Data, conditions: Sequence[str]) -> None:
+    """Raise `DataError` unless every example's prompt of every condition is cached, text and encoding."""
+    for example in (*data.train, *data.held_out):
+        for condition in conditions:
+            text = prompt_of(example, condition)
+            if text not in data.prompts:
+                raise DataError(
+                    f"triple {example.triple_id}: the encoding of its {condition} prompt {text!r} is not cached; run "
+                    f"`dvc repro {'cache_negative_prompts' if condition == 'conflicting' else 'cache_prompts'}`"
+                )

@@ -56,27 +56,32 @@ class Training:
         self.taken, self.waiting, self.spent = 0, 0.0, 0.0
         """Steps of this process, seconds spent on their data, and on them in all."""
         per_step = lora.batch_size * lora.accumulation
-        train = objective.data.train
-        self.steps = lora.epochs * len(train) // per_step
+        self._triples = len(objective.data.train)
+        self.steps = lora.steps_after(lora.epochs, self._triples)
         if lora.batch_size % processes.count:
             raise ParamsError(
                 f"lora.batch_size: got {lora.batch_size}; {processes.count} processes share it, so it must be a multiple"
             )
         if self.steps == 0:
             raise ParamsError(
-                f"lora.batch_size × lora.accumulation = {per_step}, more than {lora.epochs} epochs of {len(train)} triples; "
+                f"lora.batch_size × lora.accumulation = {per_step}, more than {lora.epochs} epochs of {self._triples} triples; "
                 "lower one of the two"
             )
-
-    def after(self, epoch: int) -> int:
-        """Steps that end an epoch."""
-        return epoch * len(self.objective.data.train) // (self.lora.batch_size * self.lora.accumulation)
+        try:
+            self._keep = lora.kept_steps(self._triples)
+        except ValueError as error:
+            raise ParamsError(str(error)) from None
 
     def run(self) -> state.History:
-        """Train to the end; the weights are then those to be exported. Raises `StateError` for a loss that is not finite."""
+        """Train to the end; the weights are then those of the last step, within `exported` those that are exported.
+
+        Raises `StateError` for a loss that is not finite.
+        """
         self._resume()
-        kept = {self.after(epoch): epoch for epoch in self.lora.keep_epochs}
-        every = {self.after(epoch) for epoch in range(0, self.lora.epochs, self.lora.validation.every)}
+        every = {
+            self.lora.steps_after(epoch, self._triples)
+            for epoch in range(0, self.lora.epochs, self.lora.validation.every)
+        }
         if self.step == 0 and not self.history.controls:
             self._validate()
         bar = tqdm(
@@ -94,9 +99,9 @@ class Training:
             bar.update()
             if self.step in every or self.step == self.steps:
                 self._validate()
-            if self.step in kept and self.processes.is_main:
+            if self.step in self._keep and self.processes.is_main:
                 with self.exported():
-                    self._kept(kept[self.step])
+                    self._kept(self._keep[self.step])
             if self.step % self.lora.save_every == 0 or self.step == self.steps:
                 self._save()
         bar.close()

@@ -230,6 +230,37 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=0, lt=1 << 32, description="seed of weights, order, noise, times and prompts")
     ] = 0
 
+    @staticmethod
+    def reads_graph(arm: str) -> bool:
+        """Whether an arm of this name reads graphs; `text_only` has them in words alone."""
+        return split_arm(arm)[0] != "text_only"
+
+    def steps_after(self, epoch: int, triples: int) -> int:
+        """Steps that end so many passes over so many train triples."""
+        return epoch * triples // (self.batch_size * self.accumulation)
+
+    def kept_steps(self, triples: int) -> dict[int, int]:
+        """The epochs of `keep_epochs` by the step that ends them.
+
+        Raises `ValueError` where one ends before the first step, or two at the same.
+        """
+        found: dict[int, int] = {}
+        for epoch in sorted(self.keep_epochs):
+            step = self.steps_after(epoch, triples)
+            why = f"a step takes {self.batch_size * self.accumulation} triples, and an epoch has {triples}"
+            if step == 0:
+                raise ValueError(
+                    f"lora.keep_epochs: got {epoch}, which ends before the first step ({why}); keep later epochs, or lower "
+                    "lora.batch_size"
+                )
+            if step in found:
+                raise ValueError(
+                    f"lora.keep_epochs: got {found[step]} and {epoch}, which both end at step {step} ({why}); keep one of the two, "
+                    "or lower lora.batch_size"
+                )
+            found[step] = epoch
+        return found
+
     def __post_init__(self) -> None:
         for key in ("targets", "arms", "keep_epochs"):
             given: tuple[object, ...] = getattr(self, key)

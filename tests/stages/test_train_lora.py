@@ -40,6 +40,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root, backbone=backbone, lora=lora, compute={"device": "cpu", "threads": 1}, tracking={"enabled": False},
         maps={"groups": {"middle": "0..1"}},
     )  # fmt: skip
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    for later in ("evaluate", "ablation"):  # their arms and epochs would have to follow every change below
+        del params[later]
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     run(root, sys.executable, "-m", "stages.resolve")
     return root
 
