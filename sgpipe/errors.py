@@ -19,3 +19,8 @@ class ModelError(SgpipeError):
 
 class StateError(SgpipeError):
     """The working state of a long stage is locked, foreign or cannot be written."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

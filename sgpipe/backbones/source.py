@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.backbones.weights import weights_problem
-from sgpipe.errors import ModelError, ParamsError
+from sgpipe.errors import ModelError, ParamsError, first_line
 from sgpipe.params.backbone import Backbone
 from sgpipe.runs.state import file_hash
 
@@ -93,9 +93,7 @@ def locate(backbone: Backbone, parts: Iterable[str]) -> Path:
         folder = Path(snapshot_download(backbone.model, revision=backbone.revision, allow_patterns=patterns))
         problem = _problem(folder, parts)
     except (OSError, ValueError, RuntimeError) as error:
-        problem = (
-            f"{problem}, and the hub cannot be reached or refuses ({str(error).strip().splitlines()[0]})"
-        )
+        problem = f"{problem}, and the hub cannot be reached or refuses ({first_line(error)})"
     if folder is None or problem is not None:
         raise ModelError(
             f"backbone.model: {backbone.model} at {backbone.revision}: {problem}; run `hf download {backbone.model} "

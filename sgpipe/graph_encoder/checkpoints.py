@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sgpipe.errors import DataError, ModelError
+from sgpipe.errors import DataError, ModelError, first_line
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.open_vocabulary import OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.vocabulary import Unknown, Vocabulary
@@ -79,9 +79,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
             ) from None
         raise ModelError(f"{path}: not a PyTorch file of tensors and plain values; get it again") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{path}: not a readable PyTorch file ({str(error).partition(chr(10))[0]}); get it again"
-        ) from None
+        raise ModelError(f"{path}: not a readable PyTorch file ({first_line(error)}); get it again") from None
     state = found.get("state_dict", found) if isinstance(found, dict) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgpipe.errors import ModelError
+from sgpipe.errors import ModelError, first_line
 from sgpipe.params.graph_encoder import LOCAL, GraphEncoder
 from sgpipe.runs.state import file_hash
 
@@ -42,7 +42,7 @@ class ImageTower:
             model = open_clip.create_model(params.tower, pretrained=params.pretrained, device=device)
         except (RuntimeError, OSError, ValueError, KeyError) as error:
             raise ModelError(
-                f"graph_encoder.tower: {params.tower}: open_clip cannot load it ({str(error).partition(chr(10))[0]})"
+                f"graph_encoder.tower: {params.tower}: open_clip cannot load it ({first_line(error)})"
             ) from None
         self._visual: Any = model.visual.eval().requires_grad_(False)
         wanted = open_clip.get_model_preprocess_cfg(model)

@@ -29,6 +29,7 @@ from sgpipe.graph_encoder.pretraining import (
 )
 from sgpipe.params.graph_encoder import GraphEncoder
 from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.checkpoints import read_checkpoint
 from sgpipe.scene_graphs.predicates import DIRECTIONAL
 
 SAVE_SECONDS: Final = 20.0
@@ -114,8 +115,7 @@ def pretrain(learner: Learner, lessons: Lessons, params: GraphEncoder, state: Pa
     device = next(learner.parameters()).device
     optimizer, file = _optimizer(learner, params), state / _CHECKPOINT
     first = 0
-    if file.is_file():
-        stored = torch.load(file, map_location=device, weights_only=True)
+    if file.is_file() and (stored := read_checkpoint(file, device)) is not None:
         learner.load_state_dict(stored["learner"])
         optimizer.load_state_dict(stored["optimizer"])
         first = int(stored["step"])

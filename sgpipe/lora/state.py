@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgpipe.errors import StateError
+from sgpipe.errors import StateError, first_line
 from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.checkpoints import read_checkpoint
 
 KEPT = 2
 
@@ -38,7 +39,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Write a checkpoint whole or not at all, and drop all but the last two. Raises `StateError` where the disk refuses."""
+    """Write a checkpoint whole or not at all, and drop all but this one and the one before.
+
+    Those of later steps were passed over as damaged, and go, too. Raises `StateError` where the disk refuses.
+    """
     path = folder / f"step-{checkpoint.step:08d}.pt"
     try:
         with atomic_path(path) as temporary:
@@ -46,22 +50,27 @@ def save(checkpoint: Checkpoint, folder: Path) -> Path:
     except (OSError, RuntimeError) as error:
         last = checkpoints(folder)
         raise StateError(
-            f"step {checkpoint.step}: the checkpoint {path} cannot be written ({str(error).splitlines()[0]}); the last good one is "
+            f"step {checkpoint.step}: the checkpoint {path} cannot be written ({first_line(error)}); the last good one is "
             f"{last[-1] if last else 'none'}; mend the cause (`df -h`) and run the same command again"
         ) from error
-    for old in checkpoints(folder)[:-KEPT]:
-        old.unlink()
+    found = checkpoints(folder)
+    later = found.index(path) + 1
+    for other in (*found[: max(0, later - KEPT)], *found[later:]):
+        other.unlink()
     return path
 
 
 def load_last(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read, or None. One that is damaged is passed over for the one before."""
-    for path in reversed(checkpoints(folder)):
+    """The newest checkpoint that is whole, or None. A damaged one is passed over for the one before, with a printed sentence."""
+    paths = checkpoints(folder)
+    for path in reversed(paths):
+        found = read_checkpoint(path)
+        if found is None:
+            continue
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
             return Checkpoint(**{**found, "history": History(**found["history"])})
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-            print(
-                f"warning: {path} cannot be read ({str(error).splitlines()[0]}); going on from the one before"
-            )
+        except (KeyError, TypeError) as error:
+            print(f"warning: {path} cannot be read ({first_line(error)}) and is passed over")
+    if paths:
+        print(f"warning: {folder}: no checkpoint is whole; the training starts from its first step")
     return None

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sgpipe.errors import StateError
 from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.checkpoints import read_checkpoint
 
 SAVE_SECONDS = 180.0
 
@@ -88,8 +89,7 @@ class Trainer(Generic[M]):
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
         self._file, self._log = folder / "checkpoint.pt", folder / "log.jsonl"
-        if self._file.is_file():
-            stored = torch.load(self._file, weights_only=True)
+        if self._file.is_file() and (stored := read_checkpoint(self._file)) is not None:
             model.load_state_dict(stored["model"])
             self.average.model.load_state_dict(stored["average"])
             for (optimizer, _), state in zip(self.optimizers, stored["optimizers"], strict=True):

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sgpipe.errors import SgpipeError
+from sgpipe.errors import SgpipeError, first_line
 from sgpipe.params.load import read_section, read_yaml, to_builtins
 from sgpipe.params.tracking import Tracking
 from sgpipe.runs.state import config_hash, file_hash
@@ -75,7 +75,7 @@ class StageRun:
     def _give_up(self, error: Exception) -> None:
         print(
             f"warning: stage {self._stage} is no longer recorded in MLflow ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}); results are not affected; "
+            f"{first_line(error)}); results are not affected; "
             "`sgpipe tracking sync` rebuilds the record",
             file=sys.stderr,
         )

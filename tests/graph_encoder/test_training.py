@@ -280,6 +280,15 @@ def test_killed_and_continued_the_weights_are_the_same(
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "training.pt").write_bytes(b"")
+    fresh_start = learner(lessons, features, params)
+    pretrain(fresh_start, lessons, params, tmp_path / "damaged", lambda *_: None)
+    assert calls[7:] == list(range(6))
+    assert all(
+        torch.equal(value, fresh_start.state_dict()[name]) for name, value in whole.state_dict().items()
+    )
+
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_what_to_do(
     examples: Examples, features: Features, params: GraphEncoder, tmp_path: Path

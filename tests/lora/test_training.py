@@ -147,16 +147,6 @@ def test_the_first_control_losses_say_that_lora_starts_at_nothing(whole: tuple[P
     assert 0 <= last["preferred"] <= 1 and len(last["preferred_by_t"]) == 3
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for step in (3, 6, 9):
-        state.save(state.Checkpoint(step, {"a": torch.ones(1)}, None, {}, state.History()), tmp_path)
-    newest = state.checkpoints(tmp_path)[-1]
-    newest.write_bytes(newest.read_bytes()[:200])
-    found = state.load_last(tmp_path)
-    assert found is not None and found.step == 6
-    assert "step-00000009" in capsys.readouterr().out
-
-
 def test_a_loss_that_is_not_finite_stops_with_what_is_needed_to_go_on(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
