@@ -3,7 +3,7 @@
 - `pytorch_lora_weights.safetensors`: taken by `FluxPipeline.load_lora_weights`; absent without LoRA.
 - `graph_tokens.safetensors`: projector, roles, gate; absent where graphs are not read.
 - `graph_encoder/`: the encoder that the tokens read, where they read one.
-- `adapter.json`: arm, parameters, base, blocks, counts, seed, commit.
+- `adapter.json`: arm, parameters, base, blocks, counts, seed; nothing of when, where or by which commit it was trained.
 """
 
 import json
@@ -116,6 +116,7 @@ def save_adapter(
             **counts(model),
         },
         folder / ABOUT,
+        digits=None,
     )
 
 

@@ -34,22 +34,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _fsync(path.parent)
 
 
-def _rounded(value: Any, where: str) -> Any:
+def _rounded(value: Any, where: str, digits: int | None) -> Any:
     if isinstance(value, dict):
-        return {str(key): _rounded(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): _rounded(item, f"{where}.{key}", digits) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [_rounded(item, f"{where}[{i}]", digits) for i, item in enumerate(value)]
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(
                 f"{where.lstrip('.')} = {value}: a metrics file holds finite numbers; leave the key out or use null"
             )
-        return float(f"{value:.{DIGITS}g}")
+        return value if digits is None else float(f"{value:.{digits}g}")
     return value
 
 
-def write_json(value: Any, path: Path) -> None:
-    """Write `value` as JSON with sorted keys and floats of `DIGITS` significant digits, atomically."""
-    text = json.dumps(_rounded(value, ""), indent=2, sort_keys=True, ensure_ascii=False)
+def write_json(value: Any, path: Path, digits: int | None = DIGITS) -> None:
+    """Write `value` as JSON with sorted keys, atomically; floats have so many significant digits, all of them with None."""
+    text = json.dumps(_rounded(value, "", digits), indent=2, sort_keys=True, ensure_ascii=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

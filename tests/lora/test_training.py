@@ -38,7 +38,7 @@ def train(
 ) -> Fitted:
     folder.mkdir(parents=True, exist_ok=True)
     return fit(
-        world.arm(lora, tokens, name), world.denoiser(), world.backbone, world.data(), folder, ALONE, {"commit": "abc"}
+        world.arm(lora, tokens, name), world.denoiser(), world.backbone, world.data(), folder, ALONE, {"config": "abc"}
     )  # fmt: skip
 
 
@@ -132,7 +132,8 @@ def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, F
     assert [path.name for path in state.checkpoints(folder)] == ["step-00000009.pt", "step-00000010.pt"]
     assert files(folder / "adapter") != files(folder / "epoch-1")
     about = json.loads((folder / "adapter" / "adapter.json").read_text())
-    assert about["blocks"] == [1, 2] and about["commit"] == "abc" and about["arm"] == "graph"
+    assert about["blocks"] == [1, 2] and about["config"] == "abc" and about["arm"] == "graph"
+    assert "commit" not in about
     assert about["lora_parameters"] == 2 * 4 * 2 * (32 * 4)
     assert about["token_parameters"] == 24 * 2 * 24
 
