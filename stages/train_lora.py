@@ -140,7 +140,13 @@ def main(
         inputs.append(Path(chosen.graph_tokens.encoder))
     sections = {"lora": chosen.lora, "backbone": backbone}
     recording = track(stage, sections, inputs, params) if processes.is_main else nullcontext(StageRun())
-    settings = {**plain, "backbone": who, "threads": torch.get_num_threads()}
+    settings = {
+        **plain,
+        "backbone": who,
+        "threads": torch.get_num_threads(),
+        "device": processes.device.type,
+        "deterministic": compute.deterministic,
+    }
     digest = fingerprint("stages.train_lora", settings, inputs, Path())
     facts = {"config": config_hash(plain)}
     begun = time.perf_counter()

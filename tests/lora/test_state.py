@@ -3,7 +3,7 @@
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ import torch
 
 from sgpipe.errors import first_line
 from sgpipe.lora import state
+from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.params.lora import Losses, Preference
 from tests.lora.conftest import World, tiny_lora
 from tests.lora.test_training import files, train
 
@@ -65,3 +67,26 @@ def test_a_training_whose_checkpoints_are_all_damaged_starts_again_and_ends_with
 def test_an_error_without_a_message_is_told_by_its_type() -> None:
     assert first_line(EOFError()) == "EOFError" and first_line(OSError("\n\n")) == "OSError"
     assert first_line(ValueError("\n one\ntwo")) == "one"
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize(
+    "tokens",
+    [GraphTokens(layout="triple", relation="encoder", global_token=True), GraphTokens(injection="residual")],
+    ids=["index_add of messages", "added to the prompt's tokens"],
+)
+def test_deterministic_algorithms_train_and_give_the_same_bytes_again(
+    world: World, tmp_path: Path, tokens: GraphTokens
+) -> None:
+    """Every operation of a step has a deterministic form, scattered sums with their gradients included."""
+    lora = tiny_lora(epochs=1, keep_epochs=(), losses=Losses(preference=Preference(0.1)))
+    for name in ("one", "other"):
+        train(world, tmp_path / name, lora, tokens)
+    assert files(tmp_path / "one" / "adapter") == files(tmp_path / "other" / "adapter")
