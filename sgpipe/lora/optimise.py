@@ -49,15 +49,22 @@ def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
 
 
 def average_gradients(weights: Mapping[str, nn.Parameter], processes: int) -> None:
-    """The mean of every gradient over the processes, in place, in one exchange; a weight that no loss reached counts as zero."""
+    """The mean of every gradient over the processes, in place, in one exchange.
+
+    A weight that the loss of some processes reached counts as zero in the others; one that none reached keeps no gradient, so that
+    the optimiser leaves it alone as it does with one process.
+    """
     if processes == 1:
         return
+    sizes = [weight.numel() for weight in weights.values()]
     own = [
         weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights.values()
     ]
-    mean = reduce(torch.cat([gradient.flatten() for gradient in own]), reduction="mean")
-    for weight, part in zip(weights.values(), mean.split([each.numel() for each in own]), strict=True):
-        weight.grad = part.view_as(weight)
+    reached = own[0].new_tensor([float(weight.grad is not None) for weight in weights.values()])
+    mean = reduce(torch.cat([*(gradient.flatten() for gradient in own), reached]), reduction="mean")
+    parts, shares = mean[: sum(sizes)].split(sizes), mean[sum(sizes) :].tolist()
+    for weight, part, share in zip(weights.values(), parts, shares, strict=True):
+        weight.grad = part.view_as(weight) if share else None
 
 
 class Average:

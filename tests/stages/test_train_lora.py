@@ -1,5 +1,7 @@
 """The training as a stage: SIGKILL and resume, in another workspace too, one trainer at a time, no retraining for spelling."""
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -153,6 +155,11 @@ def test_two_processes_train_what_one_does(made: Path, whole: dict[str, bytes]) 
         run(made, *COMMAND)
     finally:
         set_params(made, compute={"launch": None})
+    norms = [
+        [float(row["gradient"]) for row in csv.DictReader(io.StringIO(text.decode()))]
+        for text in (whole["training.csv"], (made / "plots/lora/graph/training.csv").read_bytes())
+    ]  # of the gradients before AdamW, which would hide a sum in place of the mean
+    assert len(norms[0]) == 4 and norms[1] == pytest.approx(norms[0], rel=0.05)
     for name in ("graph_tokens.safetensors", "pytorch_lora_weights.safetensors"):
         one, two = (
             load(whole[f"adapter/{name}"]),
