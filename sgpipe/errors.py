@@ -27,3 +27,8 @@ class TrackingError(SgpipeError):
 
 class CodeError(SgpipeError):
     """The code or the libraries of a stage are not those that the pipeline recorded."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

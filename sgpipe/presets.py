@@ -16,6 +16,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from sgpipe.errors import ParamsError
+from sgpipe.params.check import check
 from sgpipe.params.load import decode, read_yaml, to_builtins
 from sgpipe.params.registry import SECTIONS, section_type
 from sgpipe.params.show import load_all, spelled_out
@@ -74,6 +75,7 @@ def with_preset(params: Path, preset: Path) -> dict[str, Any]:
     for name, given in overrides.items():
         kind = section_type(name)
         found[name] = decode(name, _merged(kind, raw[name], given), kind, str(preset))
+    check(found, str(preset))
     spelled_out(found)
     return found
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from sgpipe.errors import StateError
 from sgpipe.runs.atomic import atomic_path
-from sgpipe.runs.checkpoint import read_checkpoint
+from sgpipe.runs.checkpoints import read_checkpoint
 
 SAVE_SECONDS = 180.0
 

@@ -55,7 +55,7 @@ def main(
     with new_folder(out) as folder:
         for name in lora.arms:
             arm = resolve(name, lora, tokens, backbone, maps)
-            write_json({**arm.plain(), "files": files_read(arm)}, folder / f"{name}.json")
+            write_json({**arm.plain(), "files": files_read(arm)}, folder / f"{name}.json", digits=None)
 
 
 if __name__ == "__main__":

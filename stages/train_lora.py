@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ from sgpipe.lora.state import History
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.compute import Compute
 from sgpipe.params.load import read_section
-from sgpipe.runs.atomic import atomic_path, new_folder
+from sgpipe.runs.atomic import atomic_path, new_folder, write_json
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import shared_state
@@ -37,6 +38,9 @@ from sgpipe.runs.state import config_hash, fingerprint
 from sgpipe.tracking.run import StageRun, track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy")
+BESIDE = Path("outputs")
+"""Where `timings` and `provenance` are, on which nothing depends: they differ between runs of one training."""
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -49,15 +53,9 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
-def figures(fitted: Fitted, seconds: float) -> dict[str, Any]:
-    """What the metrics file holds of a training."""
-    found: dict[str, Any] = {
-        **counts(fitted.model),
-        "steps": fitted.steps,
-        "seconds": seconds,
-        "seconds_per_step": fitted.spent / max(1, fitted.taken),
-        "data_share": fitted.waiting / fitted.spent if fitted.spent else 0.0,
-    }
+def figures(fitted: Fitted) -> dict[str, Any]:
+    """What the metrics file holds of a training: the same in every run of it."""
+    found: dict[str, Any] = {**counts(fitted.model), "steps": fitted.steps}
     if fitted.history.controls:
         last = fitted.history.controls[-1]
         found |= {f"val_loss_{name}": last["losses"][name] for name in CONDITIONS}
@@ -66,6 +64,25 @@ def figures(fitted: Fitted, seconds: float) -> dict[str, Any]:
             "preference_accuracy_by_t": last["preferred_by_t"],
         }
     return found
+
+
+def timings(fitted: Fitted, seconds: float) -> dict[str, float]:
+    """What a training took: seconds in all and per step, and the share of a step spent waiting for data."""
+    return {
+        "seconds": seconds,
+        "seconds_per_step": fitted.spent / max(1, fitted.taken),
+        "data_share": fitted.waiting / fitted.spent if fitted.spent else 0.0,
+    }
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """By what a training was made: commit, library versions, kind of device."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "commit": done.stdout.strip() or None,
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "device": device.type,
+    }
 
 
 def control_rows(history: History) -> list[dict[str, Any]]:
@@ -122,14 +139,19 @@ def main(
     if chosen.graph_tokens is not None and chosen.graph_tokens.encoder:
         inputs.append(Path(chosen.graph_tokens.encoder))
     sections = {"lora": chosen.lora, "backbone": backbone}
-    settings = {**plain, "backbone": who, "threads": torch.get_num_threads()}
+    settings = {
+        **plain,
+        "backbone": who,
+        "threads": torch.get_num_threads(),
+        "deterministic": compute.deterministic,
+    }
     digest = fingerprint("stages.train_lora", settings, inputs, Path(), processes.device_kind)
     recording = (
         track(stage, sections, inputs, params, fingerprint=digest)
         if processes.is_main
         else nullcontext(StageRun())
     )
-    facts = {"config": config_hash(plain), "commit": _commit()}
+    facts = {"config": config_hash(plain)}
     begun = time.perf_counter()
     with shared_state(stage, digest, Path(), processes) as folder, recording as recorded:
         data = read_data(sources, backbone, chosen.lora.development)
@@ -163,17 +185,18 @@ def main(
                     shutil.copytree(folder / f".{epochs}-epochs" / "adapter", new / f"epoch-{epochs}")
             write_rows(control_rows(fitted.history), plots / "controls.csv")
             write_rows(fitted.history.steps, plots / "training.csv")
-            found = figures(fitted, time.perf_counter() - begun)
+            found, took = figures(fitted), timings(fitted, time.perf_counter() - begun)
             write_metrics(found, metrics, plain)
             sizes = ("steps", *counts(fitted.model))
             recorded.log_params({name: found[name] for name in sizes})
-            recorded.log_metrics({name: value for name, value in found.items() if name not in sizes})
+            recorded.log_metrics(
+                {**{name: value for name, value in found.items() if name not in sizes}, **took}
+            )
+            name = f"{stage.replace('@', '-')}.json"
+            write_json(took, BESIDE / "timings" / name)
+            write_json(provenance(processes.device), BESIDE / "provenance" / name)
+            recorded.log_artifact(BESIDE / "provenance" / name)
             recorded.log_artifact(out / "adapter", "adapter")
-
-
-def _commit() -> str | None:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 if __name__ == "__main__":

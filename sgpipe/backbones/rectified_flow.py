@@ -67,6 +67,7 @@ def dynamic_mu(tokens: int, scheduler: Mapping[str, Any]) -> float:
     return tokens * slope + (scheduler["base_shift"] - slope * first)
 
 
+_SLACK = 1e-4
 _REFUSED = (
     "invert_sigmas",
     "shift_terminal",
@@ -102,6 +103,11 @@ def euler_times(steps: int, tokens: int, scheduler: Mapping[str, Any]) -> NDArra
         shift = scheduler.get("shift", 1.0)
         shifted = shift * even / (1 + (shift - 1) * even)
     return np.append(shifted, np.float32(0)).astype(np.float32)
+
+
+def is_within(t: float, low: float, high: float) -> bool:
+    """Whether a time of a scheduler, which float32 has rounded, is within bounds."""
+    return low - _SLACK <= t <= high + _SLACK
 
 
 def euler_step(z_t: Tensor, velocity: Tensor, t: float, t_next: float) -> Tensor:

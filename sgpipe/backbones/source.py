@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.backbones.weights import loaded_files, loaded_hash, part_problem
-from sgpipe.errors import ModelError, ParamsError
+from sgpipe.errors import ModelError, ParamsError, first_line
 from sgpipe.params.backbone import Backbone
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -93,8 +93,7 @@ def locate(backbone: Backbone, parts: Iterable[str]) -> Path:
         folder = Path(snapshot_download(backbone.model, revision=backbone.revision, allow_patterns=patterns))
         problem = _problem(folder, parts)
     except (OSError, ValueError, RuntimeError, ImportError, HTTPError) as error:
-        said = (str(error).strip().splitlines() or [""])[0]
-        problem = f"{problem}, and the hub cannot be reached or refuses ({type(error).__name__}: {said})"
+        problem = f"{problem}, and the hub cannot be reached or refuses ({type(error).__name__}: {first_line(error)})"
     if folder is None or problem is not None:
         raise ModelError(
             f"backbone.model: {backbone.model} at {backbone.revision}: {problem}; run `hf download {backbone.model} "

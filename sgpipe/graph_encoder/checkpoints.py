@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sgpipe.backbones.strict import check_state
-from sgpipe.errors import DataError, ModelError
+from sgpipe.errors import DataError, ModelError, first_line
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.open_vocabulary import OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.vocabulary import Vocabulary
@@ -63,11 +63,6 @@ def load_sgdiff(path: Path, vocabulary: Path) -> tuple[Cgip, Vocabulary]:
     model = Cgip(config)
     load_strictly(model, state, path)
     return model.eval(), names
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's message; its type where it has none."""
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:

@@ -1,12 +1,11 @@
 """The pre-training as a loop that a kill does not disturb: every draw is a function of (seed, step)."""
 
-import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sgpipe.errors import DataError, ModelError, StateError
+from sgpipe.errors import DataError, StateError
 from sgpipe.graph_encoder.batches import Names
-from sgpipe.graph_encoder.checkpoints import Encoder, first_line, load_strictly
+from sgpipe.graph_encoder.checkpoints import Encoder, load_strictly
 from sgpipe.graph_encoder.examples import Examples
 from sgpipe.graph_encoder.features import Features
 from sgpipe.graph_encoder.image_head import ImageHead
@@ -29,7 +28,7 @@ from sgpipe.graph_encoder.pretraining import (
     restated,
 )
 from sgpipe.params.graph_encoder import GraphEncoder
-from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.checkpoints import newest_checkpoint, save_checkpoint
 from sgpipe.scene_graphs.predicates import DIRECTIONAL
 
 SAVE_SECONDS: Final = 20.0
@@ -110,43 +109,20 @@ def _optimizer(learner: Learner, params: GraphEncoder) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, params.rate, betas=(0.9, 0.98))
 
 
-def _checkpoints(state: Path) -> list[Path]:
-    """Checkpoints, oldest first."""
-    return sorted(state.glob("step-*.pt"))
-
-
-def _save(learner: Learner, optimizer: torch.optim.Optimizer, step: int, state: Path) -> None:
-    """Write a checkpoint whole or not at all, and drop all but the last two. Raises `StateError` where the disk refuses."""
-    path = state / f"step-{step:08d}.pt"
-    content = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    try:
-        with atomic_path(path) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:
-        raise StateError(
-            f"graph_encoder: step {step}: the checkpoint {path} cannot be written ({first_line(error)}); mend the cause (`df -h`) "
-            "and run the same command again"
-        ) from error
-    for old in _checkpoints(state)[:-KEPT]:
-        old.unlink()
-
-
 def _resumed(learner: Learner, params: GraphEncoder, state: Path) -> tuple[torch.optim.AdamW, int]:
     """Load the newest checkpoint that can be read, passing damaged ones over; the optimiser and the steps made, 0 without one."""
     device = next(learner.parameters()).device
-    for path in reversed(_checkpoints(state)):
-        try:
-            stored = torch.load(path, map_location=device, weights_only=True)
-            step, weights, optimizer = int(stored["step"]), stored["learner"], _optimizer(learner, params)
-            optimizer.load_state_dict(stored["optimizer"])
-            load_strictly(learner, weights, path)
-            return optimizer, step
-        except (
-            OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError,
-            pickle.UnpicklingError, ModelError,
-        ) as error:  # fmt: skip
-            print(f"warning: {path} cannot be read ({first_line(error)}); going on from the one before")
-    return _optimizer(learner, params), 0
+    found = newest_checkpoint(state, lambda path, stored: _accepted(learner, params, path, stored), device)
+    return found or (_optimizer(learner, params), 0)
+
+
+def _accepted(
+    learner: Learner, params: GraphEncoder, path: Path, stored: dict[str, Any]
+) -> tuple[torch.optim.AdamW, int]:
+    step, optimizer = int(stored["step"]), _optimizer(learner, params)
+    optimizer.load_state_dict(stored["optimizer"])
+    load_strictly(learner, stored["learner"], path)
+    return optimizer, step
 
 
 def pretrain(learner: Learner, lessons: Lessons, params: GraphEncoder, state: Path, log: Log) -> None:
@@ -174,7 +150,9 @@ def pretrain(learner: Learner, lessons: Lessons, params: GraphEncoder, state: Pa
             rate = optimizer.param_groups[0]["lr"]
             log(step, {"loss/train": float(loss.detach()), **terms, "optimiser/learning_rate": rate})
         if time.monotonic() - saved > SAVE_SECONDS or step + 1 == params.steps:
-            _save(learner, optimizer, step + 1, state)
+            save_checkpoint(
+                {"learner": learner.state_dict(), "optimizer": optimizer.state_dict()}, step + 1, state
+            )
             saved = time.monotonic()
     learner.eval()
 

@@ -3,7 +3,8 @@
 - `pytorch_lora_weights.safetensors`: taken by `FluxPipeline.load_lora_weights`; absent without LoRA.
 - `graph_tokens.safetensors`: projector, roles, gate; absent where graphs are not read.
 - `graph_encoder/`: the encoder that the tokens read, where they read one.
-- `adapter.json`: arm, parameters, base, blocks, counts, seed, commit, and the names and predicates of its training triples.
+- `adapter.json`: arm, parameters, base, blocks, counts, seed, and the names and predicates of its training triples; nothing of
+  when, where or by which commit it was trained.
 """
 
 import json
@@ -117,6 +118,7 @@ def save_adapter(
             **counts(model),
         },
         folder / ABOUT,
+        digits=None,
     )
 
 
@@ -159,6 +161,7 @@ def load_adapter(folder: Path, denoiser: Denoiser, backbone: Backbone) -> GraphL
         )
     arm = Arm.read(about, str(folder / ABOUT))
     model = build(denoiser, backbone, arm, 1.0, folder)
+    denoiser.transformer.eval()  # peft adds its modules, dropout among them, in training mode
     if model.weights:
         state = _load(folder / LORA_FILE)
         names = {f"{_PREFIX}.{plain_name(name)}": weight for name, weight in model.weights.items()}

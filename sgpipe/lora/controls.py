@@ -5,6 +5,7 @@ these figures tell what the graph does.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -68,10 +69,13 @@ def spoken(
 def measure(
     objective: Objective, examples: Sequence[Example], lora: Lora, base: float | None = None
 ) -> Controls:
-    """Control losses of `examples` on noise that depends on the triple alone; `base` is taken as it is where it is known."""
+    """Control losses of `examples`, without dropout, on noise that depends on the triple alone.
+
+    `base`, the base model's loss, is taken as it is where it is known.
+    """
     way = objective.model.way
     kind = chosen_condition(lora, way)
-    times = even_times(len(examples), lora.times)
+    times = even_times(len(examples), lora.times, objective.sigmas(lora.times))
     half = len(examples) // 2
     others = [*examples[half:], *examples[:half]]
     found: dict[str, list[Tensor]] = {name: [] for name in CONDITIONS if name != "base" or base is None}
@@ -88,10 +92,7 @@ def measure(
         noised = Noised(part, latents, noise, times[start : start + len(part)])
         for name, losses in found.items():
             said = spoken(name, part, other, kind, way)
-            if name == "base":
-                with objective.model.off():
-                    velocity = objective.velocity(noised, said)
-            else:
+            with objective.model.evaluating(), objective.model.off() if name == "base" else nullcontext():
                 velocity = objective.velocity(noised, said)
             losses.append(sample_losses(velocity, target.to(velocity.device)).cpu())
     columns = {name: torch.cat(losses) for name, losses in found.items()}

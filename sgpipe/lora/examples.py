@@ -156,3 +156,15 @@ def prompt_of(example: Example, condition: str) -> str:
             "(conflicting: run `dvc repro cache_negative_prompts`)"
         )
     return example.prompts[condition]
+
+
+def check_prompts(data: Data, conditions: Sequence[str]) -> None:
+    """Raise `DataError` unless every example's prompt of every condition is cached, text and encoding."""
+    for example in (*data.train, *data.held_out):
+        for condition in conditions:
+            text = prompt_of(example, condition)
+            if text not in data.prompts:
+                raise DataError(
+                    f"triple {example.triple_id}: the encoding of its {condition} prompt {text!r} is not cached; run "
+                    f"`dvc repro {'cache_negative_prompts' if condition == 'conflicting' else 'cache_prompts'}`"
+                )

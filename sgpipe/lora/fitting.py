@@ -11,7 +11,7 @@ from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.lora.adapter import build, counts, save_adapter
 from sgpipe.lora.arms import Arm
 from sgpipe.lora.coverage import TRAINED_ON, training_vocabulary
-from sgpipe.lora.examples import Data
+from sgpipe.lora.examples import Data, check_prompts
 from sgpipe.lora.model import GraphLora
 from sgpipe.lora.objective import Objective, Probe
 from sgpipe.lora.state import History
@@ -64,7 +64,12 @@ def fit(
     validated: Validated = lambda model, step: None,
     recorded: StageRun | None = None,
 ) -> Fitted:
-    """Train an arm; `folder` holds its checkpoints, then `adapter` and `epoch-<n>`, as they are to be put out."""
+    """Train an arm; `folder` holds its checkpoints, then `adapter` and `epoch-<n>`, as they are to be put out.
+
+    Raises `DataError` before the first step where a prompt is missing that any step could take.
+    """
+    in_words = ("relational", "conflicting", "neutral")
+    check_prompts(data, in_words if arm.graph_tokens is None else list(arm.lora.conditions.shares()))
     modules = target_modules(denoiser.layout, arm.lora)
     model = build(denoiser, backbone, arm, data.names.rms)
     numbers = counts(model)

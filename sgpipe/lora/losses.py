@@ -38,7 +38,8 @@ def graph_dpo(
 ) -> Tensor:
     """−log σ(−(β/2) [(ℓ_θ(g⁺) − ℓ_ref(g⁺)) − (ℓ_θ(g⁻) − ℓ_ref(g⁻))]) `[B]` (Diffusion-DPO, Wallace et al. 2024, eq. 14).
 
-    Winner and loser share x, t and ε here. A reference that reads no graph has ℓ_ref(g⁺) = ℓ_ref(g⁻), and the two cancel.
+    Winner and loser share x, t and ε here. A reference that reads no graph has ℓ_ref(g⁺) = ℓ_ref(g⁻) under equal prompts, and
+    the two cancel; not where g⁺ and g⁻ are told in words.
     """
     advantage = (positive - reference_positive) - (negative - reference_negative)
     return -F.logsigmoid(-beta / 2 * advantage)

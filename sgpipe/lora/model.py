@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.rectified_flow import is_within
 from sgpipe.backbones.text import Prompts
 from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.open_vocabulary import NameTable
@@ -16,9 +17,6 @@ from sgpipe.lora.conditioning import Context, GraphConditioner
 
 Way = Literal["words", "prepend", "residual"]
 """How a graph reaches the transformer: in the prompt's words alone, or by tokens before them or added to them."""
-
-_SLACK = 1e-4
-"""A scheduler's times are rounded."""
 
 
 @dataclass
@@ -65,8 +63,7 @@ class GraphLora:
 
     def acts(self, t: float) -> bool:
         """Whether the adapter works at time t of sampling."""
-        low, high = self.times
-        return low - _SLACK <= t <= high + _SLACK
+        return is_within(t, *self.times)
 
     def sample(
         self,
@@ -86,6 +83,19 @@ class GraphLora:
                 return self.denoiser.velocity(latents, t, plain, guidance)
 
         return self.denoiser.sample(plain, seeds, resolution, steps, velocity=velocity)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode within the body: no dropout, and no random number is taken; afterwards as before."""
+        parts = [part for part in (self.denoiser.transformer, self.conditioner) if part is not None]
+        training = [module for part in parts for module in part.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from sgpipe.attention_maps import GroupMaps, MapOptions, concept_embeddings, concept_stream, resize_maps
 from sgpipe.backbones.rectified_flow import interpolate, velocity_target
 from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.lora.draws import sampler_times
 from sgpipe.lora.examples import Data, Example
 from sgpipe.lora.losses import (
     bounded_margin,
@@ -21,7 +22,7 @@ from sgpipe.lora.losses import (
 )
 from sgpipe.lora.model import GraphLora
 from sgpipe.params.choices import Pooling
-from sgpipe.params.lora import Losses
+from sgpipe.params.lora import Losses, Times
 from sgpipe.scene_graphs.predicates import PREDICATES
 
 
@@ -79,6 +80,14 @@ class Objective:
         self.model, self.data, self.losses = model, data, losses
         self._maps, self._pooling, self._probe = maps, pooling, probe
 
+    def sigmas(self, times: Times) -> Tensor | None:
+        """The base's sigmas within the bounds of `times` at the size of the latents; None for other densities than `sampler`."""
+        if times.density != "sampler":
+            return None
+        denoiser, first = self.model.denoiser, self.data.train[0]
+        *_, height, width = self.data.latents.latents([first.triple_id]).shape
+        return sampler_times(times, height * width // denoiser.layout.patch**2, denoiser.scheduler)
+
     def velocity(self, noised: Noised, spoken: Spoken) -> Tensor:
         """v_θ under what is spoken; several times as many texts as samples repeat the samples."""
         repeat = len(spoken.texts) // len(noised.latents)
@@ -108,10 +117,8 @@ class Objective:
                 parts["margin"] = bounded_margin(flow, against, terms.margin.margin)
                 total = total + terms.margin.weight * parts["margin"]
             if terms.preference.weight:
-                base = torch.zeros_like(
-                    flow
-                )  # the base model reads no graph: its two losses are equal and cancel
-                parts["preference"] = graph_dpo(flow, against, base, base, terms.preference.beta)
+                reference = self._reference(noised, positive, negative, target)
+                parts["preference"] = graph_dpo(flow, against, *reference, terms.preference.beta)
                 total = total + terms.preference.weight * parts["preference"]
             if terms.ranking.weight:
                 parts["ranking"] = self._ranking(noised, maps[terms.ranking.group])
@@ -122,6 +129,25 @@ class Objective:
             parts["saliency"] = saliency_weighted(velocity[:batch], target, weights)
             total = total + terms.saliency.weight * parts["saliency"]
         return total.mean(), {name: part.detach() for name, part in parts.items()}
+
+    @torch.no_grad()
+    def _reference(
+        self, noised: Noised, positive: Spoken, negative: Spoken, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """ℓ_ref(g⁺) and ℓ_ref(g⁻) `[B]` of the base model, which reads prompts and no graph.
+
+        Under equal prompts they are equal and cancel, and both are given as 0, without a forward.
+        """
+        batch = len(noised.latents)
+        if list(positive.texts) == list(negative.texts):
+            nothing = torch.zeros(batch, device=target.device)
+            return nothing, nothing
+        texts = [*positive.texts, *negative.texts]
+        said = Spoken(texts, [SceneGraph()] * len(texts))
+        # eager: without the adapter, blocks are others than those compiled for the training step
+        with self.model.off(), torch.compiler.set_stance("force_eager"):
+            velocity = self.velocity(noised, said)
+        return sample_losses(velocity[:batch], target), sample_losses(velocity[batch:], target)
 
     def _with_maps(self, noised: Noised, spoken: Spoken) -> tuple[Tensor, Mapping[str, GroupMaps]]:
         """The velocity, and the maps of the examples' own concepts along that forward."""

@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
+from sgpipe.errors import ModelError
 from sgpipe.params.lora import Optimiser
 
 
@@ -21,12 +22,21 @@ def schedule(step: int, steps: int, optimiser: Optimiser) -> float:
 
 
 def adamw(weights: Mapping[str, nn.Parameter], optimiser: Optimiser) -> torch.optim.AdamW:
-    """AdamW over LoRA weights (`lora.…`) and token weights (`tokens.…`), each group with its rate as `peak`."""
+    """AdamW over LoRA weights (`lora.…`) and token weights (`tokens.…`), each group with its rate as `peak`.
+
+    Raises `ModelError` for weights of other names, which no group would train.
+    """
     groups = []
     for prefix, factor in (("lora.", 1.0), ("tokens.", optimiser.token_rate)):
         own = [weight for name, weight in weights.items() if name.startswith(prefix)]
         if own:
             groups.append({"params": own, "peak": optimiser.rate * factor})
+    left = [name for name in weights if not name.startswith(("lora.", "tokens."))]
+    if left:
+        raise ModelError(
+            f"trainable weights that would never be trained: {', '.join(left)}; valid are names that start with lora. or tokens.: "
+            "name them so in GraphLora.trainable, or freeze them"
+        )
     return torch.optim.AdamW(
         groups, lr=optimiser.rate, betas=(0.9, 0.999), weight_decay=optimiser.weight_decay, foreach=True
     )
@@ -39,15 +49,22 @@ def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> None:
 
 
 def average_gradients(weights: Mapping[str, nn.Parameter], processes: int) -> None:
-    """The mean of every gradient over the processes, in place, in one exchange; a weight that no loss reached counts as zero."""
+    """The mean of every gradient over the processes, in place, in one exchange.
+
+    A weight that the loss of some processes reached counts as zero in the others; one that none reached keeps no gradient, so that
+    the optimiser leaves it alone as it does with one process.
+    """
     if processes == 1:
         return
+    sizes = [weight.numel() for weight in weights.values()]
     own = [
         weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights.values()
     ]
-    mean = reduce(torch.cat([gradient.flatten() for gradient in own]), reduction="mean")
-    for weight, part in zip(weights.values(), mean.split([each.numel() for each in own]), strict=True):
-        weight.grad = part.view_as(weight)
+    reached = own[0].new_tensor([float(weight.grad is not None) for weight in weights.values()])
+    mean = reduce(torch.cat([*(gradient.flatten() for gradient in own), reached]), reduction="mean")
+    parts, shares = mean[: sum(sizes)].split(sizes), mean[sum(sizes) :].tolist()
+    for weight, part, share in zip(weights.values(), parts, shares, strict=True):
+        weight.grad = part.view_as(weight) if share else None
 
 
 class Average:

@@ -26,7 +26,10 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
 
 @torch.no_grad()
 def draw_samples(model: GraphLora, data: Data, lora: Lora, vae: Any, resolution: int, path: Path) -> None:
-    """Write one sheet: a row per triple, the columns of `COLUMNS`; the same noise in a row and in every sheet."""
+    """Write one sheet of sample images, without dropout: a row per triple, the columns of `COLUMNS`.
+
+    The noise is the same in a row and in every sheet.
+    """
     examples = spread(data.held_out, lora.validation.pictures)
     kind = chosen_condition(lora, model.way)
     columns = []
@@ -34,12 +37,13 @@ def draw_samples(model: GraphLora, data: Data, lora: Lora, vae: Any, resolution:
         said = spoken(name, examples, examples, kind, model.way)
         prompts = data.prompts.get(said.texts)
         sampling = (range(len(examples)), resolution, lora.validation.steps, lora.guidance)
-        if name == "base":
-            with model.off():
-                latents = model.denoiser.sample(prompts, *sampling)
-        else:
-            context = model.context(said.graphs, said.texts, prompts, data.names)
-            latents = model.sample(context, prompts, *sampling)
+        with model.evaluating():
+            if name == "base":
+                with model.off():
+                    latents = model.denoiser.sample(prompts, *sampling)
+            else:
+                context = model.context(said.graphs, said.texts, prompts, data.names)
+                latents = model.sample(context, prompts, *sampling)
         columns.append(np.concatenate(list(decode(vae, latents))))
     with atomic_path(path) as temporary:
         Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, format="PNG")

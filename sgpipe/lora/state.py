@@ -4,11 +4,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sgpipe.errors import StateError
-from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.checkpoints import newest_checkpoint, save_checkpoint
 
 KEPT = 2
 
@@ -32,36 +30,15 @@ class Checkpoint:
     history: History
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step-*.pt"))
-
-
 def save(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Write a checkpoint whole or not at all, and drop all but the last two. Raises `StateError` where the disk refuses."""
-    path = folder / f"step-{checkpoint.step:08d}.pt"
-    try:
-        with atomic_path(path) as temporary:
-            torch.save({**vars(checkpoint), "history": asdict(checkpoint.history)}, temporary)
-    except (OSError, RuntimeError) as error:
-        last = checkpoints(folder)
-        raise StateError(
-            f"step {checkpoint.step}: the checkpoint {path} cannot be written ({str(error).splitlines()[0]}); the last good one is "
-            f"{last[-1] if last else 'none'}; mend the cause (`df -h`) and run the same command again"
-        ) from error
-    for old in checkpoints(folder)[:-KEPT]:
-        old.unlink()
-    return path
+    """Write a checkpoint; the last two are kept. Raises `StateError` where the disk refuses."""
+    return save_checkpoint(
+        {**vars(checkpoint), "history": asdict(checkpoint.history)}, checkpoint.step, folder
+    )
 
 
 def load_last(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read, or None. One that is damaged is passed over for the one before."""
-    for path in reversed(checkpoints(folder)):
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            return Checkpoint(**{**found, "history": History(**found["history"])})
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-            print(
-                f"warning: {path} cannot be read ({str(error).splitlines()[0]}); going on from the one before"
-            )
-    return None
+    """The newest checkpoint that is whole, or None."""
+    return newest_checkpoint(
+        folder, lambda path, found: Checkpoint(**{**found, "history": History(**found["history"])})
+    )

@@ -21,6 +21,7 @@ from sgpipe.lora.model import Way
 from sgpipe.lora.objective import Noised, Objective, Spoken
 from sgpipe.lora.optimise import Average, adamw, average_gradients, schedule, set_rates
 from sgpipe.params.lora import Lora
+from sgpipe.runs.checkpoints import checkpoints
 from sgpipe.runs.processes import Processes
 from sgpipe.tracking.run import StageRun
 
@@ -50,6 +51,7 @@ class Training:
         self.weights: dict[str, nn.Parameter] = objective.model.trainable()
         if not self.weights:
             raise ParamsError("lora: nothing is trained: no blocks, and no graph tokens; set lora.blocks")
+        self._sigmas = objective.sigmas(lora.times)
         self.optimiser = adamw(self.weights, lora.optimiser)
         self.average = Average(self.weights, lora.ema) if lora.ema else None
         self.history = state.History()
@@ -57,27 +59,32 @@ class Training:
         self.taken, self.waiting, self.spent = 0, 0.0, 0.0
         """Steps of this process, seconds spent on their data, and on them in all."""
         per_step = lora.batch_size * lora.accumulation
-        train = objective.data.train
-        self.steps = lora.epochs * len(train) // per_step
+        self._triples = len(objective.data.train)
+        self.steps = lora.steps_after(lora.epochs, self._triples)
         if lora.batch_size % processes.count:
             raise ParamsError(
                 f"lora.batch_size: got {lora.batch_size}; {processes.count} processes share it, so it must be a multiple"
             )
         if self.steps == 0:
             raise ParamsError(
-                f"lora.batch_size × lora.accumulation = {per_step}, more than {lora.epochs} epochs of {len(train)} triples; "
+                f"lora.batch_size × lora.accumulation = {per_step}, more than {lora.epochs} epochs of {self._triples} triples; "
                 "lower one of the two"
             )
-
-    def after(self, epoch: int) -> int:
-        """Steps that end an epoch."""
-        return epoch * len(self.objective.data.train) // (self.lora.batch_size * self.lora.accumulation)
+        try:
+            self._keep = lora.kept_steps(self._triples)
+        except ValueError as error:
+            raise ParamsError(str(error)) from None
 
     def run(self) -> state.History:
-        """Train to the end; the weights are then those to be exported. Raises `StateError` for a loss that is not finite."""
+        """Train to the end; the weights are then those of the last step, within `exported` those that are exported.
+
+        Raises `StateError` for a loss that is not finite.
+        """
         self._resume()
-        kept = {self.after(epoch): epoch for epoch in self.lora.keep_epochs}
-        every = {self.after(epoch) for epoch in range(0, self.lora.epochs, self.lora.validation.every)}
+        every = {
+            self.lora.steps_after(epoch, self._triples)
+            for epoch in range(0, self.lora.epochs, self.lora.validation.every)
+        }
         if self.step == 0 and not self.history.controls:
             self._validate()
         bar = tqdm(
@@ -95,9 +102,9 @@ class Training:
             bar.update()
             if self.step in every or self.step == self.steps:
                 self._validate()
-            if self.step in kept and self.processes.is_main:
+            if self.step in self._keep and self.processes.is_main:
                 with self.exported():
-                    self._kept(kept[self.step])
+                    self._kept(self._keep[self.step])
             if self.step % self.lora.save_every == 0 or self.step == self.steps:
                 self._save()
         bar.close()
@@ -155,7 +162,7 @@ class Training:
         number = self.step * lora.accumulation + pass_
         rows = rows_of(number * lora.batch_size, lora.batch_size, len(data.train), lora.seed)
         kinds = conditions_of(lora.batch_size, lora.conditions, generator(lora.seed, "prompts", number))
-        t = times_of(lora.batch_size, lora.times, generator(lora.seed, "times", number))
+        t = times_of(lora.batch_size, lora.times, generator(lora.seed, "times", number), self._sigmas)
         share = slice(self.processes.index, None, self.processes.count)
         examples = [data.train[row] for row in rows][share]
         latents = data.latents.latents([each.triple_id for each in examples])
@@ -216,7 +223,7 @@ class Training:
         )
 
     def _stop(self, values: Mapping[str, float]) -> None:
-        last = state.checkpoints(self.folder)
+        last = checkpoints(self.folder)
         shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
         raise StateError(
             f"step {self.step}: the loss is not finite ({shown}); the last good checkpoint is {last[-1] if last else 'none'}; "

@@ -25,4 +25,10 @@ class Compute(Struct, frozen=True, forbid_unknown_fields=True):
             "`accelerate launch --num_processes 4`; null runs one process",
         ),
     ] = None
+    deterministic: Annotated[
+        bool,
+        Meta(
+            description="the same bits in every run on a GPU, too, for some of its speed; an operation that cannot give them raises"
+        ),
+    ] = False
     threads: Annotated[int, Meta(ge=0, description="CPU threads per process; 0 leaves them to PyTorch")] = 0

@@ -15,7 +15,8 @@ from ruamel.yaml.nodes import Node
 
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
-from sgpipe.params.registry import SECTIONS
+from sgpipe.params.check import check
+from sgpipe.params.registry import SECTIONS, section_type
 
 T = TypeVar("T")
 SHOWN = 100
@@ -197,14 +198,20 @@ def _choices(kind: Any) -> tuple[Any, ...]:
 
 
 def read_section(path: Path, name: str, kind: type[T]) -> T:
-    """Section `name` of params.yaml as `kind`. Unknown sections in the file are refused, other sections are not read."""
+    """Section `name` of params.yaml as `kind`.
+
+    The other sections of the file are read and checked against one another, too, so that the first stage of a pipeline refuses
+    what a later one could not do. Unknown sections are refused.
+    """
     raw = read_yaml(path)
     for given in raw:
         if given not in SECTIONS:
             raise ParamsError(f"{path}: {given}: unknown section{_close(str(given), list(SECTIONS))}")
     if name not in raw:
         raise ParamsError(f"{path}: section {name!r} is missing; `git checkout {path}` restores the default")
-    return decode(name, raw[name], kind, str(path))
+    found = decode(name, raw[name], kind, str(path))
+    check({each: decode(each, raw[each], section_type(each), str(path)) for each in raw}, str(path))
+    return found
 
 
 def to_builtins(value: Any) -> Any:

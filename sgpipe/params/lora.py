@@ -17,11 +17,13 @@ Weight = Annotated[float, Meta(ge=0.0)]
 
 
 class Times(Struct, frozen=True, forbid_unknown_fields=True):
-    """t = low + (high − low) u with u uniform or σ(n) of a normal n, or one of k/steps within the bounds, all equally often."""
+    """t = low + (high − low) u with u uniform or σ(n) of a normal n, or a sampler's sigmas within the bounds, equally often."""
 
     density: Annotated[
         Literal["uniform", "logit_normal", "sampler"],
-        Meta(description="of times within the bounds; `sampler` takes those at which a sampler asks"),
+        Meta(
+            description="of times within the bounds; `sampler` takes the sigmas of the base's scheduler, shifted as in sampling"
+        ),
     ] = "uniform"
     low: Annotated[float, Meta(ge=0.0, lt=1.0, description="lower bound; layout is decided near t = 1")] = 0.7
     high: Annotated[float, Meta(gt=0.0, le=1.0, description="upper bound")] = 1.0
@@ -32,14 +34,6 @@ class Times(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.low >= self.high:
             raise ValueError(f"low: got low {self.low:g}, high {self.high:g}; low must be below high")
-        if self.density == "sampler" and not self.asked():
-            raise ValueError(
-                f"steps: got {self.steps}, and no k/{self.steps} lies within {self.low:g} to {self.high:g}; widen the bounds"
-            )
-
-    def asked(self) -> list[float]:
-        """Times within the bounds at which an Euler sampler of `steps` asks for a velocity."""
-        return [k / self.steps for k in range(1, self.steps + 1) if self.low <= k / self.steps <= self.high]
 
 
 class Conditions(Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +65,7 @@ class Margin(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Preference(Struct, frozen=True, forbid_unknown_fields=True):
-    """Graph DPO: −log σ(−(β/2) [ℓ(g⁺) − ℓ(g⁻)])."""
+    """Graph DPO: −log σ(−(β/2) [(ℓ(g⁺) − ℓ_ref(g⁺)) − (ℓ(g⁻) − ℓ_ref(g⁻))]), ℓ_ref of the base model."""
 
     weight: Annotated[Weight, Meta(description="0 leaves it out")] = 0.0
     beta: Annotated[float, Meta(gt=0.0, description="β, per unit of the flow loss")] = 50.0
@@ -235,6 +229,37 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[
         int, Meta(ge=0, lt=1 << 32, description="seed of weights, order, noise, times and prompts")
     ] = 0
+
+    @staticmethod
+    def reads_graph(arm: str) -> bool:
+        """Whether an arm of this name reads graphs; `text_only` has them in words alone."""
+        return split_arm(arm)[0] != "text_only"
+
+    def steps_after(self, epoch: int, triples: int) -> int:
+        """Steps that end so many passes over so many train triples."""
+        return epoch * triples // (self.batch_size * self.accumulation)
+
+    def kept_steps(self, triples: int) -> dict[int, int]:
+        """The epochs of `keep_epochs` by the step that ends them.
+
+        Raises `ValueError` where one ends before the first step, or two at the same.
+        """
+        found: dict[int, int] = {}
+        for epoch in sorted(self.keep_epochs):
+            step = self.steps_after(epoch, triples)
+            why = f"a step takes {self.batch_size * self.accumulation} triples, and an epoch has {triples}"
+            if step == 0:
+                raise ValueError(
+                    f"lora.keep_epochs: got {epoch}, which ends before the first step ({why}); keep later epochs, or lower "
+                    "lora.batch_size"
+                )
+            if step in found:
+                raise ValueError(
+                    f"lora.keep_epochs: got {found[step]} and {epoch}, which both end at step {step} ({why}); keep one of the two, "
+                    "or lower lora.batch_size"
+                )
+            found[step] = epoch
+        return found
 
     def __post_init__(self) -> None:
         for key in ("targets", "arms", "keep_epochs"):

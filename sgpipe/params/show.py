@@ -5,12 +5,16 @@ from typing import Any
 
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
+from sgpipe.params.check import check
 from sgpipe.params.load import decode, read_yaml, to_builtins
 from sgpipe.params.registry import SECTIONS, section_type
 
 
 def load_all(path: Path) -> dict[str, Any]:
-    """Every section of the file as its struct, in the registry's order; missing and unknown sections are refused."""
+    """Every section of the file as its struct, in the registry's order.
+
+    Missing and unknown sections are refused, and sections that contradict one another.
+    """
     raw = read_yaml(path)
     missing = [name for name in SECTIONS if name not in raw]
     if missing:
@@ -20,7 +24,11 @@ def load_all(path: Path) -> dict[str, Any]:
     unknown = [str(name) for name in raw if name not in SECTIONS]
     if unknown:
         raise ParamsError(f"{path}: {unknown[0]}: unknown section; valid: {', '.join(SECTIONS)}")
-    return {name: decode(name, raw[name], section_type(name), str(path)) for name in SECTIONS}
+    found: dict[str, Any] = {
+        name: decode(name, raw[name], section_type(name), str(path)) for name in SECTIONS
+    }
+    check(found, str(path))
+    return found
 
 
 def _spell_out(section: Any, plain: Any, key: str, counts: dict[str, int]) -> Any:

@@ -55,7 +55,7 @@ def one_line(error: Exception) -> str | None:
 
 
 def call(app: Callable[[], Any]) -> None:
-    """Run a typer app or a function; an error that a user can mend ends in one line and exit code 2, in stages and command alike."""
+    """Run a typer app or a function; an error that a user can mend ends in one line and exit code 2, in stages and command."""
     try:
         app()
     except Exception as error:

@@ -78,10 +78,23 @@ def launch(compute: Compute) -> None:
     os.execv(program, [program, *words[1:], "-m", spec.name, *sys.argv[1:]])
 
 
+def set_deterministic() -> None:
+    """Have every operation give the same bits each time on the same kind of device, a GPU included, or raise.
+
+    Deterministic algorithms (scatter, index_add, attention backward), a fixed workspace of cuBLAS, which must be chosen before its
+    first use, and no TF32.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 def start(compute: Compute) -> Processes:
-    """Join the processes of this run. Arithmetic is set to give the same bits every time on the same kind of device."""
+    """Join the processes of this run. On a GPU the same bits every time are asked for by `compute.deterministic` alone."""
     launch(compute)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    if compute.deterministic:
+        set_deterministic()
     state = PartialState(cpu=True, timeout=_PATIENCE)
     if compute.threads:  # PartialState sets a number of its own
         torch.set_num_threads(compute.threads)

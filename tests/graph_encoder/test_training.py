@@ -30,7 +30,7 @@ from sgpipe.graph_encoder.training import Learner, Lessons, learning_rate, pretr
 from sgpipe.graph_encoder.vocabulary import Vocabulary
 from sgpipe.params.curate import Curate, Quality
 from sgpipe.params.graph_encoder import GraphEncoder
-from sgpipe.runs.checkpoint import read_checkpoint
+from sgpipe.runs.checkpoints import read_checkpoint
 from sgpipe.runs.shards import Shard, cut
 from sgpipe.scene_graphs.curate import candidates, curate
 from sgpipe.scene_graphs.images import AnnotatedImage
@@ -321,6 +321,15 @@ def test_killed_and_continued_the_weights_are_the_same(
     assert calls == [0, 1, 2, 3, 3, 4, 5]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "training.pt").write_bytes(b"")
+    fresh_start = learner(lessons, features, params)
+    pretrain(fresh_start, lessons, params, tmp_path / "damaged", lambda *_: None)
+    assert calls[7:] == list(range(6))
+    assert all(
+        torch.equal(value, fresh_start.state_dict()[name]) for name, value in whole.state_dict().items()
+    )
 
 
 def cut_short(path: Path) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sgpipe.attention_maps import MapOptions
 from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.lora.conditioning import Context
 from sgpipe.lora.controls import measure, spoken
 from sgpipe.lora.examples import Data, development_pairs, prompt_of
 from sgpipe.lora.losses import sample_losses
@@ -20,14 +21,18 @@ from tests.tiny import curated_triples
 MAPS = MapOptions({"middle": "0..1"})
 
 
+def perturbed(model: GraphLora) -> GraphLora:
+    """The model with LoRA weights moved off the start, where the adapter does nothing."""
+    draw = torch.Generator().manual_seed(1)
+    for weight in model.weights.values():
+        weight.data.add_(0.1 * torch.randn(weight.shape, generator=draw))
+    return model
+
+
 @pytest.fixture(scope="module")
 def model(world: World) -> GraphLora:
     """A model whose LoRA does something."""
-    made = world.model(tiny_lora())
-    draw = torch.Generator().manual_seed(1)
-    for weight in made.weights.values():
-        weight.data.add_(0.1 * torch.randn(weight.shape, generator=draw))
-    return made
+    return perturbed(world.model(tiny_lora()))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,53 @@ def test_both_graphs_in_one_forward_are_each_alone(model: GraphLora, data: Data)
         + 3 * torch.log1p(torch.exp(2 * (alone[0] - alone[1])))
     )
     torch.testing.assert_close(loss.detach(), wanted.mean(), atol=1e-4, rtol=1e-5)
+
+
+def test_the_reference_of_graphs_in_words_is_the_base_under_each_prompt(world: World, data: Data) -> None:
+    """Graph DPO with ℓ_ref of the base without adapter; g⁺ and g⁻ are different prompts, so that it does not cancel."""
+    model = perturbed(world.model(tiny_lora(), name="text_only"))
+    noised = batch(data)
+    positive, negative = both(noised.examples, ["neutral"] * 3, "words")
+    losses = Losses(flow=0, margin=Margin(0.0), preference=Preference(1.0, 40.0))
+    loss, parts = Objective(model, data, losses)(noised, positive, negative)
+    target = noised.noise - noised.latents
+    base = Objective(GraphLora(world.denoiser(), None, {}), data, losses)
+    won, lost = (sample_losses(base.velocity(noised, each), target) for each in (positive, negative))
+    assert (won - lost).abs().min() > 5e-4
+    advantage = (parts["flow"] - won) - (parts["negative"] - lost)
+    torch.testing.assert_close(
+        parts["preference"], torch.log1p(torch.exp(20 * advantage)), atol=1e-4, rtol=1e-5
+    )
+    slopes = torch.autograd.grad(loss, list(model.weights.values()))
+    assert all(slope.isfinite().all() for slope in slopes) and any(slope.any() for slope in slopes)
+
+
+def test_an_untrained_adapter_has_no_advantage_over_its_reference(world: World, data: Data) -> None:
+    model = world.model(tiny_lora(), name="text_only")
+    noised = batch(data)
+    losses = Losses(margin=Margin(0.0), preference=Preference(1.0, 50.0))
+    _, parts = Objective(model, data, losses)(noised, *both(noised.examples, ["neutral"] * 3, "words"))
+    torch.testing.assert_close(parts["preference"], torch.full((3,), 2.0).log(), atol=1e-3, rtol=0)
+
+
+def test_the_reference_of_graphs_in_tokens_costs_no_forward(
+    model: GraphLora, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base reads no graph, and the prompt is the same: its two losses cancel."""
+    forwards: list[int] = []
+    velocity = GraphLora.velocity
+
+    def counted(self: GraphLora, latents: Tensor, t: Tensor, context: Context) -> Tensor:
+        forwards.append(len(latents))
+        return velocity(self, latents, t, context)
+
+    monkeypatch.setattr(GraphLora, "velocity", counted)
+    noised = batch(data)
+    losses = Losses(margin=Margin(0.0), preference=Preference(1.0, 4.0))
+    _, parts = Objective(model, data, losses)(noised, *both(noised.examples, ["neutral"] * 3, "prepend"))
+    assert forwards == [6]
+    advantage = parts["flow"] - parts["negative"]
+    torch.testing.assert_close(parts["preference"], torch.log1p(torch.exp(2 * advantage)))
 
 
 def test_without_contrast_the_negative_costs_nothing(model: GraphLora, data: Data) -> None:

@@ -1,5 +1,6 @@
 """The loop: killed = not killed, what is kept, what stops it, and adapters that come back."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def train(
 ) -> Fitted:
     folder.mkdir(parents=True, exist_ok=True)
     return fit(
-        world.arm(lora, tokens, name), world.denoiser(), world.backbone, world.data(), folder, ALONE, {"commit": "abc"}
+        world.arm(lora, tokens, name), world.denoiser(), world.backbone, world.data(), folder, ALONE, {"config": "abc"}
     )  # fmt: skip
 
 
@@ -142,7 +143,8 @@ def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, F
     assert [path.name for path in state.checkpoints(folder)] == ["step-00000009.pt", "step-00000010.pt"]
     assert files(folder / "adapter") != files(folder / "epoch-1")
     about = json.loads((folder / "adapter" / "adapter.json").read_text())
-    assert about["blocks"] == [1, 2] and about["commit"] == "abc" and about["arm"] == "graph"
+    assert about["blocks"] == [1, 2] and about["config"] == "abc" and about["arm"] == "graph"
+    assert "commit" not in about
     assert about["lora_parameters"] == 2 * 4 * 2 * (32 * 4)
     assert about["token_parameters"] == 24 * 2 * 24
 
@@ -155,16 +157,6 @@ def test_the_first_control_losses_say_that_lora_starts_at_nothing(whole: tuple[P
     last = whole[1].history.controls[-1]
     assert last["step"] == 10 and last["losses"]["base"] == first["base"]
     assert 0 <= last["preferred"] <= 1 and len(last["preferred_by_t"]) == 3
-
-
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for step in (3, 6, 9):
-        state.save(state.Checkpoint(step, {"a": torch.ones(1)}, None, {}, state.History()), tmp_path)
-    newest = state.checkpoints(tmp_path)[-1]
-    newest.write_bytes(newest.read_bytes()[:200])
-    found = state.load_last(tmp_path)
-    assert found is not None and found.step == 6
-    assert "step-00000009" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_with_what_is_needed_to_go_on(
@@ -344,11 +336,38 @@ def test_other_tokens_train_and_come_back(world: World, tmp_path: Path, tokens: 
 def test_what_cannot_be_trained_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="more than 2 epochs of 20 triples"):
         train(world, tmp_path, tiny_lora(batch_size=64))
+    with pytest.raises(ParamsError, match=r"keep_epochs: got 1, which ends before the first step.*has 20"):
+        train(world, tmp_path, tiny_lora(batch_size=32))
+    with pytest.raises(ParamsError, match=r"keep_epochs: got 2 and 3, which both end at step 1 .*has 20"):
+        train(world, tmp_path, tiny_lora(batch_size=36, epochs=4, keep_epochs=(2, 3)))
     with pytest.raises(ParamsError, match=r"valid: 0\.\.2"):
         world.arm(tiny_lora(blocks=Blocks.parse("7..12")))
     lora = tiny_lora(conditions=Conditions(neutral=0.5, dropped=0.5))
     with pytest.raises(DataError, match="its dropped prompt is not cached; add dropped"):
         train(world, tmp_path, lora)
+
+
+@pytest.mark.parametrize("name, condition", [("graph", "wrong"), ("text_only", "conflicting")])
+def test_prompts_that_are_missing_are_found_before_the_first_step(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, condition: str
+) -> None:
+    """However rarely they are sampled, and though one triple alone lacks one, or one text its encoding."""
+    lora, data = tiny_lora(conditions=Conditions(neutral=0.999, wrong=0.001)), world.data()
+    monkeypatch.setattr(Training, "run", lambda self: pytest.fail("trained"))
+    last = data.train[-1]
+    kept = {kind: text for kind, text in last.prompts.items() if kind != condition}
+    for prompts, says in (
+        (kept, f"triple {last.triple_id}: its {condition} prompt is not cached; add"),
+        (
+            {**kept, condition: "no such text"},
+            f"triple {last.triple_id}: the encoding of its {condition} prompt",
+        ),
+    ):
+        lacking = dataclasses.replace(
+            data, train=(*data.train[:-1], dataclasses.replace(last, prompts=prompts))
+        )
+        with pytest.raises(DataError, match=says):
+            fit(world.arm(lora, name=name), world.denoiser(), world.backbone, lacking, tmp_path, ALONE, {})
 
 
 def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Fitted], tmp_path: Path) -> None:

@@ -58,6 +58,14 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_damaged_checkpoint_starts_the_training_again(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole")
+    fit(tmp_path / "cut", stop=5)
+    (tmp_path / "cut" / "checkpoint.pt").write_bytes(b"")
+    again = fit(tmp_path / "cut")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path: Path) -> None:
     trainer = Trainer(nn.Linear(1, 1), tmp_path, steps=3, rate=0.1)
     next(iter(trainer))

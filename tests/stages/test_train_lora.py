@@ -1,5 +1,7 @@
 """The training as a stage: SIGKILL and resume, in another workspace too, one trainer at a time, no retraining for spelling."""
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root, backbone=backbone, lora=lora, compute={"device": "cpu", "threads": 1}, tracking={"enabled": False},
         maps={"groups": {"middle": "0..1"}},
     )  # fmt: skip
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    for later in ("evaluate", "ablation"):  # their arms and epochs would have to follow every change below
+        del params[later]
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     run(root, sys.executable, "-m", "stages.resolve")
     return root
 
@@ -47,7 +54,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(root: Path) -> dict[str, bytes]:
     folder = root / "outputs/lora/graph"
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return found | {path.name: path.read_bytes() for path in (root / "plots/lora/graph").glob("*.csv")}
+    written = [*(root / "plots/lora/graph").glob("*.csv"), root / "metrics/lora/graph.json"]
+    return found | {path.name: path.read_bytes() for path in written}
 
 
 def start(root: Path) -> subprocess.Popen[str]:
@@ -85,9 +93,34 @@ def whole(made: Path) -> dict[str, bytes]:
     assert "samples/step-000040.png" in found
     figures = json.loads((made / "metrics/lora/graph.json").read_text())
     losses = {f"val_loss_{name}" for name in ("base", "graph", "empty", "shuffled", "swapped")}
-    assert losses | {"preference_accuracy", "steps", "seconds", "config"} <= figures.keys()
+    assert losses | {"preference_accuracy", "steps", "config"} <= figures.keys()
     assert figures["steps"] == 40
+    assert not {"seconds", "seconds_per_step", "data_share"} & figures.keys()
     return found
+
+
+def test_what_a_training_took_and_what_made_it_lie_where_nothing_depends_on_them(
+    made: Path, whole: dict[str, bytes]
+) -> None:
+    timings = json.loads((made / "outputs/timings/train_lora-graph.json").read_text())
+    assert timings["seconds"] > 40 * timings["seconds_per_step"] > 0 and 0 < timings["data_share"] < 1
+    provenance = json.loads((made / "outputs/provenance/train_lora-graph.json").read_text())
+    assert provenance["commit"] == run(made, "git", "rev-parse", "HEAD").strip()
+    assert provenance["libraries"]["torch"] == version("torch") and provenance["device"] == "cpu"
+    described = (made / "dvc.yaml").read_text()
+    assert "outputs/timings" not in described and "outputs/provenance" not in described
+
+
+def test_at_another_commit_the_same_training_gives_the_same_bytes(
+    made: Path, whole: dict[str, bytes]
+) -> None:
+    before = run(made, "git", "rev-parse", "HEAD").strip()
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    run(made, "git", *author, "commit", "--quiet", "--allow-empty", "-m", "another")
+    run(made, *COMMAND)
+    assert results(made) == whole and before.encode() not in b"".join(whole.values())
+    provenance = json.loads((made / "outputs/provenance/train_lora-graph.json").read_text())
+    assert provenance["commit"] == run(made, "git", "rev-parse", "HEAD").strip() != before
 
 
 @pytest.mark.parametrize("checkpoints", [1, 5])
@@ -122,6 +155,11 @@ def test_two_processes_train_what_one_does(made: Path, whole: dict[str, bytes]) 
         run(made, *COMMAND)
     finally:
         set_params(made, compute={"launch": None})
+    norms = [
+        [float(row["gradient"]) for row in csv.DictReader(io.StringIO(text.decode()))]
+        for text in (whole["training.csv"], (made / "plots/lora/graph/training.csv").read_bytes())
+    ]  # of the gradients before AdamW, which would hide a sum in place of the mean
+    assert len(norms[0]) == 4 and norms[1] == pytest.approx(norms[0], rel=0.05)
     for name in ("graph_tokens.safetensors", "pytorch_lora_weights.safetensors"):
         one, two = (
             load(whole[f"adapter/{name}"]),

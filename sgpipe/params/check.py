@@ -1,0 +1,160 @@
+"""What the sections of params.yaml must agree upon, so that it is found before the first stage and not hours into a later one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sgpipe.errors import ParamsError
+
+_CACHED = "cache_prompts.conditions"
+_GUIDED = ("evaluate", "saliency", "saliency_noised")
+
+
+def check(sections: Mapping[str, Any], source: str) -> None:
+    """Refuse sections that contradict one another; those that are missing are left out.
+
+    Raises `ParamsError` naming both knobs, what each holds, and what to do.
+    """
+    for rule in (_arms, _epochs, _prompts, _groups, _steps, _guidance):
+        for problem in rule(_Sections(sections)):
+            raise ParamsError(f"{source}: {problem}")
+
+
+class _Sections:
+    """Sections by name as attributes; None for one that is missing."""
+
+    def __init__(self, sections: Mapping[str, Any]) -> None:
+        self._sections = sections
+
+    def __getattr__(self, name: str) -> Any:
+        return self._sections.get(name)
+
+
+def _list(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values)) or "none"
+
+
+def _arms(found: _Sections) -> Iterator[str]:
+    """Arms that are evaluated are trained, and those that are given graphs read them."""
+    lora = found.lora
+    if lora is None:
+        return
+    given = dict(found.evaluate.adapters) if found.evaluate is not None else {}
+    for arm, graphs in given.items():
+        if arm not in lora.arms:
+            yield (
+                f"evaluate.adapters: got {arm}, which lora.arms does not train; valid: {_list(lora.arms)}; add it to lora.arms, or "
+                "drop it from evaluate.adapters"
+            )
+        elif graphs == "graphs" and not lora.reads_graph(arm):
+            yield (
+                f"evaluate.adapters.{arm}: got graphs, and this arm of lora.arms reads no graph, its graphs go in words; set it to "
+                "empty"
+            )
+    runs = found.ablation.runs if found.ablation is not None else ()
+    valid = [arm for arm in lora.arms if lora.reads_graph(arm) and given.get(arm) != "empty"]
+    for run in runs:
+        if run not in lora.arms:
+            why = "which lora.arms does not train; add it there"
+        elif not lora.reads_graph(run):
+            why = "an arm of lora.arms that reads no graph, where g⁺ is compared with g⁻; drop it"
+        elif run not in valid:
+            why = f"which is given no graph by evaluate.adapters.{run}: empty, where g⁺ is compared with g⁻; set that to graphs"
+        else:
+            continue
+        yield f"ablation.runs: got {run}, {why}; valid: {_list(valid)}"
+
+
+def _epochs(found: _Sections) -> Iterator[str]:
+    """Epochs that are compared are kept, and each kept one ends at a step of its own."""
+    lora = found.lora
+    if lora is None:
+        return
+    kept = sorted(lora.keep_epochs)
+    for epoch in found.ablation.epochs if found.ablation is not None else ():
+        if epoch not in kept:
+            yield (
+                f"ablation.epochs: got {epoch}, which lora.keep_epochs does not keep; valid: {_list(kept)}; add it there, or "
+                "compare others"
+            )
+    if found.curate is not None and not lora.development:
+        try:
+            lora.kept_steps(found.curate.train)
+        except ValueError as error:
+            yield f"{error} (curate.train)"
+
+
+def _prompts(found: _Sections) -> Iterator[str]:
+    """Prompts that are trained under or looked at are cached; those of negatives always are."""
+    if found.cache_prompts is not None:
+        cached = found.cache_prompts.conditions
+        for knob, condition in _conditions(found):
+            if condition not in cached:
+                yield f"{knob}, whose {condition} prompts are not cached; {_CACHED}: {_list(cached)}; add {condition} there"
+    if found.probes is not None and found.saliency_noised is not None:
+        mapped = found.saliency_noised.conditions
+        for condition in found.probes.noise_aware.conditions:
+            if condition not in mapped:
+                yield (
+                    f"probes.noise_aware.conditions: got {condition}, under which no maps are made; saliency_noised.conditions: "
+                    f"{_list(mapped)}; add {condition} there"
+                )
+
+
+def _conditions(found: _Sections) -> Iterator[tuple[str, str]]:
+    """Conditions of `cache_prompts` that are needed, each after the knob that needs it and what that holds."""
+    if (lora := found.lora) is not None:
+        if any(map(lora.reads_graph, lora.arms)):
+            for name, share in lora.conditions.shares().items():
+                if name != "conflicting":
+                    yield f"lora.conditions.{name}: got {share:g}", name
+        for arm in lora.arms:
+            if not lora.reads_graph(arm):
+                yield f"lora.arms: got {arm}", "relational"
+                yield f"lora.arms: got {arm}", "neutral"
+    if found.saliency is not None:
+        yield f"saliency.condition: got {found.saliency.condition}", found.saliency.condition
+    if found.saliency_noised is not None:
+        for name in found.saliency_noised.conditions:
+            yield f"saliency_noised.conditions: got {name}", name
+
+
+def _groups(found: _Sections) -> Iterator[str]:
+    """Layer groups that losses read are defined."""
+    if found.lora is None or found.maps is None:
+        return
+    for name in ("ranking", "saliency"):
+        term = getattr(found.lora.losses, name)
+        if term.weight and term.group not in found.maps.groups:
+            yield (
+                f"lora.losses.{name}.group: got {term.group}, which is not in maps.groups; valid: {_list(list(found.maps.groups))}"
+            )
+
+
+def _steps(found: _Sections) -> Iterator[str]:
+    """Who trains at a sampler's times samples with as many steps."""
+    lora = found.lora
+    if lora is None or lora.times.density != "sampler":
+        return
+    sampled = {"lora.validation.steps": lora.validation.steps} if lora.validation.pictures else {}
+    if found.evaluate is not None:
+        sampled["evaluate.steps"] = found.evaluate.steps
+    for knob, steps in sampled.items():
+        if steps != lora.times.steps:
+            yield (
+                f"lora.times.steps: got {lora.times.steps}, and {knob} is {steps}: adapters would be trained at other times than "
+                "those at which they are sampled; set both alike, or lora.times.density to uniform"
+            )
+
+
+def _guidance(found: _Sections) -> Iterator[str]:
+    """A guidance-distilled base takes a scale everywhere, another one nowhere."""
+    if found.lora is None:
+        return
+    own = found.lora.guidance
+    for name in _GUIDED:
+        section = getattr(found, name)
+        if section is not None and (section.guidance is None) != (own is None):
+            yield (
+                f"{name}.guidance: got {'null' if section.guidance is None else f'{section.guidance:g}'}, and lora.guidance is "
+                f"{'null' if own is None else f'{own:g}'}; a guidance-distilled transformer takes a scale in both, another one null"
+            )

@@ -1,0 +1,95 @@
+"""Checkpoints of a training: one that was damaged costs the work since the one before, never the training.
+
+They are PyTorch files of tensors and plain values, `step-<n>.pt`, of which the last two are kept.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+
+from sgpipe.errors import StateError, first_line
+from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.command import is_out_of_memory
+
+KEPT: Final = 2
+T = TypeVar("T")
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """The mapping that `torch.save` wrote, tensors on `device`, read without running code.
+
+    None for a file that is absent or, with a warning, damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(found, dict):
+            raise ValueError(f"holds a {type(found).__name__}")
+    except Exception as error:  # damaged bytes end in many: UnpicklingError, struct.error, EOFError …
+        if is_out_of_memory(error):
+            raise
+        _passed_over(path, error)
+        return None
+    return found
+
+
+def _passed_over(path: Path, error: Exception) -> None:
+    said = f"{type(error).__name__}: {first_line(error)[:200]}"
+    print(f"warning: {path} cannot be read ({said}) and is passed over", file=sys.stderr)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step-*.pt"))
+
+
+def save_checkpoint(content: Mapping[str, Any], step: int, folder: Path) -> Path:
+    """Write `content` and its `step` whole or not at all, and drop all checkpoints but this one and the one before.
+
+    Those of later steps were passed over as damaged, and go, too. Raises `StateError` where the disk refuses.
+    """
+    path = folder / f"step-{step:08d}.pt"
+    try:
+        with atomic_path(path) as temporary:
+            torch.save({**content, "step": step}, temporary)
+    except (OSError, RuntimeError) as error:
+        last = checkpoints(folder)
+        raise StateError(
+            f"step {step}: the checkpoint {path} cannot be written ({first_line(error)}); the last good one is "
+            f"{last[-1] if last else 'none'}; mend the cause (`df -h`) and run the same command again"
+        ) from error
+    found = checkpoints(folder)
+    later = found.index(path) + 1
+    for other in (*found[: max(0, later - KEPT)], *found[later:]):
+        other.unlink()
+    return path
+
+
+def newest_checkpoint(
+    folder: Path, accept: Callable[[Path, dict[str, Any]], T], device: torch.device | str = "cpu"
+) -> T | None:
+    """What `accept` makes of the newest checkpoint that is whole; None without one.
+
+    A damaged one, and one that `accept` cannot take, is passed over for the one before with a warning.
+    """
+    paths = checkpoints(folder)
+    for path in reversed(paths):
+        stored = read_checkpoint(path, device)
+        if stored is None:
+            continue
+        try:
+            return accept(path, stored)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            _passed_over(path, error)
+    if paths:
+        print(
+            f"warning: {folder}: no checkpoint is whole; the training starts from its first step",
+            file=sys.stderr,
+        )
+    return None

@@ -1,0 +1,125 @@
+"""What is measured along a training is the exported model, and measuring leaves no trace in the training."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from msgspec.structs import replace
+from PIL import Image
+from torch import Tensor
+
+from sgpipe.backbones.loading import load_module
+from sgpipe.lora.adapter import load_adapter
+from sgpipe.lora.controls import measure
+from sgpipe.lora.examples import Data
+from sgpipe.lora.fitting import Fitted, fit, prepare
+from sgpipe.lora.model import GraphLora
+from sgpipe.lora.objective import Objective
+from sgpipe.lora.samples import draw_samples
+from sgpipe.lora.training import Training
+from sgpipe.params.lora import Lora, Losses, Optimiser, Times, Validation
+from tests.lora.conftest import ALONE, World, tiny_lora
+from tests.tiny import SIDE
+
+LORA: Lora = tiny_lora(
+    epochs=1, dropout=0.5, keep_epochs=(), batch_size=8, optimiser=Optimiser(rate=0.3),
+    validation=Validation(every=1, pictures=2, steps=2),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(world: World) -> Data:
+    return world.data()
+
+
+@pytest.fixture(scope="module")
+def trained(world: World, data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fitted]:
+    """A training with dropout, and a sheet of images drawn at its last validation."""
+    folder = tmp_path_factory.mktemp("dropout")
+    vae = load_module(world.backbone, "vae")
+
+    def validated(model: GraphLora, step: int) -> None:
+        draw_samples(model, data, LORA, vae, SIDE, folder / f"{step}.png")
+
+    arm = world.arm(LORA)
+    return folder, fit(arm, world.denoiser(), world.backbone, data, folder, ALONE, {}, validated=validated)
+
+
+@pytest.fixture(scope="module")
+def loaded(world: World, trained: tuple[Path, Fitted]) -> GraphLora:
+    """The adapter as a user has it, which is never in training mode."""
+    return load_adapter(trained[0] / "adapter", world.denoiser(), world.backbone)
+
+
+def test_control_losses_under_dropout_are_those_of_the_adapter(
+    data: Data, trained: tuple[Path, Fitted], loaded: GraphLora
+) -> None:
+    again = measure(Objective(loaded, data, Losses()), data.held_out, LORA)
+    assert trained[1].history.controls[-1]["losses"] == pytest.approx(again.losses, abs=1e-6)
+
+
+def test_sample_images_under_dropout_are_those_of_the_adapter(
+    world: World, data: Data, trained: tuple[Path, Fitted], loaded: GraphLora, tmp_path: Path
+) -> None:
+    draw_samples(loaded, data, LORA, load_module(world.backbone, "vae"), SIDE, tmp_path / "again.png")
+    one, other = (
+        np.asarray(Image.open(path)).astype(int) for path in (tmp_path / "again.png", trained[0] / "2.png")
+    )
+    assert np.abs(one - other).max() <= 1
+
+
+def test_a_shifted_base_is_trained_and_validated_at_the_times_at_which_it_is_sampled(
+    world: World, data: Data, tmp_path: Path
+) -> None:
+    """Of a scheduler that shifts by resolution, as FLUX.1-dev's: the times of training are those that sampling asks for."""
+    lora = replace(LORA, times=Times(density="sampler", low=0.3, high=0.95, steps=5))
+    shifted = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, base_shift=0.7)
+    model = world.model(lora)
+    model.denoiser = dataclasses.replace(model.denoiser, scheduler=dict(shifted.config))
+    asked: set[float] = set()
+    met: set[float] = set()
+
+    def recorded(times: set[float]) -> Any:
+        def velocity(latents: Tensor, t: Tensor, *rest: object) -> Tensor:
+            times.update(t.tolist())
+            return torch.zeros_like(latents)
+
+        return velocity
+
+    said = data.prompts.get([data.train[0].prompts["neutral"]])
+    model.denoiser.sample(said, [0], SIDE, 5, velocity=recorded(asked))
+    training = Training(Objective(model, data, lora.losses), lora, tmp_path, ALONE)
+    for training.step in range(20):
+        met.update(training._batch(0)[0].t.tolist())
+    within = {t for t in asked if 0.3 <= t <= 0.95}
+    assert met == within and len(within) == 4 and not within & {k / 5 for k in range(6)}
+    model.velocity = recorded(met)  # type: ignore[method-assign]
+    met.clear()
+    measure(Objective(model, data, Losses()), data.held_out, lora)
+    assert met == within
+
+
+def test_measuring_takes_no_random_number_and_restores_training_mode(world: World, data: Data) -> None:
+    model = world.model(LORA)
+    prepare(model.denoiser, world.arm(LORA))
+    assert model.conditioner is not None
+    parts = (model.denoiser.transformer, model.conditioner)
+    before = [module.training for part in parts for module in part.modules()]
+    state = torch.get_rng_state()
+    measure(Objective(model, data, Losses()), data.held_out, replace(LORA, batch_size=3))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for part in parts for module in part.modules()] == before and any(before)
+    with pytest.raises(ZeroDivisionError), model.evaluating():
+        assert not any(module.training for part in parts for module in part.modules())
+        raise ZeroDivisionError
+    assert [module.training for part in parts for module in part.modules()] == before
+
+
+def test_a_loaded_adapter_is_never_in_training_mode(loaded: GraphLora) -> None:
+    assert loaded.conditioner is not None
+    parts = (loaded.denoiser.transformer, loaded.conditioner)
+    assert not [module for part in parts for module in part.modules() if module.training]
