@@ -100,10 +100,15 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Paired:
-    """McNemar's test: pairs won by the first alone and by the second alone, and two-sided p values."""
+    """McNemar's test: pairs won by the first alone and by the second alone, and two-sided p values.
+
+    `difference` has the sign of what `clustered` tests: the mean over triples of (won − lost) / pairs. Without a pair it and the p
+    values are NaN.
+    """
 
     first_only: int
     second_only: int
+    difference: float
     exact: float
     clustered: float
 
@@ -117,13 +122,15 @@ def mcnemar(first: Floats, second: Floats) -> Paired:
     """
     both = np.isfinite(first) & np.isfinite(second)
     difference = np.where(both, first, 0.0) - np.where(both, second, 0.0)
+    if not both.any():
+        return Paired(0, 0, np.nan, np.nan, np.nan)
     won, lost = int((difference > 0).sum()), int((difference < 0).sum())
     exact = float(stats.binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
     pairs = both.sum(1)
     shares = difference.sum(1)[pairs > 0] / pairs[pairs > 0]
     spread = float(np.square(shares).sum())
     clustered = float(stats.chi2.sf(shares.sum() ** 2 / spread, 1)) if spread else 1.0
-    return Paired(won, lost, exact, clustered)
+    return Paired(won, lost, float(shares.mean()), exact, clustered)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

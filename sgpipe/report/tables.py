@@ -220,7 +220,10 @@ def by_predicate(
         known = certificate[predicate]
         of_arms = [cells[predicate, arm] for arm in arms]
         shown = [with_interval(row, "accuracy", 2) if row["used"] else "refused" for row in of_arms]
-        adjusted = [p_value(row.get("p_holm")) for row in of_arms[1:]]
+        against = [
+            f"{row['difference']:+.2f}, p {p_value(row['p_holm'])}" if row.get("p_holm") is not None else "–"
+            for row in of_arms[1:]
+        ]
         made.append(
             (
                 predicate,
@@ -228,15 +231,16 @@ def by_predicate(
                 figure(known["floor"]),
                 figure(known["abstained"]),
                 *shown,
-                *adjusted,
+                *against,
             )
         )
     others = list(arms)[1:]
     return Table(
         "By class: the judge's certificate and the share of pictures as g⁺ has it",
-        ("class", "ceiling", "floor", "neither", *arms, *(f"p {arm}" for arm in others)),
+        ("class", "ceiling", "floor", "neither", *arms, *(f"{arm} − base" for arm in others)),
         tuple(made),
-        "Neutral prompt; g⁺ for arms that are given graphs. p against base, adjusted over classes (Holm).",
+        "Neutral prompt; g⁺ for arms that are given graphs. Against base: pairs won less pairs lost, as the mean share over "
+        "triples, and McNemar's p adjusted over classes (Holm).",
     )
 
 

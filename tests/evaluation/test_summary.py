@@ -159,10 +159,30 @@ def test_figures_of_known_arms(world: tuple, cases: list[Case]) -> None:
     assert found["needed"]["graph"]["triples"] < found["needed"]["graph"]["for_0.60"] == 199
     refused = [row for row in rows if not row["used"]]
     assert not refused and len(rows) == 5 * (2 + 3 * 4)
-    row = next(
-        r for r in rows if r["arm"] == "graph" and r["graph"] == "positive" and r["predicate"] == "above"
+    of_graph = {r["predicate"]: r for r in rows if (r["arm"], r["graph"]) == ("graph", "positive")}
+    row = of_graph["left of"]
+    assert row["pictures"] == 12 and row["p_holm"] >= row["p"] and row["difference"] > 0
+    assert of_graph["above"]["pictures"] == 12 and of_graph["above"]["p"] is None, "the base draws none"
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_classes_better_than_base_are_won(world: tuple, cases: list[Case], wins: bool) -> None:
+    """All four triples of a class won, or all lost: the same p below 0.05, and only the former is better than the base."""
+    _, jury, files, table = world
+    few = [case for case in cases if case.predicate == "below"]
+    ids = {case.triple_id for case in few}
+    table = table.filter([name in ids for name in table["triple_id"].to_pylist()])
+    right = [float((arm == "graph") == wins) for arm in table["arm"].to_pylist()]
+    for name, values in (("positive", right), ("negative", [1 - value for value in right])):
+        field = VERDICTS.field(name)
+        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
+    found, rows = evaluation_figures(Verdicts(table, few, SEEDS), jury, files)
+    (row,) = [r for r in rows if (r["arm"], r["graph"]) == ("graph", "positive") and r.get("p") is not None]
+    assert (row["predicate"], row["difference"]) == ("below", 1.0 if wins else -1.0)
+    assert row["p_holm"] == row["p"] == pytest.approx(0.0455, abs=1e-4), (
+        "classes without a pair are not tested"
     )
-    assert row["pictures"] == 12 and row["p_holm"] >= row["p"]
+    assert found["classes_better_than_base"]["graph"] == int(wins)
 
 
 def test_a_refused_class_has_no_figure(world: tuple) -> None:
