@@ -222,6 +222,36 @@ def test_epochs_that_are_the_same_do_not_differ(world: tuple) -> None:
     assert found["epochs"]["10"]["role_accuracy_low"] == own["role_accuracy_low"]
 
 
+def test_training_seeds_of_an_ablation_are_crossed_with_triples(world: tuple) -> None:
+    """Run `other` shows the opposite of `graph` after 20 epochs: two seeds that far apart leave nothing known of a third."""
+    verdicts, jury, files, table = world
+    arms, positive, negative = (table[name].to_pylist() for name in ("arm", "positive", "negative"))
+    extra = [i for i, arm in enumerate(arms) if arm in ("graph-10", "graph-20")]
+    opposite = [arms[i] == "graph-20" for i in extra]
+    other = table.take(extra)
+    for name, own, swapped in (("positive", positive, negative), ("negative", negative, positive)):
+        values = [swapped[i] if turn else own[i] for i, turn in zip(extra, opposite, strict=True)]
+        other = other.set_column(
+            table.schema.get_field_index(name), VERDICTS.field(name), pa.array(values, pa.float32())
+        )
+    named = pa.array([arms[i].replace("graph", "other") for i in extra])
+    other = other.set_column(table.schema.get_field_index("arm"), VERDICTS.field("arm"), named)
+    both = Verdicts(pa.concat_tables([table, other]), verdicts.cases, SEEDS)
+    more = {**files, "other-10": files["graph-10"], "other-20": files["graph-20"]}
+    found = ablation_figures(both, jury, more, (10, 20), ("graph", "other"))
+    alone = ablation_figures(verdicts, jury, files, (10, 20), ("graph",))["epochs"]["10"]
+    same, apart = found["epochs"]["10"], found["epochs"]["20"]
+    assert (same["role_accuracy"], same["mse"]) == pytest.approx((alone["role_accuracy"], alone["mse"]))
+    assert 0.7 < same["role_accuracy_low"] < same["role_accuracy"] < same["role_accuracy_high"] < 1
+    assert apart["role_accuracy"] == pytest.approx(0.5)
+    assert apart["role_accuracy_low"] < 0.01 and apart["role_accuracy_high"] > 0.99
+    compared = found["comparisons"]["20-10"]
+    assert compared["difference"] == pytest.approx(0.5 - alone["role_accuracy"]) and compared["p"] > 0.2
+    assert compared["difference_low"] < -1 and compared["difference_high"] > 0, (
+        "one run lost all, the other nothing"
+    )
+
+
 def test_mse_is_that_of_the_pixels(world: tuple, cases: list[Case]) -> None:
     _, _, files, _ = world
     file = files["graph"]
