@@ -1,11 +1,13 @@
 """What is read to count verdicts."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.errors import DataError
+from sgpipe.evaluation.certificates import ground_truth_figures
 from sgpipe.evaluation.draws import read_cases
 from sgpipe.evaluation.pictures import FILE, PictureFile
 from sgpipe.evaluation.summary import Jury
@@ -13,7 +15,7 @@ from sgpipe.evaluation.tables import ASKED, VERDICTS
 from sgpipe.evaluation.verdicts import Verdicts
 from sgpipe.params.evaluate import Evaluate, Statistics
 from sgpipe.params.judge import JudgeParams
-from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table
+from sgpipe.scene_graphs.tables import LATENT_REJECTS, NEGATIVES, TRIPLES, read_table
 
 
 def read_judged(
@@ -38,6 +40,13 @@ def read_judged(
                     f"{judged}: judge {judge} has not seen {arm}; run `dvc repro judge judge_epochs`"
                 )
     return Verdicts(table, cases, drawn.seeds), Jury.of(judges, asked, statistics)
+
+
+def read_ground_truth(curated: Path, judged: Path) -> dict[str, Any]:
+    """How many val triples have a ground truth that judges could be asked about (`ground_truth_figures`)."""
+    triples = read_table(curated / "triples.parquet", TRIPLES, ["split"])
+    rejects = read_table(judged / "rejects.parquet", LATENT_REJECTS)
+    return ground_truth_figures(triples["split"].to_pylist().count("val"), rejects)
 
 
 def picture_files(images: Path) -> dict[str, PictureFile]:

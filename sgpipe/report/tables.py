@@ -190,6 +190,12 @@ def certificates(found: Mapping[str, Any]) -> Table:
         )
         for name, row in found["judges"].items()
     )
+    truth = found.get("ground_truth")
+    unread = (
+        f" {truth['triples'] - truth['read']} of {truth['triples']} triples have none that can be read."
+        if truth
+        else ""
+    )
     return Table(
         "What the judges are worth, on ground-truth validation pictures",
         (
@@ -204,7 +210,8 @@ def certificates(found: Mapping[str, Any]) -> Table:
         ),
         rows,
         "Ceiling: c⁺ chosen over c⁻ on the triple's own picture. Floor: c⁺ chosen on another triple's picture, of those where it "
-        "chooses; a half is no preference. Order bias: right as told less right as told from the object's side.",
+        "chooses; a half is no preference. Order bias: right as told less right as told from the object's side."
+        + unread,
     )
 
 
