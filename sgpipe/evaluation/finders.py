@@ -21,8 +21,7 @@ Found = tuple[float, int, tuple[float, float, float, float]]
 class EmbeddedFinder:
     """The exact detector of the drawn world, which knows its 36 objects by their pixels.
 
-    Each picture is looked at only once however often it is asked about: what is found depends on the picture
-    alone.
+    Each picture is looked at only once however often it is asked about: what is found depends on the picture alone.
     """
 
     def __init__(self) -> None:
@@ -45,8 +44,7 @@ class EmbeddedFinder:
 
 
 class ZeroShotFinder:
-    """OWLv2, OWL-ViT or Grounding DINO: each name is asked for in words, boxes below `threshold` do not
-    count.
+    """OWLv2, OWL-ViT or Grounding DINO: each name is asked for in words, boxes below `threshold` do not count.
 
     Raises `ModelError` for a model of another kind.
     """

@@ -93,8 +93,7 @@ def _score_columns(scores: Scores) -> dict[str, pa.Array]:
 
 
 def judge_maker(work: Work, open_judge: Open, load_truth: Callable[[], list[Truth]], batch_size: int) -> Make:
-    """What fills a shard with the scores of its rows. Judges and ground-truth pictures are loaded when first
-    needed."""
+    """What fills a shard with the scores of its rows. Judges and ground-truth pictures are loaded when first needed."""
     opened: dict[str, Judge] = {}
     truth: list[Truth] = []
     by_id = {case.triple_id: case for case in work.cases}

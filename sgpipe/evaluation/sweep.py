@@ -19,8 +19,7 @@ from sgpipe.evaluation.verdicts import Condition, Verdicts
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training seed: where its results are recorded, what judges said of its pictures, `arms` of its
-    metrics/lora.json."""
+    """One training seed: where its results are recorded, what judges said of its pictures, `arms` of its metrics/lora.json."""
 
     name: str
     commit: str
