@@ -1,7 +1,7 @@
 """What the maps look like (a contact sheet per class) and where they fall (their mass in the annotated boxes)."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from sgpipe.params.load import read_section, to_builtins
 from sgpipe.params.maps import Maps
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.shards import new_folder
+from sgpipe.runs.undefined import mean, plain
 from sgpipe.scene_graphs.predicates import PREDICATES, phrase
 from sgpipe.scene_graphs.tables import TRIPLES, read_table
 from sgpipe.tracking.run import track
@@ -53,7 +54,10 @@ def pictures(folder: Path, backbone: Backbone) -> dict[str, Any]:
 
 
 def localisation(files: dict[str, MapFile], triples: pa.Table) -> dict[str, Any]:
-    """Mass and peaks of the maps in the boxes of subject and object under the relational prompt, by group, kind and role."""
+    """Mass and peaks of the maps in the boxes of subject and object under the relational prompt, by group, kind and role.
+
+    Null where no map is of that prompt.
+    """
     place = {name: row for row, name in enumerate(triples["triple_id"].to_pylist())}
     result: dict[str, Any] = {"mass_in_box": {}, "peak_in_box": {}, "uniform": {}}
 
@@ -62,7 +66,7 @@ def localisation(files: dict[str, MapFile], triples: pa.Table) -> dict[str, Any]
 
     for group, file in files.items():
         told = np.array(file.items["condition"].to_pylist()) == "relational"
-        rows = np.array([place[name] for name in file.items["triple_id"].to_pylist()])[told]
+        rows = np.array([place[name] for name in file.items["triple_id"].to_pylist()], np.int64)[told]
         for kind in KINDS:
             maps = file.read(kind)[told].astype(np.float64)
             for role, (index, prefix) in ROLES.items():
@@ -72,10 +76,10 @@ def localisation(files: dict[str, MapFile], triples: pa.Table) -> dict[str, Any]
                     ("mass_in_box", mass_in_box(maps[:, index], inside)),
                     ("peak_in_box", peak_in_box(maps[:, index], inside)),
                 ):
-                    result[name].setdefault(group, {}).setdefault(kind, {})[role] = float(share.mean())
-                result["uniform"][role] = float(uniform_mass(inside).mean())
+                    result[name].setdefault(group, {}).setdefault(kind, {})[role] = mean(share)
+                result["uniform"][role] = mean(uniform_mass(inside))
         result["pictures"] = len(set(rows.tolist()))
-    return result
+    return cast(dict[str, Any], plain(result))
 
 
 @app.command()

@@ -42,6 +42,6 @@ def uniform_mass(inside: Floats) -> Floats:
 
 def peak_in_box(maps: Floats, inside: Floats) -> NDArray[np.bool_]:
     """Whether the patch of greatest value lies at least half in the box (the pointing game of Zhang et al. 2018), `[N]`."""
-    flat = maps.reshape(len(maps), -1)
-    at = inside.reshape(len(maps), -1)[np.arange(len(maps)), flat.argmax(axis=1)]
+    flat = maps.reshape(len(maps), maps.shape[1] * maps.shape[2])
+    at = inside.reshape(flat.shape)[np.arange(len(maps)), flat.argmax(axis=1)]
     return at >= 0.5

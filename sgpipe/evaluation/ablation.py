@@ -10,9 +10,10 @@ from sgpipe.evaluation.crossed import LOG, Crossed
 from sgpipe.evaluation.pictures import PictureFile
 from sgpipe.evaluation.sensitivity import distances
 from sgpipe.evaluation.statistics import Bootstrap, Floats, mcnemar
-from sgpipe.evaluation.summary import Jury, Summary, bounds, plain
+from sgpipe.evaluation.summary import Jury, Summary, bounds
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.params.evaluate import HEADLINE
+from sgpipe.runs.undefined import plain
 
 PREDECESSOR = {
     "10": {"samples": 10, "mse": 6460.0, "clip_accuracy": 0.60, "margin": 1.01},

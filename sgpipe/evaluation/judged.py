@@ -24,7 +24,7 @@ def read_judged(
 ) -> tuple[Verdicts, Jury]:  # fmt: skip
     """What judges said of these arms' pictures, and what the judges are worth.
 
-    Raises `DataError` where a judge of params.yaml has not seen an arm.
+    Raises `DataError` where a judge of params.yaml has not seen an arm, or was asked nothing about ground truth.
     """
     cases = read_cases(
         read_table(curated / "triples.parquet", TRIPLES), read_table(negatives, NEGATIVES), drawn.per_class
@@ -33,12 +33,17 @@ def read_judged(
     asked = read_table(judged / "asked.parquet", ASKED)
     table = table.filter(pc.is_in(table["arm"], pa.array(arms)))
     seen = set(zip(table["judge"].to_pylist(), table["arm"].to_pylist(), strict=True))
+    calibrated = set(asked["judge"].to_pylist())
     for judge in judges.judges:
         for arm in arms:
             if (judge, arm) not in seen:
                 raise DataError(
                     f"{judged}: judge {judge} has not seen {arm}; run `dvc repro judge judge_epochs`"
                 )
+        if judge not in calibrated:
+            raise DataError(
+                f"{judged}: judge {judge} was asked nothing about ground truth; run `dvc repro judge judge_epochs`"
+            )
     return Verdicts(table, cases, drawn.seeds), Jury.of(judges, asked, statistics)
 
 

@@ -24,17 +24,7 @@ from sgpipe.evaluation.statistics import (
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.params.evaluate import HEADLINE, Statistics
 from sgpipe.params.judge import JudgeParams
-
-
-def plain(value: Any) -> Any:
-    """`value` with NaN as null, for JSON."""
-    if isinstance(value, Mapping):
-        return {name: plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
+from sgpipe.runs.undefined import plain
 
 
 def bounds(name: str, estimate: Estimate) -> dict[str, float]:

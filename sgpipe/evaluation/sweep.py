@@ -12,9 +12,10 @@ from sgpipe.evaluation.arms import LOSSES, asked
 from sgpipe.evaluation.crossed import Crossed
 from sgpipe.evaluation.draws import BASE
 from sgpipe.evaluation.statistics import Bootstrap, Floats, of_means
-from sgpipe.evaluation.summary import Jury, Summary, bounds, plain
+from sgpipe.evaluation.summary import Jury, Summary, bounds
 from sgpipe.evaluation.sweep_samples import CONDITIONS, SweepSamples, sample_rows
 from sgpipe.evaluation.verdicts import Condition, Verdicts
+from sgpipe.runs.undefined import plain
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sgpipe.errors import DataError
 from sgpipe.probes.data import Indices, MapSet, Pairs
 from sgpipe.probes.splits import Split
+from sgpipe.runs.undefined import mean
 
 NAME_EPOCHS, NAME_RATE = 60, 3e-3
 """Most epochs and highest learning rate of the probe on names."""
@@ -68,12 +69,13 @@ def word_trace(maps: MapSet, rows: Indices, predicted: Indices) -> dict[str, flo
 
     true, wrong, neutral: towards the picture's relation, under the prompt that names it, names another, or names none.
     wrong_towards_word: under the wrong prompt, towards the relation that the prompt names: high in a probe that follows the word.
+    NaN where no row is of the condition.
     """
     right = predicted == maps.labels[rows]
     condition, said = maps.conditions[rows], maps.said[rows]
     found = {
-        name: float(right[condition == of].mean())
+        name: mean(right[condition == of])
         for name, of in zip(("true", "wrong", "neutral"), NEEDED, strict=True)
     }
     named = (condition == "wrong") & (said >= 0)
-    return {**found, "wrong_towards_word": float((predicted == said)[named].mean()) if named.any() else 0.0}
+    return {**found, "wrong_towards_word": mean((predicted == said)[named])}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from sgpipe.probes.noise_aware import NoiseAwareProbe, calibration, save_noise_a
 from sgpipe.probes.probe import Probe
 from sgpipe.probes.store import save_weights
 from sgpipe.probes.work import TRACE, Bench, Result, Unit
+from sgpipe.runs.undefined import mean, plain
 
 BEST, NOISE_AWARE = "best", "noise_aware"
 """Folders of a group's best probe and of the noise-aware one."""
@@ -84,7 +85,7 @@ def cell(bench: Bench, get: Get, kind: Kind, feature: Feature, names: float) -> 
         "controls": controls,
         "noised": trace,
         "over": over,
-        "selectivity": min(over.values()),
+        "selectivity": float(np.min(list(over.values()))),
     }
 
 
@@ -107,7 +108,7 @@ def noised(bench: Bench, unit: Unit, result: Result, probe: NoiseAwareProbe, nam
         "probe": own.probe,
         "feature": own.feature,
         "conditions": list(own.conditions if unit.what == "noise_aware" else TRACE),
-        "accuracy": float((predicted == maps.labels[rows])[inside].mean()),
+        "accuracy": mean((predicted == maps.labels[rows])[inside]),
         "val_accuracy": result.facts["val_accuracy"],
         "sizes": {part: result.facts[part] for part in ("train", "val", "test")},
         "epochs": result.facts["epochs"],
@@ -128,7 +129,7 @@ def _best(cells: Mapping[Kind, Mapping[Feature, Mapping[str, Any]]]) -> tuple[Ki
 
 
 def write_group(bench: Bench, group: str, get: Get, folder: Path) -> dict[str, Any]:
-    """Write the best probe and the noise-aware one into `folder`; return the group's figures."""
+    """Write the best probe and the noise-aware one into `folder`; return the group's figures, null where undefined."""
     maps, params = bench.generated, bench.params
     names = names_alone(bench, get)
     cells = {
@@ -165,8 +166,8 @@ def write_group(bench: Bench, group: str, get: Get, folder: Path) -> dict[str, A
         probe = restored(bench, unit, result)
         found[what] = noised(bench, unit, result, probe, _accuracies([get(Unit("names"))])[0])
         if what == NOISE_AWARE:
-            save_noise_aware(probe, {**about, **found[what]}, folder / NOISE_AWARE)
-    return found
+            save_noise_aware(probe, plain({**about, **found[what]}), folder / NOISE_AWARE)
+    return cast(dict[str, Any], plain(found))
 
 
 def restored(bench: Bench, unit: Unit, result: Result) -> NoiseAwareProbe:

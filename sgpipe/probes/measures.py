@@ -29,10 +29,13 @@ def interval(correct: NDArray[np.bool_], pairs: Indices, resamples: int, seed: i
 
 
 def calibration_error(logits: Floats, labels: Indices, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017, eq. 3): |accuracy − confidence| over equal bins of confidence, weighted."""
+    """Expected calibration error (Guo et al. 2017, eq. 3): |accuracy − confidence| over equal bins of confidence, weighted.
+
+    NaN of no row.
+    """
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     confidence = shifted.max(axis=1) / shifted.sum(axis=1)
     correct = logits.argmax(axis=1) == labels
     bin_of = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return float(np.abs(gaps).sum() / len(labels)) if len(labels) else float("nan")

@@ -22,6 +22,15 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
+def _defined(value: Any) -> Any:
+    """Figures with NaN, of which nothing is shown, for those that are undefined (null)."""
+    if isinstance(value, Mapping):
+        return {name: _defined(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_defined(each) for each in value]
+    return np.nan if value is None else value
+
+
 def _bars(axes: Axes, row: Row, value: str) -> list[tuple[float, Any]]:
     """Grouped bars of one figure of each cell; returns the place of each bar and its cell."""
     groups = list(next(iter(row.values())))
@@ -40,6 +49,7 @@ def _bars(axes: Axes, row: Row, value: str) -> list[tuple[float, Any]]:
 
 def plot_probe(kind: str, row: Row, names: Mapping[str, Mapping[str, Any]], classes: int, path: Path) -> None:
     """Accuracy of one probe by feature and group with its 95 % interval, above what the names alone and chance give."""
+    row = _defined(row)
     figure = Figure(figsize=(8, 4), dpi=110, layout="constrained")
     axes = figure.subplots()
     for x, cell in _bars(axes, row, "accuracy"):
@@ -66,6 +76,7 @@ def plot_selectivity(cells: Mapping[str, Row], path: Path) -> None:
         "names": ("x", "over names alone"),
         "word": ("1", "over the word"),
     }
+    cells = _defined(cells)
     figure = Figure(figsize=(8.6, 2.5 * len(cells) + 0.3), dpi=110, layout="constrained")
     panels = figure.subplots(len(cells), squeeze=False, sharex=False)[:, 0]
     for axes, (kind, row) in zip(panels, cells.items(), strict=True):
@@ -98,6 +109,7 @@ def plot_noised(fits: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         "wrong": ("picture, wrong prompt", COLOURS[3]),
         "wrong_towards_word": ("the word, wrong prompt", COLOURS[1]),
     }
+    fits = _defined(fits)
     figure = Figure(figsize=(9, 3.1 * len(fits)), dpi=110, layout="constrained")
     panels = figure.subplots(len(fits), squeeze=False)[:, 0]
     for axes, (name, groups) in zip(panels, fits.items(), strict=True):
@@ -120,6 +132,7 @@ def plot_noised(fits: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 def plot_table(cells: Mapping[str, Row], path: Path) -> None:
     """The table: a line per probe and group, a column per feature; accuracy ± deviation over seeds, selectivity in brackets."""
+    cells = _defined(cells)
     features = list(next(iter(cells.values())))
     groups = list(next(iter(next(iter(cells.values())).values())))
     lines = [(kind, group) for kind in cells for group in groups]
@@ -132,6 +145,7 @@ def plot_table(cells: Mapping[str, Row], path: Path) -> None:
     for y, row in enumerate(shown):
         for x, cell in enumerate(row):
             text = f"{cell['accuracy']:.3f} ± {cell['deviation']:.3f} ({cell['selectivity']:+.2f})"
+            text = text.replace("+nan", "–").replace("nan", "–")
             axes.text(x, y, text, ha="center", va="center", fontsize=7.5)
     axes.set_xticks(range(len(features)), features)
     axes.set_yticks(range(len(lines)), [f"{TITLES[kind]}, {group}" for kind, group in lines])

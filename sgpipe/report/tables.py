@@ -91,7 +91,8 @@ def headline(found: Mapping[str, Any]) -> Table:
     known = found["judges"][found["headline"]["judge"]]
     refused = ", ".join(known["refused"]) or "none"
     return Table(
-        f"What the pictures show, by judge {found['headline']['judge']} (right on {known['ceiling']:.3f} of ground-truth pictures)",
+        f"What the pictures show, by judge {found['headline']['judge']} (right on {figure(known['ceiling'])} of ground-truth "
+        "pictures)",
         ("arm", "prompt", "graph", "both objects", "roles as g⁺", "corrected", "pictures", "any class as g⁺"),
         tuple(rows),
         f"{found['triples']} triples, {found['seeds']} seeds each; intervals by bootstrap over triples with seeds nested. Roles: "

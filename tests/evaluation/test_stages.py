@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -178,6 +179,10 @@ def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(
     }
     assert counted["judges"]["exact"]["pictures"] == 11
 
+    of_clip = found["asked"].filter(pc.equal(found["asked"]["judge"], "clip"))
+    pq.write_table(of_clip, "outputs/judged/asked.parquet")
+    with pytest.raises(DataError, match="judge exact was asked nothing about ground truth"):
+        call(stages.evaluate.main)
     for path in Path("data/VG_100K").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError, match="ground truth of none of 12 val triples can be read"):

@@ -15,11 +15,13 @@ from sgpipe.probes.controls import NameSource, shuffled, word_trace
 from sgpipe.probes.data import MapSet, MapSource, Pairs
 from sgpipe.probes.fit import predict
 from sgpipe.probes.group import BEST, NOISE_AWARE, write_group
+from sgpipe.probes.measures import calibration_error
 from sgpipe.probes.noise_aware import load_noise_aware
 from sgpipe.probes.plots import plot_confusion, plot_noised, plot_probe, plot_selectivity, plot_table
 from sgpipe.probes.store import load_probe
 from sgpipe.probes.table import TABLE, confusions, merged, read_groups
 from sgpipe.probes.work import Bench, Result, Unit, units
+from sgpipe.report.tables import probes
 from sgpipe.runs.atomic import write_json
 from sgpipe.scene_graphs.negatives import read_confusions
 from tests.probes.world import CLASSES, SMALL, embeddings, make_bench, triples, write_generated, write_noised
@@ -143,6 +145,40 @@ def test_the_trace_of_a_reader_and_of_a_seer(tmp_path: Path) -> None:
     assert (found["true"], found["wrong"], found["wrong_towards_word"]) == (1, 0, 1)
     found = word_trace(maps, rows, maps.labels)
     assert found == {"true": 1, "wrong": 1, "neutral": 1, "wrong_towards_word": 0}
+
+
+def test_a_trace_of_no_row_is_undefined(tmp_path: Path) -> None:
+    """Not a share of 0, which would count for the probe: nobody was asked."""
+    maps = make_bench(tmp_path).noised
+    true = np.flatnonzero(maps.conditions == "relational")
+    found = word_trace(maps, true, maps.labels[true])
+    assert (
+        found["true"] == 1
+        and np.isnan([found[name] for name in ("wrong", "neutral", "wrong_towards_word")]).all()
+    )
+    assert np.isnan(calibration_error(np.zeros((0, 3)), np.zeros(0, np.int64)))
+
+
+def test_a_selectivity_over_an_undefined_control_is_undefined(
+    group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row under a wrong prompt names a relation: null in the group's table, nothing in the figures."""
+    monkeypatch.setattr(group.bench.noised, "said", np.full_like(group.bench.noised.said, -1))
+    found = write_group(group.bench, "late", group.results.__getitem__, tmp_path / "late")
+    cell = found["cells"]["mlp"]["concat"]
+    assert (cell["selectivity"], cell["over"]["word"], cell["noised"]["wrong_towards_word"]) == (
+        None,
+        None,
+        None,
+    )
+    assert cell["accuracy"] == group.found["cells"]["mlp"]["concat"]["accuracy"]
+    write_json(found, tmp_path / "late" / TABLE)
+    merged_of = merged(read_groups(tmp_path, ["late"]), SMALL.epochs, SMALL.features)
+    assert probes(merged_of, "selectivity", "").rows[0][-1] == "–"
+    plot_table(merged_of["cells"], tmp_path / "table.png")
+    plot_selectivity(merged_of["cells"], tmp_path / "selectivity.png")
+    plot_noised({name: merged_of[name] for name in ("trace", "noise_aware")}, tmp_path / "noised.png")
+    plot_probe("mlp", merged_of["cells"]["mlp"], merged_of["names"], 3, tmp_path / "mlp.png")
 
 
 def test_names_are_those_of_the_pair(tmp_path: Path) -> None:
