@@ -237,6 +237,19 @@ def test_pictures_of_an_earlier_choice_are_refused(root: Path) -> None:
         call(stages.judge.main)
 
 
+def test_an_ablation_of_a_run_without_graphs_is_refused_by_name(root: Path) -> None:
+    """Before a model is loaded to sample from its epochs, and before verdicts are read."""
+    set_params(root, ablation={"runs": ["graph", "text_only"]})
+    said = r"ablation\.runs: text_only is given no graphs \(evaluate\.adapters\.text_only: empty\).*valid here: graph"
+    with pytest.raises(ParamsError, match=said):
+        call(stages.ablation.main)
+    with pytest.raises(ParamsError, match=said):
+        call(stages.draw_images.main, arm="text_only", epoch=1)
+    assert not Path("outputs/images_by_epoch").exists()
+    with pytest.raises(ParamsError, match=r"base.*no training run.*valid here: graph"):
+        call(stages.draw_images.main, arm="base", epoch=1)
+
+
 def test_what_is_missing_is_said(root: Path) -> None:
     with pytest.raises(ParamsError, match="--arm: got 'garph'; valid: base, text_only, graph"):
         call(stages.draw_images.main, arm="garph")
