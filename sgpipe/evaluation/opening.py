@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from sgpipe.errors import ModelError
+from sgpipe.backbones.unreadable import OF_THE_MACHINE, why
+from sgpipe.errors import ModelError, SgpipeError
 from sgpipe.evaluation.boxes import RULES
 from sgpipe.evaluation.finders import EmbeddedFinder, ZeroShotFinder
 from sgpipe.evaluation.judges import BoxJudge, ContrastiveJudge, Judge
@@ -43,11 +44,20 @@ def open_judge(name: str, named: Named, device: torch.device) -> Judge:
     if named.kind == "embedded_detector":
         return BoxJudge(EmbeddedFinder(), EMBEDDED_RULES)
     try:
+        if named.pretrained and "/" in named.pretrained and not Path(named.pretrained).exists():
+            raise FileNotFoundError(f"{named.pretrained}: no such file")
         return _contrastive(named, device) if named.kind == "open_clip" else _detector(named, device)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        said = " ".join(str(error).split())[:300]
+    except (SgpipeError, *OF_THE_MACHINE):
+        raise
+    except Exception as error:
+        weights = f"{named.model} with {named.pretrained}" if named.pretrained else named.model
+        expected = (
+            "open_clip's configuration and weights"
+            if named.kind == "open_clip"
+            else "a detector of transformers"
+        )
         raise ModelError(
-            f"judge.judges.{name}: {named.model} cannot be loaded ({type(error).__name__}: {said}); give a local folder or "
+            f"judge.judges.{name}: {weights} cannot be loaded ({why(error)}); expected: {expected}; give a local folder or "
             "checkpoint, or fetch it into the hub's cache where there is a network (`hf download`), or take the judge out"
         ) from error
 

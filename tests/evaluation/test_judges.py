@@ -1,7 +1,8 @@
 """Judges by kind: open_clip against its own arithmetic, detectors on tiny random weights, the exact one on drawn pictures."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.evaluation.boxes import RULES, Box
@@ -256,6 +258,121 @@ def test_a_judge_without_weights_is_refused(tmp_path: Path, clip: Path) -> None:
     ):
         with pytest.raises(ModelError, match=r"judge\.judges\.a: .* cannot be loaded"):
             open_judge("a", named, CPU)
+
+
+def cut_off(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("open_clip_model.safetensors", lambda path: cut_off(path, 0), "empty, cut off"),
+        ("open_clip_model.safetensors", lambda path: cut_off(path, 40), "empty, cut off"),
+        (
+            "open_clip_model.safetensors",
+            lambda path: cut_off(path, path.stat().st_size // 2),
+            "empty, cut off",
+        ),
+        ("open_clip_model.safetensors", lambda path: path.write_text("<html>" * 50), "empty, cut off"),
+        ("open_clip_config.json", lambda path: cut_off(path, 20), "Could not load valid config"),
+        ("open_clip_config.json", lambda path: path.write_text('{"model_cfg": 3}'), "cannot be loaded"),
+    ],
+)
+def test_a_damaged_open_clip_folder_is_named_in_one_line(
+    clip: Path, tmp_path: Path, file: str, damage: Callable[[Path], object], says: str
+) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(clip, folder)
+    damage(folder / file)
+    with pytest.raises(ModelError, match=says) as raised:
+        open_judge("a", Judge(kind="open_clip", model=f"local-dir:{folder}"), CPU)
+    assert str(folder) in str(raised.value) and "expected: open_clip's" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+class Foreign:
+    """An object that a checkpoint of tensors does not hold."""
+
+
+@pytest.fixture(scope="module")
+def architecture(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name under which open_clip knows the architecture of `clip`."""
+    import open_clip
+
+    config = json.loads((clip / "open_clip_config.json").read_text())["model_cfg"]
+    path = tmp_path_factory.mktemp("configs") / "tiny-for-damage.json"
+    path.write_text(
+        json.dumps({**config, "text_cfg": {k: v for k, v in config["text_cfg"].items() if "hf_" not in k}})
+    )
+    open_clip.add_model_config(path)
+    return path.stem
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path, state: path.write_bytes(b""), "empty, cut off"),
+        (lambda path, state: path.write_bytes(b"\x80"), "empty, cut off"),
+        (lambda path, state: (torch.save(state, path), cut_off(path, path.stat().st_size // 2)), "RuntimeError: Pytorch"),
+        (
+            lambda path, state: (torch.save(state, path, _use_new_zipfile_serialization=False), cut_off(path, 30)),
+            "empty, cut off",
+        ),
+        (lambda path, state: path.write_text("<html>" * 50), "or is no checkpoint"),
+        (lambda path, state: torch.save({"state_dict": state, "args": Foreign()}, path), "objects other than tensors"),
+        (lambda path, state: torch.save([1, 2], path), "other than named tensors"),
+        (lambda path, state: torch.save(dict.fromkeys(state, 1), path), "other than named tensors"),
+        (lambda path, state: torch.save({}, path), "other than named tensors"),
+        (lambda path, state: torch.save({f"{k}x": v for k, v in state.items()}, path), "Missing key"),
+        (lambda path, state: torch.save(dict(list(state.items())[1:]), path), "Missing key"),
+        (lambda path, state: path.mkdir(), "not a known tag or valid file path"),
+        (lambda path, state: None, "no such file"),
+    ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_named_in_one_line(
+    clip: Path, architecture: str, tmp_path: Path, make: Callable[[Path, dict[str, Any]], object], says: str
+) -> None:
+    """Whatever torch or open_clip raise of it; torch's advice to switch its protection off is not passed on."""
+    path = tmp_path / "checkpoint.pt"
+    make(path, load_file(clip / "open_clip_model.safetensors"))
+    with pytest.raises(ModelError, match=says) as raised:
+        open_judge("a", Judge(kind="open_clip", model=architecture, pretrained=str(path)), CPU)
+    message = str(raised.value)
+    assert message.startswith(f"judge.judges.a: {architecture} with {path} cannot be loaded (")
+    assert "\n" not in message and "weights_only" not in message
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("model.safetensors", lambda path: cut_off(path, path.stat().st_size // 2), "empty, cut off"),
+        ("config.json", lambda path: path.write_text(path.read_text().replace('heads": 2', 'heads": 0')), "ZeroDivision"),
+        ("config.json", lambda path: path.write_text('{"model_type": "bert"}'), "Unrecognized configuration"),
+        ("tokenizer_config.json", lambda path: path.write_text("[]"), "entries of a configuration"),
+        ("processor_config.json", lambda path: path.write_bytes(b"\xff\xfe"), "UnicodeDecodeError"),
+    ],
+)  # fmt: skip
+def test_a_damaged_detector_is_named_in_one_line(
+    owl: Path, tmp_path: Path, file: str, damage: Callable[[Path], object], says: str
+) -> None:
+    folder = tmp_path / "owl"
+    shutil.copytree(owl, folder)
+    damage(folder / file)
+    with pytest.raises(ModelError, match=says) as raised:
+        open_judge("a", Judge(kind="zero_shot_detector", model=str(folder)), CPU)
+    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_machine_without_memory_is_no_fault_of_the_checkpoint(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr("sgpipe.evaluation.opening._contrastive", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        open_judge("a", Judge(kind="open_clip", model=f"local-dir:{clip}"), CPU)
 
 
 @pytest.mark.parametrize(
