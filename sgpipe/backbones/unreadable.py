@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 OF_THE_MACHINE: Final = (MemoryError, torch.OutOfMemoryError)
 """Errors of a loader that say nothing of its file."""
-_CUT: Final = "it is empty, cut off or no such file (another one was saved under its name)"
+_CUT: Final = "it is empty, cut off or of another format"
 _LONGEST: Final = 300
 
 
