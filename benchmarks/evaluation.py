@@ -92,9 +92,9 @@ def rebuild(
     )
     shards = work.shards(judges.shard_size)
     run_shards(shards, state, CPU, lambda: maker, "picture")
-    verdicts, asked = merge_verdicts(work, shards, state)
-    jury = Jury.of(judges, asked, read_section(params, "statistics", Statistics))
-    found, _ = evaluation_figures(Verdicts(verdicts, cases, evaluate.seeds), jury, files)
+    said = merge_verdicts(work, shards, state)
+    jury = Jury.of(judges, said.asked, read_section(params, "statistics", Statistics))
+    found, _ = evaluation_figures(Verdicts(said.verdicts, cases, evaluate.seeds), jury, files)
     return time.perf_counter() - begun, found
 
 

@@ -7,7 +7,7 @@ import typer
 
 from sgpipe.evaluation.ablation import ablation_figures, checkpoint_arm
 from sgpipe.evaluation.judged import picture_files, read_judged
-from sgpipe.params.evaluate import Ablation, Evaluate, Statistics
+from sgpipe.params.evaluate import Ablation, Evaluate, Statistics, check_runs
 from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.command import run, write_metrics
@@ -32,6 +32,7 @@ def main(
     """Count each epoch of `ablation.epochs`, and test each against the one before it."""
     config = read_section(params, "ablation", Ablation)
     drawn = read_section(params, "evaluate", Evaluate)
+    check_runs(config.runs, drawn.adapters)
     judges = read_section(params, "judge", JudgeParams)
     statistics = read_section(params, "statistics", Statistics)
     sections = {"ablation": config, "evaluate": drawn, "judge": judges, "statistics": statistics}

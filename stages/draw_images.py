@@ -19,7 +19,7 @@ from sgpipe.evaluation.sampling import (
 )
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.compute import Compute
-from sgpipe.params.evaluate import HEADLINE, Evaluate, Graph, Prompt
+from sgpipe.params.evaluate import HEADLINE, Evaluate, Graph, Prompt, check_runs
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run
@@ -56,6 +56,8 @@ def main(
     config = read_section(params, "evaluate", Evaluate)
     backbone = read_section(params, "backbone", Backbone)
     compute = read_section(params, "compute", Compute)
+    if epoch is not None:
+        check_runs([arm], config.adapters)
     given = "none" if arm == BASE else config.adapters.get(arm, "graphs" if epoch is not None else None)
     if given is None:
         raise ParamsError(f"--arm: got {arm!r}; valid: {BASE}, {', '.join(config.adapters)}")

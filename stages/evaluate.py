@@ -7,7 +7,7 @@ import typer
 
 from sgpipe.evaluation.arms import arm_figures, read_metrics
 from sgpipe.evaluation.draws import BASE
-from sgpipe.evaluation.judged import picture_files, read_judged
+from sgpipe.evaluation.judged import picture_files, read_ground_truth, read_judged
 from sgpipe.evaluation.summary import evaluation_figures
 from sgpipe.params.evaluate import Evaluate, Statistics
 from sgpipe.params.judge import JudgeParams
@@ -50,6 +50,7 @@ def main(
         named = [BASE, *drawn.adapters]
         verdicts, jury = read_judged(curated, negatives, judged, drawn, judges, statistics, named)
         found, rows = evaluation_figures(verdicts, jury, picture_files(images))
+        found["ground_truth"] = read_ground_truth(curated, judged)
         beside = {"arms": arm_figures(found["arms"], losses)}
         with new_folder(out) as folder:
             write_json(rows, folder / "predicates.json", DIGITS)

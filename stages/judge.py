@@ -1,5 +1,6 @@
 """What the judges say of the arms' pictures, and of ground-truth ones for their certificates."""
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sgpipe.errors import DataError
-from sgpipe.evaluation.certificates import questions
+from sgpipe.evaluation.certificates import ground_truth_figures, questions
 from sgpipe.evaluation.draws import read_cases
 from sgpipe.evaluation.judging import Work, judge_maker, merge_verdicts, true_pictures
 from sgpipe.evaluation.opening import judge_identity, open_judge
@@ -88,11 +89,21 @@ def main(
     with shared_state("judge", digest, Path(), processes) as state, recording as recorded:
         run_shards(shards, state, processes, open_maker, "picture")
         if processes.is_main:
-            verdicts, asked = merge_verdicts(work, shards, state)
+            said = merge_verdicts(work, shards, state)
             with new_folder(out) as folder:
-                write_table(verdicts, folder / "verdicts.parquet")
-                write_table(asked, folder / "asked.parquet")
-            recorded.log_metrics({"verdicts": verdicts.num_rows, "questions": asked.num_rows})
+                write_table(said.verdicts, folder / "verdicts.parquet")
+                write_table(said.asked, folder / "asked.parquet")
+                write_table(said.rejects, folder / "rejects.parquet")
+            truth = ground_truth_figures(len(cases), said.rejects)
+            if said.rejects.num_rows:
+                reasons = ", ".join(f"{name}: {count}" for name, count in truth["rejected_by_reason"].items())
+                print(
+                    f"warning: ground truth of {said.rejects.num_rows} of {len(cases)} val triples cannot be read "
+                    f"({reasons}); judges are calibrated on the others, and {out / 'rejects.parquet'} names these",
+                    file=sys.stderr,
+                )
+            counts = {"verdicts": said.verdicts.num_rows, "questions": said.asked.num_rows}
+            recorded.log_metrics({**counts, "ground_truth": truth})
 
 
 if __name__ == "__main__":

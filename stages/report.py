@@ -12,7 +12,6 @@ import typer
 from sgpipe.evaluation.arms import read_metrics
 from sgpipe.evaluation.draws import BASE
 from sgpipe.evaluation.judged import picture_files, read_judged
-from sgpipe.evaluation.summary import plain
 from sgpipe.params.backbone import Backbone
 from sgpipe.params.evaluate import Evaluate, Statistics
 from sgpipe.params.judge import JudgeParams
@@ -23,6 +22,7 @@ from sgpipe.report.page import Picture, Section, control_figure, headline_figure
 from sgpipe.report.panels import file_uri, panels, pick
 from sgpipe.runs.atomic import atomic_path
 from sgpipe.runs.command import run
+from sgpipe.runs.undefined import plain
 from sgpipe.scene_graphs.predicates import phrase
 from sgpipe.tracking.run import track
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from sgpipe.evaluation.crossed import LOG, Crossed
 from sgpipe.evaluation.pictures import PictureFile
 from sgpipe.evaluation.sensitivity import distances
 from sgpipe.evaluation.statistics import Bootstrap, Floats, mcnemar
-from sgpipe.evaluation.summary import Jury, Summary, bounds, plain
+from sgpipe.evaluation.summary import Jury, Summary, bounds
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.params.evaluate import HEADLINE
+from sgpipe.runs.undefined import plain
 
 PREDECESSOR = {
     "10": {"samples": 10, "mse": 6460.0, "clip_accuracy": 0.60, "margin": 1.01},
@@ -26,36 +28,36 @@ def checkpoint_arm(run: str, epoch: int) -> str:
 
 
 class Epochs:
-    """Checkpoints by epoch; runs of several training seeds lie side by side, as further pictures of each triple."""
+    """Checkpoints by epoch; intervals over runs of several training seeds hold the training seed's variance (`Crossed`)."""
 
     def __init__(self, verdicts: Verdicts, jury: Jury, runs: Sequence[str]) -> None:
         self._verdicts, self._runs = verdicts, runs
         self._judge, self._kind = jury.judges.headline, jury.judges.judges[jury.judges.headline].kind
         self._summary = Summary(verdicts, jury)
         wanted = jury.statistics
-        self._bootstrap = Bootstrap(wanted.resamples, wanted.confidence, wanted.seed)
+        self._crossed = Crossed(Bootstrap(wanted.resamples, wanted.confidence, wanted.seed))
 
-    def outcomes(self, epoch: int, graph: str, roles: bool = True) -> Floats:
-        """1/0/NaN `[T, R · S]` of R runs: c⁺ or c⁻ chosen under the neutral prompt from this kind of graph."""
+    def outcomes(self, epoch: int, graph: str, roles: bool = True) -> list[Floats]:
+        """1/0/NaN `[T, S]` of each run: c⁺ or c⁻ chosen under the neutral prompt from this kind of graph."""
         conditions = [Condition(checkpoint_arm(run, epoch), HEADLINE, graph) for run in self._runs]
-        return np.concatenate(
-            [self._summary.outcomes(each, self._judge, roles) for each in conditions], axis=1
-        )
+        return [self._summary.outcomes(each, self._judge, roles) for each in conditions]
 
     def figures(self, epoch: int, files: Mapping[str, PictureFile]) -> dict[str, Any]:
         """Of one epoch: roles under g⁺ and g⁻, objects present, MSE."""
         shown = self.outcomes(epoch, "positive")
-        role = self._bootstrap.mean(shown)
+        role = self._crossed.mean(shown)
         names = [checkpoint_arm(run, epoch) for run in self._runs]
         found: dict[str, Any] = {
             **bounds("role_accuracy", role),
             "role_accuracy_pictures": role.count,
             "role_accuracy_by_run": {
                 run: float(np.nanmean(part)) if np.isfinite(part).any() else float("nan")
-                for run, part in zip(self._runs, np.split(shown, len(self._runs), axis=1), strict=True)
+                for run, part in zip(self._runs, shown, strict=True)
             },
-            **bounds("swapped_followed", self._bootstrap.mean(1 - self.outcomes(epoch, "negative"))),
-            **bounds("accuracy", self._bootstrap.mean(self.outcomes(epoch, "positive", roles=False))),
+            **bounds(
+                "swapped_followed", self._crossed.mean([1 - o for o in self.outcomes(epoch, "negative")])
+            ),
+            **bounds("accuracy", self._crossed.mean(self.outcomes(epoch, "positive", roles=False))),
         }
         if self._kind != "open_clip":
             present = [
@@ -68,25 +70,25 @@ class Epochs:
         apart = [
             distances(files[name], self._verdicts.cases, self._verdicts.seeds, HEADLINE) for name in names
         ]
-        graphs = np.concatenate([each.graphs for each in apart], axis=1)
-        other = np.concatenate([each.other_seed for each in apart], axis=1)
-        ratio = self._bootstrap.function(lambda means: means[0] / means[1], [graphs, other], graphs.size)
+        graphs, other = [each.graphs for each in apart], [each.other_seed for each in apart]
+        ratio = self._crossed.function(lambda means: means[0] / means[1], [graphs, other], LOG)
         return found | {
-            "mse": float(graphs.mean()),
-            "mse_other_seed": float(other.mean()),
+            "mse": float(np.mean(graphs)),
+            "mse_other_seed": float(np.mean(other)),
             **bounds("mse_ratio", ratio),
         }
 
     def compare(self, later: int, earlier: int) -> dict[str, Any]:
-        """Role accuracy of a later epoch less that of an earlier one, with interval and McNemar's test."""
+        """Role accuracy of a later epoch less that of an earlier one, with interval and test (`Crossed.difference`)."""
         a, b = self.outcomes(later, "positive"), self.outcomes(earlier, "positive")
-        difference, test = self._bootstrap.difference(a, b), mcnemar(a, b)
+        difference, p = self._crossed.difference(a, b)
+        test = mcnemar(np.concatenate(a, axis=1), np.concatenate(b, axis=1))
         return {
             **bounds("difference", difference),
             "pairs": difference.count,
             "first_only": test.first_only,
             "second_only": test.second_only,
-            "p": test.clustered,
+            "p": p,
             "p_exact": test.exact,
         }
 

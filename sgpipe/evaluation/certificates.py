@@ -6,7 +6,7 @@ A judge chooses between a triple's own statement c⁺ and its negative c⁻; equ
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -152,3 +152,13 @@ def certificates(asked: pa.Table) -> Mapping[str, Mapping[str, Certificate]]:
         classes = dict.fromkeys(rows["predicate"].to_pylist())
         found[judge] = {each: certify(rows, [each], each) for each in classes}
     return found
+
+
+def ground_truth_figures(triples: int, rejects: pa.Table) -> dict[str, Any]:
+    """How many val triples have a ground truth that can be read, and why others have none, from rows of `LATENT_REJECTS`."""
+    reasons = rejects["reason"].to_pylist()
+    return {
+        "triples": triples,
+        "read": triples - len(reasons),
+        "rejected_by_reason": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+    }

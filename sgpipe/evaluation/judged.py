@@ -1,11 +1,13 @@
 """What is read to count verdicts."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.errors import DataError
+from sgpipe.evaluation.certificates import ground_truth_figures
 from sgpipe.evaluation.draws import read_cases
 from sgpipe.evaluation.pictures import FILE, PictureFile
 from sgpipe.evaluation.summary import Jury
@@ -13,7 +15,7 @@ from sgpipe.evaluation.tables import ASKED, VERDICTS
 from sgpipe.evaluation.verdicts import Verdicts
 from sgpipe.params.evaluate import Evaluate, Statistics
 from sgpipe.params.judge import JudgeParams
-from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table
+from sgpipe.scene_graphs.tables import LATENT_REJECTS, NEGATIVES, TRIPLES, read_table
 
 
 def read_judged(
@@ -22,7 +24,7 @@ def read_judged(
 ) -> tuple[Verdicts, Jury]:  # fmt: skip
     """What judges said of these arms' pictures, and what the judges are worth.
 
-    Raises `DataError` where a judge of params.yaml has not seen an arm.
+    Raises `DataError` where a judge of params.yaml has not seen an arm, or was asked nothing about ground truth.
     """
     cases = read_cases(
         read_table(curated / "triples.parquet", TRIPLES), read_table(negatives, NEGATIVES), drawn.per_class
@@ -31,13 +33,25 @@ def read_judged(
     asked = read_table(judged / "asked.parquet", ASKED)
     table = table.filter(pc.is_in(table["arm"], pa.array(arms)))
     seen = set(zip(table["judge"].to_pylist(), table["arm"].to_pylist(), strict=True))
+    calibrated = set(asked["judge"].to_pylist())
     for judge in judges.judges:
         for arm in arms:
             if (judge, arm) not in seen:
                 raise DataError(
                     f"{judged}: judge {judge} has not seen {arm}; run `dvc repro judge judge_epochs`"
                 )
+        if judge not in calibrated:
+            raise DataError(
+                f"{judged}: judge {judge} was asked nothing about ground truth; run `dvc repro judge judge_epochs`"
+            )
     return Verdicts(table, cases, drawn.seeds), Jury.of(judges, asked, statistics)
+
+
+def read_ground_truth(curated: Path, judged: Path) -> dict[str, Any]:
+    """How many val triples have a ground truth that judges could be asked about (`ground_truth_figures`)."""
+    triples = read_table(curated / "triples.parquet", TRIPLES, ["split"])
+    rejects = read_table(judged / "rejects.parquet", LATENT_REJECTS)
+    return ground_truth_figures(triples["split"].to_pylist().count("val"), rejects)
 
 
 def picture_files(images: Path) -> dict[str, PictureFile]:

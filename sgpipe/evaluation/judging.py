@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgpipe.backbones.images import crop_pixels
+from sgpipe.errors import DataError
 from sgpipe.evaluation.certificates import Question
 from sgpipe.evaluation.draws import Case
 from sgpipe.evaluation.judges import Judge, Scores
@@ -17,19 +18,40 @@ from sgpipe.evaluation.pictures import PictureFile, Pixels
 from sgpipe.evaluation.tables import ASKED, VERDICTS
 from sgpipe.runs.shards import Make, Shard, Tick, cut
 from sgpipe.scene_graphs.images import ImageStore
-from sgpipe.scene_graphs.tables import write_table
+from sgpipe.scene_graphs.tables import LATENT_REJECTS, write_table
 
 _SCORES = ("positive", "negative")
+_WHY = ("reason", "detail")
 Open = Callable[[str], Judge]
+Truth = Pixels | tuple[str, str]
+"""The ground-truth crop `[side, side, 3]` of a triple, or reason and detail why it cannot be read."""
 
 
 def _nullable(values: np.ndarray) -> pa.Array:
     return pa.array(values, pa.float32(), mask=np.isnan(values))
 
 
-def true_pictures(cases: Sequence[Case], store: ImageStore, side: int) -> Pixels:
-    """The crop `[N, side, side, 3]` that stands for each triple. Raises `DataError` for an image that cannot be read."""
-    return np.stack([crop_pixels(store.load(case.image_id), case.crop, side) for case in cases])
+def true_pictures(cases: Sequence[Case], store: ImageStore, side: int) -> list[Truth]:
+    """The ground-truth crop of each triple, or why it cannot be read. Raises `DataError` where none can."""
+
+    def read(case: Case) -> Truth:
+        try:
+            pixels = store.load(case.image_id)
+        except DataError as error:
+            return "image unreadable", str(error)
+        try:
+            return crop_pixels(pixels, case.crop, side)
+        except DataError as error:
+            return "crop outside image", str(error)
+
+    found = [read(case) for case in cases]
+    reasons = [each for each in found if isinstance(each, tuple)]
+    if len(reasons) == len(found):
+        raise DataError(
+            f"ground truth of none of {len(found)} val triples can be read, so no judge can be calibrated; the first: "
+            f"{reasons[0][1]}"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -51,10 +73,29 @@ class Work:
         return made
 
 
-def judge_maker(work: Work, open_judge: Open, load_truth: Callable[[], Pixels], batch_size: int) -> Make:
+def _true_scores(judge: Judge, asked: Sequence[Question], truth: Sequence[Truth]) -> pa.Table:
+    """Scores of questions about ground truth; those whose picture cannot be read have `reason` and `detail`
+    in place of scores."""
+    shown = [truth[question.picture] for question in asked]
+    there = np.array([not isinstance(each, tuple) for each in shown])
+    scores = np.full((len(asked), len(_SCORES)), np.nan, np.float32)
+    if there.any():
+        statements = [(q.positive, q.negative) for q, read in zip(asked, there, strict=True) if read]
+        pictures = np.stack([each for each in shown if not isinstance(each, tuple)])
+        scores[there] = judge.scores(pictures, statements)
+    why = [each if isinstance(each, tuple) else (None, None) for each in shown]
+    columns = {name: pa.array([each[i] for each in why], pa.string()) for i, name in enumerate(_WHY)}
+    return pa.table({**_score_columns(scores), **columns})
+
+
+def _score_columns(scores: Scores) -> dict[str, pa.Array]:
+    return {name: _nullable(scores[:, i]) for i, name in enumerate(_SCORES)}
+
+
+def judge_maker(work: Work, open_judge: Open, load_truth: Callable[[], list[Truth]], batch_size: int) -> Make:
     """What fills a shard with the scores of its rows. Judges and ground-truth pictures are loaded when first needed."""
     opened: dict[str, Judge] = {}
-    truth: list[Pixels] = []
+    truth: list[Truth] = []
     by_id = {case.triple_id: case for case in work.cases}
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
@@ -67,31 +108,39 @@ def judge_maker(work: Work, open_judge: Open, load_truth: Callable[[], Pixels], 
             rows = range(batch.start, batch.stop)
             if arm == ".truth":
                 if not truth:
-                    truth.append(load_truth())
-                asked = work.questions[batch]
-                pictures = truth[0][[question.picture for question in asked]]
-                scores = judge.scores(pictures, [(q.positive, q.negative) for q in asked])
+                    truth.extend(load_truth())
+                parts.append(_true_scores(judge, work.questions[batch], truth))
             else:
                 file = work.files[arm]
                 ids = file.items["triple_id"].slice(batch.start, len(rows)).to_pylist()
                 shown = [by_id[name] for name in ids]
                 scores = judge.scores(file.read(rows), [(c.positive, c.negative) for c in shown])
-            parts.append(scores)
+                parts.append(pa.table(_score_columns(scores)))
             tick(len(rows))
-        found: Scores = np.concatenate(parts)
-        columns = {name: _nullable(found[:, i]) for i, name in enumerate(_SCORES)}
-        write_table(pa.table(columns), folder / "scores.parquet")
+        write_table(pa.concat_tables(parts).combine_chunks(), folder / "scores.parquet")
 
     return make
 
 
-def merge_verdicts(work: Work, shards: Sequence[Shard], made: Path) -> tuple[pa.Table, pa.Table]:
-    """Rows of `VERDICTS` and of `ASKED` of the finished shards in `made`."""
+@dataclass(frozen=True)
+class Judged:
+    """Rows of `VERDICTS`, rows of `ASKED`, and the triples whose ground truth cannot be read, rows of
+    `LATENT_REJECTS`."""
+
+    verdicts: pa.Table
+    asked: pa.Table
+    rejects: pa.Table
+
+
+def merge_verdicts(work: Work, shards: Sequence[Shard], made: Path) -> Judged:
+    """What the finished shards in `made` say together. Questions about a picture that cannot be read are left
+    out."""
     scores: dict[str, list[pa.Table]] = {}
     for shard in shards:
         kind = shard.name.rpartition("-")[0]
         scores.setdefault(kind, []).append(pq.read_table(made / shard.name / "scores.parquet"))
     verdicts, asked = [VERDICTS.empty_table()], [ASKED.empty_table()]
+    rejects: dict[int, dict[str, Any]] = {}
     for kind, parts in scores.items():
         judge, _, arm = kind.partition(".")
         table = pa.concat_tables(parts)
@@ -103,9 +152,22 @@ def merge_verdicts(work: Work, shards: Sequence[Shard], made: Path) -> tuple[pa.
                 ("question", "kind"),
             ):
                 columns[name] = [getattr(question, attribute) for question in work.questions]
-            asked.append(pa.table({name: columns[name] for name in ASKED.names}, schema=ASKED))
+            said = pa.table({name: columns[name] for name in ASKED.names}, schema=ASKED)
+            asked.append(said.filter(table["reason"].is_null()))
+            for question, why in zip(work.questions, table.select(_WHY).to_pylist(), strict=True):
+                if why["reason"] is not None:
+                    case = work.cases[question.picture]
+                    rejects[question.picture] = {
+                        "triple_id": case.triple_id,
+                        "image_id": case.image_id,
+                        **why,
+                    }
         else:
             columns["arm"] = [arm] * table.num_rows
             columns |= {n: work.files[arm].items[n] for n in ("triple_id", "prompt", "graph", "seed")}
             verdicts.append(pa.table({name: columns[name] for name in VERDICTS.names}, schema=VERDICTS))
-    return pa.concat_tables(verdicts), pa.concat_tables(asked)
+    return Judged(
+        pa.concat_tables(verdicts),
+        pa.concat_tables(asked),
+        pa.Table.from_pylist([rejects[index] for index in sorted(rejects)], schema=LATENT_REJECTS),
+    )

@@ -8,7 +8,8 @@ import torch
 
 from sgpipe.backbones.open_clip_models import LOCAL, load_open_clip, open_clip_hash
 from sgpipe.backbones.strict import check_report
-from sgpipe.errors import ModelError, ParamsError
+from sgpipe.backbones.unreadable import OF_THE_MACHINE, why
+from sgpipe.errors import ModelError, ParamsError, SgpipeError
 from sgpipe.evaluation.boxes import RULES
 from sgpipe.evaluation.finders import ZeroShotFinder
 from sgpipe.evaluation.judges import BoxJudge, ContrastiveJudge, Judge
@@ -50,11 +51,20 @@ def open_judge(name: str, named: Named, device: torch.device) -> Judge:
     if named.kind not in BUILT_IN:
         return _plugin(name, named.kind).load()(device)
     try:
+        if named.pretrained and "/" in named.pretrained and not Path(named.pretrained).exists():
+            raise FileNotFoundError(f"{named.pretrained}: no such file")
         return _contrastive(named, device) if named.kind == "open_clip" else _detector(named, device)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        said = " ".join(str(error).split())[:300]
+    except (SgpipeError, *OF_THE_MACHINE):
+        raise
+    except Exception as error:
+        weights = f"{named.model} with {named.pretrained}" if named.pretrained else named.model
+        expected = (
+            "open_clip's configuration and weights"
+            if named.kind == "open_clip"
+            else "a detector of transformers"
+        )
         raise ModelError(
-            f"judge.judges.{name}: {named.model} cannot be loaded ({type(error).__name__}: {said}); give a local folder or "
+            f"judge.judges.{name}: {weights} cannot be loaded ({why(error)}); expected: {expected}; give a local folder or "
             "checkpoint, or fetch it into the hub's cache where there is a network (`hf download`), or take the judge out"
         ) from error
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Floats = NDArray[np.float64]
+Combine = Callable[[list[Floats]], Floats]
+"""A figure made of the means of several arrays, for many draws `[resamples]` at a time."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,23 @@ def _draws(resamples: int, seed: int, triples: int, pictures: int) -> Floats:
     )
 
 
+def exact_share(values: Floats, confidence: float) -> Estimate:
+    """A share of 0 or 1 with the exact binomial interval (Clopper & Pearson 1934) of as many pictures as triples count."""
+    counted = np.isfinite(values)
+    width = 1 - ((1 - confidence) / 2) ** (1 / int(counted.any(1).sum()))
+    share = float(values[counted].max())
+    low, high = (0.0, width) if share == 0.0 else (1 - width, 1.0)
+    return Estimate(share, low, high, int(counted.sum()))
+
+
+def of_means(combine: Combine, arrays: Sequence[Floats]) -> float:
+    """`combine` of the means over the finite values; NaN where an array has none."""
+    if any(not np.isfinite(values).any() for values in arrays):
+        return float("nan")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(combine([np.atleast_1d(np.nanmean(values)) for values in arrays])[0])
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """Draws of T triples with replacement and, within each, of its S pictures with replacement (Davison & Hinkley 1997, §3.8).
@@ -55,7 +74,8 @@ class Bootstrap:
         """Sums `[resamples]` of `values` `[T, S]` over each draw."""
         return _draws(self.resamples, self.seed, *values.shape) @ values.reshape(-1)
 
-    def _means(self, values: Floats) -> Floats:
+    def means(self, values: Floats) -> Floats:
+        """Means `[resamples]` of the finite values of each draw; NaN for a draw without any."""
         counted = np.isfinite(values)
         with np.errstate(invalid="ignore"):
             return self._sums(np.where(counted, values, 0.0)) / self._sums(counted.astype(np.float64))
@@ -71,14 +91,11 @@ class Bootstrap:
     def mean(self, values: Floats) -> Estimate:
         """The mean of the finite values, with the percentile interval of its draws.
 
-        A share of 0 or 1 has draws without width: there the exact binomial interval (Clopper & Pearson 1934) of as many pictures as
-        triples count stands for it.
+        A share of 0 or 1 has draws without width: `exact_share` stands for it.
         """
         found = self.function(lambda means: means[0], [values], int(np.isfinite(values).sum()))
         if found.value in (0.0, 1.0) and found.low == found.high:
-            width = 1 - ((1 - self.confidence) / 2) ** (1 / int(np.isfinite(values).any(1).sum()))
-            low, high = (0.0, width) if found.value == 0.0 else (1 - width, 1.0)
-            return Estimate(found.value, low, high, found.count)
+            return exact_share(values, self.confidence)
         return found
 
     def difference(self, first: Floats, second: Floats) -> Estimate:
@@ -86,24 +103,26 @@ class Bootstrap:
         both = np.isfinite(first) & np.isfinite(second)
         return self.function(lambda means: means[0] - means[1], [first, second], int(both.sum()))
 
-    def function(
-        self, combine: Callable[[list[Floats]], Floats], arrays: Sequence[Floats], count: int
-    ) -> Estimate:
+    def function(self, combine: Combine, arrays: Sequence[Floats], count: int) -> Estimate:
         """`combine` of the means of several arrays of one shape, and the interval of it."""
         if any(not np.isfinite(values).any() for values in arrays):
             return Estimate(np.nan, np.nan, np.nan, 0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            value = combine([np.atleast_1d(np.nanmean(values)) for values in arrays])
-            low, high = self._interval(combine([self._means(values) for values in arrays]))
-        return Estimate(float(value[0]), low, high, count)
+            low, high = self._interval(combine([self.means(values) for values in arrays]))
+        return Estimate(of_means(combine, arrays), low, high, count)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """McNemar's test: pairs won by the first alone and by the second alone, and two-sided p values."""
+    """McNemar's test: pairs won by the first alone and by the second alone, and two-sided p values.
+
+    `difference` has the sign of what `clustered` tests: the mean over triples of (won − lost) / pairs. Without a pair it and the p
+    values are NaN.
+    """
 
     first_only: int
     second_only: int
+    difference: float
     exact: float
     clustered: float
 
@@ -117,13 +136,15 @@ def mcnemar(first: Floats, second: Floats) -> Paired:
     """
     both = np.isfinite(first) & np.isfinite(second)
     difference = np.where(both, first, 0.0) - np.where(both, second, 0.0)
+    if not both.any():
+        return Paired(0, 0, np.nan, np.nan, np.nan)
     won, lost = int((difference > 0).sum()), int((difference < 0).sum())
     exact = float(stats.binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
     pairs = both.sum(1)
     shares = difference.sum(1)[pairs > 0] / pairs[pairs > 0]
     spread = float(np.square(shares).sum())
     clustered = float(stats.chi2.sf(shares.sum() ** 2 / spread, 1)) if spread else 1.0
-    return Paired(won, lost, exact, clustered)
+    return Paired(won, lost, float(shares.mean()), exact, clustered)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -24,17 +24,7 @@ from sgpipe.evaluation.statistics import (
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.params.evaluate import HEADLINE, Statistics
 from sgpipe.params.judge import JudgeParams
-
-
-def plain(value: Any) -> Any:
-    """`value` with NaN as null, for JSON."""
-    if isinstance(value, Mapping):
-        return {name: plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
+from sgpipe.runs.undefined import plain
 
 
 def bounds(name: str, estimate: Estimate) -> dict[str, float]:
@@ -226,9 +216,10 @@ class Summary:
         }
 
     def by_predicate(self) -> list[dict[str, Any]]:
-        """A row per class, arm and graph under the neutral prompt: accuracy, interval, corrected; p against the base, after Holm.
+        """A row per class, arm and graph under the neutral prompt: accuracy, interval, corrected; McNemar's test against the base.
 
-        Classes that the judge may not judge have `used` false and no accuracy.
+        `difference` has the sign of what `p` tests (`Paired`), `p_holm` is adjusted over the classes of an arm and graph
+        that have a pair. Classes that the judge may not judge have `used` false and no accuracy.
         """
         rows: list[dict[str, Any]] = []
         classes = list(self._jury.by_class[self._judge])
@@ -249,9 +240,10 @@ class Summary:
                     row["corrected"] = self._jury.corrected(self._judge, estimate, {predicate})
                     if condition.arm != BASE and self._verdicts.has(base, self._judge):
                         against = np.where(mine, self.outcomes(base, self._judge, roles=False), np.nan)
-                        row["p"] = mcnemar(outcome, against).clustered
+                        test = mcnemar(outcome, against)
+                        row |= {"difference": test.difference, "p": test.clustered, "p_holm": np.nan}
                 of_arm.append(row)
-            tested = [row for row in of_arm if "p" in row]
+            tested = [row for row in of_arm if np.isfinite(row.get("p", np.nan))]
             for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
                 row["p_holm"] = adjusted
             rows += of_arm
@@ -287,7 +279,10 @@ def evaluation_figures(
         },
         "classes_better_than_base": {
             arm: sum(
-                row["arm"] == arm and row["graph"] in ("positive", NO_GRAPH) and row.get("p_holm", 1.0) < 0.05
+                row["arm"] == arm
+                and row["graph"] in ("positive", NO_GRAPH)
+                and row.get("p_holm", np.nan) < 0.05
+                and row["difference"] > 0
                 for row in rows
             )
             for arm in arms

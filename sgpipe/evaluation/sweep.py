@@ -1,17 +1,21 @@
-"""The arms over several training seeds: one experiment each, their pictures of a triple side by side."""
+"""The arms over several training seeds, one experiment each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.arms import LOSSES, asked
+from sgpipe.evaluation.crossed import Crossed
 from sgpipe.evaluation.draws import BASE
-from sgpipe.evaluation.statistics import Bootstrap, Floats
-from sgpipe.evaluation.summary import Jury, Summary, bounds, plain
+from sgpipe.evaluation.statistics import Bootstrap, Floats, of_means
+from sgpipe.evaluation.summary import Jury, Summary, bounds
+from sgpipe.evaluation.sweep_samples import CONDITIONS, SweepSamples, sample_rows
 from sgpipe.evaluation.verdicts import Condition, Verdicts
+from sgpipe.runs.undefined import plain
 
 
 @dataclass(frozen=True)
@@ -67,82 +71,101 @@ def _having(arm: str, experiments: Sequence[Experiment]) -> Sequence[Experiment]
     return runs
 
 
-def beside(
-    runs: Sequence[Experiment], of: Callable[[Experiment, Condition], Floats], condition: Condition
-) -> Floats:
-    """`[T, R · S]`: what `of` gives of R runs, side by side."""
-    return np.concatenate([of(run, condition) for run in runs], axis=1)
-
-
-def _figures(runs: Sequence[Experiment], arm: str, bootstrap: Bootstrap) -> dict[str, Any]:
+def _rows(runs: Sequence[Experiment], name: str, arm: str) -> list[pa.Table]:
+    """The samples of an arm, which stands under `name`, of all its runs."""
     own, against = runs[0].asked(arm)
-    shown = beside(runs, Experiment.outcomes, own)
-    followed = 1 - beside(runs, Experiment.outcomes, against)
-    roles = bootstrap.mean(shown)
-    by_seed = {str(run.seed): bootstrap.mean(run.outcomes(own)).value for run in runs}
-    values = np.array(list(by_seed.values()))
-    found = {
-        "prompt": own.prompt,
-        **bounds("role_accuracy", roles),
-        "role_accuracy_pictures": roles.count,
-        "role_accuracy_by_seed": by_seed,
-        "role_accuracy_deviation": float(values.std(ddof=1)) if len(values) > 1 else None,
-        **bounds("swapped_followed", bootstrap.mean(followed)),
-        **bounds("objects_present", bootstrap.mean(beside(runs, Experiment.present, own))),
-    }
-    shuffled = replace(own, graph="shuffled")
-    if shuffled in runs[0].verdicts.conditions(runs[0].judge):
-        found |= bounds("shuffled_role_accuracy", bootstrap.mean(beside(runs, Experiment.outcomes, shuffled)))
-    for name in LOSSES:
-        losses = [run.arms[arm].get(f"val_loss_{name}") for run in runs]
-        if None not in losses:
-            found[f"val_loss_{name}"] = float(np.mean(losses))
-    return found
-
-
-def _complete(arm: str, runs: Sequence[Experiment], seeds: Sequence[int]) -> None:
-    there = [run.seed for run in runs]
-    if set(there) != set(seeds):
-        raise DataError(
-            f"arm {arm}: trained with seeds {sorted(there)}, asked for {sorted(seeds)}; `dvc queue status` and "
-            "`dvc queue logs NAME` say what became of the others"
+    counted = dict(zip(CONDITIONS, (own, against, replace(own, graph="shuffled")), strict=True))
+    return [
+        sample_rows(
+            name, run.seed, label, [(case.triple_id, case.predicate) for case in run.verdicts.cases],
+            run.verdicts.seeds, run.present(condition), run.outcomes(condition),
         )
+        for run in runs
+        for label, condition in counted.items()
+        if run.verdicts.has(condition, run.judge)
+    ]  # fmt: skip
 
 
-def sweep_figures(
-    experiments: Sequence[Experiment],
-    others: Mapping[str, Sequence[Experiment]] | None = None,
-    seeds: Sequence[int] | None = None,
-) -> dict[str, Any]:
-    """`arms.<arm>`: roles, swapped graphs followed, objects present, control losses, over all training seeds.
+def sweep_samples(
+    experiments: Sequence[Experiment], others: Mapping[str, Sequence[Experiment]] | None = None
+) -> SweepSamples:
+    """What every sample of the experiments shows, under the conditions that count for its arm.
 
-    Pictures that runs of several seeds drew of a triple lie side by side, and the bootstrap draws triples and then pictures.
-    `role_accuracy_by_seed` and its standard deviation show how much the training seed matters. An arm is pooled over the
-    experiments that trained it. Of `others`, experiments of another recipe by its name, arm `graph` stands under that name. Raises
-    `DataError` for experiments that draw other triples or seeds, for a training seed that comes twice and, with `seeds`, for an arm
-    that was not trained with just these.
+    An arm is pooled over the experiments that trained it. Of `others`, experiments of another recipe by its
+    name, arm `graph` stands under that name. Raises `DataError` for experiments that sample other triples or
+    seeds, and for a training seed that comes twice.
     """
     others = others or {}
     _checked([*experiments, *(run for runs in others.values() for run in runs)])
     names = list(dict.fromkeys(arm for each in experiments for arm in each.arms))
-    wanted = experiments[0].jury.statistics
-    bootstrap = Bootstrap(wanted.resamples, wanted.confidence, wanted.seed)
     rows = {arm: (arm, _having(arm, experiments)) for arm in names}
     rows |= {name: ("graph", _having("graph", runs)) for name, runs in others.items()}
+    wanted = experiments[0].jury.statistics
+    arms: dict[str, dict[str, Any]] = {}
     for name, (arm, runs) in rows.items():
-        if seeds is not None and arm != BASE:
-            _complete(name, runs, seeds)
+        losses = {loss: [run.arms[arm].get(f"val_loss_{loss}") for run in runs] for loss in LOSSES}
+        arms[name] = {
+            "prompt": runs[0].asked(arm)[0].prompt,
+            "losses": {f"val_loss_{loss}": each for loss, each in losses.items() if None not in each},
+        }
+    facts = {
+        "arms": arms,
+        "judge": experiments[0].judge,
+        "statistics": {name: getattr(wanted, name) for name in ("resamples", "confidence", "seed")},
+        "training_seeds": len({each.seed for each in experiments}),
+        "experiments": {
+            run.name: {"commit": run.commit, "seed": run.seed, "config": run.config}
+            for runs in (experiments, *others.values())
+            for run in runs
+        },
+    }
+    tables = [table for name, (arm, runs) in rows.items() for table in _rows(runs, name, arm)]
+    return SweepSamples(pa.concat_tables(tables), facts)
+
+
+def _figures(samples: SweepSamples, arm: str, crossed: Crossed) -> dict[str, Any]:
+    shown = samples.outcomes(arm, "own")
+    roles = crossed.mean(shown)
+    by_seed = {
+        str(seed): of_means(lambda means: means[0], [each])
+        for seed, each in zip(samples.arms[arm], shown, strict=True)
+    }
+    values = np.array(list(by_seed.values()))
+    found = {
+        "prompt": samples.facts["arms"][arm]["prompt"],
+        **bounds("role_accuracy", roles),
+        "role_accuracy_pictures": roles.count,
+        "role_accuracy_by_seed": by_seed,
+        "role_accuracy_deviation": float(values.std(ddof=1)) if len(values) > 1 else None,
+        **bounds("swapped_followed", crossed.mean([1 - each for each in samples.outcomes(arm, "swapped")])),
+        **bounds("objects_present", crossed.mean(samples.present(arm))),
+    }
+    if shuffled := samples.outcomes(arm, "shuffled"):
+        found |= bounds("shuffled_role_accuracy", crossed.mean(shuffled))
+    losses = samples.facts["arms"][arm]["losses"]
+    return found | {name: float(np.mean(each)) for name, each in losses.items()}
+
+
+def sweep_figures(samples: SweepSamples, seeds: Sequence[int] | None = None) -> dict[str, Any]:
+    """`arms.<arm>`: roles, swapped graphs followed, objects present, control losses, over all training seeds.
+
+    Training seeds are crossed with triples; intervals of an arm with several hold their variance (`Crossed`),
+    those of the base model and of an arm with one training seed are over triples alone.
+    `role_accuracy_by_seed` and its standard deviation show how much the training seed matters. Raises
+    `DataError`, with `seeds`, for an arm that was not trained with just these.
+    """
+    for arm, there in samples.arms.items():
+        if seeds is not None and arm != BASE and set(there) != set(seeds):
+            raise DataError(
+                f"arm {arm}: trained with seeds {sorted(there)}, asked for {sorted(seeds)}; `dvc queue status` and "
+                "`dvc queue logs NAME` say what became of the others"
+            )
+    crossed = Crossed(Bootstrap(**samples.facts["statistics"]))
     return plain(
         {
-            "arms": {name: _figures(runs, arm, bootstrap) for name, (arm, runs) in rows.items()},
-            "triples": len(experiments[0].verdicts.cases),
-            "seeds": len(experiments[0].verdicts.seeds),
-            "training_seeds": len({each.seed for each in experiments}),
-            "judge": experiments[0].judge,
-            "experiments": {
-                run.name: {"commit": run.commit, "seed": run.seed, "config": run.config}
-                for runs in (experiments, *others.values())
-                for run in runs
-            },
+            "arms": {arm: _figures(samples, arm, crossed) for arm in samples.arms},
+            "triples": len(samples.triples),
+            "seeds": len(samples.seeds),
+            **{name: samples.facts[name] for name in ("training_seeds", "judge", "experiments")},
         }
     )

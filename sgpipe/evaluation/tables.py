@@ -39,3 +39,17 @@ ASKED: Final = pa.schema(
     ]
 )
 """A judge's scores on ground-truth pictures, see `certificates.QUESTIONS`."""
+SWEEP: Final = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("training_seed", pa.int64()),
+        ("triple_id", pa.string()),
+        ("predicate", pa.string()),
+        ("sampling_seed", pa.int64()),
+        ("condition", pa.string()),
+        ("present", pa.bool_()),
+        ("decided", pa.bool_()),
+        ("right", pa.bool_()),
+    ]
+)
+"""A sample of a sweep: both objects seen, whether it counts for roles, and whether those are g⁺'s (null where not)."""

@@ -1,8 +1,11 @@
 """What is drawn for the evaluation, by which arms, and how sure its figures are."""
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
+
+from sgpipe.errors import ParamsError
 
 Prompt = Literal["neutral", "relational", "conflicting"]
 Graph = Literal["positive", "negative", "empty", "shuffled"]
@@ -102,3 +105,21 @@ class Ablation(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"epochs: got {list(self.epochs)}; name each once, in ascending order")
         if len(set(self.runs)) != len(self.runs):
             raise ValueError(f"runs: got {list(self.runs)}; name each once")
+
+
+def check_runs(runs: Iterable[str], adapters: Mapping[str, str]) -> None:
+    """Epochs are compared by what they make of graphs under a prompt that names no relation; `adapters` is `evaluate.adapters`.
+
+    Raises `ParamsError` for a run that is given no graphs, which can show nothing there.
+    """
+    for run in runs:
+        why = None
+        if run == "base":
+            why = "is the model without an adapter, no training run"
+        elif adapters.get(run, "graphs") != "graphs":
+            why = f"is given no graphs (evaluate.adapters.{run}: {adapters[run]}), and epochs are compared by g⁺ and g⁻"
+        if why:
+            valid = [name for name, given in adapters.items() if given == "graphs"]
+            raise ParamsError(
+                f"ablation.runs: {run} {why}; valid here: {', '.join(valid) or 'none'}, and runs of other seeds of these"
+            )

@@ -87,7 +87,9 @@ def sheet_command(
 
 @app.command("sweep")
 def sweep_command(
-    names: Annotated[list[str], typer.Argument(help="DVC experiments of one sweep, by name or pattern")],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="DVC experiments of one sweep, by name or pattern")
+    ] = None,
     beside: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,11 +100,18 @@ def sweep_command(
         str | None,
         typer.Option(help="training seeds, as 0,1,2, that every arm must have; else those there are"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="metrics file to write")] = Path("metrics/sweep.json"),
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="samples that an earlier call wrote, in place of experiments"),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="metrics file to write; the samples are written beside it as .parquet")
+    ] = Path("metrics/sweep.json"),
 ) -> None:
-    """Pool experiments that differ in their training seed, print their table and write its figures."""
+    """Pool experiments that differ in their training seed, print their table, write its figures and samples."""
     from sgpipe.errors import ParamsError
-    from sgpipe.evaluation.sweep import Experiment, sweep_figures
+    from sgpipe.evaluation.sweep import Experiment, sweep_figures, sweep_samples
+    from sgpipe.evaluation.sweep_samples import SweepSamples
     from sgpipe.report.sweep import named_experiments, read_experiment, sweep_table
     from sgpipe.runs.atomic import DIGITS, write_json
 
@@ -113,12 +122,20 @@ def sweep_command(
         wanted = None if seeds is None else [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise ParamsError(f"--seeds {seeds}: write whole numbers with commas between, as 0,1,2") from None
+    if (source is None) == (not names) or (source is not None and beside):
+        raise ParamsError(
+            f"report sweep: got names {names or 'none'}, --beside {beside or 'none'}, --from {source or 'none'}; give names of "
+            "experiments (and --beside), or --from FILE alone"
+        )
     others = {}
     for given in beside or []:
         name, equals, pattern = given.partition("=")
         if not equals:
             raise ParamsError(f"--beside {given}: write NAME=PATTERN, as predecessor='predecessor*'")
         others[name] = read([pattern])
-    found = sweep_figures(read(names), others, wanted)
+    samples = sweep_samples(read(names), others) if names else SweepSamples.read(source or out)
+    found = sweep_figures(samples, wanted)
+    if names:
+        samples.write(out.with_suffix(".parquet"))
     write_json(found, out, DIGITS)
     print(sweep_table(found).markdown())

@@ -41,8 +41,8 @@ def headline_table(evaluation: Path, ablation: Path) -> tables.Table:
     judge = found["headline"]["judge"]
     ceiling = found["judges"][judge]["ceiling"]
     note = (
-        f"{found['triples']} triples × {found['seeds']} seeds; judge `{judge}`, right on {ceiling:.3f} of ground-truth pictures; "
-        "95 % intervals by bootstrap over triples. Of roles, a half is chance."
+        f"{found['triples']} triples × {found['seeds']} seeds; judge `{judge}`, right on "
+        f"{tables.figure(ceiling)} of ground-truth pictures; 95 % intervals by bootstrap over triples. Of roles, a half is chance."
     )
     return tables.Table("", head, tuple(rows), note)
 

@@ -112,6 +112,7 @@ def sweep_table(found: dict[str, Any]) -> tables.Table:
     names = ", ".join(f"{name} ({each['commit'][:7]})" for name, each in found["experiments"].items())
     note = (
         f"{found['training_seeds']} training seeds × {found['triples']} triples × {found['seeds']} sampling seeds; judge "
-        f"`{found['judge']}`; 95 % intervals by bootstrap over triples. Experiments: {names}."
+        f"`{found['judge']}`. 95 % intervals over training seeds and triples, which are crossed (Hillis 2007); of a single "
+        f"training seed over triples alone. Experiments: {names}."
     )
     return tables.Table("", head, tuple(rows), note)

@@ -91,7 +91,8 @@ def headline(found: Mapping[str, Any]) -> Table:
     known = found["judges"][found["headline"]["judge"]]
     refused = ", ".join(known["refused"]) or "none"
     return Table(
-        f"What the pictures show, by judge {found['headline']['judge']} (right on {known['ceiling']:.3f} of ground-truth pictures)",
+        f"What the pictures show, by judge {found['headline']['judge']} (right on {figure(known['ceiling'])} of ground-truth "
+        "pictures)",
         ("arm", "prompt", "graph", "both objects", "roles as g⁺", "corrected", "pictures", "any class as g⁺"),
         tuple(rows),
         f"{found['triples']} triples, {found['seeds']} seeds each; intervals by bootstrap over triples with seeds nested. Roles: "
@@ -190,6 +191,12 @@ def certificates(found: Mapping[str, Any]) -> Table:
         )
         for name, row in found["judges"].items()
     )
+    truth = found.get("ground_truth")
+    unread = (
+        f" {truth['triples'] - truth['read']} of {truth['triples']} triples have none that can be read."
+        if truth
+        else ""
+    )
     return Table(
         "What the judges are worth, on ground-truth validation pictures",
         (
@@ -204,7 +211,8 @@ def certificates(found: Mapping[str, Any]) -> Table:
         ),
         rows,
         "Ceiling: c⁺ chosen over c⁻ on the triple's own picture. Floor: c⁺ chosen on another triple's picture, of those where it "
-        "chooses; a half is no preference. Order bias: right as told less right as told from the object's side.",
+        "chooses; a half is no preference. Order bias: right as told less right as told from the object's side."
+        + unread,
     )
 
 
@@ -220,7 +228,10 @@ def by_predicate(
         known = certificate[predicate]
         of_arms = [cells[predicate, arm] for arm in arms]
         shown = [with_interval(row, "accuracy", 2) if row["used"] else "refused" for row in of_arms]
-        adjusted = [p_value(row.get("p_holm")) for row in of_arms[1:]]
+        against = [
+            f"{row['difference']:+.2f}, p {p_value(row['p_holm'])}" if row.get("p_holm") is not None else "–"
+            for row in of_arms[1:]
+        ]
         made.append(
             (
                 predicate,
@@ -228,15 +239,16 @@ def by_predicate(
                 figure(known["floor"]),
                 figure(known["abstained"]),
                 *shown,
-                *adjusted,
+                *against,
             )
         )
     others = list(arms)[1:]
     return Table(
         "By class: the judge's certificate and the share of pictures as g⁺ has it",
-        ("class", "ceiling", "floor", "neither", *arms, *(f"p {arm}" for arm in others)),
+        ("class", "ceiling", "floor", "neither", *arms, *(f"{arm} − base" for arm in others)),
         tuple(made),
-        "Neutral prompt; g⁺ for arms that are given graphs. p against base, adjusted over classes (Holm).",
+        "Neutral prompt; g⁺ for arms that are given graphs. Against base: pairs won less pairs lost, as the mean share over "
+        "triples, and McNemar's p adjusted over classes (Holm).",
     )
 
 

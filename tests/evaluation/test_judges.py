@@ -1,15 +1,18 @@
 """Judges by kind: open_clip against its own arithmetic, detectors on tiny random weights, the exact one on drawn pictures."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.evaluation.boxes import RULES, Box
@@ -156,49 +159,93 @@ def test_a_zero_shot_detector_finds_boxes_by_name(owl: Path) -> None:
     assert np.isnan(scores).all()
 
 
-class _Words:
-    """A processor whose detections are given, to see how labels are read and which box wins."""
+class _GroundingDino(torch.nn.Module):
+    """A model whose boxes are given: per box the probability of each token it fires on, by place in the text."""
 
-    def __init__(self, labels: list[str], scores: list[float]) -> None:
-        self.labels, self.scores, self.asked = labels, scores, []
-
-    def __call__(self, text: Any, images: Any, return_tensors: str) -> Any:
-        from transformers import BatchEncoding
-
-        self.asked.append(text)
-        return BatchEncoding({"input_ids": torch.zeros(1, 1, dtype=torch.long)})
-
-    def post_process_grounded_object_detection(
-        self, outputs: Any, *_: Any, **given: Any
-    ) -> list[dict[str, Any]]:
-        kept = [i for i, score in enumerate(self.scores) if score >= given["threshold"]]
-        boxes = torch.tensor([[10.0 * i, 0.0, 10.0 * i + 5, 5.0] for i in kept])
-        return [
-            {
-                "scores": torch.tensor([self.scores[i] for i in kept]),
-                "text_labels": [self.labels[i] for i in kept],
-                "boxes": boxes,
-            }
-        ]
-
-
-class _Model(torch.nn.Module):
-    def __init__(self, kind: str) -> None:
+    def __init__(self, fires: Sequence[dict[int, float]], kind: str = "grounding-dino") -> None:
         super().__init__()
-        self.config = type("Config", (), {"model_type": kind})()
+        self.config, self.fires, self.seen = SimpleNamespace(model_type=kind), fires, {}
 
-    def forward(self, **_: Any) -> None:
-        return None
+    def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
+        self.seen = inputs
+        probabilities = torch.full((1, len(self.fires), 256), 0.001)
+        for box, tokens in enumerate(self.fires):
+            for place, probability in tokens.items():
+                probabilities[0, box, place] = probability
+        logits = probabilities.logit()
+        logits[..., inputs["input_ids"].shape[1] :] = -torch.inf
+        boxes = torch.tensor([[(box + 0.5) / 10, 0.5, 0.1, 0.5] for box in range(len(self.fires))])
+        return SimpleNamespace(logits=logits, pred_boxes=boxes[None])
 
 
-def test_grounding_dino_is_asked_in_its_own_form_and_the_surest_box_wins() -> None:
-    words = _Words(["dog", "dog", "cat", "", "hot dog cat"], [0.4, 0.9, 0.2, 0.95, 0.05])
-    find = ZeroShotFinder(_Model("grounding-dino"), words, 0.1, CPU)
-    found = find(np.zeros((1, 20, 60, 3), np.uint8), [["cat", "dog"]])
-    assert words.asked == ["cat. dog."]
-    assert found == [{"dog": (10.0, 0.0, 5.0, 5.0), "cat": (20.0, 0.0, 5.0, 5.0)}]
+@pytest.fixture(scope="module")
+def dino_processor() -> Any:
+    from transformers import BertTokenizer, GroundingDinoImageProcessor, GroundingDinoProcessor
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "-", "'"]
+    words = ["t", "shirt", "man", "s", "hat", "hot", "dog", "fire", "hydrant", "snow", "##board", "cat"]
+    tokenizer = BertTokenizer(vocab={token: place for place, token in enumerate([*special, *words])})
+    return GroundingDinoProcessor(GroundingDinoImageProcessor(size={"height": 32, "width": 32}), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("names", "fires", "boxes"),
+    [
+        (["man", "t-shirt"], [{1: 0.8}, {3: 0.9, 4: 0.9, 5: 0.9}], {"man": 0, "t-shirt": 1}),
+        (["hat", "man's hat"], [{1: 0.7, 6: 0.4}, {1: 0.2, 3: 0.5, 4: 0.3, 5: 0.3, 6: 0.6}], {"hat": 0, "man's hat": 1}),
+        (["dog", "hot dog"], [{1: 0.3, 3: 0.9, 4: 0.9}, {1: 0.6, 4: 0.5}], {"dog": 1, "hot dog": 0}),
+        (["fire hydrant", "snowboard"], [{2: 0.3}, {4: 0.2, 5: 0.9}, {1: 0.4, 2: 0.4}], {"fire hydrant": 2, "snowboard": 1}),
+        (["cat", "шапка"], [{1: 0.05}, {3: 0.2}], {"шапка": 1}),
+        (["cat", "dog"], [{3: 0.4}, {3: 0.9}, {1: 0.2}, {0: 0.95, 2: 0.95, 5: 0.95}, {1: 0.05, 3: 0.05}], {"dog": 1, "cat": 2}),
+        (["cat", "dog"], [{1: 0.5, 3: 0.6}], {"dog": 0}),
+        (["\u0301", "cat"], [{2: 0.5}], {"cat": 0}),
+    ],
+)  # fmt: skip
+def test_grounding_dino_gives_a_box_to_the_name_whose_tokens_it_fires_on(
+    dino_processor: Any, names: list[str], fires: list[dict[int, float]], boxes: dict[str, int]
+) -> None:
+    """Hyphens, apostrophes, several words, word pieces, unknown words, a name within another; dots and [CLS] are no name."""
+    model = _GroundingDino(fires)
+    (found,) = ZeroShotFinder(model, dino_processor, 0.1, CPU)(np.zeros((1, 20, 60, 3), np.uint8), [names])
+    assert set(found) == set(boxes)
+    for name, place in boxes.items():
+        assert found[name] == pytest.approx((6.0 * place, 5.0, 6.0, 10.0), abs=1e-4)
+    text = dino_processor.tokenizer(". ".join(names) + ".")["input_ids"]
+    assert model.seen["input_ids"].tolist() == [text] and "offset_mapping" not in model.seen
+
+
+def test_a_model_that_is_no_detector_is_refused(dino_processor: Any) -> None:
     with pytest.raises(ModelError, match="'bert' is no zero-shot detector"):
-        ZeroShotFinder(_Model("bert"), words, 0.1, CPU)
+        ZeroShotFinder(_GroundingDino([], "bert"), dino_processor, 0.1, CPU)
+
+
+def test_owl_is_asked_for_names_and_boxes_are_joined_by_their_place(
+    owl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names within one another, with hyphens and apostrophes; a query that is too long for OWL is cut, and said once."""
+    from transformers import AutoProcessor
+
+    class Owl(torch.nn.Module):
+        config = SimpleNamespace(model_type="owlv2")
+
+        def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
+            logits = torch.tensor(
+                [[[0.1, 0.9, 0.2], [0.3, 0.4, 0.8], [0.7, 0.2, 0.1], [0.05, 0.02, 0.01]]]
+            ).logit()
+            boxes = torch.tensor([[[(box + 0.5) / 10, 0.1, 0.1, 0.1] for box in range(4)]])
+            return SimpleNamespace(logits=logits, pred_boxes=boxes)
+
+    names = ["dog", "hot dog", "man's t-shirt"]
+    find = ZeroShotFinder(Owl(), AutoProcessor.from_pretrained(owl), 0.1, CPU)
+    found, again = find(np.zeros((2, 20, 20, 3), np.uint8), [names, names])
+    said = capsys.readouterr().err.splitlines()
+    assert found == again and len(said) == 1
+    assert 'owlv2 reads 16 tokens; what it is asked for "man\'s t-shirt" has 18 and is cut' in said[0]
+    assert {name: round(box[0]) for name, box in found.items()} == {
+        "dog": 4,
+        "hot dog": 0,
+        "man's t-shirt": 2,
+    }
 
 
 def test_a_judge_without_weights_is_refused(tmp_path: Path, clip: Path) -> None:
@@ -231,6 +278,121 @@ def test_a_judge_comes_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def blind_judge(device: torch.device) -> BoxJudge:
     return BoxJudge(lambda pictures, names: [{} for _ in pictures], {})
+
+
+def cut_off(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("open_clip_model.safetensors", lambda path: cut_off(path, 0), "empty, cut off"),
+        ("open_clip_model.safetensors", lambda path: cut_off(path, 40), "empty, cut off"),
+        (
+            "open_clip_model.safetensors",
+            lambda path: cut_off(path, path.stat().st_size // 2),
+            "empty, cut off",
+        ),
+        ("open_clip_model.safetensors", lambda path: path.write_text("<html>" * 50), "empty, cut off"),
+        ("open_clip_config.json", lambda path: cut_off(path, 20), "Could not load valid config"),
+        ("open_clip_config.json", lambda path: path.write_text('{"model_cfg": 3}'), "cannot be loaded"),
+    ],
+)
+def test_a_damaged_open_clip_folder_is_named_in_one_line(
+    clip: Path, tmp_path: Path, file: str, damage: Callable[[Path], object], says: str
+) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(clip, folder)
+    damage(folder / file)
+    with pytest.raises(ModelError, match=says) as raised:
+        open_judge("a", Judge(kind="open_clip", model=f"local-dir:{folder}"), CPU)
+    assert str(folder) in str(raised.value) and "expected: open_clip's" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+class Foreign:
+    """An object that a checkpoint of tensors does not hold."""
+
+
+@pytest.fixture(scope="module")
+def architecture(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name under which open_clip knows the architecture of `clip`."""
+    import open_clip
+
+    config = json.loads((clip / "open_clip_config.json").read_text())["model_cfg"]
+    path = tmp_path_factory.mktemp("configs") / "tiny-for-damage.json"
+    path.write_text(
+        json.dumps({**config, "text_cfg": {k: v for k, v in config["text_cfg"].items() if "hf_" not in k}})
+    )
+    open_clip.add_model_config(path)
+    return path.stem
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path, state: path.write_bytes(b""), "empty, cut off"),
+        (lambda path, state: path.write_bytes(b"\x80"), "empty, cut off"),
+        (lambda path, state: (torch.save(state, path), cut_off(path, path.stat().st_size // 2)), "RuntimeError: Pytorch"),
+        (
+            lambda path, state: (torch.save(state, path, _use_new_zipfile_serialization=False), cut_off(path, 30)),
+            "empty, cut off",
+        ),
+        (lambda path, state: path.write_text("<html>" * 50), "or is no checkpoint"),
+        (lambda path, state: torch.save({"state_dict": state, "args": Foreign()}, path), "objects other than tensors"),
+        (lambda path, state: torch.save([1, 2], path), "other than named tensors"),
+        (lambda path, state: torch.save(dict.fromkeys(state, 1), path), "other than named tensors"),
+        (lambda path, state: torch.save({}, path), "other than named tensors"),
+        (lambda path, state: torch.save({f"{k}x": v for k, v in state.items()}, path), "Missing key"),
+        (lambda path, state: torch.save(dict(list(state.items())[1:]), path), "Missing key"),
+        (lambda path, state: path.mkdir(), "not a known tag or valid file path"),
+        (lambda path, state: None, "no such file"),
+    ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_named_in_one_line(
+    clip: Path, architecture: str, tmp_path: Path, make: Callable[[Path, dict[str, Any]], object], says: str
+) -> None:
+    """Whatever torch or open_clip raise of it; torch's advice to switch its protection off is not passed on."""
+    path = tmp_path / "checkpoint.pt"
+    make(path, load_file(clip / "open_clip_model.safetensors"))
+    with pytest.raises(ModelError, match=says) as raised:
+        open_judge("a", Judge(kind="open_clip", model=architecture, pretrained=str(path)), CPU)
+    message = str(raised.value)
+    assert message.startswith(f"judge.judges.a: {architecture} with {path} cannot be loaded (")
+    assert "\n" not in message and "weights_only" not in message
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("model.safetensors", lambda path: cut_off(path, path.stat().st_size // 2), "empty, cut off"),
+        ("config.json", lambda path: path.write_text(path.read_text().replace('heads": 2', 'heads": 0')), "ZeroDivision"),
+        ("config.json", lambda path: path.write_text('{"model_type": "bert"}'), "Unrecognized configuration"),
+        ("tokenizer_config.json", lambda path: path.write_text("[]"), "entries of a configuration"),
+        ("processor_config.json", lambda path: path.write_bytes(b"\xff\xfe"), "UnicodeDecodeError"),
+    ],
+)  # fmt: skip
+def test_a_damaged_detector_is_named_in_one_line(
+    owl: Path, tmp_path: Path, file: str, damage: Callable[[Path], object], says: str
+) -> None:
+    folder = tmp_path / "owl"
+    shutil.copytree(owl, folder)
+    damage(folder / file)
+    with pytest.raises(ModelError, match=says) as raised:
+        open_judge("a", Judge(kind="zero_shot_detector", model=str(folder)), CPU)
+    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_machine_without_memory_is_no_fault_of_the_checkpoint(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr("sgpipe.evaluation.opening._contrastive", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        open_judge("a", Judge(kind="open_clip", model=f"local-dir:{clip}"), CPU)
 
 
 @pytest.mark.parametrize(

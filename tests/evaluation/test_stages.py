@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -19,7 +21,10 @@ import stages.judge
 import stages.report
 from sgpipe.cli import app
 from sgpipe.errors import DataError, ModelError, ParamsError
+from sgpipe.evaluation.certificates import questions
+from sgpipe.evaluation.draws import read_cases
 from sgpipe.report.sheet import draw_sheet
+from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table
 from tests.evaluation.drawn import DrawnGenerator, write_repository, write_training
 
 pytestmark = pytest.mark.slow
@@ -84,7 +89,7 @@ def test_killed_while_drawing_or_judging_the_bytes_are_the_same(
     call(stages.judge.main)
     images = {path: path.read_bytes() for path in sorted(Path("outputs/images").rglob("*.parquet"))}
     judged = {path: path.read_bytes() for path in sorted(Path("outputs/judged").iterdir())}
-    assert len(images) == 3 and len(judged) == 2
+    assert len(images) == 3 and len(judged) == 3
     assert not list(Path(".dvc/stage-state").glob("*/*"))
     shutil.rmtree("outputs/images/graph")
     with monkeypatch.context() as patched:
@@ -140,6 +145,50 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path) -> None:
     assert "different samples" in Path("outputs/report/index.html").read_text()
 
 
+def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A broken val image costs its own questions; verdicts of sampled images stay, and the evaluation counts it."""
+    draw_all()
+    call(stages.judge.main)
+    whole = {
+        name: pq.read_table(f"outputs/judged/{name}.parquet") for name in ("verdicts", "asked", "rejects")
+    }
+    assert whole["rejects"].num_rows == 0
+    Path("data/VG_100K/3.png").write_bytes(b"\xff\xd8\xff\xe0")
+    call(stages.judge.main)
+    assert (
+        "ground truth of 1 of 12 val triples cannot be read (image unreadable: 1)" in capsys.readouterr().err
+    )
+    found = {name: pq.read_table(f"outputs/judged/{name}.parquet") for name in whole}
+    assert found["verdicts"].equals(whole["verdicts"])
+    (reject,) = found["rejects"].to_pylist()
+    assert (reject["triple_id"], reject["image_id"], reject["reason"]) == ("3-1", 3, "image unreadable")
+    cases = read_cases(
+        read_table(Path("outputs/curated/triples.parquet"), TRIPLES),
+        read_table(Path("outputs/negatives/negatives.parquet"), NEGATIVES),
+    )
+    kept = [cases[question.picture].image_id != 3 for question in questions(cases)] * 2
+    assert found["asked"].equals(whole["asked"].filter(pa.array(kept))) and not all(kept)
+    call(stages.evaluate.main)
+    counted = json.loads(Path("metrics/evaluation.json").read_text())
+    assert counted["ground_truth"] == {
+        "triples": 12,
+        "read": 11,
+        "rejected_by_reason": {"image unreadable": 1},
+    }
+    assert counted["judges"]["exact"]["pictures"] == 11
+
+    of_clip = found["asked"].filter(pc.equal(found["asked"]["judge"], "clip"))
+    pq.write_table(of_clip, "outputs/judged/asked.parquet")
+    with pytest.raises(DataError, match="judge exact was asked nothing about ground truth"):
+        call(stages.evaluate.main)
+    for path in Path("data/VG_100K").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="ground truth of none of 12 val triples can be read"):
+        call(stages.judge.main)
+
+
 def test_the_readmes_sheet_shows_every_picture_asked_for(root: Path) -> None:
     draw_all()
     done = CliRunner().invoke(
@@ -186,6 +235,19 @@ def test_pictures_of_an_earlier_choice_are_refused(root: Path) -> None:
         DataError, match=r"not among the curated ones; .* remove outputs/images/text_only, or draw"
     ):
         call(stages.judge.main)
+
+
+def test_an_ablation_of_a_run_without_graphs_is_refused_by_name(root: Path) -> None:
+    """Before a model is loaded to sample from its epochs, and before verdicts are read."""
+    set_params(root, ablation={"runs": ["graph", "text_only"]})
+    said = r"ablation\.runs: text_only is given no graphs \(evaluate\.adapters\.text_only: empty\).*valid here: graph"
+    with pytest.raises(ParamsError, match=said):
+        call(stages.ablation.main)
+    with pytest.raises(ParamsError, match=said):
+        call(stages.draw_images.main, arm="text_only", epoch=1)
+    assert not Path("outputs/images_by_epoch").exists()
+    with pytest.raises(ParamsError, match=r"base.*no training run.*valid here: graph"):
+        call(stages.draw_images.main, arm="base", epoch=1)
 
 
 def test_what_is_missing_is_said(root: Path) -> None:

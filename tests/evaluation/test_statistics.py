@@ -81,7 +81,20 @@ def test_mcnemar_is_not_fooled_by_pictures_that_agree() -> None:
     assert copied.clustered == pytest.approx(single.clustered)
     assert copied.exact < single.exact
     assert mcnemar(one, one).clustered == mcnemar(one, one).exact == 1.0
-    assert mcnemar(one, np.full_like(one, np.nan)).exact == 1.0
+    assert (single.difference, mcnemar(other, one).difference) == pytest.approx((0.4, -0.4))
+    nothing = mcnemar(one, np.full_like(one, np.nan))
+    assert (nothing.first_only, nothing.second_only) == (0, 0)
+    assert np.isnan([nothing.difference, nothing.exact, nothing.clustered]).all()
+
+
+def test_the_signed_difference_is_that_of_the_test() -> None:
+    """One triple won in its only pair, one lost in one of three: pairs alone say a draw, the test weighs triples alike."""
+    first = np.array([[1.0, np.nan, np.nan], [0.0, 1.0, 1.0]])
+    second = np.array([[0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    found = mcnemar(first, second)
+    assert (found.first_only, found.second_only) == (1, 1)
+    assert found.difference == pytest.approx((1 - 1 / 3) / 2)
+    assert found.clustered == pytest.approx(stats.chi2.sf((2 / 3) ** 2 / (1 + 1 / 9), 1))
 
 
 def test_holm_steps_down() -> None:

@@ -1,6 +1,8 @@
 """Figures of arms whose pictures are known, by judges whose worth is known."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,18 @@ from sgpipe.evaluation.judges import Judge
 from sgpipe.evaluation.pictures import FILE, PictureFile, to_png, write_pictures
 from sgpipe.evaluation.sensitivity import distances, two_by_two
 from sgpipe.evaluation.summary import Jury, evaluation_figures
+from sgpipe.evaluation.sweep import Experiment, sweep_figures, sweep_samples
 from sgpipe.evaluation.tables import ASKED, PICTURES, VERDICTS
 from sgpipe.evaluation.verdicts import Condition, Scored, Verdicts
 from sgpipe.params.evaluate import Statistics
 from sgpipe.params.judge import Judge as Named
 from sgpipe.params.judge import JudgeParams
+from sgpipe.report import tables
+from sgpipe.report.page import headline_figure
+from sgpipe.report.readme import headline_table
+from sgpipe.report.sweep import sweep_table
+from sgpipe.runs.atomic import write_json
+from sgpipe.runs.undefined import plain
 from tests.evaluation.conftest import Blind, FakeGenerator, Oracle, Written
 
 DRAW = {"neutral": ("positive", "negative", "empty", "shuffled"), "relational": ("positive", "negative")}
@@ -46,7 +55,7 @@ def draw_arm(arm: str, given: str, cases: Sequence[Case], written: Written, fold
     return PictureFile(folder / arm)
 
 
-def tables(
+def said(
     judges: dict[str, Judge], files: dict[str, PictureFile], cases: Sequence[Case], written: Written
 ) -> tuple[pa.Table, pa.Table]:
     """What `judging` stores, by a plain loop."""
@@ -90,7 +99,7 @@ def world(
         "graph-20": "graphs",
     }
     files = {arm: draw_arm(arm, given, cases, written, folder) for arm, given in arms.items()}
-    verdicts, asked = tables({"oracle": Oracle(written), "blind": Blind()}, files, cases, written)
+    verdicts, asked = said({"oracle": Oracle(written), "blind": Blind()}, files, cases, written)
     return Verdicts(verdicts, cases, SEEDS), Jury.of(JUDGES, asked, STATISTICS), files, verdicts
 
 
@@ -159,10 +168,30 @@ def test_figures_of_known_arms(world: tuple, cases: list[Case]) -> None:
     assert found["needed"]["graph"]["triples"] < found["needed"]["graph"]["for_0.60"] == 199
     refused = [row for row in rows if not row["used"]]
     assert not refused and len(rows) == 5 * (2 + 3 * 4)
-    row = next(
-        r for r in rows if r["arm"] == "graph" and r["graph"] == "positive" and r["predicate"] == "above"
+    of_graph = {r["predicate"]: r for r in rows if (r["arm"], r["graph"]) == ("graph", "positive")}
+    row = of_graph["left of"]
+    assert row["pictures"] == 12 and row["p_holm"] >= row["p"] and row["difference"] > 0
+    assert of_graph["above"]["pictures"] == 12 and of_graph["above"]["p"] is None, "the base draws none"
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_classes_better_than_base_are_won(world: tuple, cases: list[Case], wins: bool) -> None:
+    """All four triples of a class won, or all lost: the same p below 0.05, and only the former is better than the base."""
+    _, jury, files, table = world
+    few = [case for case in cases if case.predicate == "below"]
+    ids = {case.triple_id for case in few}
+    table = table.filter([name in ids for name in table["triple_id"].to_pylist()])
+    right = [float((arm == "graph") == wins) for arm in table["arm"].to_pylist()]
+    for name, values in (("positive", right), ("negative", [1 - value for value in right])):
+        field = VERDICTS.field(name)
+        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
+    found, rows = evaluation_figures(Verdicts(table, few, SEEDS), jury, files)
+    (row,) = [r for r in rows if (r["arm"], r["graph"]) == ("graph", "positive") and r.get("p") is not None]
+    assert (row["predicate"], row["difference"]) == ("below", 1.0 if wins else -1.0)
+    assert row["p_holm"] == row["p"] == pytest.approx(0.0455, abs=1e-4), (
+        "classes without a pair are not tested"
     )
-    assert row["pictures"] == 12 and row["p_holm"] >= row["p"]
+    assert found["classes_better_than_base"]["graph"] == int(wins)
 
 
 def test_a_refused_class_has_no_figure(world: tuple) -> None:
@@ -200,6 +229,97 @@ def test_epochs_that_are_the_same_do_not_differ(world: tuple) -> None:
     own = whole["arms"]["graph"]["neutral"]["positive"]
     assert found["epochs"]["10"]["role_accuracy"] == own["role_accuracy"]
     assert found["epochs"]["10"]["role_accuracy_low"] == own["role_accuracy_low"]
+
+
+def blinded(table: pa.Table, rows: Sequence[bool], schema: pa.Schema) -> pa.Table:
+    """`table` without a score in these rows."""
+    for name in ("positive", "negative"):
+        values = [None if hide else v for v, hide in zip(table[name].to_pylist(), rows, strict=True)]
+        column = pa.array(values, schema.field(name).type)
+        table = table.set_column(table.schema.get_field_index(name), schema.field(name), column)
+    return table
+
+
+@pytest.mark.parametrize(
+    "undecided", [("graph", "graph-10"), ("base",), ("base", "text_only", "graph", "graph-10", "graph-20")]
+)
+def test_an_arm_without_a_decided_image_has_dashes(
+    world: tuple, tmp_path: Path, undecided: tuple[str, ...]
+) -> None:
+    """Undefined figures are null in the files and a dash in every table; the other arms have theirs."""
+    verdicts, jury, files, table = world
+    hidden = [arm in undecided for arm in table["arm"].to_pylist()]
+    blind = Verdicts(blinded(table, hidden, VERDICTS), verdicts.cases, SEEDS)
+    found, rows = evaluation_figures(blind, jury, files)
+    ablation = ablation_figures(blind, jury, files, (10, 20), ("graph",))
+    arms = [
+        Experiment(f"a-{seed}", "c" * 40, seed, "", blind, jury, {"base": {}, "graph": {}}) for seed in (0, 1)
+    ]
+    sweep = sweep_figures(sweep_samples(arms))
+    read = {}
+    for name, value in {"evaluation": found, "rows": rows, "ablation": ablation, "sweep": sweep}.items():
+        write_json(value, tmp_path / f"{name}.json")
+        read[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    graph, base = (read["evaluation"]["arms"][arm]["neutral"] for arm in ("graph", "base"))
+    shown = {"graph": graph["positive"]["role_accuracy"], "base": base["none"]["role_accuracy"]}
+    assert {arm: value is None for arm, value in shown.items()} == {arm: arm in undecided for arm in shown}
+    epochs = {
+        epoch: row["role_accuracy_by_run"]["graph"] for epoch, row in read["ablation"]["epochs"].items()
+    }
+    assert {epoch: value is None for epoch, value in epochs.items()} == {
+        epoch: f"graph-{epoch}" in undecided for epoch in epochs
+    }
+    assert (read["ablation"]["comparisons"]["20-10"]["p"] is None) == ("graph-10" in undecided)
+    assert (read["sweep"]["arms"]["graph"]["role_accuracy"] is None) == ("graph" in undecided)
+    assert headline_figure(read["evaluation"]).svg
+    page = [each(read["evaluation"]) for each in (tables.headline, tables.comparisons, tables.sensitivity)]
+    page += [tables.ablation(read["ablation"]), sweep_table(read["sweep"])]
+    page.append(headline_table(tmp_path / "evaluation.json", tmp_path / "ablation.json"))
+    known = {name: plain(asdict(each)) for name, each in jury.by_class["oracle"].items()}
+    page.append(tables.by_predicate(read["rows"], known, {"base": "none", "graph": "graphs"}))
+    for each in page:
+        assert not any(word in each.markdown() for word in ("nan", "None"))
+    assert any("–" in cell for line in page[0].rows for cell in line)
+
+
+def test_a_judge_that_was_shown_no_ground_truth_of_its_own_has_dashes(world: tuple, tmp_path: Path) -> None:
+    verdicts, jury, files, _ = world
+    asked = jury.asked.filter(pa.array([kind != "own" for kind in jury.asked["question"].to_pylist()]))
+    found, _ = evaluation_figures(verdicts, Jury.of(JUDGES, asked, STATISTICS), files)
+    assert found["judges"]["oracle"]["ceiling"] is None and found["judges"]["oracle"]["classes_used"] == 0
+    write_json(found, tmp_path / "evaluation.json")
+    assert "right on – of" in tables.headline(found).caption
+    assert "right on – of" in headline_table(tmp_path / "evaluation.json", tmp_path / "none").note
+
+
+def test_training_seeds_of_an_ablation_are_crossed_with_triples(world: tuple) -> None:
+    """Run `other` shows the opposite of `graph` after 20 epochs: two seeds that far apart leave nothing known of a third."""
+    verdicts, jury, files, table = world
+    arms, positive, negative = (table[name].to_pylist() for name in ("arm", "positive", "negative"))
+    extra = [i for i, arm in enumerate(arms) if arm in ("graph-10", "graph-20")]
+    opposite = [arms[i] == "graph-20" for i in extra]
+    other = table.take(extra)
+    for name, own, swapped in (("positive", positive, negative), ("negative", negative, positive)):
+        values = [swapped[i] if turn else own[i] for i, turn in zip(extra, opposite, strict=True)]
+        other = other.set_column(
+            table.schema.get_field_index(name), VERDICTS.field(name), pa.array(values, pa.float32())
+        )
+    named = pa.array([arms[i].replace("graph", "other") for i in extra])
+    other = other.set_column(table.schema.get_field_index("arm"), VERDICTS.field("arm"), named)
+    both = Verdicts(pa.concat_tables([table, other]), verdicts.cases, SEEDS)
+    more = {**files, "other-10": files["graph-10"], "other-20": files["graph-20"]}
+    found = ablation_figures(both, jury, more, (10, 20), ("graph", "other"))
+    alone = ablation_figures(verdicts, jury, files, (10, 20), ("graph",))["epochs"]["10"]
+    same, apart = found["epochs"]["10"], found["epochs"]["20"]
+    assert (same["role_accuracy"], same["mse"]) == pytest.approx((alone["role_accuracy"], alone["mse"]))
+    assert 0.7 < same["role_accuracy_low"] < same["role_accuracy"] < same["role_accuracy_high"] < 1
+    assert apart["role_accuracy"] == pytest.approx(0.5)
+    assert apart["role_accuracy_low"] < 0.01 and apart["role_accuracy_high"] > 0.99
+    compared = found["comparisons"]["20-10"]
+    assert compared["difference"] == pytest.approx(0.5 - alone["role_accuracy"]) and compared["p"] > 0.2
+    assert compared["difference_low"] < -1 and compared["difference_high"] > 0, (
+        "one run lost all, the other nothing"
+    )
 
 
 def test_mse_is_that_of_the_pixels(world: tuple, cases: list[Case]) -> None:

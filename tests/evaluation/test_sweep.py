@@ -1,17 +1,22 @@
 """Training seeds side by side: what one run shows, two equal runs show with more pictures, and the base counts once."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.evaluation.arms import arm_figures
 from sgpipe.evaluation.summary import evaluation_figures
-from sgpipe.evaluation.sweep import Experiment, sweep_figures
+from sgpipe.evaluation.sweep import Experiment, sweep_figures, sweep_samples
+from sgpipe.evaluation.sweep_samples import SweepSamples
 from sgpipe.evaluation.verdicts import Verdicts
 from sgpipe.report.cli import sweep_command
 from sgpipe.report.sweep import sweep_table
+from sgpipe.scene_graphs.tables import write_table
 from tests.evaluation.test_summary import SEEDS, world  # noqa: F401
 
 LOSSES = {f"val_loss_{name}": 0.1 for name in ("graph", "empty", "shuffled", "swapped", "base")}
@@ -25,15 +30,23 @@ def one(world: tuple) -> Experiment:  # noqa: F811
     return Experiment("arms-1", "c" * 40, 0, "config", verdicts, jury, arms)
 
 
+def figures(
+    experiments: Sequence[Experiment],
+    others: Mapping[str, Sequence[Experiment]] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    return sweep_figures(sweep_samples(experiments, others), seeds)
+
+
 def test_equal_runs_pool_to_the_same_shares(one: Experiment) -> None:
-    alone = sweep_figures([one])
+    alone = figures([one])
     assert {name: arm["role_accuracy"] for name, arm in alone["arms"].items()} == pytest.approx(
         {name: arm["role_accuracy"] for name, arm in one.arms.items()}, abs=1e-6
     )
     again = replace(
         one, name="arms-2", seed=1, arms={**one.arms, "graph": {**one.arms["graph"], "val_loss_base": 0.3}}
     )
-    both = sweep_figures([one, again])
+    both = figures([one, again])
     graph = both["arms"]["graph"]
     assert graph["role_accuracy"] == alone["arms"]["graph"]["role_accuracy"]
     assert graph["role_accuracy_pictures"] == 2 * alone["arms"]["graph"]["role_accuracy_pictures"]
@@ -46,43 +59,57 @@ def test_equal_runs_pool_to_the_same_shares(one: Experiment) -> None:
     assert "| graph, neutral prompt |" in text and "arms-1 (ccccccc)" in text
 
 
+def test_training_seeds_are_crossed_with_triples(one: Experiment, world: tuple) -> None:  # noqa: F811
+    """A second seed that shows the opposite: as further images of the same triples the pooled half would look sure."""
+    table = world[3]
+    other = {"positive": "negative", "negative": "positive"}
+    columns = [other.get(name, name) for name in table.column_names]
+    turned = Verdicts(table.rename_columns(columns), one.verdicts.cases, SEEDS)
+    found = figures([one, replace(one, name="arms-2", seed=1, verdicts=turned)])["arms"]["graph"]
+    first, second = found["role_accuracy_by_seed"].values()
+    assert (
+        first > 0.8 and first + second == pytest.approx(1.0) and found["role_accuracy"] == pytest.approx(0.5)
+    )
+    assert found["role_accuracy_low"] < second and found["role_accuracy_high"] > first
+
+
 def test_an_arm_is_pooled_over_the_experiments_that_trained_it(one: Experiment) -> None:
     part = {name: one.arms[name] for name in ("base", "graph")}
-    found = sweep_figures([one, replace(one, name="part", seed=1, arms=part)])["arms"]
+    found = figures([one, replace(one, name="part", seed=1, arms=part)])["arms"]
     seeds = {name: list(arm["role_accuracy_by_seed"]) for name, arm in found.items()}
     assert seeds == {name: ["0", "1"] if name == "graph" else ["0"] for name in one.arms}
 
 
 def test_another_recipe_stands_beside_the_arms(one: Experiment) -> None:
     runs = [replace(one, name=f"old-{seed}", seed=seed) for seed in (5, 6)]
-    found = sweep_figures([one], {"old": runs})
-    alone = sweep_figures([one])
+    found = figures([one], {"old": runs})
+    alone = figures([one])
     assert {name: row for name, row in found["arms"].items() if name != "old"} == alone["arms"]
     assert found["arms"]["old"]["role_accuracy"] == alone["arms"]["graph"]["role_accuracy"]
     assert set(found["arms"]["old"]["role_accuracy_by_seed"]) == {"5", "6"}
     assert (found["training_seeds"], set(found["experiments"])) == (1, {"arms-1", "old-5", "old-6"})
     with pytest.raises(DataError, match="each may come once"):
-        sweep_figures([one], {"old": [runs[0], runs[0]]})
+        figures([one], {"old": [runs[0], runs[0]]})
 
 
 def test_what_does_not_belong_together_is_refused(one: Experiment, world: tuple) -> None:  # noqa: F811
     with pytest.raises(DataError, match="each may come once"):
-        sweep_figures([one, replace(one, name="again")])
+        figures([one, replace(one, name="again")])
     table, cases = world[3], one.verdicts.cases
     fewer = Verdicts(table.filter([row in SEEDS[:2] for row in table["seed"].to_pylist()]), cases, SEEDS[:2])
     with pytest.raises(DataError, match="other triples or seeds"):
-        sweep_figures([one, replace(one, name="other", seed=1, verdicts=fewer)])
+        figures([one, replace(one, name="other", seed=1, verdicts=fewer)])
 
 
 def test_an_arm_without_one_of_the_seeds_is_refused(one: Experiment) -> None:
     part = {name: one.arms[name] for name in ("base", "graph")}
     runs = [one, replace(one, name="part", seed=1, arms=part)]
     with pytest.raises(DataError, match=r"arm graph-10: trained with seeds \[0\], asked for \[0, 1\]"):
-        sweep_figures(runs, seeds=[0, 1])
+        figures(runs, seeds=[0, 1])
     both = [one, replace(one, name="arms-2", seed=1)]
     with pytest.raises(DataError, match=r"arm old: trained with seeds \[0\], asked for \[0, 1\]"):
-        sweep_figures(both, {"old": [one]}, seeds=[0, 1])
-    assert sweep_figures([one], {"old": [one]}, seeds=[0]) == sweep_figures([one], {"old": [one]})
+        figures(both, {"old": [one]}, seeds=[0, 1])
+    assert figures([one], {"old": [one]}, seeds=[0]) == figures([one], {"old": [one]})
 
 
 def test_the_command_asks_for_its_seeds(
@@ -96,5 +123,53 @@ def test_the_command_asks_for_its_seeds(
     with pytest.raises(ParamsError, match="whole numbers"):
         sweep_command(["arms-1"], seeds="0;1", out=out)
     assert not out.exists()
-    sweep_command(["arms-1"], ["old=arms-1"], "0", out)
+    sweep_command(["arms-1"], ["old=arms-1"], "0", out=out)
     assert '"old"' in out.read_text()
+
+
+def test_figures_are_computed_again_from_the_samples(
+    one: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte, without an experiment; each sample is there once, undecided ones with no verdict."""
+    other = replace(
+        one, name="arms-2", seed=1, arms={**one.arms, "graph": {**one.arms["graph"], "val_loss_base": 0.3}}
+    )
+    by_name = {"arms-1": one, "arms-2": other}
+    monkeypatch.setattr("sgpipe.report.sweep.named_experiments", lambda root, patterns: patterns)
+    monkeypatch.setattr("sgpipe.report.sweep.read_experiment", lambda root, item: by_name[item])
+    out, again = tmp_path / "sweep.json", tmp_path / "again.json"
+    sweep_command(["arms-1", "arms-2"], ["old=arms-1"], out=out)
+    path = tmp_path / "sweep.parquet"
+    sweep_command(source=path, out=again)
+    assert again.read_bytes() == out.read_bytes() and not again.with_suffix(".parquet").exists()
+    samples = SweepSamples.read(path)
+    samples.write(tmp_path / "copy.parquet")
+    assert (tmp_path / "copy.parquet").read_bytes() == path.read_bytes()
+
+    rows = samples.table.to_pylist()
+    keys = [(r["arm"], r["training_seed"], r["condition"], r["triple_id"], r["sampling_seed"]) for r in rows]
+    assert len(set(keys)) == len(keys)
+    mine = {key[3:]: r for key, r in zip(keys, rows, strict=True) if key[:3] == ("graph", 1, "shuffled")}
+    assert len(mine) == len(one.verdicts.cases) * len(SEEDS)
+    own, _ = one.asked("graph")
+    expected = one.outcomes(replace(own, graph="shuffled"))
+    for row, case in enumerate(one.verdicts.cases):
+        for column, seed in enumerate(SEEDS):
+            sample, value = mine[case.triple_id, seed], expected[row, column]
+            assert sample["predicate"] == case.predicate and sample["decided"] == np.isfinite(value)
+            assert sample["right"] == (bool(value) if np.isfinite(value) else None)
+
+
+def test_samples_of_another_kind_are_refused(one: Experiment, tmp_path: Path) -> None:
+    samples, path = sweep_samples([one]), tmp_path / "sweep.parquet"
+    with pytest.raises(ParamsError, match="or --from FILE alone"):
+        sweep_command(["arms-1"], source=path)
+    with pytest.raises(ParamsError, match="give names of experiments"):
+        sweep_command()
+    with pytest.raises(DataError, match="no such table"):
+        sweep_command(source=path)
+    write_table(samples.table, path)
+    with pytest.raises(DataError, match="not the samples of a sweep"):
+        SweepSamples.read(path)
+    with pytest.raises(DataError, match="arm base, training seed 0, own: 59 samples of 20 triples × 3 seeds"):
+        SweepSamples(samples.table.slice(1), samples.facts)

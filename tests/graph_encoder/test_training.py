@@ -494,6 +494,7 @@ def test_measures_of_an_encoder(
     cosines = token_cosines(model.encoder, graphs, lessons.names, texts, seed=0)
     assert set(cosines) == set(LAYOUTS)
     assert all(each["mean"] <= each["worst"] < 1 for each in cosines.values())
+    assert token_cosines(model.encoder, [], lessons.names, texts, seed=0) == {name: {} for name in LAYOUTS}
     for parameter in model.encoder.parameters():
         parameter.data.zero_()
     blind = token_cosines(model.encoder, graphs, lessons.names, texts, seed=0)

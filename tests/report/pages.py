@@ -59,6 +59,14 @@ EPOCH = {
 ABLATION = {
     "triples": 162, "seeds": 3, "runs": 1, "judge": "exact", "epochs": {"10": EPOCH, "20": EPOCH}, "comparisons": {"20-10": TEST},
 }  # fmt: skip
+BY_CLASS = [
+    {"predicate": "on", "arm": arm, "graph": graph, "used": True, **ROW, **test}
+    for arm, graph, test in (
+        ("base", "none", {}),
+        ("graph", "positive", {"difference": -0.3, "p": 0.002, "p_holm": 0.004}),
+        ("other", "positive", {"difference": None, "p": None, "p_holm": None}),
+    )
+]
 PROBES = {
     "cells": {
         "mlp": {"saliency": {g: {"accuracy": 0.6, "selectivity": 0.1} for g in ("early", "middle", "late")}}

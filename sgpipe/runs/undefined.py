@@ -1,0 +1,23 @@
+"""Figures that are undefined (a mean over nothing): NaN in arrays, null in JSON."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def plain(value: Any) -> Any:
+    """`value` with null for numbers that are not finite, for JSON."""
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def mean(values: NDArray[Any]) -> float:
+    """The mean of all values; NaN of none."""
+    return float(values.mean()) if values.size else float("nan")
