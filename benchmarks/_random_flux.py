@@ -9,6 +9,10 @@ from diffusers import FluxTransformer2DModel
 from msgspec.structs import replace
 from torch import Tensor
 
+from sgpipe.arms.adapter import build
+from sgpipe.arms.conditioning import Context
+from sgpipe.arms.model import GraphLora
+from sgpipe.arms.resolve import resolve
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.layout import flux_layout
 from sgpipe.backbones.loading import DTYPES
@@ -16,20 +20,16 @@ from sgpipe.backbones.text import Prompts
 from sgpipe.doctor.published import PUBLISHED
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.checkpoints import save_encoder
-from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
 from sgpipe.graph_encoder.vocabulary import Vocabulary
-from sgpipe.lora.adapter import build
-from sgpipe.lora.arms import resolve
-from sgpipe.lora.conditioning import Context
-from sgpipe.lora.examples import Data, Example
-from sgpipe.lora.fitting import prepare
-from sgpipe.lora.model import GraphLora
-from sgpipe.lora.objective import Objective
-from sgpipe.lora.training import Training
+from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.presets import FOLDER, preset_path, with_preset
+from sgpipe.relations.predicates import PREDICATES, concepts, relational_prompt
 from sgpipe.runs.processes import Processes
-from sgpipe.scene_graphs.predicates import PREDICATES, concepts, relational_prompt
+from sgpipe.training.examples import Data, Example
+from sgpipe.training.fit import prepare
+from sgpipe.training.loop import Training
+from sgpipe.training.objective import Objective
 
 NAMES = ("dog", "cat", "table", "ball", "tree")
 SMALL: Final[dict[str, Any]] = {

@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sgpipe.attention_maps import MapOptions, concept_stream
-from sgpipe.map_files.parquet import MapFile, map_table, write_maps
+from sgpipe.attention_maps.files import MapFile, map_table, write_maps
+from sgpipe.datasets.tables import MAP_ITEMS
+from sgpipe.relations.predicates import PREDICATES
 from sgpipe.runs.atomic import DIGITS, write_json
-from sgpipe.scene_graphs.predicates import PREDICATES
-from sgpipe.scene_graphs.tables import MAP_ITEMS
 
 TIME_RATIO, FLOP_SHARE, MAP_BYTES = 1.08, 0.002, 1 << 20
 SET_BYTES, READ_RATE = 650e6, 1e9

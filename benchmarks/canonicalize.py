@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from sgpipe.params.canonicalize import Canonicalize
-from sgpipe.scene_graphs.canonicalize import canonicalize
+from sgpipe.datasets.config import Canonicalize
+from sgpipe.datasets.visual_genome.canonicalize import canonicalize
 
 IMAGES = 108_077
 SECONDS, BYTES = 20.0, 1 << 30

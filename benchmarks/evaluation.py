@@ -18,25 +18,24 @@ import pyarrow.compute as pc
 import torch
 import typer
 
+from sgpipe.backbones.config import Backbone
+from sgpipe.datasets.config import Data
+from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.certificates import questions
-from sgpipe.evaluation.draws import BASE, NO_GRAPH, Case, Draw, plan, read_cases
+from sgpipe.evaluation.config import HEADLINE, Evaluate, JudgeParams, Statistics
+from sgpipe.evaluation.judge_factory import open_judge
 from sgpipe.evaluation.judging import Work, judge_maker, merge_verdicts, true_pictures
-from sgpipe.evaluation.opening import open_judge
-from sgpipe.evaluation.pictures import PictureFile
+from sgpipe.evaluation.samples import PictureFile
 from sgpipe.evaluation.sampling import merge_pictures, open_generator, picture_maker
+from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH, Case, Draw, plan, read_cases
 from sgpipe.evaluation.summary import Jury, evaluation_figures
 from sgpipe.evaluation.verdicts import Verdicts
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.data import Data
-from sgpipe.params.evaluate import HEADLINE, Evaluate, Statistics
-from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import read_section
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import Processes
 from sgpipe.runs.shards import cut, run_shards
-from sgpipe.scene_graphs.images import ImageStore
-from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table
 
 TRIPLES_DRAWN, DRAWING, REBUILDING = 160, 180.0, 20.0
 CPU = Processes(0, 1, torch.device("cpu"))

@@ -27,10 +27,10 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks._random_flux import Dataless, Work, open_training, work_of
+from sgpipe.arms.adapter import counts
 from sgpipe.doctor.memory import GIB, Setup, measure
 from sgpipe.doctor.plan import ways
 from sgpipe.doctor.published import PUBLISHED
-from sgpipe.lora.adapter import counts
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import pick_device
 

@@ -25,23 +25,23 @@ import torch
 import typer
 from msgspec.structs import replace
 
+from sgpipe.arms.adapter import build
+from sgpipe.arms.conditioning import Context
+from sgpipe.arms.resolve import resolve
+from sgpipe.attention_maps.config import Maps
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.rectified_flow import interpolate, velocity_target
 from sgpipe.backbones.text import Prompts
-from sgpipe.lora.adapter import build
-from sgpipe.lora.arms import resolve
-from sgpipe.lora.conditioning import Context
-from sgpipe.lora.examples import Sources, read_data
-from sgpipe.lora.fitting import prepare
-from sgpipe.lora.objective import Objective
-from sgpipe.lora.training import Training
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.params.load import read_section
-from sgpipe.params.lora import Lora
-from sgpipe.params.maps import Maps
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import Processes, pick_device
+from sgpipe.training.config import Lora
+from sgpipe.training.examples import Sources, read_data
+from sgpipe.training.fit import prepare
+from sgpipe.training.loop import Training
+from sgpipe.training.objective import Objective
 
 TIME_RATIO, MEMORY_RATIO, WAITING, SECONDS = 1.03, 1.05, 0.02, 480.0
 

@@ -23,19 +23,19 @@ import typer
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from sgpipe.arms.generation import GraphGenerator
+from sgpipe.arms.resolve import resolve
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.errors import ParamsError
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.lora.arms import resolve
-from sgpipe.lora.examples import Data, Example, Sources, prompt_of, read_data
-from sgpipe.lora.fitting import fit
-from sgpipe.lora.generation import GraphGenerator
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.graph_encoder.config import GraphTokens
+from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.load import decode, parse_yaml, read_yaml
-from sgpipe.params.lora import Lora
+from sgpipe.relations.predicates import INVERSE
 from sgpipe.runs.processes import Processes
-from sgpipe.scene_graphs.predicates import INVERSE
+from sgpipe.training.config import Lora
+from sgpipe.training.examples import Data, Example, Sources, prompt_of, read_data
+from sgpipe.training.fit import fit
 from sgworld.detector import detect_batch
 from sgworld.measure import boxes_of, direction
 

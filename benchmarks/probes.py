@@ -21,20 +21,20 @@ import pyarrow as pa
 import torch
 import typer
 
-from sgpipe.map_files.parquet import map_table, write_maps
-from sgpipe.params.backbone import Backbone
+from sgpipe.attention_maps.config import Maps
+from sgpipe.attention_maps.files import map_table, write_maps
+from sgpipe.backbones.config import Backbone
+from sgpipe.datasets.tables import MAP_ITEMS
 from sgpipe.params.load import read_section
-from sgpipe.params.maps import Maps
-from sgpipe.params.probes import Fitting, Probes
+from sgpipe.probes.config import Fitting, Probes
 from sgpipe.probes.data import MapSet, MapSource, Pairs
 from sgpipe.probes.fit import fit, scale
+from sgpipe.probes.jobs import Result, units
 from sgpipe.probes.pool import kept_at, run_units
 from sgpipe.probes.probe import Probe, ProbeConfig
-from sgpipe.probes.work import Result, units
+from sgpipe.relations.predicates import PREDICATES
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import Processes
-from sgpipe.scene_graphs.predicates import PREDICATES
-from sgpipe.scene_graphs.tables import MAP_ITEMS
 from stages.probe import open_bench
 
 SECONDS, WAITING = 360.0, 0.05

@@ -17,22 +17,21 @@ import torch
 import typer
 from numpy.typing import NDArray
 
+from sgpipe.backbones.config import Backbone
+from sgpipe.datasets.tables import RELATIONS, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.certificates import choices
-from sgpipe.evaluation.draws import BASE, Case, plan
+from sgpipe.evaluation.config import HEADLINE, Evaluate, JudgeParams, Statistics
+from sgpipe.evaluation.judge_factory import open_judge
 from sgpipe.evaluation.judges import Judge
-from sgpipe.evaluation.opening import open_judge
 from sgpipe.evaluation.sampling import open_generator
+from sgpipe.evaluation.sampling_plan import BASE, Case, plan
 from sgpipe.evaluation.statistics import Bootstrap
 from sgpipe.evaluation.summary import bounds
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.evaluate import HEADLINE, Evaluate, Statistics
-from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import read_section
+from sgpipe.relations.predicates import INVERSE, neutral_prompt
 from sgpipe.runs.atomic import DIGITS, write_json
-from sgpipe.scene_graphs.hashing import hashed
-from sgpipe.scene_graphs.predicates import INVERSE, neutral_prompt
-from sgpipe.scene_graphs.tables import RELATIONS, TRIPLES, read_table
+from sgpipe.runs.hashing import hashed
 
 CPU = torch.device("cpu")
 GRAPHS = ("positive", "negative", "empty")

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from sgpipe.arms.cli import generate
 from sgpipe.doctor.cli import doctor
 from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
-from sgpipe.lora.cli import generate
 from sgpipe.report.cli import app as report_app
 from sgpipe.runs.command import call
 
@@ -145,7 +145,7 @@ def state_gc(
 def tracking_sync(params: ParamsPath = Path("params.yaml")) -> None:
     """Rebuild the MLflow runs from DVC's experiments and the git history. Safe to repeat."""
     from sgpipe.params.load import read_section
-    from sgpipe.params.tracking import Tracking
+    from sgpipe.tracking.config import Tracking
     from sgpipe.tracking.sync import sync
 
     done = sync(Path.cwd(), read_section(params, "tracking", Tracking).experiment)
@@ -162,7 +162,7 @@ def tracking_ui(
 ) -> None:
     """Print the address of the runs and serve MLflow's pages on localhost until interrupted, unless a server has them."""
     from sgpipe.params.load import read_section
-    from sgpipe.params.tracking import Tracking
+    from sgpipe.tracking.config import Tracking
     from sgpipe.tracking.store import open_store, runs_page, tracking_uri
 
     uri = tracking_uri(Path.cwd())

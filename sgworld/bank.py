@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sgpipe.errors import DataError
+from sgpipe.relations.predicates import PREDICATES, neutral_prompt, relational_prompt
 from sgpipe.runs.atomic import atomic_path, write_json
-from sgpipe.scene_graphs.predicates import PREDICATES, neutral_prompt, relational_prompt
 from sgworld.scenes import Scene, draw_triple, every_scene, every_triple, pair_scene, render
 
 Triple = tuple[str, str, str]

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC, relational_prompt
 from sgpipe.runs.atomic import atomic_path, write_json
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC, relational_prompt
 from sgworld.bank import Bank, Triple, to_unit
 from sgworld.training import Trainer
 

@@ -5,8 +5,8 @@ from functools import cache
 
 import numpy as np
 
-from sgpipe.scene_graphs.predicate_map import PredicateMap, read_table
-from sgpipe.scene_graphs.predicates import PREDICATES, phrase
+from sgpipe.relations.aliases import PredicateMap, read_table
+from sgpipe.relations.predicates import PREDICATES, phrase
 
 UNMAPPED = ("has", "of", "with", "from", "for", "made of", "part of", "a", "black", "blue", "and", "at")
 """Predicates that state no relation of the 24; about a quarter of Visual Genome's relationships carry one."""

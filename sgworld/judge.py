@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
-from sgpipe.evaluation.boxes import Box
 from sgpipe.evaluation.judges import BoxJudge, Judge
-from sgpipe.evaluation.pictures import Pixels
+from sgpipe.evaluation.samples import Pixels
+from sgpipe.relations.boxes import Box
 from sgworld.arrangement import RULES
 from sgworld.detector import Detection, detect
 

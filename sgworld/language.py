@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from sgpipe.scene_graphs.predicates import PREDICATES, phrase
+from sgpipe.relations.predicates import PREDICATES, phrase
 from sgworld.bank import NEUTRAL, caption, sample_triple
 from sgworld.pictograms import NAMES
 from sgworld.training import Trainer, step_generator

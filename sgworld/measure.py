@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sgpipe.errors import DataError
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES, neutral_prompt, relational_prompt
+from sgpipe.relations.predicates import DIRECTIONAL, PREDICATES, neutral_prompt, relational_prompt
 from sgworld.arrangement import arranged, holds
 from sgworld.bank import Triple, sample_triple
 from sgworld.contrast import false_triples

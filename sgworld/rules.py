@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 
 from sgpipe.errors import DataError
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES
+from sgpipe.relations.predicates import DIRECTIONAL, PREDICATES
 from sgworld.pen import Point
 from sgworld.pictograms import NAMES, PICTOGRAMS, anchor
 

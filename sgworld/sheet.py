@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from sgpipe.errors import DataError
+from sgpipe.relations.predicates import PREDICATES, relational_prompt
 from sgpipe.runs.atomic import atomic_path
-from sgpipe.scene_graphs.predicates import PREDICATES, relational_prompt
 from sgworld.bank import Triple, sample_triple
 from sgworld.flux import draw
 from sgworld.scenes import pair_scene, render

@@ -13,8 +13,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from sgpipe.errors import DataError
+from sgpipe.relations.predicates import PREDICATES
 from sgpipe.runs.atomic import atomic_path
-from sgpipe.scene_graphs.predicates import PREDICATES
 from sgworld.dirt import NAME_ALIASES, UNMAPPED, raw_name, raw_predicate
 from sgworld.pictograms import NAMES
 from sgworld.scenes import Placed, Scene, beside, draw_triple, lone_scene, pair_scene, render

@@ -9,18 +9,18 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from sgpipe.attention_maps.making import Observer, Seen, check_shard, map_maker, merge_maps
+from sgpipe.attention_maps.config import Maps, NoisedMaps, Saliency
+from sgpipe.attention_maps.extract import Observer, Seen, check_shard, map_maker, merge_maps
 from sgpipe.attention_maps.options import MapOptions
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.layout import read_layout
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.backbones.source import identity, locate
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.compute import Compute
 from sgpipe.params.load import to_builtins
-from sgpipe.params.maps import Maps, NoisedMaps, Saliency
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import write_metrics
+from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import Make, cut, run_shards, shared_state
 from sgpipe.runs.state import config_hash, fingerprint

@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 from sgpipe.evaluation.ablation import ablation_figures, checkpoint_arm
+from sgpipe.evaluation.config import Ablation, Evaluate, JudgeParams, Statistics, check_runs
 from sgpipe.evaluation.judged import picture_files, read_judged
-from sgpipe.params.evaluate import Ablation, Evaluate, Statistics, check_runs
-from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.tracking.run import track

@@ -7,22 +7,21 @@ from typing import Annotated
 import pyarrow as pa
 import typer
 
+from sgpipe.backbones.config import Backbone, CacheLatents
 from sgpipe.backbones.images import Scaling, say_rescaled
 from sgpipe.backbones.latent_cache import Crops, latent_identity, latent_maker, merge_latents
 from sgpipe.backbones.loading import load_module, place
 from sgpipe.backbones.source import locate, part_configs
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.cache_latents import CacheLatents
-from sgpipe.params.compute import Compute
-from sgpipe.params.data import Data
+from sgpipe.datasets.config import Data
+from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.tables import TRIPLES, read_table
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
+from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import Make, cut, run_shards, shared_state
 from sgpipe.runs.state import config_hash, fingerprint
-from sgpipe.scene_graphs.images import ImageStore
-from sgpipe.scene_graphs.tables import TRIPLES, read_table
 from sgpipe.tracking.run import StageRun, track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -7,20 +7,19 @@ from typing import Annotated
 import pyarrow as pa
 import typer
 
+from sgpipe.backbones.config import Backbone, CachePrompts
 from sgpipe.backbones.prompt_cache import merge_prompts, prompt_identity, prompt_maker, prompt_shards
 from sgpipe.backbones.text import TextEncoders
 from sgpipe.backbones.truncation import Tokenizers, warn
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.cache_prompts import CachePrompts
-from sgpipe.params.compute import Compute
+from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table, write_table
+from sgpipe.graphs.prompts import conflicting_prompts, curated_prompts, unique_concepts, unique_texts
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
+from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import Make, run_shards, shared_state
 from sgpipe.runs.state import config_hash, fingerprint
-from sgpipe.scene_graphs.prompts import conflicting_prompts, curated_prompts, unique_concepts, unique_texts
-from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table, write_table
 from sgpipe.tracking.run import StageRun, track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -8,11 +8,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from sgpipe.params.canonicalize import Canonicalize
-from sgpipe.params.data import Data
+from sgpipe.datasets.config import Canonicalize, Data
+from sgpipe.datasets.visual_genome.canonicalize import canonicalize
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.command import run, write_metrics
-from sgpipe.scene_graphs.canonicalize import canonicalize
 from sgpipe.tracking.run import track
 
 ALIASES = ("object_alias.txt", "relationship_alias.txt")

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from sgpipe.params.curate import Curate
+from sgpipe.datasets.tables import IMAGES, RELATIONS, read_table, write_table
+from sgpipe.graphs.config import Curate
+from sgpipe.graphs.curate import curate
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.command import run, write_metrics
-from sgpipe.scene_graphs.curate import curate
-from sgpipe.scene_graphs.tables import IMAGES, RELATIONS, read_table, write_table
 from sgpipe.tracking.run import track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.source import identity
+from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table
 from sgpipe.errors import ParamsError
-from sgpipe.evaluation.draws import BASE, plan, read_cases
+from sgpipe.evaluation.config import HEADLINE, Evaluate, Graph, Prompt, check_runs
 from sgpipe.evaluation.sampling import (
     PIPELINE,
     check_adapter,
@@ -17,16 +19,14 @@ from sgpipe.evaluation.sampling import (
     open_generator,
     picture_maker,
 )
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.compute import Compute
-from sgpipe.params.evaluate import HEADLINE, Evaluate, Graph, Prompt, check_runs
+from sgpipe.evaluation.sampling_plan import BASE, plan, read_cases
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run
+from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import Make, cut, run_shards, shared_state
 from sgpipe.runs.state import config_hash, file_hash, fingerprint
-from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table
 from sgpipe.tracking.run import StageRun, track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 from sgpipe.evaluation.arms import arm_figures, read_metrics
-from sgpipe.evaluation.draws import BASE
+from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
 from sgpipe.evaluation.judged import picture_files, read_ground_truth, read_judged
+from sgpipe.evaluation.sampling_plan import BASE
 from sgpipe.evaluation.summary import evaluation_figures
-from sgpipe.params.evaluate import Evaluate, Statistics
-from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.atomic import DIGITS, new_folder, write_json
 from sgpipe.runs.command import run, write_metrics

@@ -11,34 +11,34 @@ import torch
 import typer
 from numpy.typing import NDArray
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.images import say_rescaled
 from sgpipe.backbones.prompt_cache import PromptCache
+from sgpipe.datasets.config import Data
+from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.tables import IMAGES, RELATIONS, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.checkpoints import Encoder, save_encoder, save_module
+from sgpipe.graph_encoder.config import GraphEncoder
 from sgpipe.graph_encoder.evaluate import measure, token_cosines
 from sgpipe.graph_encoder.examples import PARTS, Examples
 from sgpipe.graph_encoder.features import Features, check_shard, feature_maker
-from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.tower import ImageTower, tower_identity
 from sgpipe.graph_encoder.training import Learner, Lessons, pretrain
 from sgpipe.graph_encoder.vocabulary import Vocabulary
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.compute import Compute
-from sgpipe.params.curate import Curate
-from sgpipe.params.data import Data
-from sgpipe.params.graph_encoder import GraphEncoder
+from sgpipe.graphs.config import Curate
+from sgpipe.graphs.prompts import unique_concepts
+from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.load import read_section, to_builtins
+from sgpipe.relations.predicates import DIRECTIONAL, PREDICATES
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
+from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import Make, cut, run_shards, shared_state
 from sgpipe.runs.state import config_hash, fingerprint
-from sgpipe.scene_graphs.images import ImageStore
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES
-from sgpipe.scene_graphs.prompts import unique_concepts
-from sgpipe.scene_graphs.tables import IMAGES, RELATIONS, TRIPLES, read_table
 from sgpipe.tracking.run import StageRun, track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

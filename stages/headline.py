@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from sgpipe.evaluation.arms import asked, read_metrics
-from sgpipe.evaluation.draws import BASE, NO_GRAPH
-from sgpipe.params.evaluate import HEADLINE, Evaluate
+from sgpipe.evaluation.config import HEADLINE, Evaluate
+from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH
 from sgpipe.params.load import read_section
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.command import run

@@ -7,24 +7,24 @@ from typing import Annotated
 
 import typer
 
+from sgpipe.backbones.config import Backbone
+from sgpipe.datasets.config import Data
+from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table, write_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.certificates import ground_truth_figures, questions
-from sgpipe.evaluation.draws import read_cases
+from sgpipe.evaluation.config import JudgeParams
+from sgpipe.evaluation.judge_factory import judge_identity, open_judge
 from sgpipe.evaluation.judging import Work, judge_maker, merge_verdicts, true_pictures
-from sgpipe.evaluation.opening import judge_identity, open_judge
-from sgpipe.evaluation.pictures import FILE, PictureFile
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.compute import Compute
-from sgpipe.params.data import Data
-from sgpipe.params.judge import JudgeParams
+from sgpipe.evaluation.samples import FILE, PictureFile
+from sgpipe.evaluation.sampling_plan import read_cases
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run
+from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import Make, run_shards, shared_state
 from sgpipe.runs.state import fingerprint
-from sgpipe.scene_graphs.images import ImageStore
-from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table, write_table
 from sgpipe.tracking.run import StageRun, track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

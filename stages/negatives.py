@@ -7,11 +7,11 @@ from typing import Annotated
 import pyarrow.compute as pc
 import typer
 
+from sgpipe.datasets.tables import RELATIONS, TRIPLES, read_table, write_table
+from sgpipe.graphs.config import Negatives
+from sgpipe.graphs.negatives import negatives
 from sgpipe.params.load import read_section, to_builtins
-from sgpipe.params.negatives import Negatives
 from sgpipe.runs.command import run, write_metrics
-from sgpipe.scene_graphs.negatives import negatives
-from sgpipe.scene_graphs.tables import RELATIONS, TRIPLES, read_table, write_table
 from sgpipe.tracking.run import track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

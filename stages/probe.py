@@ -9,24 +9,24 @@ from typing import Annotated
 import torch
 import typer
 
+from sgpipe.attention_maps.config import Maps
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.prompt_cache import PromptCache
+from sgpipe.datasets.tables import TRIPLES, read_table
 from sgpipe.errors import ParamsError
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.compute import Compute
 from sgpipe.params.load import read_section, to_builtins
-from sgpipe.params.maps import Maps
-from sgpipe.params.probes import Probes
+from sgpipe.probes.config import Probes
 from sgpipe.probes.data import MapSet, Pairs
 from sgpipe.probes.group import write_group
+from sgpipe.probes.jobs import Bench, Result, units
 from sgpipe.probes.pool import kept_at, run_units
 from sgpipe.probes.table import TABLE
-from sgpipe.probes.work import Bench, Result, units
 from sgpipe.runs.atomic import DIGITS, new_folder, write_json
 from sgpipe.runs.command import run
+from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import shared_state
 from sgpipe.runs.state import config_hash, fingerprint
-from sgpipe.scene_graphs.tables import TRIPLES, read_table
 from sgpipe.tracking.run import StageRun, track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

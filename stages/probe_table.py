@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from sgpipe.attention_maps.config import Maps
 from sgpipe.params.load import read_section, to_builtins
-from sgpipe.params.maps import Maps
-from sgpipe.params.probes import Probes
+from sgpipe.probes.config import Probes
 from sgpipe.probes.plots import plot_confusion, plot_noised, plot_probe, plot_selectivity, plot_table
 from sgpipe.probes.table import confusions, merged, read_groups
 from sgpipe.runs.atomic import new_folder, write_json

@@ -9,21 +9,20 @@ from typing import Annotated
 
 import typer
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.evaluation.arms import read_metrics
-from sgpipe.evaluation.draws import BASE
+from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
 from sgpipe.evaluation.judged import picture_files, read_judged
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.evaluate import Evaluate, Statistics
-from sgpipe.params.judge import JudgeParams
+from sgpipe.evaluation.sampling_plan import BASE
 from sgpipe.params.load import read_section
-from sgpipe.params.report import Report
+from sgpipe.relations.predicates import phrase
 from sgpipe.report import tables
+from sgpipe.report.config import Report
 from sgpipe.report.page import Picture, Section, control_figure, headline_figure, render
 from sgpipe.report.panels import file_uri, panels, pick
 from sgpipe.runs.atomic import atomic_path
 from sgpipe.runs.command import run
 from sgpipe.runs.undefined import plain
-from sgpipe.scene_graphs.predicates import phrase
 from sgpipe.tracking.run import track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -5,16 +5,16 @@ from typing import Annotated
 
 import typer
 
+from sgpipe.arms.resolve import Arm, resolve
+from sgpipe.attention_maps.config import Maps
+from sgpipe.backbones.config import Backbone
 from sgpipe.errors import ParamsError
-from sgpipe.lora.arms import Arm, resolve
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.params.load import read_section
-from sgpipe.params.lora import Lora
-from sgpipe.params.maps import Maps
 from sgpipe.runs.atomic import new_folder, write_json
 from sgpipe.runs.command import run
 from sgpipe.runs.state import file_hash
+from sgpipe.training.config import Lora
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

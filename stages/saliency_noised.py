@@ -6,15 +6,14 @@ from typing import Annotated
 import pyarrow as pa
 import typer
 
-from sgpipe.attention_maps.items import map_items
-from sgpipe.attention_maps.making import Observer, Seen
+from sgpipe.attention_maps.config import Maps, NoisedMaps
+from sgpipe.attention_maps.extract import Observer, Seen, map_items
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.latent_cache import LatentCache
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.compute import Compute
+from sgpipe.datasets.tables import PROMPTS, TRIPLES, read_table
 from sgpipe.params.load import read_section
-from sgpipe.params.maps import Maps, NoisedMaps
 from sgpipe.runs.command import run
-from sgpipe.scene_graphs.tables import PROMPTS, TRIPLES, read_table
+from sgpipe.runs.config import Compute
 from stages._maps import make_maps
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -10,6 +10,9 @@ import torch
 import typer
 from numpy.typing import NDArray
 
+from sgpipe.attention_maps.config import Maps
+from sgpipe.attention_maps.extract import SAMPLES
+from sgpipe.attention_maps.files import KINDS, MapFile
 from sgpipe.attention_maps.localisation import (
     Floats,
     boxes_in_crop,
@@ -18,21 +21,18 @@ from sgpipe.attention_maps.localisation import (
     peak_in_box,
     uniform_mass,
 )
-from sgpipe.attention_maps.making import SAMPLES
 from sgpipe.attention_maps.sheets import Row, write_sheet
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.images import decode
 from sgpipe.backbones.layout import read_layout
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.source import locate
+from sgpipe.datasets.tables import TRIPLES, read_table
 from sgpipe.errors import DataError
-from sgpipe.map_files.parquet import KINDS, MapFile
-from sgpipe.params.backbone import Backbone
 from sgpipe.params.load import read_section, to_builtins
-from sgpipe.params.maps import Maps
+from sgpipe.relations.predicates import PREDICATES, phrase
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
-from sgpipe.scene_graphs.predicates import PREDICATES, phrase
-from sgpipe.scene_graphs.tables import TRIPLES, read_table
 from sgpipe.tracking.run import track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -15,27 +15,26 @@ import torch
 import typer
 from msgspec import structs
 
+from sgpipe.arms.adapter import base_identity, counts
+from sgpipe.arms.model import GraphLora
+from sgpipe.arms.resolve import Arm, read_arm
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.loading import load_module, place
 from sgpipe.backbones.source import identity
-from sgpipe.lora.adapter import base_identity, counts
-from sgpipe.lora.arms import Arm, read_arm
-from sgpipe.lora.controls import CONDITIONS
-from sgpipe.lora.examples import Sources, read_data
-from sgpipe.lora.fitting import Fitted, fit
-from sgpipe.lora.model import GraphLora
-from sgpipe.lora.objective import Probe
-from sgpipe.lora.samples import draw_samples
-from sgpipe.lora.state import History
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.compute import Compute
 from sgpipe.params.load import read_section
 from sgpipe.runs.atomic import atomic_path, new_folder, write_json
 from sgpipe.runs.command import run, write_metrics
+from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import shared_state
 from sgpipe.runs.state import config_hash, fingerprint
 from sgpipe.tracking.run import StageRun, track
+from sgpipe.training.controls import CONDITIONS
+from sgpipe.training.examples import Sources, read_data
+from sgpipe.training.fit import Fitted, draw_samples, fit
+from sgpipe.training.objective import Probe
+from sgpipe.training.state import History
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy")

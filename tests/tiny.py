@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from sgpipe.params.backbone import Backbone
-from sgpipe.scene_graphs.predicates import PREDICATES, concepts, neutral_prompt, relational_prompt
-from sgpipe.scene_graphs.tables import TRIPLES, write_table
+from sgpipe.backbones.config import Backbone
+from sgpipe.datasets.tables import TRIPLES, write_table
+from sgpipe.relations.predicates import PREDICATES, concepts, neutral_prompt, relational_prompt
 from sgworld.language import clip_tokenizer, t5_tokenizer
 
 DOUBLE, SINGLE, SIDE, TOKENS = 3, 1, 32, 12

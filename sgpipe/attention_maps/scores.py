@@ -1,11 +1,95 @@
-"""Scores of concepts on image patches, always in float32."""
+"""Scores of concepts on image patches, always in float32.
 
+Running sums of scores per layer group: all that is kept of a forward.
+
+Maps at another side.
+"""
+
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from sgpipe.params.choices import Normalisation
+from sgpipe.attention_maps.config import Normalisation
+
+
+class GroupMaps(NamedTuple):
+    """Maps of one layer group, float32 `[B, K, H, W]` on the model's device: means over its blocks and the counted forwards."""
+
+    saliency: Tensor
+    cross: Tensor
+
+
+class GroupSums:
+    """Sums of saliency and cross-attention scores `[B, K, N]` for each group of blocks."""
+
+    def __init__(self, groups: Mapping[str, tuple[int, ...]]) -> None:
+        self.groups = groups
+        self.forwards = 0
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _add(self, name: str, saliency: Tensor, cross: Tensor) -> None:
+        if name in self._sums:
+            before = self._sums[name]
+            if before[0].shape != saliency.shape:
+                raise ValueError(
+                    f"scores of this forward are {list(saliency.shape)} [B, K, N], those before {list(before[0].shape)}; "
+                    "open one stream per batch"
+                )
+            saliency, cross = before[0] + saliency, before[1] + cross
+        self._sums[name] = saliency, cross
+
+    def add_block(self, index: int, saliency: Tensor, cross: Tensor) -> None:
+        """Add one block's scores to every group that has the block."""
+        for name, blocks in self.groups.items():
+            if index in blocks:
+                self._add(name, saliency, cross)
+
+    def add_forward(self, other: "GroupSums") -> None:
+        """Add the sums of one whole forward."""
+        for name, scores in other._sums.items():
+            self._add(name, *scores)
+        self.forwards += 1
+
+    def means(self, grid: tuple[int, int]) -> dict[str, GroupMaps]:
+        """Maps per group on a grid of H × W = N patches."""
+        return {
+            name: GroupMaps(
+                *(total.unflatten(2, grid) / (len(self.groups[name]) * self.forwards) for total in totals)
+            )
+            for name, totals in self._sums.items()
+        }
+
+
+def _area_weights(size: int, side: int) -> Tensor:
+    """`[side, size]`: the share that each input cell has in each output cell; rows sum to 1."""
+    edges = torch.arange(side + 1, dtype=torch.float64) * size / side
+    cells = torch.arange(size, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
+    return (overlap.clamp(min=0) * side / size).float()
+
+
+def resize_maps(maps: Tensor, side: int) -> Tensor:
+    """Maps `[..., H, W]` at `[..., side, side]`, in float32, differentiable.
+
+    An axis that shrinks is averaged over the exact area of each new cell (the mean of the map stays); one that grows is bilinear
+    between cell centres. Maps at that side already are returned as they are.
+    """
+    if side < 1:
+        raise ValueError(f"side: got {side}; valid: at least 1")
+    maps = maps.float()
+    height, width = maps.shape[-2:]
+    if height > side:
+        maps = torch.einsum("sh,...hw->...sw", _area_weights(height, side).to(maps.device), maps)
+    if width > side:
+        maps = torch.einsum("sw,...hw->...hs", _area_weights(width, side).to(maps.device), maps)
+    if maps.shape[-2:] != (side, side):
+        flat = maps.reshape(1, -1, *maps.shape[-2:])
+        maps = interpolate(flat, (side, side), mode="bilinear").reshape(*maps.shape[:-2], side, side)
+    return maps
 
 
 def _dot_products(rows: Tensor, columns: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.layout import Layout, read_layout
 from sgpipe.backbones.loading import load_module, load_plain, place
 from sgpipe.backbones.rectified_flow import euler_step, euler_times, noise
 from sgpipe.backbones.source import locate
 from sgpipe.backbones.text import Prompts
 from sgpipe.errors import ModelError
-from sgpipe.params.backbone import Backbone
 
 
 def pack(latents: Tensor) -> Tensor:

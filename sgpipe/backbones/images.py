@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sgpipe.datasets.images import AnnotatedImage, AspectRatioError, Box, LoadImage
 from sgpipe.errors import DataError, ModelError
-from sgpipe.scene_graphs.images import AnnotatedImage, AspectRatioError, Box, LoadImage
 
 FILTER = "lanczos"
 """Lanczos-3 with support scaled by the reduction, so that shrinking does not alias; an unscaled crop on whole pixels is exact."""

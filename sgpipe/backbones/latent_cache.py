@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgpipe.backbones.cache_files import open_tensors, read_manifest, save_tensors, write_manifest
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.images import COUNTS, FILTER, CropRejected, Scaling, encode, read_crop
 from sgpipe.backbones.rectified_flow import generator
 from sgpipe.backbones.source import identity
+from sgpipe.datasets.images import Box, LoadImage
+from sgpipe.datasets.tables import LATENT_INDEX, LATENT_REJECTS, read_table, write_table
 from sgpipe.errors import DataError, ModelError
-from sgpipe.params.backbone import Backbone
 from sgpipe.runs.atomic import write_json
 from sgpipe.runs.shards import Make, Shard, Tick, link
 from sgpipe.runs.state import config_hash
-from sgpipe.scene_graphs.images import Box, LoadImage
-from sgpipe.scene_graphs.tables import LATENT_INDEX, LATENT_REJECTS, read_table, write_table
 
 KIND, STAGE = "latents", "cache_latents"
 _FILE, _REJECTS = "tensors.safetensors", "rejects.parquet"

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.source import part_configs
 from sgpipe.errors import ModelError, ParamsError
-from sgpipe.params.backbone import Backbone
 
 
 @dataclass(frozen=True)

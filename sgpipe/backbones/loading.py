@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.source import locate, part_configs
 from sgpipe.backbones.strict import check_config, check_report
 from sgpipe.errors import ModelError, ParamsError
-from sgpipe.params.backbone import Backbone
 from sgpipe.runs.command import is_out_of_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

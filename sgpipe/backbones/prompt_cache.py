@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sgpipe.backbones.cache_files import open_tensors, read_manifest, save_tensors, write_manifest
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.source import TEXT_PARTS, identity
 from sgpipe.backbones.text import Prompts, TextEncoders
+from sgpipe.datasets.tables import PROMPT_INDEX, read_table, write_table
 from sgpipe.errors import DataError
-from sgpipe.params.backbone import Backbone
 from sgpipe.runs.shards import Make, Shard, Tick, cut, link
 from sgpipe.runs.state import config_hash
-from sgpipe.scene_graphs.tables import PROMPT_INDEX, read_table, write_table
 
 KIND, STAGE = "prompts", "cache_prompts"
 _FILE = "tensors.safetensors"

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.weights import loaded_files, loaded_hash, part_problem
 from sgpipe.errors import ModelError, ParamsError, first_line
-from sgpipe.params.backbone import Backbone
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 HUB_FILES = "presets/hub"

@@ -7,10 +7,10 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.loading import load_module, on_device, place
 from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.errors import ModelError
-from sgpipe.params.backbone import Backbone
 
 T = TypeVar("T")
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.loading import load_plain
 from sgpipe.errors import DataError
-from sgpipe.params.backbone import Backbone
 
 LONGEST = 512
 """T5 tokens that FLUX takes at most; a tokenizer may state a smaller number."""

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from sgpipe.params.backbone import Backbone
+from sgpipe.backbones.config import Backbone
+from sgpipe.datasets.config import Data
 from sgpipe.params.blocks import Blocks
-from sgpipe.params.compute import Compute
-from sgpipe.params.data import Data
 from sgpipe.params.load import read_section
-from sgpipe.params.lora import Lora
+from sgpipe.runs.config import Compute
+from sgpipe.training.config import Lora
 
 TRIPLES = (Path("outputs/curated/triples.parquet"), Path("outputs/curated/map_triples.parquet"))
 

@@ -3,10 +3,10 @@
 import zipfile
 from pathlib import Path
 
+from sgpipe.datasets.images import ARCHIVE_ERRORS
 from sgpipe.doctor.findings import Finding, Level
 from sgpipe.fetch.catalogue import IMAGE_ARCHIVES, IMAGE_FOLDERS
 from sgpipe.fetch.visual_genome import REJECTS, read_rejects
-from sgpipe.scene_graphs.images import ARCHIVE_ERRORS
 
 AREA = "data"
 TABLES = ("image_data.json", "objects.json", "relationships.json")
@@ -44,8 +44,8 @@ def _images(root: Path) -> tuple[set[int], list[str]]:
 
 def _unknown_images(root: Path, triples: Path, present: set[int]) -> Finding | None:
     """The finding about images that `triples` shows and `root` lacks."""
+    from sgpipe.datasets.tables import TRIPLES, read_table
     from sgpipe.errors import DataError
-    from sgpipe.scene_graphs.tables import TRIPLES, read_table
 
     try:
         shown = set(read_table(triples, TRIPLES, ["image_id"])["image_id"].to_pylist())

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.doctor.findings import Finding, Level
 from sgpipe.doctor.memory import GIB, Need
 from sgpipe.doctor.plan import choose, gpu_room, ways
 from sgpipe.errors import ParamsError
-from sgpipe.params.backbone import Backbone
 
 AREA = "machine"
 LEAST_FREE = 5 * GIB

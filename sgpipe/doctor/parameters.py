@@ -25,9 +25,9 @@ def refused(check: Callable[[], Any], area: str) -> list[Finding]:
 
 def check_parameters(params: Path) -> list[Finding]:
     """Every section by itself, block sets against the backbone, every arm, and the models of judges and tower."""
-    from sgpipe.evaluation.opening import judge_identity
+    from sgpipe.arms.resolve import resolve
+    from sgpipe.evaluation.judge_factory import judge_identity
     from sgpipe.graph_encoder.tower import tower_identity
-    from sgpipe.lora.arms import resolve
     from sgpipe.params.show import load_all, spelled_out
 
     if findings := refused(lambda: spelled_out(load_all(params)), AREA):

@@ -3,13 +3,13 @@
 from functools import partial
 from pathlib import Path
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.layout import read_layout
 from sgpipe.backbones.loading import check_part
 from sgpipe.backbones.source import TEXT_PARTS, check_source, part_configs, snapshot_folder
 from sgpipe.backbones.weights import part_problem, weight_files
 from sgpipe.doctor.findings import Finding, Level
 from sgpipe.doctor.parameters import refused
-from sgpipe.params.backbone import Backbone
 
 AREA = "model"
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from sgpipe.evaluation.config import HEADLINE
 from sgpipe.evaluation.crossed import LOG, Crossed
-from sgpipe.evaluation.pictures import PictureFile
+from sgpipe.evaluation.samples import PictureFile
 from sgpipe.evaluation.sensitivity import distances
 from sgpipe.evaluation.statistics import Bootstrap, Floats, mcnemar
 from sgpipe.evaluation.summary import Jury, Summary, bounds
 from sgpipe.evaluation.verdicts import Condition, Verdicts
-from sgpipe.params.evaluate import HEADLINE
 from sgpipe.runs.undefined import plain
 
 PREDECESSOR = {

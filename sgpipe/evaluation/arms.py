@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sgpipe.errors import DataError
-from sgpipe.evaluation.draws import NO_GRAPH
-from sgpipe.params.evaluate import HEADLINE
+from sgpipe.evaluation.config import HEADLINE
+from sgpipe.evaluation.sampling_plan import NO_GRAPH
 
 LOSSES = ("graph", "empty", "shuffled", "swapped", "base")
 """Control losses of validation: the graph, none, another sample's, the swapped one, the base model."""

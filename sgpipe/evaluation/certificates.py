@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sgpipe.evaluation.draws import Case, Triple, others
-from sgpipe.scene_graphs.negatives import may_hold
-from sgpipe.scene_graphs.predicates import INVERSE
+from sgpipe.evaluation.sampling_plan import Case, Triple, others
+from sgpipe.graphs.negatives import may_hold
+from sgpipe.relations.predicates import INVERSE
 
 QUESTIONS: Final[dict[str, str]] = {
     "own": "c⁺ against c⁻ on the triple's own picture: right if c⁺",

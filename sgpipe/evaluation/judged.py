@@ -6,16 +6,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sgpipe.datasets.tables import LATENT_REJECTS, NEGATIVES, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.certificates import ground_truth_figures
-from sgpipe.evaluation.draws import read_cases
-from sgpipe.evaluation.pictures import FILE, PictureFile
+from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
+from sgpipe.evaluation.samples import ASKED, FILE, VERDICTS, PictureFile
+from sgpipe.evaluation.sampling_plan import read_cases
 from sgpipe.evaluation.summary import Jury
-from sgpipe.evaluation.tables import ASKED, VERDICTS
 from sgpipe.evaluation.verdicts import Verdicts
-from sgpipe.params.evaluate import Evaluate, Statistics
-from sgpipe.params.judge import JudgeParams
-from sgpipe.scene_graphs.tables import LATENT_REJECTS, NEGATIVES, TRIPLES, read_table
 
 
 def read_judged(

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sgpipe.evaluation.boxes import Box, Rule
-from sgpipe.evaluation.draws import Triple
-from sgpipe.evaluation.pictures import Pixels
-from sgpipe.scene_graphs.predicates import relational_prompt
+from sgpipe.evaluation.samples import Pixels
+from sgpipe.evaluation.sampling_plan import Triple
+from sgpipe.relations.boxes import Box, Rule
+from sgpipe.relations.predicates import relational_prompt
 
 Scores = NDArray[np.float32]
 

@@ -10,15 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgpipe.backbones.images import crop_pixels
+from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.tables import LATENT_REJECTS, write_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.certificates import Question
-from sgpipe.evaluation.draws import Case
 from sgpipe.evaluation.judges import Judge, Scores
-from sgpipe.evaluation.pictures import PictureFile, Pixels
-from sgpipe.evaluation.tables import ASKED, VERDICTS
+from sgpipe.evaluation.samples import ASKED, VERDICTS, PictureFile, Pixels
+from sgpipe.evaluation.sampling_plan import Case
 from sgpipe.runs.shards import Make, Shard, Tick, cut
-from sgpipe.scene_graphs.images import ImageStore
-from sgpipe.scene_graphs.tables import LATENT_REJECTS, write_table
 
 _SCORES = ("positive", "negative")
 _WHY = ("reason", "detail")

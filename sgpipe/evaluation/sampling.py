@@ -10,13 +10,12 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.source import locate
 from sgpipe.errors import ModelError
-from sgpipe.evaluation.draws import Draw
-from sgpipe.evaluation.pictures import FILE, to_png, write_pictures
-from sgpipe.evaluation.tables import PICTURES
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.params.backbone import Backbone
+from sgpipe.evaluation.samples import FILE, PICTURES, to_png, write_pictures
+from sgpipe.evaluation.sampling_plan import Draw
+from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.runs.shards import Make, Shard, Tick
 
 ABOUT = "adapter.json"
@@ -60,7 +59,7 @@ def open_generator(
 
     Raises `ModelError` if pipeline and adapter do not fit one another.
     """
-    from sgpipe.lora.generation import GraphGenerator
+    from sgpipe.arms.generation import GraphGenerator
 
     return GraphGenerator.load(
         locate(backbone, PIPELINE),

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 
 from sgpipe.errors import DataError
-from sgpipe.evaluation.draws import Case
-from sgpipe.evaluation.pictures import PictureFile
+from sgpipe.evaluation.samples import PictureFile
+from sgpipe.evaluation.sampling_plan import Case
 from sgpipe.evaluation.statistics import Floats
 from sgpipe.evaluation.verdicts import Condition, Scored
 

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.evaluation.certificates import Certificate, certificates, certify
-from sgpipe.evaluation.draws import BASE, NO_GRAPH, Case
-from sgpipe.evaluation.pictures import PictureFile
+from sgpipe.evaluation.config import HEADLINE, JudgeParams, Statistics
+from sgpipe.evaluation.samples import PictureFile
+from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH, Case
 from sgpipe.evaluation.sensitivity import CHANCE, condition_pairs, distances, two_by_two
 from sgpipe.evaluation.statistics import (
     Bootstrap,
@@ -22,8 +23,6 @@ from sgpipe.evaluation.statistics import (
     triples_needed,
 )
 from sgpipe.evaluation.verdicts import Condition, Verdicts
-from sgpipe.params.evaluate import HEADLINE, Statistics
-from sgpipe.params.judge import JudgeParams
 from sgpipe.runs.undefined import plain
 
 

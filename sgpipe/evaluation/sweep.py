@@ -10,7 +10,7 @@ import pyarrow as pa
 from sgpipe.errors import DataError
 from sgpipe.evaluation.arms import LOSSES, asked
 from sgpipe.evaluation.crossed import Crossed
-from sgpipe.evaluation.draws import BASE
+from sgpipe.evaluation.sampling_plan import BASE
 from sgpipe.evaluation.statistics import Bootstrap, Floats, of_means
 from sgpipe.evaluation.summary import Jury, Summary, bounds
 from sgpipe.evaluation.sweep_samples import CONDITIONS, SweepSamples, sample_rows

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sgpipe.datasets.tables import read_table
 from sgpipe.errors import DataError
+from sgpipe.evaluation.samples import SWEEP
 from sgpipe.evaluation.statistics import Floats
-from sgpipe.evaluation.tables import SWEEP
 from sgpipe.runs.atomic import atomic_path
-from sgpipe.scene_graphs.tables import read_table
 
 _KEY: Final = b"sgpipe"
 CONDITIONS: Final = ("own", "swapped", "shuffled")

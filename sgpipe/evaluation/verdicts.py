@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.certificates import choices
-from sgpipe.evaluation.draws import BASE, Case
+from sgpipe.evaluation.sampling_plan import BASE, Case
 from sgpipe.evaluation.statistics import Floats
 
 

@@ -17,12 +17,12 @@ import requests
 from PIL import Image
 from tqdm import tqdm
 
+from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.tables import IMAGES, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.fetch.catalogue import DIGESTS, IMAGE_FOLDERS, MEAN_IMAGE_BYTES, ROOM
 from sgpipe.fetch.download import Check, FetchError, data_folder, get, part_of, save, size_of
 from sgpipe.runs.atomic import atomic_path, write_json
-from sgpipe.scene_graphs.images import ImageStore
-from sgpipe.scene_graphs.tables import IMAGES, TRIPLES, read_table
 
 REJECTS = "fetch_rejects.json"
 FAILURES_IN_A_ROW = 25

@@ -7,8 +7,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.scene_graphs.names import IMAGE, IN_IMAGE
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.names import IMAGE, IN_IMAGE
 
 
 class Names(Protocol):

@@ -11,11 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sgpipe.errors import DataError
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.params.curate import Curate
-from sgpipe.params.graph_encoder import GraphEncoder
-from sgpipe.scene_graphs.curate import candidates, crops
-from sgpipe.scene_graphs.hashing import fraction, text_ids
+from sgpipe.graph_encoder.config import GraphEncoder
+from sgpipe.graphs.config import Curate
+from sgpipe.graphs.curate import candidates, crops
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.runs.hashing import fraction, text_ids
 
 PARTS: Final = ("train", "development", "val")
 _CROP: Final = [f"crop_{name}" for name in "xywh"]

@@ -1,4 +1,11 @@
-"""Features of crops, made once by the image tower: of the whole crop, and of it with one object's box blanked."""
+"""Features of crops, made once by the image tower: of the whole crop, and of it with one object's box blanked.
+
+Which part of an image the masked loss hides: pixels and patches under the boxes of drawn objects.
+
+SGDiff's own mask subtracts every box from 1, so that where boxes overlap it goes negative, and it hides the whole image
+whenever the `__image__` node, whose box is the full image, is drawn. Here a pixel is hidden or not, and `boxes` are those of
+real objects alone.
+"""
 
 import json
 from collections import Counter
@@ -8,17 +15,40 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sgpipe.backbones.cache_files import open_tensors, save_tensors
 from sgpipe.backbones.images import COUNTS, CropRejected, read_crop
+from sgpipe.datasets.images import LoadImage
 from sgpipe.errors import DataError
-from sgpipe.graph_encoder.masks import hidden_patches, hidden_pixels
 from sgpipe.graph_encoder.tower import ImageTower
 from sgpipe.runs.atomic import write_json
 from sgpipe.runs.shards import Make, Shard, Tick
-from sgpipe.scene_graphs.images import LoadImage
+
+
+def hidden_pixels(
+    boxes: Tensor, box_image: Tensor, drawn: Tensor, count: int, size: tuple[int, int]
+) -> Tensor:
+    """True `[count, H, W]` where the centre of a pixel lies in the box of a drawn object.
+
+    `boxes` `[O, 4]` are x0, y0, x1, y1 in 0–1 of the image that the tower sees, `box_image` `[O]` the image of each, `drawn` `[O]`
+    whether it is to be hidden.
+    """
+    height, width = size
+    y, x = ((torch.arange(n, dtype=boxes.dtype, device=boxes.device) + 0.5) / n for n in (height, width))
+    x0, y0, x1, y1 = boxes[:, :, None].unbind(1)
+    inside = ((y >= y0) & (y < y1))[:, :, None] & ((x >= x0) & (x < x1))[:, None, :]
+    inside = inside & drawn[:, None, None]
+    sums = torch.zeros(count, height, width, device=boxes.device).index_add(0, box_image, inside.float())
+    return sums > 0
+
+
+def hidden_patches(pixels: Tensor, patch: int) -> Tensor:
+    """True `[N, P]` for the patches of a tower, in row order, of which any pixel is hidden."""
+    return F.max_pool2d(pixels.float()[:, None], patch).flatten(1) > 0
+
 
 _FILE = "features.safetensors"
 

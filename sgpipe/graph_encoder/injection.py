@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sgpipe.errors import DataError
-from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.tokens import Tokens
+from sgpipe.graphs.scene_graph import SceneGraph
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.batches import GraphBatch, GraphEncoding, encoding, mean_by
 from sgpipe.graph_encoder.cgip import LOGIT_SCALE
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.scene_graphs.predicates import phrase
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import phrase
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 Contrastive: the pooled graph vector against the vector of the image it describes, both of length 1, temperature learned.
 Masked: the features of the hidden part of an image, predicted from the features of the rest and the graph's local rows.
+
+One vector of a picture, pooled by learned queries from the patches of a frozen tower.
 """
 
 import math
@@ -16,9 +18,46 @@ from torch import Tensor, nn
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.batches import GraphEncoding, Names, batch_graphs
 from sgpipe.graph_encoder.checkpoints import Encoder
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.scene_graphs.negatives import DEFAULT_CONFUSIONS, replacements
-from sgpipe.scene_graphs.predicates import INVERSE, PREDICATES, SYMMETRIC
+from sgpipe.graphs.negatives import DEFAULT_CONFUSIONS, replacements
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import INVERSE, PREDICATES, SYMMETRIC
+
+
+class ImageHead(nn.Module):
+    """Patch features `[N, P, F]` to vectors `[N, embed]`: attention of `queries` learned queries, then an MLP over their results.
+
+    A tower's own pooled vector is trained to tell captions apart and may drop which of two objects is left; its patches hold it.
+    Keys carry learned places, so that a query can ask what is leftmost.
+    """
+
+    def __init__(
+        self, features: int, patches: int, embed: int, queries: int, width: int = 128, heads: int = 4
+    ) -> None:
+        super().__init__()
+        self._heads = heads
+        self.norm = nn.LayerNorm(features)
+        self.enter = nn.Linear(features, width)
+        self.place = nn.Parameter(torch.randn(patches, width) * 0.02)
+        self.queries = nn.Parameter(torch.randn(queries, width))
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.leave = nn.Sequential(
+            nn.LayerNorm(queries * width),
+            nn.Linear(queries * width, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, embed),
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Vectors of pictures, of any length."""
+        x = F.gelu(self.enter(self.norm(patches)) + self.place)
+        queries = self.queries.expand(len(x), -1, -1)
+        query, key, value = (
+            y.unflatten(-1, (self._heads, -1)).transpose(1, 2) for y in (queries, self.key(x), self.value(x))
+        )
+        seen = F.scaled_dot_product_attention(query, key, value)
+        return self.leave(seen.transpose(1, 2).flatten(1))
+
 
 SWAPPED, REPLACED = 0, 1
 """Places of the two hard negatives of a graph."""

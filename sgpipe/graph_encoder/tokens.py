@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from sgpipe.errors import ModelError
 from sgpipe.graph_encoder.batches import GraphEncoding, first_rows
-from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable
-from sgpipe.params.graph_tokens import GraphTokens
-from sgpipe.scene_graphs.predicates import PREDICATES
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import PREDICATES
 
 SUBJECT, OBJECT = 0, 1
 

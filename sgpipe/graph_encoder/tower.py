@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgpipe.backbones.open_clip_models import load_open_clip, open_clip_hash
 from sgpipe.errors import ModelError
-from sgpipe.params.graph_encoder import LOCAL, GraphEncoder
+from sgpipe.graph_encoder.config import LOCAL, GraphEncoder
 
 
 def tower_identity(params: GraphEncoder) -> dict[str, Any]:

@@ -16,20 +16,20 @@ from tqdm import tqdm
 from sgpipe.errors import DataError, StateError
 from sgpipe.graph_encoder.batches import Names
 from sgpipe.graph_encoder.checkpoints import Encoder, load_strictly
+from sgpipe.graph_encoder.config import GraphEncoder
 from sgpipe.graph_encoder.examples import Examples
 from sgpipe.graph_encoder.features import Features
-from sgpipe.graph_encoder.image_head import ImageHead
 from sgpipe.graph_encoder.pretraining import (
     ImageFeatures,
+    ImageHead,
     Reconstruction,
     clamp_logit_scale,
     hard_negatives,
     pretraining_losses,
     restated,
 )
-from sgpipe.params.graph_encoder import GraphEncoder
+from sgpipe.relations.predicates import DIRECTIONAL
 from sgpipe.runs.checkpoints import newest_checkpoint, save_checkpoint
-from sgpipe.scene_graphs.predicates import DIRECTIONAL
 
 SAVE_SECONDS: Final = 20.0
 KEPT: Final = 2

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sgpipe.errors import DataError
-from sgpipe.graph_encoder.graphs import suggestion
+from sgpipe.graphs.scene_graph import suggestion
+from sgpipe.relations.names import IMAGE, IN_IMAGE
+from sgpipe.relations.predicates import phrase
 from sgpipe.runs.atomic import write_json
-from sgpipe.scene_graphs.names import IMAGE, IN_IMAGE
-from sgpipe.scene_graphs.predicates import phrase
 
 GAP: Final = "NONE"
 """COCO-Stuff numbers its classes with gaps; its vocabulary fills them with this, and no object has this name."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sgpipe.errors import DataError
 from sgpipe.probes.data import Indices, MapSet, Pairs
-from sgpipe.probes.measures import mean
+from sgpipe.probes.fit import mean
 from sgpipe.probes.splits import Split
 
 NAME_EPOCHS, NAME_RATE = 60, 3e-3

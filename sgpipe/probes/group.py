@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from sgpipe.params.probes import Feature, Kind
+from sgpipe.probes.config import Feature, Kind
 from sgpipe.probes.controls import word_trace
 from sgpipe.probes.data import Indices
-from sgpipe.probes.measures import confusion_matrix, difference, interval, macro_f1, mean
+from sgpipe.probes.fit import confusion_matrix, difference, interval, macro_f1, mean
+from sgpipe.probes.jobs import TRACE, Bench, Result, Unit
 from sgpipe.probes.noise_aware import NoiseAwareProbe, calibration, save_noise_aware
 from sgpipe.probes.probe import Probe
 from sgpipe.probes.store import save_weights
-from sgpipe.probes.work import TRACE, Bench, Result, Unit
 
 BEST, NOISE_AWARE = "best", "noise_aware"
 """Folders of a group's best probe and of the noise-aware one."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from sgpipe.params.probes import Kind
+from sgpipe.probes.config import Kind
 
 SMALLEST_SIDE = 4
 """Of a map: TinyCNN halves it twice, WRN-28 as well."""

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from sgpipe.probes.data import Indices, with_time
-from sgpipe.probes.fusion import KINDS_OF
-from sgpipe.probes.measures import calibration_error
+from sgpipe.probes.data import KINDS_OF, Indices, with_time
+from sgpipe.probes.fit import calibration_error
 from sgpipe.probes.probe import Probe, ProbeConfig
 from sgpipe.probes.store import load_weights, read_about, save_weights
 

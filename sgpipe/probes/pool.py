@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from sgpipe.errors import StateError
-from sgpipe.probes.work import Bench, Result, Unit
+from sgpipe.probes.jobs import Bench, Result, Unit
 from sgpipe.runs.processes import Processes
 from sgpipe.runs.state import die_with_parent
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sgpipe.params.probes import Feature, Kind
-from sgpipe.probes.fusion import KINDS_OF, PARTS, fuse
+from sgpipe.probes.config import Feature, Kind
+from sgpipe.probes.data import KINDS_OF, PARTS, fuse
 from sgpipe.probes.models import build
 
 

@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from sgpipe.errors import DataError
 from sgpipe.probes.data import Indices, Pairs
-from sgpipe.scene_graphs.predicates import PREDICATE_INDEX
+from sgpipe.relations.predicates import PREDICATE_INDEX
 
 LEFT_OUT = -1
 """Group and fold of a triple that is in none."""

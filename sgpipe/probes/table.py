@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from sgpipe.errors import DataError
-from sgpipe.params.probes import Feature, Kind
+from sgpipe.probes.config import Feature, Kind
 
 TABLE = "table.json"
 """A layer group's figures, in its folder."""

@@ -79,7 +79,7 @@ def sheet_command(
     out: Annotated[Path, typer.Option(help="picture file to write")] = Path("docs/images/graph.png"),
 ) -> None:
     """Draw the README's sheet: random val triples by the base, under g⁺ and under g⁻."""
-    from sgpipe.report.sheet import draw_sheet
+    from sgpipe.report.panels import draw_sheet
 
     draw_sheet(images, triples, seed, count, out)
     print(out)

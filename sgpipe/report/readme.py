@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.arms import read_metrics
-from sgpipe.evaluation.draws import NO_GRAPH
+from sgpipe.evaluation.sampling_plan import NO_GRAPH
 from sgpipe.report import tables
 
 END = "<!-- end of table -->"

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import DataError, ParamsError
-from sgpipe.evaluation.draws import BASE
+from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
 from sgpipe.evaluation.judged import read_judged
+from sgpipe.evaluation.sampling_plan import BASE
 from sgpipe.evaluation.sweep import Experiment
-from sgpipe.params.evaluate import Evaluate, Statistics
-from sgpipe.params.judge import JudgeParams
 from sgpipe.params.load import decode
-from sgpipe.params.lora import Lora
 from sgpipe.report import tables
 from sgpipe.tracking.sync import Recorded, at_commit, recorded_commits
+from sgpipe.training.config import Lora
 
 _READ = ("outputs/curated", "outputs/negatives", "outputs/judged")
 

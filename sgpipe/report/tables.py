@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from sgpipe.evaluation.draws import BASE, NO_GRAPH
+from sgpipe.evaluation.config import Graph, Prompt
+from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH
 from sgpipe.evaluation.sensitivity import CHANCE
-from sgpipe.params.evaluate import Graph, Prompt
 
 PREDECESSOR_NOTE = (
     "The predecessor compared 10 epochs on 10 samples (MSE 6460, CLIP 60 %, margin 1.01) with 20 epochs on 160 samples "

@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 
 from sgpipe.errors import ParamsError
-from sgpipe.params.compute import Compute
+from sgpipe.runs.config import Compute
 
 _PATIENCE = timedelta(days=30)
 """How long a process waits for the others: shards may take very unequal times."""

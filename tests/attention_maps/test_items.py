@@ -3,10 +3,10 @@
 import pyarrow as pa
 import pytest
 
-from sgpipe.attention_maps.items import map_items
+from sgpipe.attention_maps.extract import map_items
 from sgpipe.errors import DataError
-from sgpipe.scene_graphs.predicates import phrase
-from sgpipe.scene_graphs.prompts import NO_RELATION, curated_prompts, unique_concepts
+from sgpipe.graphs.prompts import NO_RELATION, curated_prompts, unique_concepts
+from sgpipe.relations.predicates import phrase
 from tests.tiny import curated_triples
 
 TRIPLES = curated_triples(26, "maps")

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sgpipe.attention_maps.files import MapFile, map_table, write_maps
 from sgpipe.attention_maps.localisation import (
     boxes_in_crop,
     coverage,
@@ -16,10 +17,9 @@ from sgpipe.attention_maps.localisation import (
     peak_in_box,
     uniform_mass,
 )
+from sgpipe.datasets.tables import MAP_ITEMS
 from sgpipe.errors import DataError
-from sgpipe.map_files.parquet import MapFile, map_table, write_maps
 from sgpipe.runs.atomic import write_json
-from sgpipe.scene_graphs.tables import MAP_ITEMS
 from stages.saliency_sheets import localisation
 from tests.tiny import curated_triples
 

@@ -22,11 +22,11 @@ from sgpipe.backbones.prompt_cache import (
     prompt_shards,
 )
 from sgpipe.backbones.text import TextEncoders
+from sgpipe.datasets.images import ImageStore
 from sgpipe.errors import DataError
 from sgpipe.runs.processes import Processes
 from sgpipe.runs.shards import cut, run_shards
 from sgpipe.runs.state import config_hash
-from sgpipe.scene_graphs.images import ImageStore
 from tests.tiny import SIDE, backbone_of, curated_triples, edit_json, write_images
 
 CPU = torch.device("cpu")

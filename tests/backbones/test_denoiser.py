@@ -8,13 +8,13 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser, image_ids, pack, unpack
 from sgpipe.backbones.images import decode
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.rectified_flow import noise
 from sgpipe.backbones.text import TextEncoders
 from sgpipe.errors import ModelError
-from sgpipe.params.backbone import Backbone
 from sgpipe.params.load import read_section
 from tests.tiny import SIDE, TOKENS, backbone_of
 

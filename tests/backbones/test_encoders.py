@@ -11,8 +11,8 @@ from PIL import Image
 from sgpipe.backbones.images import Scaling, crop_pixels, decode, encode
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.text import EncodedTexts, TextEncoders
+from sgpipe.datasets.images import AnnotatedImage
 from sgpipe.errors import DataError, ModelError
-from sgpipe.scene_graphs.images import AnnotatedImage
 from tests.tiny import TOKENS, backbone_of
 
 CPU = torch.device("cpu")

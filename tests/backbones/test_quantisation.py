@@ -8,17 +8,17 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
+from sgpipe.arms.conditioning import Context
+from sgpipe.arms.model import GraphLora
+from sgpipe.arms.targeting import attach, target_modules
 from sgpipe.backbones import loading
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.loading import load_module, place, quantiser
 from sgpipe.backbones.source import identity
 from sgpipe.backbones.text import Prompts
 from sgpipe.errors import ParamsError
-from sgpipe.lora.conditioning import Context
-from sgpipe.lora.model import GraphLora
-from sgpipe.lora.targeting import attach, target_modules
 from sgpipe.params.blocks import Blocks
-from sgpipe.params.lora import Lora
+from sgpipe.training.config import Lora
 from tests.tiny import backbone_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

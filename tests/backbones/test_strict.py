@@ -14,11 +14,11 @@ from sgpipe.backbones.layout import read_layout
 from sgpipe.backbones.loading import load_module, load_plain
 from sgpipe.backbones.strict import check_report
 from sgpipe.errors import ModelError
-from sgpipe.evaluation.opening import open_judge
+from sgpipe.evaluation.config import Judge
+from sgpipe.evaluation.judge_factory import open_judge
+from sgpipe.graph_encoder.config import GraphEncoder
 from sgpipe.graph_encoder.tower import ImageTower
 from sgpipe.miniature.contrast import Tower, build_clip, save_local
-from sgpipe.params.graph_encoder import GraphEncoder
-from sgpipe.params.judge import Judge
 from tests.tiny import backbone_of, edit_json
 
 CPU = torch.device("cpu")

@@ -16,9 +16,9 @@ from sgpipe.backbones.truncation import (
     warn,
 )
 from sgpipe.errors import DataError
+from sgpipe.graphs.prompts import dropped_prompt
 from sgpipe.miniature.language import clip_tokenizer, t5_tokenizer
-from sgpipe.scene_graphs.predicates import PREDICATES, neutral_prompt, relational_prompt
-from sgpipe.scene_graphs.prompts import dropped_prompt
+from sgpipe.relations.predicates import PREDICATES, neutral_prompt, relational_prompt
 from tests.tiny import backbone_of
 
 CUT = relational_prompt("fire hydrant", "in front of", "traffic light")

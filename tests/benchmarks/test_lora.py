@@ -13,9 +13,9 @@ import torch
 from benchmarks.lora import peak
 from benchmarks.lora_recipe import changed, measure
 from sgpipe.errors import ParamsError
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.lora.examples import Example
-from sgpipe.scene_graphs.predicates import neutral_prompt
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import neutral_prompt
+from sgpipe.training.examples import Example
 from sgworld.scenes import pair_scene, render
 
 

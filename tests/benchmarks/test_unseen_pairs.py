@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from benchmarks.unseen_pairs import figures, unseen
+from sgpipe.datasets.tables import RELATIONS, TRIPLES
 from sgpipe.errors import DataError
-from sgpipe.evaluation.opening import open_judge
-from sgpipe.params.evaluate import Statistics
-from sgpipe.params.judge import Judge as Named
-from sgpipe.scene_graphs.tables import RELATIONS, TRIPLES
+from sgpipe.evaluation.config import Judge as Named
+from sgpipe.evaluation.config import Statistics
+from sgpipe.evaluation.judge_factory import open_judge
 from sgworld.scenes import pair_scene, render
 
 SAID = [

@@ -16,9 +16,11 @@ import yaml
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.layout import read_layout
 from sgpipe.backbones.loading import load_module, load_plain
 from sgpipe.backbones.weights import tensors
+from sgpipe.datasets.tables import TRIPLES, write_table
 from sgpipe.doctor import machine
 from sgpipe.doctor.cli import doctor
 from sgpipe.doctor.data import check_data
@@ -29,8 +31,6 @@ from sgpipe.doctor.repository import check_dvc
 from sgpipe.doctor.weights import check_pipeline
 from sgpipe.errors import ModelError, ParamsError, SgpipeError
 from sgpipe.fetch.visual_genome import REJECTS
-from sgpipe.params.backbone import Backbone
-from sgpipe.scene_graphs.tables import TRIPLES, write_table
 
 BACKBONE = {"double_blocks": 3, "single_blocks": 1, "resolution": 32, "max_sequence_length": 8}
 

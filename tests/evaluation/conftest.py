@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from sgpipe.evaluation.draws import Case, Triple
 from sgpipe.evaluation.judges import Scores
-from sgpipe.evaluation.pictures import Pixels
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, neutral_prompt
+from sgpipe.evaluation.samples import Pixels
+from sgpipe.evaluation.sampling_plan import Case, Triple
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import DIRECTIONAL, neutral_prompt
 
 PAIRS = (("dog", "cat"), ("apple", "horse"), ("cup", "bird"), ("car", "person"))
 PREDICATES = ("left of", "right of", "above", "below", "riding")

@@ -10,10 +10,10 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
-from sgpipe.evaluation.pictures import Pixels
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, concepts, neutral_prompt, relational_prompt
-from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, write_table
+from sgpipe.datasets.tables import NEGATIVES, TRIPLES, write_table
+from sgpipe.evaluation.samples import Pixels
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import DIRECTIONAL, concepts, neutral_prompt, relational_prompt
 from sgworld.contrast import Tower, build_clip, save_local
 from sgworld.scenes import fits, pair_scene, render
 from tests.tiny import write_pipeline

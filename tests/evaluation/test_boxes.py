@@ -2,7 +2,7 @@
 
 import pytest
 
-from sgpipe.evaluation.boxes import RULES, Box, directions
+from sgpipe.relations.boxes import RULES, Box, directions
 
 MIDDLE: Box = (40, 40, 20, 20)
 

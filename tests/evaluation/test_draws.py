@@ -7,13 +7,12 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.evaluation import some_cases
+from sgpipe.datasets.tables import NEGATIVES
 from sgpipe.errors import DataError
-from sgpipe.evaluation.draws import Case, noise_seeds, others, plan, read_cases
-from sgpipe.evaluation.pictures import FILE, PictureFile, from_png, to_png, write_pictures
-from sgpipe.evaluation.tables import PICTURES
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.scene_graphs.predicates import neutral_prompt, relational_prompt
-from sgpipe.scene_graphs.tables import NEGATIVES
+from sgpipe.evaluation.samples import FILE, PICTURES, PictureFile, from_png, to_png, write_pictures
+from sgpipe.evaluation.sampling_plan import Case, noise_seeds, others, plan, read_cases
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import neutral_prompt, relational_prompt
 
 DRAW = {
     "neutral": ("positive", "negative", "empty", "shuffled"),

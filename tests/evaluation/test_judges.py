@@ -15,14 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sgpipe.errors import ModelError, ParamsError
-from sgpipe.evaluation.boxes import RULES, Box
-from sgpipe.evaluation.finders import ZeroShotFinder
+from sgpipe.evaluation.config import Judge, JudgeParams
+from sgpipe.evaluation.detectors import ZeroShotFinder
+from sgpipe.evaluation.judge_factory import PLUGINS, judge_identity, open_judge
 from sgpipe.evaluation.judges import BoxJudge
-from sgpipe.evaluation.opening import PLUGINS, judge_identity, open_judge
-from sgpipe.evaluation.pictures import Pixels
-from sgpipe.params.judge import Judge, JudgeParams
+from sgpipe.evaluation.samples import Pixels
 from sgpipe.params.load import decode
-from sgpipe.scene_graphs.predicates import relational_prompt
+from sgpipe.relations.boxes import RULES, Box
+from sgpipe.relations.predicates import relational_prompt
 from sgworld.contrast import Tower, build_clip, save_local
 from sgworld.judge import ExactDetector
 from sgworld.language import clip_tokenizer
@@ -266,7 +266,7 @@ def test_a_judge_comes_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any installed package can bring a judge; a kind that none brings is refused with the kinds that are there."""
     assert isinstance(open_judge("exact", Judge(kind="sgworld"), CPU), BoxJudge)
     brought = EntryPoint(name="blind", value="tests.evaluation.test_judges:blind_judge", group=PLUGINS)
-    monkeypatch.setattr("sgpipe.evaluation.opening.entry_points", lambda group: EntryPoints((brought,)))
+    monkeypatch.setattr("sgpipe.evaluation.judge_factory.entry_points", lambda group: EntryPoints((brought,)))
     nothing = np.zeros((2, 8, 8, 3), np.uint8)
     scores = open_judge("a", Judge(kind="blind"), CPU).scores(nothing, [[("dog", "on", "cat")]] * 2)
     assert np.isnan(scores).all()
@@ -390,7 +390,7 @@ def test_a_machine_without_memory_is_no_fault_of_the_checkpoint(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("none left")
 
-    monkeypatch.setattr("sgpipe.evaluation.opening._contrastive", full)
+    monkeypatch.setattr("sgpipe.evaluation.judge_factory._contrastive", full)
     with pytest.raises(torch.OutOfMemoryError):
         open_judge("a", Judge(kind="open_clip", model=f"local-dir:{clip}"), CPU)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sgpipe.errors import ParamsError
-from sgpipe.params.evaluate import Ablation, Evaluate
+from sgpipe.evaluation.config import Ablation, Evaluate
 from sgpipe.params.load import decode
 
 EVALUATE: dict[str, Any] = {"adapters": {"graph": "graphs"}, "draw": {"neutral": ["positive", "negative"]}}

@@ -20,11 +20,11 @@ import stages.evaluate
 import stages.judge
 import stages.report
 from sgpipe.cli import app
+from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table
 from sgpipe.errors import DataError, ModelError, ParamsError
 from sgpipe.evaluation.certificates import questions
-from sgpipe.evaluation.draws import read_cases
-from sgpipe.report.sheet import draw_sheet
-from sgpipe.scene_graphs.tables import NEGATIVES, TRIPLES, read_table
+from sgpipe.evaluation.sampling_plan import read_cases
+from sgpipe.report.panels import draw_sheet
 from tests.evaluation.drawn import DrawnGenerator, write_repository, write_training
 
 pytestmark = pytest.mark.slow

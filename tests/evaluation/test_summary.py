@@ -13,17 +13,15 @@ from sgpipe.errors import DataError
 from sgpipe.evaluation.ablation import ablation_figures
 from sgpipe.evaluation.arms import arm_figures
 from sgpipe.evaluation.certificates import certificates, questions
-from sgpipe.evaluation.draws import Case, Draw, plan
+from sgpipe.evaluation.config import Judge as Named
+from sgpipe.evaluation.config import JudgeParams, Statistics
 from sgpipe.evaluation.judges import Judge
-from sgpipe.evaluation.pictures import FILE, PictureFile, to_png, write_pictures
+from sgpipe.evaluation.samples import ASKED, FILE, PICTURES, VERDICTS, PictureFile, to_png, write_pictures
+from sgpipe.evaluation.sampling_plan import Case, Draw, plan
 from sgpipe.evaluation.sensitivity import distances, two_by_two
 from sgpipe.evaluation.summary import Jury, evaluation_figures
 from sgpipe.evaluation.sweep import Experiment, sweep_figures, sweep_samples
-from sgpipe.evaluation.tables import ASKED, PICTURES, VERDICTS
 from sgpipe.evaluation.verdicts import Condition, Scored, Verdicts
-from sgpipe.params.evaluate import Statistics
-from sgpipe.params.judge import Judge as Named
-from sgpipe.params.judge import JudgeParams
 from sgpipe.report import tables
 from sgpipe.report.page import headline_figure
 from sgpipe.report.readme import headline_table

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sgpipe.datasets.tables import write_table
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.evaluation.arms import arm_figures
 from sgpipe.evaluation.summary import evaluation_figures
@@ -16,7 +17,6 @@ from sgpipe.evaluation.sweep_samples import SweepSamples
 from sgpipe.evaluation.verdicts import Verdicts
 from sgpipe.report.cli import sweep_command
 from sgpipe.report.sweep import sweep_table
-from sgpipe.scene_graphs.tables import write_table
 from tests.evaluation.test_summary import SEEDS, world  # noqa: F401
 
 LOSSES = {f"val_loss_{name}": 0.1 for name in ("graph", "empty", "shuffled", "swapped", "base")}

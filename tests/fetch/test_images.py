@@ -6,12 +6,12 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+from sgpipe.datasets.tables import IMAGES, TRIPLES, write_table
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.fetch import visual_genome
 from sgpipe.fetch.cli import app
 from sgpipe.fetch.download import RECORD, FetchError
 from sgpipe.fetch.visual_genome import REJECTS, fetch_images, read_rejects, wanted_images
-from sgpipe.scene_graphs.tables import IMAGES, TRIPLES, write_table
 from tests.fetch.conftest import Fault, jpeg, zipped
 
 SIZE = (48, 32)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sgpipe.scene_graphs.tables import IMAGES, RELATIONS
+from sgpipe.datasets.tables import IMAGES, RELATIONS
 
 CLASSES = ("on", "left of", "above", "around/near")
 _NAMES = ("dog", "cat", "table", "ball", "tree", "hat", "cup", "box")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
-from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.vocabulary import Vocabulary
+from sgpipe.graphs.scene_graph import SceneGraph
 from tests.graph_encoder.golden import CASES, CONFIG, golden, golden_batch, golden_model, reference_encoding
 
 NAMES = [f"thing{n}" for n in range(24)]

@@ -15,10 +15,10 @@ from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.batches import batch_graphs
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.checkpoints import load_encoder, load_module, load_sgdiff, save_encoder
-from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.graph_encoder.config import GraphEncoder
 from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.vocabulary import Vocabulary
-from sgpipe.params.graph_encoder import GraphEncoder
+from sgpipe.graphs.scene_graph import SceneGraph
 
 CONFIG = CgipConfig(objects=4, predicates=3, width=12, embed=8, layers=2)
 VOCABULARY = Vocabulary.of(["dog", "cat", "skateboard"], ["on", "near"])

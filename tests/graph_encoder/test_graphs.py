@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.batches import batch_graphs
-from sgpipe.graph_encoder.graphs import SceneGraph, parse_graph, read_graph
 from sgpipe.graph_encoder.vocabulary import Vocabulary
-from sgpipe.scene_graphs.predicates import PREDICATES
+from sgpipe.graphs.scene_graph import SceneGraph, parse_graph, read_graph
+from sgpipe.relations.predicates import PREDICATES
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from diffusers.models.attention_dispatch import attention_backend
 from torch import Tensor
 
 from sgpipe.errors import DataError
-from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.injection import GatedResidual, TextContext, named_spans, prepend
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graph_encoder.tokens import GraphTokenizer, Tokens
-from sgpipe.params.graph_tokens import GraphTokens
-from sgpipe.scene_graphs.predicates import neutral_prompt, relational_prompt
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import neutral_prompt, relational_prompt
 from sgworld.language import t5_tokenizer
 
 TEXT, WORDS, IMAGE = 10, 5, 6

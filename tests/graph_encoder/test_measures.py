@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgpipe.graph_encoder.measures import direction_cosine, retrieval, true_above_swap
+from sgpipe.graph_encoder.evaluate import direction_cosine, retrieval, true_above_swap
 from sgpipe.graph_encoder.tokens import Tokens
 
 

@@ -5,13 +5,13 @@ import torch
 
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
-from sgpipe.graph_encoder.graphs import SceneGraph
 from sgpipe.graph_encoder.open_vocabulary import (
     NameTable,
     OpenVocabularyConfig,
     OpenVocabularyEncoder,
     texts_of,
 )
+from sgpipe.graphs.scene_graph import SceneGraph
 
 WORDS = ("dog", "cat", "axolotl", "tree", "left of", "on", "near")
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.graph_encoder.masks import hidden_patches, hidden_pixels
-from sgpipe.graph_encoder.measures import true_above_swap
+from sgpipe.graph_encoder.evaluate import true_above_swap
+from sgpipe.graph_encoder.features import hidden_patches, hidden_pixels
 from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.pretraining import (
     REPLACED,
@@ -31,8 +30,9 @@ from sgpipe.graph_encoder.pretraining import (
     same_graph,
 )
 from sgpipe.graph_encoder.vocabulary import Vocabulary
-from sgpipe.scene_graphs.negatives import may_hold
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
+from sgpipe.graphs.negatives import may_hold
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
 from tests.graph_encoder.golden import golden
 
 

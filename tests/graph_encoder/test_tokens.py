@@ -7,10 +7,10 @@ import torch.nn.functional as F
 
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
-from sgpipe.graph_encoder.graphs import SceneGraph
+from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.tokens import GraphTokenizer, Tokens
-from sgpipe.params.graph_tokens import GraphTokens
+from sgpipe.graphs.scene_graph import SceneGraph
 
 TEXT = 12
 ONE = SceneGraph.of("dog", "left of", "cat")

@@ -16,25 +16,25 @@ from torch import nn
 
 from sgpipe.backbones.cache_files import save_tensors
 from sgpipe.backbones.images import crop_pixels
+from sgpipe.datasets.images import AnnotatedImage
 from sgpipe.errors import DataError, ModelError, StateError
 from sgpipe.graph_encoder import training
 from sgpipe.graph_encoder.batches import Names, batch_graphs
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
+from sgpipe.graph_encoder.config import GraphEncoder
 from sgpipe.graph_encoder.evaluate import LAYOUTS, measure, token_cosines
 from sgpipe.graph_encoder.examples import Examples
 from sgpipe.graph_encoder.features import Features, check_shard, feature_maker
-from sgpipe.graph_encoder.image_head import ImageHead
 from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
+from sgpipe.graph_encoder.pretraining import ImageHead
 from sgpipe.graph_encoder.tower import ImageTower, tower_identity
 from sgpipe.graph_encoder.training import Learner, Lessons, learning_rate, pretrain
 from sgpipe.graph_encoder.vocabulary import Vocabulary
-from sgpipe.params.curate import Curate, Quality
-from sgpipe.params.graph_encoder import GraphEncoder
+from sgpipe.graphs.config import Curate, Quality
+from sgpipe.graphs.curate import candidates, curate
+from sgpipe.relations.predicates import DIRECTIONAL, PREDICATES, phrase
 from sgpipe.runs.checkpoints import read_checkpoint
 from sgpipe.runs.shards import Shard, cut
-from sgpipe.scene_graphs.curate import candidates, curate
-from sgpipe.scene_graphs.images import AnnotatedImage
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, PREDICATES, phrase
 from sgworld.contrast import Tower, build_clip, save_local
 from tests.graph_encoder.relations import CLASSES, relations
 

@@ -10,33 +10,33 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from sgpipe.arms.adapter import build
+from sgpipe.arms.model import GraphLora
+from sgpipe.arms.resolve import Arm, resolve
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.images import Scaling
 from sgpipe.backbones.latent_cache import Crops, latent_identity, latent_maker, merge_latents
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.prompt_cache import merge_prompts, prompt_identity, prompt_maker, prompt_shards
 from sgpipe.backbones.text import TextEncoders
-from sgpipe.lora.adapter import build
-from sgpipe.lora.arms import Arm, resolve
-from sgpipe.lora.examples import Data, Sources, read_data
-from sgpipe.lora.model import GraphLora
-from sgpipe.params.backbone import Backbone
-from sgpipe.params.blocks import Blocks
-from sgpipe.params.graph_tokens import GraphTokens
-from sgpipe.params.lora import Lora, Optimiser, Validation
-from sgpipe.params.negatives import Negatives
-from sgpipe.runs.processes import Processes
-from sgpipe.runs.shards import cut, run_shards
-from sgpipe.runs.state import config_hash
-from sgpipe.scene_graphs.images import ImageStore
-from sgpipe.scene_graphs.negatives import negatives
-from sgpipe.scene_graphs.prompts import (
+from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.tables import NEGATIVES, write_table
+from sgpipe.graph_encoder.config import GraphTokens
+from sgpipe.graphs.config import Negatives
+from sgpipe.graphs.negatives import negatives
+from sgpipe.graphs.prompts import (
     conflicting_prompts,
     curated_prompts,
     unique_concepts,
     unique_texts,
 )
-from sgpipe.scene_graphs.tables import NEGATIVES, write_table
+from sgpipe.params.blocks import Blocks
+from sgpipe.runs.processes import Processes
+from sgpipe.runs.shards import cut, run_shards
+from sgpipe.runs.state import config_hash
+from sgpipe.training.config import Lora, Optimiser, Validation
+from sgpipe.training.examples import Data, Sources, read_data
 from tests.tiny import SIDE, backbone_of, curated_triples, write_curated, write_images, write_pipeline
 
 CPU = torch.device("cpu")

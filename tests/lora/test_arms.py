@@ -5,14 +5,14 @@ import json
 import pytest
 from msgspec.structs import replace
 
+from sgpipe.arms.resolve import Arm, random_blocks, resolve
+from sgpipe.attention_maps.config import Maps
+from sgpipe.backbones.config import Backbone
 from sgpipe.errors import ParamsError
-from sgpipe.lora.arms import Arm, random_blocks, resolve
-from sgpipe.params.backbone import Backbone
+from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.params.blocks import Blocks
-from sgpipe.params.graph_tokens import GraphTokens
 from sgpipe.params.load import decode
-from sgpipe.params.lora import Lora, Losses, Margin, Preference, Ranking, Times, Weighted
-from sgpipe.params.maps import Maps
+from sgpipe.training.config import Lora, Losses, Margin, Preference, Ranking, Times, Weighted
 
 BACKBONE = Backbone("m", 19, 38, 256, 128)
 LORA = Lora(Blocks.parse("7..12"))

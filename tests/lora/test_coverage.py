@@ -2,10 +2,10 @@
 
 import pytest
 
+from sgpipe.arms.coverage import uncovered
 from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.errors import DataError
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.lora.coverage import uncovered
+from sgpipe.graphs.scene_graph import SceneGraph
 from tests.lora.conftest import World
 
 

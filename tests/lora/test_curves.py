@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sgpipe.lora import training
-from sgpipe.lora.fitting import fit
-from sgpipe.lora.optimise import schedule
 from sgpipe.tracking.run import StageRun
+from sgpipe.training import loop as training
+from sgpipe.training.fit import fit
+from sgpipe.training.optimise import schedule
 from tests.lora.conftest import ALONE, TOKENS, World, tiny_lora
 
 

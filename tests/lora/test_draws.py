@@ -10,8 +10,16 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from sgpipe.backbones.rectified_flow import generator
 from sgpipe.errors import ParamsError
-from sgpipe.lora.draws import bin_names, bin_of, conditions_of, even_times, rows_of, sampler_times, times_of
-from sgpipe.params.lora import Conditions, Times
+from sgpipe.training.config import Conditions, Times
+from sgpipe.training.timesteps import (
+    bin_names,
+    bin_of,
+    conditions_of,
+    even_times,
+    rows_of,
+    sampler_times,
+    times_of,
+)
 
 
 @pytest.mark.parametrize("size, batch", [(7, 3), (10, 4), (3, 8)])

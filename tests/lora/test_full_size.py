@@ -9,11 +9,11 @@ from msgspec.structs import replace
 from torch import nn
 
 from benchmarks._random_flux import Dataless, Work, open_training, random_transformer, work_of
-from sgpipe.lora.adapter import LORA_FILE, counts, save_adapter
-from sgpipe.lora.arms import resolve
-from sgpipe.lora.model import GraphLora
-from sgpipe.lora.targeting import target_modules
-from sgpipe.lora.training import Training
+from sgpipe.arms.adapter import LORA_FILE, counts, save_adapter
+from sgpipe.arms.model import GraphLora
+from sgpipe.arms.resolve import resolve
+from sgpipe.arms.targeting import target_modules
+from sgpipe.training.loop import Training
 
 META = torch.device("meta")
 TEXT = 512

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from sgpipe.lora.optimise import adamw, average_gradients, set_rates
-from sgpipe.params.lora import Optimiser
+from sgpipe.training.config import Optimiser
+from sgpipe.training.optimise import adamw, average_gradients, set_rates
 
 NAMES = ("lora.both", "lora.one", "lora.none", "tokens.both")
 SAMPLES = torch.tensor([[1.0, -2.0, 4.0], [3.0, 5.0, -7.0]])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgpipe.lora.losses import (
+from sgpipe.training.objective import (
     bounded_margin,
     graph_dpo,
     preferred,

@@ -4,17 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgpipe.arms.conditioning import Context
+from sgpipe.arms.model import GraphLora
 from sgpipe.attention_maps import MapOptions
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.lora.conditioning import Context
-from sgpipe.lora.controls import measure, spoken
-from sgpipe.lora.examples import Data, development_pairs, prompt_of
-from sgpipe.lora.losses import sample_losses
-from sgpipe.lora.model import GraphLora
-from sgpipe.lora.objective import Noised, Objective, Probe
-from sgpipe.lora.training import spoken as both
-from sgpipe.params.graph_tokens import GraphTokens
-from sgpipe.params.lora import Losses, Margin, Preference, Ranking, Weighted
+from sgpipe.graph_encoder.config import GraphTokens
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.training.config import Losses, Margin, Preference, Ranking, Weighted
+from sgpipe.training.controls import measure, spoken
+from sgpipe.training.examples import Data, development_pairs, prompt_of
+from sgpipe.training.loop import spoken as both
+from sgpipe.training.objective import Noised, Objective, Probe, sample_losses
 from tests.lora.conftest import World, tiny_lora
 from tests.tiny import curated_triples
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from sgpipe.errors import ModelError
-from sgpipe.lora.optimise import adamw
-from sgpipe.params.lora import Optimiser
+from sgpipe.training.config import Optimiser
+from sgpipe.training.optimise import adamw
 
 
 def weights(*names: str) -> dict[str, nn.Parameter]:

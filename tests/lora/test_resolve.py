@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sgpipe.lora.arms import read_arm
+from sgpipe.arms.resolve import read_arm
 from sgpipe.params.load import read_section
-from sgpipe.params.lora import Lora
+from sgpipe.training.config import Lora
 from stages.resolve import main
 
 

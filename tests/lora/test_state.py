@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sgpipe.errors import first_line
-from sgpipe.lora import state
-from sgpipe.params.graph_tokens import GraphTokens
-from sgpipe.params.lora import Losses, Preference
+from sgpipe.graph_encoder.config import GraphTokens
+from sgpipe.training import state
+from sgpipe.training.config import Losses, Preference
 from tests.lora.conftest import World, tiny_lora
 from tests.lora.test_training import files, train
 

@@ -5,11 +5,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from msgspec.structs import replace
 
+from sgpipe.arms.targeting import attach, count, target_modules
 from sgpipe.backbones.layout import Layout, flux_layout
 from sgpipe.errors import ParamsError
-from sgpipe.lora.targeting import attach, count, target_modules
 from sgpipe.params.blocks import Blocks
-from sgpipe.params.lora import Lora
+from sgpipe.training.config import Lora
 from tests.lora.conftest import World, tiny_lora
 
 VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}

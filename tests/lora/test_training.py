@@ -13,20 +13,20 @@ from msgspec.structs import replace
 from PIL import Image
 from typer.testing import CliRunner
 
+from sgpipe.arms.generation import GraphGenerator
 from sgpipe.backbones.denoiser import Denoiser, pack
 from sgpipe.backbones.text import EncodedTexts, Prompts
 from sgpipe.cli import app
 from sgpipe.errors import DataError, ModelError, ParamsError, StateError
-from sgpipe.graph_encoder.graphs import SceneGraph
-from sgpipe.lora import state
-from sgpipe.lora.fitting import Fitted, fit
-from sgpipe.lora.generation import GraphGenerator
-from sgpipe.lora.optimise import schedule
-from sgpipe.lora.training import Training
+from sgpipe.graph_encoder.config import GraphTokens
+from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.blocks import Blocks
-from sgpipe.params.graph_tokens import GraphTokens
-from sgpipe.params.lora import Conditions, Lora, Losses, Margin, Optimiser, Preference
-from sgpipe.scene_graphs.predicates import neutral_prompt
+from sgpipe.relations.predicates import neutral_prompt
+from sgpipe.training import state
+from sgpipe.training.config import Conditions, Lora, Losses, Margin, Optimiser, Preference
+from sgpipe.training.fit import Fitted, fit
+from sgpipe.training.loop import Training
+from sgpipe.training.optimise import schedule
 from tests.lora.conftest import ALONE, TOKENS, World, tiny_lora
 from tests.tiny import SIDE, write_pipeline
 

@@ -12,16 +12,15 @@ from msgspec.structs import replace
 from PIL import Image
 from torch import Tensor
 
+from sgpipe.arms.adapter import load_adapter
+from sgpipe.arms.model import GraphLora
 from sgpipe.backbones.loading import load_module
-from sgpipe.lora.adapter import load_adapter
-from sgpipe.lora.controls import measure
-from sgpipe.lora.examples import Data
-from sgpipe.lora.fitting import Fitted, fit, prepare
-from sgpipe.lora.model import GraphLora
-from sgpipe.lora.objective import Objective
-from sgpipe.lora.samples import draw_samples
-from sgpipe.lora.training import Training
-from sgpipe.params.lora import Lora, Losses, Optimiser, Times, Validation
+from sgpipe.training.config import Lora, Losses, Optimiser, Times, Validation
+from sgpipe.training.controls import measure
+from sgpipe.training.examples import Data
+from sgpipe.training.fit import Fitted, draw_samples, fit, prepare
+from sgpipe.training.loop import Training
+from sgpipe.training.objective import Objective
 from tests.lora.conftest import ALONE, World, tiny_lora
 from tests.tiny import SIDE
 

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from sgpipe.attention_maps.files import KINDS, MapFile, map_bytes, map_table, write_maps
+from sgpipe.datasets.tables import MAP_ITEMS
 from sgpipe.errors import DataError, ModelError
-from sgpipe.map_files.parquet import KINDS, MapFile, map_bytes, map_table, write_maps
-from sgpipe.scene_graphs.tables import MAP_ITEMS
 
 SHAPE = (3, 2, 5)
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from sgpipe.cli import app
 from sgpipe.errors import ParamsError
-from sgpipe.params.compute import Compute
 from sgpipe.params.load import read_section
 from sgpipe.params.show import resolved
+from sgpipe.runs.config import Compute
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from sgpipe.cli import app
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
-from sgpipe.params.compute import Compute
 from sgpipe.params.load import decode, parse_yaml, read_section, to_builtins
 from sgpipe.params.registry import SECTIONS, section_type
 from sgpipe.params.show import load_all, resolved
+from sgpipe.runs.config import Compute
 
 
 class Inner(Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from sgpipe.attention_maps.files import map_schema
 from sgpipe.errors import DataError
-from sgpipe.map_files.parquet import map_schema
 from sgpipe.probes.data import MapSet, MapSource, Pairs
 from sgpipe.probes.splits import LEFT_OUT, Groups, Split, group_folds, linked, split
 from tests.probes.world import CLASSES, SHAPE, triples, write_generated, write_noised

@@ -7,9 +7,19 @@ from sklearn.metrics import f1_score
 from torch import nn
 
 from sgpipe.errors import StateError
-from sgpipe.params.probes import Fitting
-from sgpipe.probes.fit import Fitted, cut, fit, predict, rate, scale
-from sgpipe.probes.measures import calibration_error, confusion_matrix, interval, macro_f1
+from sgpipe.probes.config import Fitting
+from sgpipe.probes.fit import (
+    Fitted,
+    calibration_error,
+    confusion_matrix,
+    cut,
+    fit,
+    interval,
+    macro_f1,
+    predict,
+    rate,
+    scale,
+)
 from tests.probes.world import Rows
 
 CPU = torch.device("cpu")

@@ -12,21 +12,21 @@ import torch
 from safetensors.torch import save_file
 
 from sgpipe.errors import DataError, ParamsError
-from sgpipe.params.negatives import Negatives
-from sgpipe.params.probes import NoiseAware
+from sgpipe.graphs.config import Negatives
+from sgpipe.graphs.negatives import read_confusions
+from sgpipe.probes.config import NoiseAware
 from sgpipe.probes.controls import NameSource, shuffled, word_trace
 from sgpipe.probes.data import MapSet, MapSource, Pairs
 from sgpipe.probes.fit import fit, predict
 from sgpipe.probes.group import BEST, NOISE_AWARE, write_group
+from sgpipe.probes.jobs import Bench, Result, Unit, units
 from sgpipe.probes.noise_aware import load_noise_aware
 from sgpipe.probes.plots import plot_noised, plot_probe, plot_selectivity, plot_table
 from sgpipe.probes.pool import kept_at, run_units
 from sgpipe.probes.store import load_probe
 from sgpipe.probes.table import TABLE, confusions, merged, read_groups
-from sgpipe.probes.work import Bench, Result, Unit, units
 from sgpipe.runs.atomic import write_json
 from sgpipe.runs.processes import Processes
-from sgpipe.scene_graphs.negatives import read_confusions
 from tests.probes.world import SMALL, embeddings, make_bench, triples, write_generated, write_noised
 
 CPU = torch.device("cpu")
@@ -215,7 +215,7 @@ def test_no_fit_sees_an_image_or_a_pair_of_its_test_rows(
         fitted_on[:] = [train, val]
         return fit(build, source, labels, train, val, 1, *others[1:])
 
-    monkeypatch.setattr("sgpipe.probes.work.fit", spy)
+    monkeypatch.setattr("sgpipe.probes.jobs.fit", spy)
     unordered = [
         frozenset(two) for two in zip(table["subject"].to_pylist(), table["object"].to_pylist(), strict=True)
     ]

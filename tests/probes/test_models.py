@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sgpipe.probes.fusion import KINDS_OF, PARTS, fuse
+from sgpipe.probes.data import KINDS_OF, PARTS, fuse
 from sgpipe.probes.models import SimpleMLP, TinyCNN, WideResNet, build
 from sgpipe.probes.probe import Probe, ProbeConfig
 

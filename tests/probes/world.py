@@ -8,11 +8,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sgpipe.map_files.parquet import map_table, write_maps
-from sgpipe.params.probes import Fitting, NoiseAware, Probes
+from sgpipe.attention_maps.files import map_table, write_maps
+from sgpipe.datasets.tables import MAP_ITEMS
+from sgpipe.probes.config import Fitting, NoiseAware, Probes
 from sgpipe.probes.data import MapSet, Pairs
-from sgpipe.probes.work import Bench
-from sgpipe.scene_graphs.tables import MAP_ITEMS
+from sgpipe.probes.jobs import Bench
 
 CLASSES = ("above", "behind", "on")
 """In the order of `PREDICATES`."""

@@ -56,10 +56,10 @@ def test_every_knob_is_read_by_code_that_has_its_section(tmp_path: Path) -> None
     """
     for name in ("sgpipe", "stages", "benchmarks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    section = tmp_path / "sgpipe/params/negatives.py"
+    section = tmp_path / "sgpipe/graphs/config.py"
     section.write_text(section.read_text() + "    steps: int = 1\n")
     (tmp_path / "stages/planted.py").write_text(
-        "from sgpipe.params.evaluate import Evaluate\n\n\ndef f(config: Evaluate) -> int:\n    return config.steps\n"
+        "from sgpipe.evaluation.config import Evaluate\n\n\ndef f(config: Evaluate) -> int:\n    return config.steps\n"
     )
     reads = attribute_reads(tmp_path)
     kinds = set().union(*(structs(registry.section_type(name)) for name in registry.SECTIONS))

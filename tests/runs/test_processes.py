@@ -12,7 +12,7 @@ from sgpipe.runs.processes import set_deterministic
 
 SHOWN = """
 import os, torch
-from sgpipe.params.compute import Compute
+from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 start(Compute(device="cpu", deterministic={deterministic}))
 print(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),

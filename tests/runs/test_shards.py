@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sgpipe.errors import DataError, ParamsError, StateError
-from sgpipe.params.compute import Compute
 from sgpipe.runs import processes
 from sgpipe.runs.atomic import new_folder
+from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import Processes, launch, pick_device
 from sgpipe.runs.shards import cut, link, run_shards, shared_state
 

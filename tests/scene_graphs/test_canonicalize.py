@@ -20,15 +20,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import sgpipe.scene_graphs.spans as spans_module
+import sgpipe.datasets.visual_genome.spans as spans_module
+from sgpipe.datasets.config import Canonicalize, Geometric, Splits
+from sgpipe.datasets.splits import Splitter
+from sgpipe.datasets.visual_genome.canonicalize import SCHEMAS, canonicalize
+from sgpipe.datasets.visual_genome.context import Rows
+from sgpipe.datasets.visual_genome.passes import read_pass
+from sgpipe.datasets.visual_genome.spans import Span
 from sgpipe.errors import DataError, SgpipeError
-from sgpipe.graph_encoder.graphs import SceneGraph, parse_graph
-from sgpipe.params.canonicalize import Canonicalize, Geometric, Splits
-from sgpipe.scene_graphs.canonicalize import SCHEMAS, canonicalize
-from sgpipe.scene_graphs.context import Rows
-from sgpipe.scene_graphs.passes import read_pass
-from sgpipe.scene_graphs.spans import Span
-from sgpipe.scene_graphs.splits import Splitter
+from sgpipe.graphs.scene_graph import SceneGraph, parse_graph
 
 Folder = Callable[..., Path]
 
@@ -185,13 +185,14 @@ def test_same_bytes_however_it_is_run(
     assert first["geometric"]
     canonicalize(root, tmp_path / "b", params)
     assert parts(tmp_path / "a") == parts(tmp_path / "b")
-    monkeypatch.setattr("sgpipe.scene_graphs.canonicalize._SMALL", 0)
+    monkeypatch.setattr("sgpipe.datasets.visual_genome.canonicalize._SMALL", 0)
     canonicalize(root, tmp_path / "c", params, workers=2)
     assert parts(tmp_path / "a") == parts(tmp_path / "c")
     for cut in ("guessed_spans", "exact_spans"):
         real = getattr(spans_module, cut)
         monkeypatch.setattr(
-            f"sgpipe.scene_graphs.passes.{cut}", lambda path, start, real=real: real(path, start, 300)
+            f"sgpipe.datasets.visual_genome.passes.{cut}",
+            lambda path, start, real=real: real(path, start, 300),
         )
     assert canonicalize(root, tmp_path / "d", params) == first
     assert parts(tmp_path / "a") == parts(tmp_path / "d")
@@ -240,7 +241,7 @@ def test_the_order_of_the_files_does_not_matter(
     )
     order = np.random.default_rng(1).permutation(40)
     monkeypatch.setattr(
-        "sgpipe.scene_graphs.passes.guessed_spans",
+        "sgpipe.datasets.visual_genome.passes.guessed_spans",
         lambda path, start: spans_module.guessed_spans(path, start, 2000),
     )
     shuffled = folder(image_data=images, objects=[objects[n] for n in order], relationships=relations[::-1])
@@ -261,7 +262,7 @@ def test_wrong_guesses_are_noticed(folder: Folder, tmp_path: Path, monkeypatch: 
     for record in objects:
         record["objects"] = [{"image_id": 0, **item} for item in record["objects"]]
     monkeypatch.setattr(
-        "sgpipe.scene_graphs.passes.guessed_spans",
+        "sgpipe.datasets.visual_genome.passes.guessed_spans",
         lambda path, start: spans_module.guessed_spans(path, start, 700),
     )
     canonicalize(
@@ -275,7 +276,7 @@ def test_a_repeated_image_record_is_rejected_across_spans(
 ) -> None:
     images, objects, relations = _many(10)
     monkeypatch.setattr(
-        "sgpipe.scene_graphs.passes.guessed_spans",
+        "sgpipe.datasets.visual_genome.passes.guessed_spans",
         lambda path, start: spans_module.guessed_spans(path, start, 10),
     )
     root = folder(image_data=images, objects=[*objects, objects[0]], relationships=[*relations, relations[3]])
@@ -468,8 +469,8 @@ def test_killed_and_started_again_the_folder_is_the_same(sample: Path, tmp_path:
     """SIGKILL while the tables are written leaves temporary files; the next run's folder holds the tables alone."""
     canonicalize(sample, tmp_path / "whole", Canonicalize())
     code = (
-        "import os, signal, sys; from pathlib import Path; from sgpipe.params.canonicalize import Canonicalize\n"
-        "from sgpipe.scene_graphs.canonicalize import canonicalize\n"
+        "import os, signal, sys; from pathlib import Path; from sgpipe.datasets.config import Canonicalize\n"
+        "from sgpipe.datasets.visual_genome.canonicalize import canonicalize\n"
         "die = lambda path, done: path.stem == 'relationships' and os.kill(os.getpid(), signal.SIGKILL)\n"
         "canonicalize(Path(sys.argv[1]), Path(sys.argv[2]), Canonicalize(), progress=die)"
     )

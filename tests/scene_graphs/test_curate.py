@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sgpipe.datasets.tables import IMAGES, RELATIONS, TRIPLES
 from sgpipe.errors import DataError
-from sgpipe.params.curate import Crop, Curate, Quality
-from sgpipe.scene_graphs.curate import candidates, curate
-from sgpipe.scene_graphs.predicates import PREDICATES, relational_prompt
-from sgpipe.scene_graphs.tables import IMAGES, RELATIONS, TRIPLES
+from sgpipe.graphs.config import Crop, Curate, Quality
+from sgpipe.graphs.curate import candidates, curate
+from sgpipe.relations.predicates import PREDICATES, relational_prompt
 
 CLASSES = ("on", "left of", "wearing", "around/near")
 SMALL = Curate(

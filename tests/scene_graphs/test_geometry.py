@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgpipe.scene_graphs.geometry import clip, geometric_relation, overlap, square_crop, union
+from sgpipe.relations.boxes import clip, geometric_relation, overlap, square_crop, union
 
 SIDE = st.integers(1, 300)
 BOX = st.tuples(st.integers(-50, 300), st.integers(-50, 300), SIDE, SIDE)

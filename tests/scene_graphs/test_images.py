@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from sgpipe.datasets.images import AspectRatioError, ImageStore, same_aspect_ratio
 from sgpipe.errors import DataError
-from sgpipe.scene_graphs.images import AspectRatioError, ImageStore, same_aspect_ratio
 
 
 def png(colour: tuple[int, int, int], mode: str = "RGB") -> bytes:

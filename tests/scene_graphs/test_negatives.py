@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from sgpipe.errors import DataError
-from sgpipe.params.negatives import Negatives
-from sgpipe.scene_graphs.negatives import (
+from sgpipe.graphs.config import Negatives
+from sgpipe.graphs.negatives import (
     DEFAULT_CONFUSIONS,
     may_hold,
     negatives,
@@ -17,7 +17,7 @@ from sgpipe.scene_graphs.negatives import (
     replacements,
     stated,
 )
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
+from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
 
 NONE = frozenset[str]()
 

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.errors import DataError
-from sgpipe.scene_graphs.aliases import Names, plain_name, read_aliases
-from sgpipe.scene_graphs.predicate_map import EMPTY, UNKNOWN, PredicateMap
-from sgpipe.scene_graphs.predicates import PREDICATES
+from sgpipe.relations.aliases import EMPTY, UNKNOWN, Names, PredicateMap, plain_name, read_aliases
+from sgpipe.relations.predicates import PREDICATES
 
 MAP = PredicateMap.load()
 

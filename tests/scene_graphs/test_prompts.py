@@ -2,16 +2,16 @@
 
 import pyarrow as pa
 
-from sgpipe.scene_graphs.negatives import may_hold
-from sgpipe.scene_graphs.predicates import PREDICATES, phrase, relational_prompt
-from sgpipe.scene_graphs.prompts import (
+from sgpipe.datasets.tables import NEGATIVES
+from sgpipe.graphs.negatives import may_hold
+from sgpipe.graphs.prompts import (
     conflicting_prompts,
     curated_prompts,
     unique_concepts,
     unique_texts,
     wrong_predicates,
 )
-from sgpipe.scene_graphs.tables import NEGATIVES
+from sgpipe.relations.predicates import PREDICATES, phrase, relational_prompt
 from tests.tiny import curated_triples
 
 TRIPLES = curated_triples(96, "maps")

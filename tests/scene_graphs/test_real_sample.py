@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from sgpipe.params.canonicalize import Canonicalize, Splits
-from sgpipe.scene_graphs.canonicalize import canonicalize
-from sgpipe.scene_graphs.predicate_map import UNKNOWN, PredicateMap
+from sgpipe.datasets.config import Canonicalize, Splits
+from sgpipe.datasets.visual_genome.canonicalize import canonicalize
+from sgpipe.relations.aliases import UNKNOWN, PredicateMap
 
 RELEASES = {"v1_4": "v1.4", "v1_2": "v1.2", "v1_0": "v1.0"}
 

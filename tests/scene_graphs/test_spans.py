@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sgpipe.datasets.visual_genome.spans import exact_spans, guessed_spans, list_start
 from sgpipe.errors import DataError
-from sgpipe.scene_graphs.spans import exact_spans, guessed_spans, list_start
 
 TEXT = st.text(alphabet='ab"\\{}[],: \n😀', max_size=12)
 RECORD = st.fixed_dictionaries(
@@ -69,7 +69,7 @@ def test_what_is_no_list_of_records(tmp_path: Path, text: str, says: str) -> Non
 
 
 def test_a_record_without_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sgpipe.scene_graphs.spans._LARGEST", 1 << 21)
+    monkeypatch.setattr("sgpipe.datasets.visual_genome.spans._LARGEST", 1 << 21)
     path = tmp_path / "objects.json"
     path.write_text('[{"a": "' + "x" * (5 << 20))
     (span,) = exact_spans(path, 1, 1)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sgpipe.scene_graphs.predicates import PREDICATES
+from sgpipe.relations.predicates import PREDICATES
 from sgworld.detector import Detection, detect, detect_batch
 from sgworld.measure import overlap
 from sgworld.scenes import BACKGROUNDS, Scene, draw_triple, lone_scene, pair_scene, render

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sgpipe.errors import DataError, StateError
-from sgpipe.scene_graphs.predicates import INVERSE
+from sgpipe.relations.predicates import INVERSE
 from sgworld.bank import draw_bank
 from sgworld.contrast import contrastive_loss, false_triples
 from sgworld.flux import (

@@ -8,12 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from sgpipe.datasets.config import Canonicalize
+from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.visual_genome.canonicalize import canonicalize
 from sgpipe.errors import DataError
-from sgpipe.params.canonicalize import Canonicalize
-from sgpipe.scene_graphs.canonicalize import canonicalize
-from sgpipe.scene_graphs.images import ImageStore
-from sgpipe.scene_graphs.predicate_map import PredicateMap
-from sgpipe.scene_graphs.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
+from sgpipe.relations.aliases import PredicateMap
+from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
 from sgworld.arrangement import arranged, holds
 from sgworld.bank import (
     NEUTRAL,

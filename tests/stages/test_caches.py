@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.latent_cache import LatentCache
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.backbones.truncation import Tokenizers
-from sgpipe.params.backbone import Backbone
+from sgpipe.datasets.tables import NEGATIVES, write_table
 from sgpipe.params.load import read_section
-from sgpipe.scene_graphs.tables import NEGATIVES, write_table
 from tests.stages.test_pipeline import clone, dvc, run
 from tests.tiny import (
     DOUBLE,

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from sgpipe.datasets.tables import IMAGES, RELATIONS, TRIPLES, read_table, write_table
 from sgpipe.graph_encoder.cgip import Cgip
 from sgpipe.graph_encoder.checkpoints import load_encoder
+from sgpipe.graph_encoder.config import GraphEncoder
 from sgpipe.graph_encoder.examples import Examples
 from sgpipe.graph_encoder.open_vocabulary import OpenVocabularyEncoder
-from sgpipe.params.curate import Curate
-from sgpipe.params.graph_encoder import GraphEncoder
+from sgpipe.graphs.config import Curate
 from sgpipe.params.load import read_section
-from sgpipe.scene_graphs.tables import IMAGES, RELATIONS, TRIPLES, read_table, write_table
 from sgworld.contrast import Tower, build_clip, save_local
 from tests.graph_encoder.relations import CLASSES, relations
 from tests.stages.test_caches import COMMANDS, files, killed, root, run, set_params, stage  # noqa: F401

@@ -133,7 +133,7 @@ def test_what_a_stage_imports_is_in_its_closure(recorded: dict[str, Any], name: 
     known = import_closure(COMMANDS[name][0], ROOT).files
     views = tuple(f"{view.replace('.', '/')}{end}" for view in VIEWS for end in (".py", "/"))
     imported = {file for file in recorded[name]["files"] if not file.startswith(views)} - {
-        "sgpipe/params/tracking.py"
+        "sgpipe/tracking/config.py"
     }
     assert len(imported) > 10
     assert imported <= set(known)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from sgpipe.params.curate import Curate
+from sgpipe.graphs.config import Curate
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.state import config_hash
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from sgpipe.datasets.tables import TRIPLES
+from sgpipe.graphs.negatives import read_confusions
 from sgpipe.probes.noise_aware import load_noise_aware
 from sgpipe.probes.store import load_probe
-from sgpipe.scene_graphs.negatives import read_confusions
-from sgpipe.scene_graphs.predicates import concepts, neutral_prompt, relational_prompt
-from sgpipe.scene_graphs.tables import TRIPLES
+from sgpipe.relations.predicates import concepts, neutral_prompt, relational_prompt
 from tests.probes.world import triples, write_generated, write_noised
 from tests.stages.test_caches import TRIPLES as OTHERS
 from tests.stages.test_caches import copied, run, set_params, small_repository, stage

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from sgpipe.attention_maps import MapOptions, concept_embeddings, concept_stream
+from sgpipe.attention_maps.files import MapFile
+from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.latent_cache import LatentCache
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.backbones.rectified_flow import interpolate, noise
-from sgpipe.map_files.parquet import MapFile
-from sgpipe.params.backbone import Backbone
 from sgpipe.params.load import read_section
 from tests.stages.test_caches import COMMANDS, copied, files, killed, run, set_params, small_repository, stage
 
@@ -99,7 +99,7 @@ def map_triples(root: Path) -> list[dict]:
 
 
 def seed_of(triple: dict) -> int:
-    from sgpipe.scene_graphs.hashing import hashed
+    from sgpipe.runs.hashing import hashed
 
     ids = ([triple["image_id"]], [triple["relationship_id"]])
     return int(hashed(0, "maps", *ids)[0] >> np.uint64(1))

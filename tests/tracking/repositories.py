@@ -13,7 +13,7 @@ STAGE = """
 import json, sys
 from pathlib import Path
 from sgpipe.params import registry
-registry.SECTIONS["toy"] = "sgpipe.params.compute:Compute"
+registry.SECTIONS["toy"] = "sgpipe.runs.config:Compute"
 import yaml
 from sgpipe.tracking.run import track
 rate = yaml.safe_load(Path("params.yaml").read_text())["toy"]["rate"]

@@ -1,0 +1,107 @@
+"""`sgpipe generate`: a picture of a graph."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Adapter = Annotated[
+    Path | None, typer.Option(help="folder of an adapter, as outputs/lora/graph/adapter; none draws the base")
+]
+
+
+def generate(
+    graph: Annotated[
+        str,
+        typer.Option(
+            help='"subject, predicate, object; …", JSON text, or a JSON file; "" is the empty graph'
+        ),
+    ] = "",
+    adapter: Adapter = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="text; by default the names of the graph without a relation")
+    ] = None,
+    model: Annotated[Path, typer.Option(help="pipeline folder")] = Path("models/mini-flux"),
+    out: Annotated[Path, typer.Option(help="picture to write; several get numbers")] = Path(
+        "outputs/generated.png"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first picture's noise")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="pictures, from consecutive seeds")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Euler steps")] = 4,
+    size: Annotated[
+        int | None, typer.Option(min=16, help="side in pixels; by default that of the adapter's training")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "cpu",
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="refuse what is otherwise a warning: truncated, unknown and untrained names and words",
+        ),
+    ] = False,
+) -> None:
+    """Draw a picture of a graph with a trained adapter, or of a prompt with the base."""
+    from PIL import Image
+
+    from sgpipe.arms.adapter import backbone_of, read_about
+    from sgpipe.arms.coverage import TRAINED_ON, uncovered, unknown_tokens
+    from sgpipe.arms.generation import GraphGenerator, backbone_for
+    from sgpipe.backbones.truncation import Tokenizers, describe
+    from sgpipe.errors import ParamsError
+    from sgpipe.graph_encoder.open_vocabulary import texts_of
+    from sgpipe.graphs.scene_graph import SceneGraph, parse_graph, read_graph
+    from sgpipe.runs.atomic import atomic_path
+    from sgpipe.runs.processes import pick_device
+
+    where = pick_device(device, 0, "--device")
+    scene = SceneGraph()
+    if graph.endswith(".json"):
+        scene = read_graph(Path(graph))
+    elif graph.strip():
+        scene = parse_graph(graph)
+    if prompt is None and not scene.objects:
+        raise ParamsError("generate: neither --graph nor --prompt says what to draw; give one")
+    if adapter is None and scene.triples:
+        raise ParamsError(
+            "generate: --graph needs --adapter: the base reads no graph; give one, or --prompt alone"
+        )
+    text = prompt if prompt is not None else prompt_of(scene.objects)
+    if size is None:
+        if adapter is None:
+            raise ParamsError("generate: --size is needed without an adapter, whose training would name one")
+        size = backbone_of(read_about(adapter), adapter).resolution
+    backbone = backbone_for(model, adapter)
+    tokens = Tokenizers.load(backbone).prompts([text]) + Tokenizers.load(backbone).names(texts_of([scene]))
+    said = unknown_tokens(tokens)
+    if adapter is not None:
+        said += uncovered(scene, text, read_about(adapter).get(TRAINED_ON))
+    if strict and (cut := describe(tokens)):
+        said.append(cut)
+    if strict and said:
+        raise ParamsError(f"generate --strict: {'; '.join(said)}")
+    for each in said:
+        print(f"warning: {each}", file=sys.stderr)
+    generator = GraphGenerator.load(
+        model, adapter, device=str(where), backbone=backbone, ahead=([text], [scene])
+    )
+    pictures = generator.draw(
+        [text] * count,
+        [scene if adapter else None] * count,
+        range(seed, seed + count),
+        steps=steps,
+        size=size,
+    )
+    for index, picture in enumerate(pictures):
+        path = out if count == 1 else out.with_stem(f"{out.stem}-{seed + index}")
+        with atomic_path(path) as temporary:
+            Image.fromarray(picture).save(temporary, format="PNG")
+        print(path)
+
+
+def prompt_of(names: tuple[str, ...]) -> str:
+    """The neutral prompt of any number of names."""
+    from sgpipe.relations.predicates import neutral_prompt
+
+    first, last = ", ".join(names[:-1]), names[-1]
+    return neutral_prompt(first, last) if first else f"a photo of {last} on a plain background"

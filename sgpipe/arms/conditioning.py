@@ -1,0 +1,112 @@
+"""Graphs beside a prompt: what the transformer is given as text when it is given a graph, too."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sgpipe.attention_maps.options import concept_embeddings
+from sgpipe.backbones.text import Prompts
+from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
+from sgpipe.graph_encoder.checkpoints import Encoder, load_encoder
+from sgpipe.graph_encoder.config import GraphTokens
+from sgpipe.graph_encoder.injection import GatedResidual, TextContext, named_spans, prepend
+from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
+from sgpipe.graph_encoder.tokens import GraphTokenizer
+from sgpipe.graph_encoder.vocabulary import Vocabulary
+from sgpipe.graphs.scene_graph import SceneGraph
+
+
+class Words(Protocol):
+    """A T5 tokenizer, as far as it is used: texts to token ids, the end token last."""
+
+    def __call__(self, text: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """A batch's text for the transformer: prompts with the graph's part, and keyword arguments of every attention."""
+
+    prompts: Prompts
+    attention: Mapping[str, Tensor] | None = None
+
+
+def name_table(states: Tensor, mask: Tensor, texts: Sequence[str]) -> NameTable:
+    """One vector per text, the mean over its own tokens of states `[K, N, D]`, float32."""
+    vectors = concept_embeddings(states.float(), mask, "mean")
+    return NameTable(dict(zip(texts, vectors, strict=True)))
+
+
+class GraphConditioner(nn.Module):
+    """Graph tokens with all they are made of: projector, gate and graph encoder. `train_encoder` says what is trained."""
+
+    def __init__(
+        self,
+        params: GraphTokens,
+        text_width: int,
+        text_scale: float,
+        image_tokens: int,
+        *,
+        seed: int,
+        encoder: tuple[Encoder, Vocabulary | None] | None = None,
+        words: Words | None = None,
+    ) -> None:
+        super().__init__()
+        self.params, self._image_tokens, self._words = params, image_tokens, words
+        self.encoder: Encoder | None = None
+        self.vocabulary: Vocabulary | None = None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if params.needs_encoder and encoder is not None:
+                self.encoder, self.vocabulary = encoder
+            elif params.needs_encoder:
+                self.encoder = OpenVocabularyEncoder(OpenVocabularyConfig(text_width))
+            embed = self.encoder.config.embed if self.encoder is not None else None
+            self.tokenizer = GraphTokenizer(params, text_width, text_scale=text_scale, embed=embed)
+            self.residual = GatedResidual() if params.injection == "residual" else None
+        if self.encoder is not None:
+            self.encoder.requires_grad_(params.train_encoder or params.encoder is None)
+
+    def projector(self) -> dict[str, Tensor]:
+        """State of projector and gate, without the graph encoder's."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("encoder.")}
+
+    def forward(
+        self, graphs: Sequence[SceneGraph], texts: Sequence[str], prompts: Prompts, names: NameTable
+    ) -> Context:
+        """Prompts `texts`, encoded as `prompts`, with a graph each. Where no graph has a triple, tensors stay as they are."""
+        device = prompts.encoder_hidden_states.device
+        tokens = self.tokenizer(graphs, self._encode(graphs, names, device), names)
+        states = prompts.encoder_hidden_states
+        if self.residual is not None:
+            states = self.residual(
+                tokens, states, [self._spans(*pair) for pair in zip(graphs, texts, strict=True)]
+            )
+            return Context(Prompts(states, prompts.pooled_projections))
+        context: TextContext = prepend(tokens, states, states.new_zeros(states.shape[1], 3))
+        return Context(
+            Prompts(context.encoder_hidden_states, prompts.pooled_projections),
+            context.joint_attention_kwargs(self._image_tokens) or None,
+        )
+
+    def _encode(
+        self, graphs: Sequence[SceneGraph], names: NameTable, device: torch.device
+    ) -> GraphEncoding | None:
+        if self.encoder is None:
+            return None
+        return self.encoder(
+            batch_graphs(graphs, names if self.vocabulary is None else self.vocabulary).to(device)
+        )
+
+    def _spans(self, graph: SceneGraph, text: str) -> dict[int, range]:
+        assert self._words is not None
+        ids = {name: self._words(name).input_ids[:-1] for name in graph.objects}
+        return named_spans(graph, self._words(text).input_ids, ids)
+
+
+def read_encoder(params: GraphTokens) -> tuple[Encoder, Vocabulary | None] | None:
+    """The graph encoder that the parameters name, or None. Raises `ModelError` for a folder that holds none."""
+    return load_encoder(Path(params.encoder)) if params.encoder else None

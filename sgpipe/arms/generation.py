@@ -1,0 +1,191 @@
+"""Pictures of prompts with graphs, by a generator and an adapter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sgpipe.arms.adapter import backbone_of, load_adapter, read_about
+from sgpipe.arms.conditioning import name_table
+from sgpipe.arms.model import GraphLora
+from sgpipe.backbones.config import Backbone
+from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.images import decode
+from sgpipe.backbones.layout import layout_of
+from sgpipe.backbones.loading import load_module, load_plain, on_device, place
+from sgpipe.backbones.source import snapshot_folder
+from sgpipe.backbones.text import EncodedTexts, TextEncoders
+from sgpipe.backbones.truncation import LONGEST, warn
+from sgpipe.errors import ModelError, ParamsError
+from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
+from sgpipe.graphs.scene_graph import SceneGraph
+
+
+def read_backbone(model: str | Path) -> Backbone:
+    """Section `backbone` for a pipeline folder (or a hub id in the cache), read off its own files. Raises `ModelError`."""
+    folder = snapshot_folder(str(model), None)
+    if folder is None:
+        raise ModelError(f"{model}: no such pipeline folder; give a local folder of a diffusers pipeline")
+    layout = layout_of(folder, str(model))
+    backbone = Backbone(
+        model=str(folder),
+        files=str(folder),
+        double_blocks=layout.double_blocks,
+        single_blocks=layout.single_blocks,
+        resolution=layout.pixels_per_token,
+        max_sequence_length=LONGEST,
+    )
+    length = min(LONGEST, load_plain(backbone, "tokenizer_2").model_max_length)
+    return replace(backbone, max_sequence_length=length)
+
+
+def backbone_for(model: str | Path, adapter: Path | None) -> Backbone:
+    """As the adapter was trained, if there is one: prompts must be padded alike, and the precision be the same."""
+    if adapter is None:
+        return read_backbone(model)
+    trained = backbone_of(read_about(adapter), adapter)
+    if str(model) == trained.model:
+        return trained
+    found = read_backbone(model)
+    return replace(trained, model=found.model, files=found.files, revision=None)
+
+
+@dataclass
+class GraphGenerator:
+    """Draws pictures; `adapter` is None for the base alone.
+
+    With `offload: model` transformer and VAE are on the device by turns.
+    """
+
+    denoiser: Denoiser
+    vae: Any
+    texts: TextEncoders | EncodedTexts
+    adapter: GraphLora | None = None
+    guidance: float | None = None
+    offload: str = "none"
+    batch: int = 16
+    _names: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        adapter: Path | None,
+        *,
+        device: str = "cpu",
+        backbone: Backbone | None = None,
+        guidance: float | None = None,
+        offload: str = "none",
+        ahead: tuple[Sequence[str], Sequence[SceneGraph | None]] | None = None,
+    ) -> "GraphGenerator":
+        """The pipeline of folder `model` and the adapter of a folder that `train_lora` wrote.
+
+        Prompt length and precision come from `backbone`, else from the adapter, else from the pipeline's own files; a guidance of
+        None is the adapter's. With `ahead`, all prompts and graphs that will be drawn, the text encoders are gone before the
+        transformer is loaded; without it they stay beside it. Raises `ModelError` if the adapter belongs to another base.
+        """
+        backbone = backbone or backbone_for(model, adapter)
+        where = torch.device(device)
+        texts: TextEncoders | EncodedTexts
+        texts = encoders = TextEncoders(backbone, where, offload)
+        if ahead is not None:
+            prompts, graphs = ahead
+            named = texts_of([graph for graph in graphs if graph is not None])
+            different = list(dict.fromkeys(prompts))
+            warn(encoders.tokenizers.prompts(different) + encoders.tokenizers.names(named), "prompts")
+            texts = EncodedTexts(encoders, prompts, ["", *named])
+        del encoders
+        denoiser = Denoiser.load(backbone, where, offload)
+        made = cls(denoiser, load_module(backbone, "vae"), texts, guidance=guidance, offload=offload)
+        if adapter is not None:
+            made.adapter = load_adapter(adapter, denoiser, backbone)
+            made.guidance = made.adapter.guidance if guidance is None else guidance
+        if offload == "model":
+            place(denoiser.transformer, torch.device("cpu"), offload)
+        else:
+            place(made.vae, where, "none")
+        return made
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        graphs: Sequence[SceneGraph | None],
+        seeds: Sequence[int],
+        *,
+        steps: int = 4,
+        size: int,
+    ) -> NDArray[np.uint8]:
+        """Pictures `[N, size, size, 3]`, 0–255, of prompts with a graph each; the noise of each depends on its seed alone.
+
+        Graph None switches the adapter off: those are the base's pictures. An *empty* graph leaves it on (at the times at which it
+        works) without tokens, and so does any graph where the adapter reads none (arm `text_only`). Raises `ModelError` for a
+        graph without an adapter.
+        """
+        if not len(prompts) == len(graphs) == len(seeds):
+            raise ParamsError(
+                f"draw: got {len(prompts)} prompts, {len(graphs)} graphs, {len(seeds)} seeds; one of each per picture"
+            )
+        self.denoiser.layout.grid(size)
+        groups: dict[tuple[int, int] | None, list[int]] = {}
+        for row, graph in enumerate(graphs):
+            groups.setdefault(_shape(graph), []).append(row)
+        pictures = np.zeros((len(prompts), size, size, 3), np.uint8)
+        for rows in groups.values():
+            for start in range(0, len(rows), self.batch):
+                part = rows[start : start + self.batch]
+                with on_device(self.denoiser.transformer, self.denoiser.device, self.offload):
+                    latents = self.latents(
+                        [prompts[i] for i in part],
+                        [graphs[i] for i in part],
+                        [seeds[i] for i in part],
+                        steps,
+                        size,
+                    )
+                with on_device(self.vae, self.denoiser.device, self.offload):
+                    pictures[part] = decode(self.vae, latents)
+        return pictures
+
+    @torch.no_grad()
+    def latents(
+        self,
+        prompts: Sequence[str],
+        graphs: Sequence[SceneGraph | None],
+        seeds: Sequence[int],
+        steps: int,
+        size: int,
+    ) -> Tensor:
+        """Latents `[N, C, h, w]` of one batch; either all graphs or none are None."""
+        encoded = self.texts.prompts(prompts).to(self.denoiser.device)
+        given = [graph for graph in graphs if graph is not None]
+        if self.adapter is None:
+            if given:
+                raise ModelError("draw: a graph is given, but no adapter is loaded; load one, or give None")
+            return self.denoiser.sample(encoded, seeds, size, steps, self.guidance)
+        if not given:
+            with self.adapter.off():
+                return self.denoiser.sample(encoded, seeds, size, steps, self.guidance)
+        context = self.adapter.context(given, prompts, encoded, self._table(given))
+        return self.adapter.sample(context, encoded, seeds, size, steps, self.guidance)
+
+    def _table(self, graphs: Sequence[SceneGraph]) -> NameTable:
+        """Vectors of all names and phrases in the graphs."""
+        new = [text for text in ["", *texts_of(graphs)] if text not in self._names]
+        if new:
+            rows = self.texts.concepts(new)
+            mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+            self._names |= name_table(pad_sequence(rows, batch_first=True), mask, new).vectors
+        return NameTable(self._names)
+
+
+def _shape(graph: SceneGraph | None) -> tuple[int, int] | None:
+    """Graphs of equal shape have equally many tokens and need no mask."""
+    if graph is None:
+        return None
+    return len(graph.triples), len({index for s, _, o in graph.triples for index in (s, o)})

@@ -1,0 +1,79 @@
+"""Image latents: in what portions the VAE encodes the curated crops.
+
+The generator: which checkpoint, at what precision, and what block layout it is expected to have.
+
+Text encodings: which prompts are encoded, and in what portions.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+
+class Backbone(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `backbone`: a diffusers pipeline by folder or hub id."""
+
+    model: Annotated[str, Meta(min_length=1, description="local folder or hub id of a diffusers pipeline")]
+    double_blocks: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="double-stream (MM-DiT) blocks the checkpoint must have; block ranges are checked against it",
+        ),
+    ]
+    single_blocks: Annotated[int, Meta(ge=0, description="single-stream blocks the checkpoint must have")]
+    resolution: Annotated[
+        int, Meta(ge=16, multiple_of=8, description="side of generated images and of crops, pixels")
+    ]
+    max_sequence_length: Annotated[
+        int, Meta(ge=1, le=512, description="T5 tokens per prompt, padding included")
+    ]
+    revision: Annotated[
+        str | None, Meta(description="pinned commit of a hub id, which needs one; null for a folder")
+    ] = None
+    files: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="folder whose parts DVC watches: model itself if it is a folder, presets/hub for a hub id",
+        ),
+    ] = "presets/hub"
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], Meta(description="precision of the weights")
+    ] = "float32"
+    quantisation: Annotated[
+        Literal["int8", "nf4"] | None,
+        Meta(
+            description="of the transformer's linear layers, by bitsandbytes on a CUDA GPU: 8 bits (LLM.int8) or 4 (NF4); null "
+            "keeps dtype"
+        ),
+    ] = None
+
+
+Condition = Literal["relational", "neutral", "dropped", "wrong"]
+
+
+class CachePrompts(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `cache_prompts`. The batch size is part of the result: another one may round differently."""
+
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Meta(
+            min_length=1,
+            description="prompts of each curated triple: with its relation, with `and` in its place, without it, with a wrong one",
+        ),
+    ] = ("relational", "neutral", "wrong")
+    batch_size: Annotated[int, Meta(ge=1, description="texts per forward of the encoders")] = 32
+    shard_size: Annotated[int, Meta(ge=1, description="texts per file, the unit of resuming")] = 512
+    seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the choice of wrong relations")] = 0
+
+    def __post_init__(self) -> None:
+        if len(set(self.conditions)) != len(self.conditions):
+            raise ValueError(f"conditions: got {list(self.conditions)}; name each once")
+
+
+class CacheLatents(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `cache_latents`. The batch size is part of the result: another one may round differently."""
+
+    batch_size: Annotated[int, Meta(ge=1, description="crops per forward of the VAE")] = 8
+    shard_size: Annotated[int, Meta(ge=1, description="crops per file, the unit of resuming")] = 512

@@ -1,0 +1,1 @@
+"""Data sets as tables of images, objects and relations."""

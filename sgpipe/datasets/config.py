@@ -1,0 +1,69 @@
+"""How Visual Genome's annotations become canonical tables. Where the scene graphs and images are."""
+
+from typing import Annotated, Literal, get_args
+
+from msgspec import Meta, Struct
+
+
+class Data(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `data`: a folder in Visual Genome's own layout."""
+
+    root: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="folder with image_data.json, objects.json, relationships.json and the images",
+        ),
+    ] = "data"
+    release: Annotated[
+        Literal["auto", "v1.4", "v1.2", "v1.0"],
+        Meta(
+            description="layout of the JSON files; auto tells them apart by content, a name refuses any other"
+        ),
+    ] = "auto"
+
+
+GeometricClass = Literal["left of", "right of", "above", "below", "in"]
+
+
+class Splits(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which images belong to which split: by a published list, else by a hash of the image id."""
+
+    file: Annotated[
+        str | None,
+        Meta(description="JSON {split: [image ids]}; images it does not name get the split `none`"),
+    ] = None
+    train: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="fraction of images hashed into train; without a file")
+    ] = 0.8
+    val: Annotated[float, Meta(ge=0.0, le=1.0, description="fraction hashed into val; the rest is test")] = (
+        0.1
+    )
+    seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the hash")] = 0
+
+    def __post_init__(self) -> None:
+        if self.train + self.val > 1.0 + 1e-9:
+            raise ValueError(f"train + val = {self.train:g} + {self.val:g} is above 1; lower one")
+
+
+class Geometric(Struct, frozen=True, forbid_unknown_fields=True):
+    """Relations read off pairs of boxes (facts of scene-graph-to-image work on COCO-Stuff), marked `geometric`."""
+
+    per_image: Annotated[int, Meta(ge=0, description="at most so many per image; 0 makes none")] = 0
+    classes: Annotated[
+        tuple[GeometricClass, ...], Meta(min_length=1, description="which classes may be derived from boxes")
+    ] = ("left of", "right of")
+    seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the choice of pairs")] = 0
+
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(
+                f"classes: got {list(self.classes)}; name each of {list(get_args(GeometricClass))} at most once"
+            )
+
+
+class Canonicalize(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `canonicalize`."""
+
+    splits: Annotated[Splits, Meta(description="train, val and test images")] = Splits()
+    geometric: Annotated[Geometric, Meta(description="relations derived from boxes")] = Geometric()

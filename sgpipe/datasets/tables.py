@@ -1,0 +1,204 @@
+"""Arrow schemas of the contracts between stages, and their one deterministic Parquet writer.
+
+Boxes are `x, y, w, h` in pixels of the full image, origin at the top left. The same rows give the same bytes: column order
+and types come from the schema, writer settings are fixed, and nothing that changes between runs is stored.
+"""
+
+from pathlib import Path
+from typing import Final, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sgpipe.errors import DataError
+from sgpipe.runs.atomic import atomic_path
+
+_BOX: Final = [(name, pa.float32()) for name in ("x", "y", "w", "h")]
+_SUBJECT_BOX: Final = [(f"s{name}", dtype) for name, dtype in _BOX]
+_OBJECT_BOX: Final = [(f"o{name}", dtype) for name, dtype in _BOX]
+
+IMAGES: Final = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("url", pa.string()),
+        ("split", pa.string()),
+    ]
+)
+OBJECTS: Final = pa.schema(
+    [
+        ("object_id", pa.int64()),
+        ("image_id", pa.int64()),
+        ("name", pa.string()),
+        ("raw_name", pa.string()),
+        *_BOX,
+    ]
+)
+RELATIONS: Final = pa.schema(
+    [
+        ("relationship_id", pa.int64()),
+        ("image_id", pa.int64()),
+        ("subject_id", pa.int64()),
+        ("object_id", pa.int64()),
+        ("subject", pa.string()),
+        ("predicate", pa.string()),
+        ("object", pa.string()),
+        ("raw_predicate", pa.string()),
+        ("source", pa.string()),
+        *_SUBJECT_BOX,
+        *_OBJECT_BOX,
+    ]
+)
+REJECTS: Final = pa.schema(
+    [
+        ("file", pa.string()),
+        ("record", pa.int64()),
+        ("image_id", pa.int64()),
+        ("relationship_id", pa.int64()),
+        ("reason", pa.string()),
+        ("raw", pa.string()),
+    ]
+)
+TRIPLES: Final = pa.schema(
+    [
+        ("triple_id", pa.string()),
+        ("split", pa.string()),
+        ("image_id", pa.int64()),
+        ("relationship_id", pa.int64()),
+        ("subject", pa.string()),
+        ("predicate", pa.string()),
+        ("object", pa.string()),
+        ("prompt", pa.string()),
+        ("neutral_prompt", pa.string()),
+        ("concepts", pa.list_(pa.string(), 3)),
+        ("source", pa.string()),
+        *[(f"crop_{name}", dtype) for name, dtype in _BOX],
+        *_SUBJECT_BOX,
+        *_OBJECT_BOX,
+    ]
+)
+"""Curated triples. `crop_*` is the region of the image that stands for the triple; `s*`/`o*` are boxes in full-image pixels."""
+NEGATIVES: Final = pa.schema(
+    [
+        ("triple_id", pa.string()),
+        ("kind", pa.string()),
+        ("subject", pa.string()),
+        ("predicate", pa.string()),
+        ("object", pa.string()),
+    ]
+)
+PROMPTS: Final = pa.schema(
+    [
+        ("triple_id", pa.string()),
+        ("condition", pa.string()),
+        ("predicate", pa.string()),
+        ("prompt", pa.string()),
+    ]
+)
+"""Prompts of a triple: `relational`, `neutral` (no predicate), `wrong` (another relation) or `conflicting` (its negative's)."""
+PROMPT_INDEX: Final = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("text", pa.string()),
+        ("shard", pa.string()),
+        ("start", pa.int64()),
+        ("count", pa.int64()),
+    ]
+)
+"""Where a text's encoding is: `count` rows of its shard from `start` (one per prompt, one per token of a concept)."""
+LATENT_INDEX: Final = pa.schema(
+    [
+        ("triple_id", pa.string()),
+        ("image_id", pa.int64()),
+        *[(f"crop_{name}", dtype) for name, dtype in _BOX],
+        ("shard", pa.string()),
+        ("row", pa.int64()),
+    ]
+)
+LATENT_REJECTS: Final = pa.schema(
+    [
+        ("triple_id", pa.string()),
+        ("image_id", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+MAP_ITEMS: Final = pa.schema(
+    [
+        ("triple_id", pa.string()),
+        ("predicate", pa.string()),
+        ("condition", pa.string()),
+        ("prompt_predicate", pa.string()),
+        ("t", pa.float32()),
+    ]
+)
+"""What a map is of: the triple and its class, the prompt's condition and the class that it names (null: none), and t (null: the
+mean over a sampling). Files of maps add `saliency` and `cross`, see `sgpipe/attention_maps/files.py`."""
+
+ROW_GROUP: Final = 1 << 17
+
+
+def _open(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=3, store_schema=False)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write `table` to `path` atomically, as zstd Parquet whose bytes depend on the rows and the schema alone."""
+    with atomic_path(path) as temporary, TableWriter(temporary, table.schema.remove_metadata()) as writer:
+        writer.write(table)
+
+
+class TableWriter:
+    """Writes a table piece by piece; the bytes are those of `write_table` on the whole, however it was cut.
+
+    At most one row group is held in memory. `rows` counts what was given.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.rows = 0
+        self._schema = schema
+        self._pending: list[pa.Table] = []
+        self._waiting = 0
+        self._writer = _open(path, schema)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and (self._waiting or self.rows == 0):
+            self._flush(self._waiting)
+        self._writer.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows; full row groups go to the file at once."""
+        self._pending.append(table.replace_schema_metadata(None).cast(self._schema))
+        self._waiting += table.num_rows
+        self.rows += table.num_rows
+        while self._waiting >= ROW_GROUP:
+            self._flush(ROW_GROUP)
+
+    def _flush(self, rows: int) -> None:
+        whole = pa.concat_tables(self._pending) if self._pending else self._schema.empty_table()
+        self._writer.write_table(whole.slice(0, rows).combine_chunks(), row_group_size=ROW_GROUP)
+        self._waiting -= rows
+        self._pending = [whole.slice(rows)] if self._waiting else []
+
+
+def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Read a contract table, refusing a file that is missing or whose columns are not those of `schema`."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such table; run `dvc repro` for the stage that writes it")
+    try:
+        found = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{path}: not a readable Parquet file ({error}); delete it and run its stage again"
+        ) from error
+    wanted = columns or schema.names
+    missing = [name for name in wanted if name not in found.names]
+    if missing:
+        raise DataError(f"{path}: columns {missing} are missing (found {found.names}); run its stage again")
+    table = pq.read_table(path, columns=wanted)
+    return table.cast(pa.schema([schema.field(name) for name in wanted]))

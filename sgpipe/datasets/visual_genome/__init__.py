@@ -1,0 +1,1 @@
+"""Visual Genome: annotation files of every release to the canonical tables."""

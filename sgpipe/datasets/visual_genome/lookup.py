@@ -1,0 +1,95 @@
+"""Objects of images by id, left on disk by the pass over objects.json and read back by the pass over relationships.json.
+
+One file for each span of objects.json, so memory does not grow with the data. Both files are ordered by image as published,
+so a span of relationships needs one or two of them; one that is not ordered needs more, and takes longer.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sgpipe.datasets.visual_genome.records import ID_BITS
+
+_BOX = ("x", "y", "w", "h")
+_HELD = 2
+
+
+def combined_keys(image: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One integer for a (record or image index within a span, id) pair."""
+    return (image << ID_BITS) | ids
+
+
+def write_lookup(path: Path, positions: NDArray, ids: NDArray, merged: NDArray, objects: pa.Table) -> None:
+    """Write one entry per object and per id merged into one. `merged` is `[M, 2]`: row of `objects`, merged id."""
+    rows = np.concatenate([np.arange(len(ids)), merged[:, 0]])
+    table = pa.table(
+        {
+            "position": positions[rows],
+            "id": np.concatenate([ids, merged[:, 1]]),
+            **{name: objects[name].take(pa.array(rows)) for name in ("object_id", "name", *_BOX)},
+        }
+    )
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Entries for the images of one span: sorted keys, and the object that each stands for."""
+
+    keys: NDArray[np.int64]
+    object_ids: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    names: pa.ChunkedArray
+
+    def find(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Entry of each key, -1 where there is none."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, at, -1)
+
+
+class Lookups:
+    """The lookup files of a folder, of which the last two stay in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tables: dict[int, pa.Table] = {}
+
+    @cached_property
+    def owners(self) -> NDArray[np.int64]:
+        """Number of the file of each image by position, -1 for none; from `owners.npy`, written after the objects."""
+        return np.load(self._folder / "owners.npy")
+
+    def _table(self, number: int) -> pa.Table:
+        if number not in self._tables:
+            if len(self._tables) >= _HELD:
+                del self._tables[next(iter(self._tables))]
+            with pa.OSFile(str(self._folder / f"objects-{number}.arrow"), "rb") as source:
+                self._tables[number] = pa.ipc.open_file(source).read_all()
+        return self._tables[number]
+
+    def of(self, images: NDArray[np.int64]) -> Lookup:
+        """Entries of `images` (sorted positions); keys combine an index into `images` with an object id.
+
+        An object's own id comes before a merged one.
+        """
+        owners = np.unique(self.owners[images])
+        tables = []
+        for owner in owners[owners >= 0].tolist():
+            table = self._table(owner)
+            tables.append(table.filter(pa.array(np.isin(table["position"].to_numpy(), images))))
+        if not tables:
+            empty = np.zeros(0, dtype=np.int64)
+            return Lookup(empty, empty, np.zeros((0, 4)), pa.chunked_array([], pa.string()))
+        table = pa.concat_tables(tables)
+        keys = combined_keys(np.searchsorted(images, table["position"].to_numpy()), table["id"].to_numpy())
+        unique, first = np.unique(keys, return_index=True)
+        table = table.take(pa.array(first))
+        boxes = np.stack([table[name].to_numpy() for name in _BOX], axis=1).astype(np.float64)
+        return Lookup(unique, table["object_id"].to_numpy(), boxes, table["name"])

@@ -1,0 +1,189 @@
+"""Who judges the pictures. What is drawn for the evaluation, by which arms, and how sure its figures are."""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct
+
+from sgpipe.errors import ParamsError
+
+Prompt = Literal["neutral", "relational", "conflicting"]
+Graph = Literal["positive", "negative", "empty", "shuffled"]
+HEADLINE: Final = "neutral"
+"""The prompt that names no relation: whatever a picture shows of one comes from the graph."""
+
+
+class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `evaluate`. The batch size is part of the result: another one may round differently."""
+
+    adapters: Annotated[
+        dict[str, Literal["graphs", "empty"]],
+        Meta(
+            description="arms beside the base model, as `outputs/lora/<arm>` names them: what each is given, the graphs of "
+            "`draw` or always the empty one (an arm trained on text alone)"
+        ),
+    ]
+    draw: Annotated[
+        dict[Prompt, Annotated[tuple[Graph, ...], Meta(min_length=1)]],
+        Meta(
+            description="prompts, and the graphs under each: the triple's, its negative's, none, another triple's. "
+            "conflicting says the negative's relation"
+        ),
+    ]
+    seeds: Annotated[
+        tuple[Annotated[int, Meta(ge=0, lt=1 << 31)], ...],
+        Meta(
+            min_length=1,
+            description="pictures of each triple and condition; one seed is one noise per triple",
+        ),
+    ] = (0, 1, 2)
+    per_class: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="val triples of each class that are evaluated; null takes all"),
+    ] = None
+    steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to picture")] = 4
+    guidance: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(
+            description="scale that a guidance-distilled transformer takes, of the base and of every arm; null for others"
+        ),
+    ] = None
+    batch_size: Annotated[int, Meta(ge=1, description="pictures per forward of the transformer")] = 16
+    shard_size: Annotated[int, Meta(ge=1, description="pictures per shard, the unit of resuming")] = 96
+
+    def __post_init__(self) -> None:
+        if "base" in self.adapters:
+            raise ValueError("adapters: base is the arm without an adapter; name the others only")
+        for graphs in self.draw.values():
+            if len(set(graphs)) != len(graphs):
+                raise ValueError(f"draw: got {list(graphs)}; name each graph once")
+        if not {"positive", "negative"} <= set(self.draw.get(HEADLINE, ())):
+            raise ValueError(
+                f"draw: {HEADLINE} needs at least positive and negative, which the headline compares"
+            )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: got {list(self.seeds)}; name each once")
+
+
+class Statistics(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `statistics`."""
+
+    threshold: Annotated[
+        float,
+        Meta(
+            gt=0.5,
+            le=1.0,
+            description="least share of ground-truth pictures of a predicate on which a judge must be right to be used for it",
+        ),
+    ] = 0.8
+    confidence: Annotated[float, Meta(gt=0.5, lt=1.0, description="of the intervals")] = 0.95
+    resamples: Annotated[int, Meta(ge=100, description="of the bootstrap by triple")] = 2000
+    power: Annotated[
+        float,
+        Meta(gt=0.5, lt=1.0, description="chance of seeing the effect, for the number of triples needed"),
+    ] = 0.8
+    seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the resampling")] = 0
+
+
+class Ablation(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `ablation`: epochs of training runs, judged on the same triples and seeds."""
+
+    epochs: Annotated[
+        tuple[Annotated[int, Meta(ge=1)], ...],
+        Meta(min_length=2, description="epochs whose checkpoints are compared, each with the one before it"),
+    ]
+    runs: Annotated[
+        tuple[str, ...],
+        Meta(
+            min_length=1,
+            description="training runs in outputs/lora; runs of other training seeds are pooled with the first",
+        ),
+    ] = ("graph",)
+
+    def __post_init__(self) -> None:
+        if list(self.epochs) != sorted(set(self.epochs)):
+            raise ValueError(f"epochs: got {list(self.epochs)}; name each once, in ascending order")
+        if len(set(self.runs)) != len(self.runs):
+            raise ValueError(f"runs: got {list(self.runs)}; name each once")
+
+
+def check_runs(runs: Iterable[str], adapters: Mapping[str, str]) -> None:
+    """Epochs are compared by what they make of graphs under a prompt that names no relation; `adapters` is `evaluate.adapters`.
+
+    Raises `ParamsError` for a run that is given no graphs, which can show nothing there.
+    """
+    for run in runs:
+        why = None
+        if run == "base":
+            why = "is the model without an adapter, no training run"
+        elif adapters.get(run, "graphs") != "graphs":
+            why = f"is given no graphs (evaluate.adapters.{run}: {adapters[run]}), and epochs are compared by g⁺ and g⁻"
+        if why:
+            valid = [name for name, given in adapters.items() if given == "graphs"]
+            raise ParamsError(
+                f"ablation.runs: {run} {why}; valid here: {', '.join(valid) or 'none'}, and runs of other seeds of these"
+            )
+
+
+BUILT_IN: Final = ("open_clip", "zero_shot_detector")
+"""Kinds of judge that this package brings; any other name is one that an installed package brings by entry point."""
+
+
+class Judge(Struct, frozen=True, forbid_unknown_fields=True):
+    """One judge."""
+
+    kind: Annotated[
+        str,
+        Meta(
+            pattern=r"^[a-z][a-z0-9_]*$",
+            description="open_clip: an image-text model; zero_shot_detector: one of transformers (OWLv2, Grounding DINO) with box "
+            "geometry; or the name of a judge that an installed package brings (sgworld: the drawn world's exact detector)",
+        ),
+    ]
+    model: Annotated[
+        str | None,
+        Meta(
+            description="open_clip: `local-dir:<folder>`, `hf-hub:<id>` or an architecture's name; zero_shot_detector: folder or "
+            "hub id; null for a judge that another package brings"
+        ),
+    ] = None
+    pretrained: Annotated[
+        str | None,
+        Meta(description="open_clip architecture: published tag or checkpoint path of its weights"),
+    ] = None
+    revision: Annotated[str | None, Meta(description="pinned commit of a detector's hub id")] = None
+    box_threshold: Annotated[
+        float, Meta(gt=0.0, lt=1.0, description="zero_shot_detector: least score of a box that counts")
+    ] = 0.1
+
+    def __post_init__(self) -> None:
+        if (self.model is None) != (self.kind not in BUILT_IN):
+            needs = "a model" if self.kind in BUILT_IN else "no model"
+            raise ValueError(f"model: got {self.model!r}; kind {self.kind} takes {needs}")
+        if self.kind != "open_clip" and self.pretrained is not None:
+            raise ValueError(f"pretrained: got {self.pretrained!r}; only kind open_clip takes one")
+        if self.kind == "open_clip" and not (self.pretrained or ":" in (self.model or "")):
+            raise ValueError(
+                f"pretrained: missing; architecture {self.model!r} needs a tag or a checkpoint path, or give "
+                "model as local-dir:<folder>"
+            )
+
+
+class JudgeParams(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `judge`. Judges may be changed without drawing anything again."""
+
+    judges: Annotated[dict[str, Judge], Meta(min_length=1, description="judges by the name that tables use")]
+    headline: Annotated[str, Meta(description="the judge whose figures stand in the first table")]
+    files: Annotated[
+        str,
+        Meta(min_length=1, description="folder of weights that DVC watches, presets/hub where there is none"),
+    ] = "presets/hub"
+    batch_size: Annotated[int, Meta(ge=1, description="pictures per forward of a judge")] = 64
+    shard_size: Annotated[int, Meta(ge=1, description="pictures per shard, the unit of resuming")] = 1024
+
+    def __post_init__(self) -> None:
+        for name in self.judges:
+            if not name.replace("_", "").isalnum():
+                raise ValueError(f"judges: got the name {name!r}; valid are letters, digits and _")
+        if self.headline not in self.judges:
+            raise ValueError(f"headline: got {self.headline!r}; valid: {', '.join(self.judges)}")

@@ -1,0 +1,98 @@
+"""Judges as params.yaml names them, and what identifies them."""
+
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sgpipe.backbones.open_clip_models import LOCAL, load_open_clip, open_clip_hash
+from sgpipe.backbones.strict import check_report
+from sgpipe.backbones.unreadable import OF_THE_MACHINE, why
+from sgpipe.errors import ModelError, ParamsError, SgpipeError
+from sgpipe.evaluation.config import BUILT_IN
+from sgpipe.evaluation.config import Judge as Named
+from sgpipe.evaluation.detectors import ZeroShotFinder
+from sgpipe.evaluation.judges import BoxJudge, ContrastiveJudge, Judge
+from sgpipe.params.load import to_builtins
+from sgpipe.relations.boxes import RULES
+from sgpipe.runs.state import file_hash
+
+PLUGINS = "sgpipe.judges"
+"""Entry point group of judges that other packages bring: a function from `torch.device` to a `Judge`."""
+
+
+def _local(named: Named) -> Path | None:
+    """The file or folder of a judge's weights, where they lie outside a hub's cache."""
+    for value in (named.pretrained, named.model):
+        if value and value.startswith(LOCAL):
+            return Path(value.removeprefix(LOCAL))
+        if value and Path(value).exists():
+            return Path(value)
+    return None
+
+
+def judge_identity(name: str, named: Named) -> dict[str, Any]:
+    """What a judge's scores depend on: its knobs, and the content of local weights. Raises `ModelError` if those are missing."""
+    if named.kind not in BUILT_IN:
+        _plugin(name, named.kind)
+    folder = _local(named)
+    if named.model and named.model.startswith(LOCAL) and not (folder and folder.is_dir()):
+        raise ModelError(
+            f"judge.judges.{name}: {named.model}: no such folder; an open_clip folder with open_clip_config.json is needed: "
+            "`dvc pull models.dvc` gets the embedded ones"
+        )
+    weights = folder and (open_clip_hash(folder) if folder.is_dir() else file_hash(folder))
+    return {**to_builtins(named), "weights": weights}
+
+
+def open_judge(name: str, named: Named, device: torch.device) -> Judge:
+    """Load a judge. Raises `ModelError` saying what to do where its weights are missing or do not fit."""
+    if named.kind not in BUILT_IN:
+        return _plugin(name, named.kind).load()(device)
+    try:
+        if named.pretrained and "/" in named.pretrained and not Path(named.pretrained).exists():
+            raise FileNotFoundError(f"{named.pretrained}: no such file")
+        return _contrastive(named, device) if named.kind == "open_clip" else _detector(named, device)
+    except (SgpipeError, *OF_THE_MACHINE):
+        raise
+    except Exception as error:
+        weights = f"{named.model} with {named.pretrained}" if named.pretrained else named.model
+        expected = (
+            "open_clip's configuration and weights"
+            if named.kind == "open_clip"
+            else "a detector of transformers"
+        )
+        raise ModelError(
+            f"judge.judges.{name}: {weights} cannot be loaded ({why(error)}); expected: {expected}; give a local folder or "
+            "checkpoint, or fetch it into the hub's cache where there is a network (`hf download`), or take the judge out"
+        ) from error
+
+
+def _plugin(name: str, kind: str) -> EntryPoint:
+    there = entry_points(group=PLUGINS)
+    if kind not in there.names:
+        raise ParamsError(
+            f"judge.judges.{name}.kind: got {kind!r}; valid: {', '.join((*BUILT_IN, *sorted(there.names)))}; other packages bring "
+            f"judges by an entry point of the group {PLUGINS} (`pip install -e .` again where one was just added)"
+        )
+    return there[kind]
+
+
+def _contrastive(named: Named, device: torch.device) -> Judge:
+    import open_clip
+
+    assert named.model is not None
+    model, preprocess = load_open_clip(named.model, named.pretrained, torch.device("cpu"))
+    return ContrastiveJudge(model, preprocess, open_clip.get_tokenizer(named.model), device)
+
+
+def _detector(named: Named, device: torch.device) -> Judge:
+    from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+    model, report = AutoModelForZeroShotObjectDetection.from_pretrained(
+        named.model, revision=named.revision, use_safetensors=True, output_loading_info=True
+    )
+    check_report(model, report, str(named.model), "fetch the checkpoint again, or take the judge out")
+    processor = AutoProcessor.from_pretrained(named.model, revision=named.revision)
+    return BoxJudge(ZeroShotFinder(model, processor, named.box_threshold, device), RULES)

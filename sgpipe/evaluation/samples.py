@@ -1,0 +1,144 @@
+"""Arrow schemas of what the evaluation stores: packed pictures, what judges say of them, what they say of real ones.
+
+Pictures of one arm in one Parquet file: a row group per shard, each picture as PNG bytes, so that nothing is lost.
+"""
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from sgpipe.errors import DataError
+from sgpipe.runs.atomic import atomic_path
+
+FILE = "pictures.parquet"
+_KEY = b"sgpipe"
+Pixels = NDArray[np.uint8]
+
+
+def to_png(pixels: Pixels) -> bytes:
+    """PNG of a picture `[H, W, 3]`, 0–255."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def from_png(data: bytes) -> Pixels:
+    """Pixels `[H, W, 3]` of a PNG."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def write_pictures(tables: Iterable[pa.Table], path: Path, facts: Mapping[str, Any]) -> int:
+    """Write tables of `PICTURES` as one file, a row group each, with `facts` in its metadata; how many pictures it holds."""
+    count = 0
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(
+            temporary, PICTURES, compression="none", use_dictionary=PICTURES.names[:3], store_schema=False
+        ) as writer,
+    ):
+        for table in tables:
+            count += table.num_rows
+            writer.write_table(table.cast(PICTURES).combine_chunks(), row_group_size=max(1, table.num_rows))
+        writer.add_key_value_metadata({_KEY: json.dumps(dict(facts), sort_keys=True)})
+    return count
+
+
+class PictureFile:
+    """A file of pictures. `facts` is its metadata (arm, adapter, …), `items` its rows without the pixels.
+
+    Raises `DataError` for a file that is missing, broken or holds no pictures.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+        if not self.path.is_file():
+            raise DataError(
+                f"{self.path}: no such file of pictures; run `dvc repro` for the arm that draws it"
+            )
+        try:
+            self._file = pq.ParquetFile(self.path, memory_map=True)
+            self.facts: dict[str, Any] = json.loads((self._file.metadata.metadata or {})[_KEY])
+            self.arm: str = self.facts["arm"]
+            self.items = self._file.read(columns=PICTURES.names[:-1])
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise DataError(f"{self.path}: no file of pictures ({error}); draw the arm again") from error
+
+    def __len__(self) -> int:
+        return self.items.num_rows
+
+    def read(self, rows: Sequence[int]) -> Pixels:
+        """Pictures `[N, H, W, 3]` at these rows, which are best close together."""
+        starts = np.cumsum(
+            [0] + [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        )
+        groups = np.searchsorted(starts, rows, side="right") - 1
+        held = {
+            int(group): self._file.read_row_group(int(group), columns=["png"])["png"]
+            for group in np.unique(groups)
+        }
+        return np.stack(
+            [
+                from_png(held[int(group)][int(row - starts[group])].as_py())
+                for row, group in zip(rows, groups, strict=True)
+            ]
+        )
+
+
+PICTURES: Final = pa.schema(
+    [
+        ("triple_id", pa.string()),
+        ("prompt", pa.string()),
+        ("graph", pa.string()),
+        ("seed", pa.int64()),
+        ("text", pa.string()),
+        ("png", pa.binary()),
+    ]
+)
+"""Pictures of one arm: prompt condition, graph (`none` for an arm that is given no graphs), the words, lossless pixels."""
+VERDICTS: Final = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("triple_id", pa.string()),
+        ("prompt", pa.string()),
+        ("graph", pa.string()),
+        ("seed", pa.int64()),
+        ("judge", pa.string()),
+        ("positive", pa.float32()),
+        ("negative", pa.float32()),
+    ]
+)
+"""A judge's scores of the triple's own statement c⁺ and of its negative c⁻ on one picture; null where it abstains."""
+ASKED: Final = pa.schema(
+    [
+        ("judge", pa.string()),
+        ("triple_id", pa.string()),
+        ("predicate", pa.string()),
+        ("question", pa.string()),
+        ("positive", pa.float32()),
+        ("negative", pa.float32()),
+    ]
+)
+"""A judge's scores on ground-truth pictures, see `certificates.QUESTIONS`."""
+SWEEP: Final = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("training_seed", pa.int64()),
+        ("triple_id", pa.string()),
+        ("predicate", pa.string()),
+        ("sampling_seed", pa.int64()),
+        ("condition", pa.string()),
+        ("present", pa.bool_()),
+        ("decided", pa.bool_()),
+        ("right", pa.bool_()),
+    ]
+)
+"""A sample of a sweep: both objects seen, whether it counts for roles, and whether those are g⁺'s (null where not)."""

@@ -1,0 +1,156 @@
+"""What is drawn: for each validation triple and seed, prompts × graphs, all with the same starting noise."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sgpipe.errors import DataError
+from sgpipe.evaluation.config import Graph, Prompt
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import relational_prompt
+from sgpipe.runs.hashing import hashed, text_ids
+
+Triple = tuple[str, str, str]
+BASE: Final = "base"
+"""The arm without an adapter."""
+NO_GRAPH: Final = "none"
+"""Stands for the graph of an arm that is given none."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A validation triple, its negative, and whether that swaps the roles (`swap`) or replaces the predicate (`replace`)."""
+
+    triple_id: str
+    image_id: int
+    crop: tuple[float, float, float, float]
+    positive: Triple
+    negative: Triple
+    kind: str
+    neutral_prompt: str
+
+    @property
+    def predicate(self) -> str:
+        """The class of the triple."""
+        return self.positive[1]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One picture to draw."""
+
+    triple_id: str
+    prompt: str
+    graph: str
+    seed: int
+    text: str
+    noise_seed: int
+    scene: SceneGraph | None
+
+
+def read_cases(triples: pa.Table, negatives: pa.Table, per_class: int | None = None) -> list[Case]:
+    """Validation triples with their negatives, in the table's order; with `per_class` that many of each, by hash of their ids.
+
+    Raises `DataError` if there are none, if one lacks a negative, or if a class has too few.
+    """
+    chosen = triples.filter(pc.equal(triples["split"], "val"))
+    if chosen.num_rows == 0:
+        raise DataError("there are no val triples to evaluate; set curate.val and run `dvc repro curate`")
+    columns = ("kind", "subject", "predicate", "object")
+    rows = zip(*(negatives[name].to_pylist() for name in ("triple_id", *columns)), strict=True)
+    against = {name: (kind, (s, p, o)) for name, kind, s, p, o in rows}
+    cases = []
+    for row in chosen.to_pylist():
+        if row["triple_id"] not in against:
+            raise DataError(f"triple {row['triple_id']} has no negative; run `dvc repro negatives`")
+        kind, negative = against[row["triple_id"]]
+        cases.append(
+            Case(
+                row["triple_id"],
+                row["image_id"],
+                (row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]),
+                (row["subject"], row["predicate"], row["object"]),
+                negative,
+                kind,
+                row["neutral_prompt"],
+            )
+        )
+    if per_class is None:
+        return cases
+    ranks = hashed(0, "evaluated", text_ids([case.triple_id for case in cases]))
+    kept: set[str] = set()
+    for predicate in {case.predicate for case in cases}:
+        of_class = sorted(
+            (rank, c.triple_id) for rank, c in zip(ranks, cases, strict=True) if c.predicate == predicate
+        )
+        if len(of_class) < per_class:
+            raise DataError(
+                f"evaluate.per_class: got {per_class}; class {predicate!r} has {len(of_class)} val triples"
+            )
+        kept |= {name for _, name in of_class[:per_class]}
+    return [case for case in cases if case.triple_id in kept]
+
+
+def noise_seeds(triple_ids: Sequence[str], seed: int) -> list[int]:
+    """One seed below 2³¹ per triple: pictures of a triple share their noise, those of different triples do not."""
+    return [int(value >> np.uint64(33)) for value in hashed(seed, "evaluation noise", text_ids(triple_ids))]
+
+
+def others(cases: Sequence[Case]) -> list[int]:
+    """For each case the index of another one with different names or predicate, a fixed one that looks random.
+
+    Raises `DataError` if all cases say the same.
+    """
+    order = np.argsort(
+        hashed(0, "another triple", text_ids([case.triple_id for case in cases])), kind="stable"
+    )
+    found = np.empty(len(cases), np.int64)
+    for place, index in enumerate(order):
+        own = cases[index].positive
+        later = (int(order[(place + step) % len(order)]) for step in range(1, len(order)))
+        other = next((i for i in later if set(cases[i].positive) != set(own)), None)
+        if other is None:
+            raise DataError(
+                f"all {len(cases)} val triples say {own}; a shuffled graph needs two different ones"
+            )
+        found[index] = other
+    return found.tolist()
+
+
+def plan(
+    cases: Sequence[Case],
+    draw: Mapping[Prompt, Sequence[Graph]],
+    seeds: Sequence[int],
+    given: str,
+) -> list[Draw]:
+    """All pictures of one arm. `given` is `graphs`, or `empty` or `none` for an arm whose pictures depend on the prompt alone.
+
+    The order is that of prompts, graphs, seeds, triples; every picture of a triple and seed has the same noise.
+    """
+    names = [case.triple_id for case in cases]
+    noise = {seed: noise_seeds(names, seed) for seed in seeds}
+    elsewhere = others(cases) if given == "graphs" else []
+    planned = []
+    for prompt, graphs in draw.items():
+        for graph in graphs if given == "graphs" else (NO_GRAPH,):
+            for seed in seeds:
+                for index, case in enumerate(cases):
+                    scene = SceneGraph() if given == "empty" else None
+                    if given == "graphs":
+                        scene = {
+                            "positive": SceneGraph.of(*case.positive),
+                            "negative": SceneGraph.of(*case.negative),
+                            "empty": SceneGraph(),
+                            "shuffled": SceneGraph.of(*cases[elsewhere[index]].positive),
+                        }[graph]
+                    text = {
+                        "neutral": case.neutral_prompt,
+                        "relational": relational_prompt(*case.positive),
+                        "conflicting": relational_prompt(*case.negative),
+                    }[prompt]
+                    planned.append(Draw(case.triple_id, prompt, graph, seed, text, noise[seed][index], scene))
+    return planned

@@ -1,0 +1,1 @@
+"""Scene graphs: the value, curated triples, negatives and prompts."""

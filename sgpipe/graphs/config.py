@@ -1,0 +1,143 @@
+"""How the negative graph g⁻ of a triple is made.
+
+Which triples are chosen for training, validation and maps, and what part of the image stands for each.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
+
+SUPPORTED = (
+    "on",
+    "in",
+    "around/near",
+    "above",
+    "below",
+    "behind",
+    "in front of",
+    "wearing",
+    "holding",
+    "sitting on",
+    "standing on",
+    "hanging from",
+    "riding",
+    "carrying",
+    "eating",
+    "looking at",
+)
+"""The 16 classes with enough support in Visual Genome."""
+
+
+class Quality(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds on the two boxes and names of a relation; one that misses a bound is no candidate."""
+
+    min_area: Annotated[
+        float, Meta(ge=0.0, lt=1.0, description="smallest box area, fraction of the image")
+    ] = 0.005
+    min_side: Annotated[float, Meta(ge=0.0, description="smallest box side, pixels")] = 32.0
+    max_overlap: Annotated[float, Meta(gt=0.0, le=1.0, description="largest intersection over union")] = 0.9
+    max_size_ratio: Annotated[float, Meta(ge=1.0, description="largest ratio of the two areas")] = 100.0
+    max_distance: Annotated[
+        float,
+        Meta(gt=0.0, le=1.0, description="largest distance of the centres, fraction of the image diagonal"),
+    ] = 0.7
+    max_name_words: Annotated[
+        int, Meta(ge=1, description="longest object name, words; longer ones are sentences")
+    ] = 3
+    distinct_names: Annotated[
+        bool, Meta(description="leave out relations whose two objects have the same name")
+    ] = True
+
+
+class Crop(Struct, frozen=True, forbid_unknown_fields=True):
+    """The region of the image that stands for a triple."""
+
+    kind: Annotated[
+        Literal["image", "union"], Meta(description="the full image, or the square around both boxes")
+    ] = "union"
+    margin: Annotated[
+        float,
+        Meta(ge=0.0, le=2.0, description="margin of a union crop on every side, fraction of its longer side"),
+    ] = 0.1
+    min_side: Annotated[
+        float, Meta(ge=0.0, description="smallest side of a union crop, pixels, as far as the image allows")
+    ] = 0.0
+    align: Annotated[
+        float,
+        Meta(ge=0.0, description="corners of a union crop are multiples of this many pixels; 0 is any place"),
+    ] = 0.0
+
+
+class Curate(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `curate`."""
+
+    predicates: Annotated[
+        tuple[str, ...],
+        Meta(min_length=1, description="classes of the train and val triples, equally many of each"),
+    ] = SUPPORTED
+    train: Annotated[int, Meta(ge=0, description="train triples, a multiple of the number of classes")] = 800
+    val: Annotated[int, Meta(ge=0, description="val triples, a multiple of the number of classes")] = 160
+    map_predicates: Annotated[tuple[str, ...], Meta(description="classes of the triples for the maps")] = (
+        PREDICATES
+    )
+    maps_per_class: Annotated[int, Meta(ge=0, description="triples for the maps, of each class")] = 700
+    val_pairs: Annotated[
+        float,
+        Meta(
+            gt=0.0,
+            lt=1.0,
+            description="fraction of unordered (subject, object) name pairs that are kept for val",
+        ),
+    ] = 0.2
+    max_per_pair: Annotated[
+        int,
+        Meta(
+            ge=0, description="most triples of a class with the same two names in train or val; 0 is no limit"
+        ),
+    ] = 0
+    geometric: Annotated[
+        bool, Meta(description="let relations derived from boxes fill what annotated ones leave")
+    ] = True
+    allow_short: Annotated[
+        bool, Meta(description="take what there is of a class that is too small; false is an error")
+    ] = False
+    seed: Annotated[
+        int, Meta(ge=0, lt=1 << 32, description="seed of the choice and of the mention order")
+    ] = 0
+    quality: Annotated[Quality, Meta(description="what a candidate must fulfil")] = Quality()
+    crop: Annotated[Crop, Meta(description="what part of the image is used")] = Crop()
+
+    def __post_init__(self) -> None:
+        for key in ("predicates", "map_predicates"):
+            given: tuple[str, ...] = getattr(self, key)
+            for name in given:
+                if name not in PREDICATE_INDEX:
+                    raise ValueError(f"{key}: got {name!r}; valid: {', '.join(PREDICATES)}")
+            if len(set(given)) != len(given):
+                twice = next(name for name in given if given.count(name) > 1)
+                raise ValueError(f"{key}: {twice!r} is named twice; name each class once")
+        for key in ("train", "val"):
+            if getattr(self, key) % len(self.predicates):
+                count = len(self.predicates)
+                raise ValueError(
+                    f"{key}: got {getattr(self, key)}; {count} predicates need a multiple of {count}"
+                )
+
+
+class Negatives(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `negatives`."""
+
+    confusions: Annotated[
+        str | None,
+        Meta(
+            description="JSON {class: {class: count}}, as probe_table writes it; a class that it leaves out, or all with {}, "
+            "takes the built-in table, as null does outside of DVC"
+        ),
+    ] = None
+    choice: Annotated[
+        Literal["hardest", "sampled"],
+        Meta(description="the most frequent confusion, or one drawn with the counts as weights"),
+    ] = "sampled"
+    seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the draw")] = 0

@@ -1,0 +1,147 @@
+"""A scene graph as a value: objects by name, triples (subject, predicate, object) by index; and how people write one.
+
+`dog, left of, cat` is one triple, `;` separates several, and a name stands for one object throughout. JSON can name two objects
+alike, and has names with a comma or semicolon: `{"objects": ["dog", "cat"], "triples": [[0, "left of", 1]]}`.
+"""
+
+import difflib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from sgpipe.errors import DataError
+from sgpipe.relations.aliases import plain_name
+from sgpipe.relations.names import LONGEST, RULE, name_fault
+from sgpipe.relations.predicates import PREDICATES, phrase
+
+Triple = tuple[int, str, int]
+
+_PHRASES: Final = {phrase(name): name for name in PREDICATES}
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """The end of an error about an unknown name: what was perhaps meant, else what is valid."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(repr(each) for each in near)}?"
+    listed = ", ".join(sorted(known)[:30])
+    return f"valid: {listed}{', …' if len(known) > 30 else ''}"
+
+
+@dataclass(frozen=True)
+class SceneGraph:
+    """Objects and the directed triples among them. Raises `DataError` for anything that is no scene graph.
+
+    An object without a triple and a graph without triples are allowed; so is a triple that is given twice.
+    """
+
+    objects: tuple[str, ...] = ()
+    triples: tuple[Triple, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.objects:
+            _check_name(name, "object")
+        for subject, predicate, object_ in self.triples:
+            shown = f"triple ({subject}, {predicate!r}, {object_})"
+            _check_name(predicate, f"{shown}: predicate")
+            for index in (subject, object_):
+                if not 0 <= index < len(self.objects):
+                    raise DataError(
+                        f"{shown}: there is no object {index}; the graph has {len(self.objects)} objects, "
+                        f"numbered from 0"
+                    )
+            if subject == object_:
+                raise DataError(
+                    f"{shown}: a self-loop on {self.objects[subject]!r}; name two objects, "
+                    f"which may have the same name"
+                )
+
+    @classmethod
+    def of(cls, subject: str, predicate: str, object_: str) -> Self:
+        """The graph of one triple of names."""
+        return cls((subject, object_), ((0, predicate, 1),))
+
+    def check_predicates(self, table: Collection[str], what: str = "predicate table") -> None:
+        """Raises `DataError` naming a predicate that is not in `table`."""
+        for _, predicate, _ in self.triples:
+            if predicate not in table:
+                raise DataError(
+                    f"predicate {predicate!r} is not in the {what}; {suggestion(predicate, table)}"
+                )
+
+    def reversed(self) -> Self:
+        """The same objects with subject and object of every triple exchanged: g⁻ of a graph of directional triples."""
+        return type(self)(self.objects, tuple((o, p, s) for s, p, o in self.triples))
+
+    def __str__(self) -> str:
+        return "; ".join(f"{self.objects[s]}, {p}, {self.objects[o]}" for s, p, o in self.triples)
+
+
+def _check_name(name: str, what: str) -> None:
+    fault = name_fault(name)
+    if fault is not None:
+        raise DataError(f"{what} {name[:LONGEST]!r} is no name: {fault}; {RULE}")
+
+
+def parse_graph(text: str, predicates: Collection[str] = PREDICATES) -> SceneGraph:
+    """A graph from `subject, predicate, object` (several separated by `;`) or from JSON text.
+
+    Names are put in lower case and lose a leading article. Raises `DataError` saying which triple is at fault.
+    """
+    if text.lstrip().startswith("{"):
+        return _from_json(text.encode(), "the graph", predicates)
+    numbers: dict[str, int] = {}
+    triples: list[Triple] = []
+    for part in text.split(";"):
+        words = [plain_name(word) for word in part.split(",")]
+        if len(words) != 3 or not all(words):
+            raise DataError(
+                f"graph {text!r}: {part.strip()!r} is no triple; write `subject, predicate, object` "
+                f"and separate triples with `;`, or give JSON"
+            )
+        subject, predicate, object_ = words
+        if subject == object_:
+            raise DataError(
+                f"graph {text!r}: {part.strip()!r} relates {subject!r} to itself; in this form a name is one object, "
+                f'two of a name need JSON: {{"objects": [...], "triples": [[0, "{predicate}", 1]]}}'
+            )
+        ends = [numbers.setdefault(name, len(numbers)) for name in (subject, object_)]
+        triples.append((ends[0], _PHRASES.get(predicate, predicate), ends[1]))
+    graph = SceneGraph(tuple(numbers), tuple(triples))
+    graph.check_predicates(predicates)
+    return graph
+
+
+def read_graph(path: Path, predicates: Collection[str] = PREDICATES) -> SceneGraph:
+    """A graph from a JSON file. Raises `DataError` naming the file."""
+    if not path.is_file():
+        raise DataError(
+            f'{path}: no such file; a graph is JSON: {{"objects": [...], "triples": [[0, "left of", 1]]}}'
+        )
+    return _from_json(path.read_bytes(), str(path), predicates)
+
+
+class _Written(msgspec.Struct, forbid_unknown_fields=True):
+    objects: list[str]
+    triples: list[tuple[int, str, int]] = []
+
+
+def _from_json(text: bytes, where: str, predicates: Collection[str]) -> SceneGraph:
+    try:
+        written = msgspec.json.decode(text, type=_Written)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f'{where}: not JSON of the form {{"objects": [...], "triples": [[0, "left of", 1]]}}: {error}'
+        ) from None
+    triples = [(s, plain_name(p), o) for s, p, o in written.triples]
+    try:
+        graph = SceneGraph(
+            tuple(map(plain_name, written.objects)), tuple((s, _PHRASES.get(p, p), o) for s, p, o in triples)
+        )
+        graph.check_predicates(predicates)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    return graph

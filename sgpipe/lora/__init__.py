@@ -1,1 +1,0 @@
-"""The graph-conditioned LoRA: targeting, losses, training, adapters and generation with them."""

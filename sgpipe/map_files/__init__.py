@@ -1,1 +1,0 @@
-"""Files of maps, for those that make maps and those that read them."""

@@ -1,0 +1,211 @@
+"""Free-text predicates to the 24 classes, through `predicate_aliases.tsv` and, after it, the official alias file.
+
+The official alias files (`object_alias.txt`, `relationship_alias.txt`) and names in canonical form.
+
+A line is `head,alias,alias...`. Some aliases are heads elsewhere (in relationship_alias.txt fifteen of them), so following
+heads until nothing changes merges what no line says is the same: here one step is taken, and a head stays itself.
+"""
+
+import string
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from sgpipe.errors import DataError
+from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
+
+_ENDS = string.punctuation + string.whitespace
+_ARTICLES = frozenset(("a", "an", "the"))
+
+
+def read_aliases(path: Path) -> dict[str, str]:
+    """Alias -> head, words separated by single spaces. Of two lines that claim an alias the first wins; heads map nowhere."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}: line {line}: not UTF-8 text; get the file again or remove it") from None
+    lines = [
+        [" ".join(word.lower().split()) for word in line.split(",")]
+        for line in text.splitlines()
+        if line.strip()
+    ]
+    heads = {line[0] for line in lines}
+    aliases: dict[str, str] = {}
+    for head, *others in lines:
+        for alias in others:
+            if alias and alias not in heads:
+                aliases.setdefault(alias, head)
+    return aliases
+
+
+def plain_name(raw: str) -> str:
+    """An object name in lower case, single spaces, without punctuation at its ends and without a leading article.
+
+    A plain name stays what it is, so that a table's name written in a graph is found again.
+    """
+    words = " ".join(raw.lower().split()).strip(_ENDS).split()
+    while len(words) > 1 and words[0] in _ARTICLES:
+        words = " ".join(words[1:]).strip(_ENDS).split()
+    return " ".join(words)
+
+
+class Names(dict[str, str]):
+    """Raw name -> canonical name, filled on demand; forgets everything when it holds `limit` names, so memory stays bounded."""
+
+    def __init__(self, aliases: dict[str, str], limit: int = 1 << 16) -> None:
+        super().__init__()
+        self._aliases = aliases
+        self._limit = limit
+
+    def __missing__(self, raw: str) -> str:
+        if len(self) >= self._limit:
+            self.clear()
+        name = plain_name(raw)
+        found = self[raw] = self._aliases.get(name, name)
+        return found
+
+
+UNKNOWN: Final = "predicate unknown"
+EMPTY: Final = "predicate empty"
+_BE: Final = frozenset(["is", "are", "was", "were", "be", "being", "been", "am"])
+_AUXILIARY: Final = frozenset(["has", "have", "had", "that", "which", "who"])
+_DETERMINERS: Final = frozenset(["a", "an", "the", "its", "his", "her", "their", "some", "this", "that"])
+_PASTS: Final = {
+    "ate": "eating",
+    "drank": "drinking",
+    "drove": "driving",
+    "flew": "flying",
+    "grew": "growing",
+    "hung": "hanging",
+    "ran": "running",
+    "rode": "riding",
+    "sat": "sitting",
+    "stood": "standing",
+    "swam": "swimming",
+    "wore": "wearing",
+}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What an alias stands for: a class, perhaps with subject and object exchanged, or the reason of a rejection."""
+
+    predicate: str | None
+    inverse: bool = False
+    reason: str | None = None
+
+
+def read_table() -> tuple[dict[str, Meaning], frozenset[str]]:
+    """The alias table and the words that may be dropped. Raises `DataError` naming a line that cannot be used."""
+    path = files("sgpipe.relations").joinpath("predicate_aliases.tsv")
+    table: dict[str, Meaning] = {}
+    dropped: set[str] = set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        alias, _, meaning = line.partition("\t")
+        kind, _, name = meaning.partition(" ")
+        if meaning == "drop":
+            dropped.add(alias)
+            continue
+        if alias in table:
+            raise DataError(f"predicate_aliases.tsv: line {number}: alias {alias!r} is given twice; keep one")
+        if meaning in PREDICATE_INDEX:
+            table[alias] = Meaning(meaning)
+        elif kind == "inverse" and name in PREDICATE_INDEX:
+            table[alias] = Meaning(name, inverse=True)
+        elif kind == "reject" and name:
+            table[alias] = Meaning(None, reason=f"predicate: {name}")
+        else:
+            valid = f"a class ({', '.join(PREDICATES)}), `inverse <class>`, `reject <name>` or `drop`"
+            raise DataError(
+                f"predicate_aliases.tsv: line {number}: {alias!r} has the meaning {meaning!r}; valid: {valid}"
+            )
+    return table, frozenset(dropped)
+
+
+def ing_forms(verb: str) -> list[str]:
+    """Possible -ing forms of an inflected English verb: wears -> wearing, carries -> carrying, sits -> sitting, lies -> lying."""
+    if verb in _PASTS:
+        return [_PASTS[verb]]
+    stems = [verb]
+    for ending, stem in (
+        ("ies", "y"),
+        ("ied", "y"),
+        ("es", ""),
+        ("es", "e"),
+        ("s", ""),
+        ("ed", ""),
+        ("d", ""),
+    ):
+        if verb.endswith(ending) and len(verb) > len(ending) + 1:
+            stems.append(verb[: -len(ending)] + stem)
+    forms = []
+    for stem in stems:
+        forms.append(f"{stem}ing")
+        if stem.endswith("ie"):
+            forms.append(f"{stem[:-2]}ying")
+        elif stem.endswith("e"):
+            forms.append(f"{stem[:-1]}ing")
+        elif len(stem) > 1 and stem[-1] not in "aeiouy":
+            forms.append(f"{stem}{stem[-1]}ing")
+    return forms
+
+
+@dataclass
+class PredicateMap:
+    """Look-up of raw predicates; `heads` maps an alias of the official file to its head, followed for one step only."""
+
+    table: dict[str, Meaning]
+    dropped: frozenset[str]
+    heads: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, alias_file: Path | None = None) -> "PredicateMap":
+        """The repository's table, with `relationship_alias.txt` behind it if given."""
+        table, dropped = read_table()
+        return cls(table, dropped, read_aliases(alias_file) if alias_file is not None else {})
+
+    def meaning(self, raw: str) -> Meaning:
+        """The class of a free-text predicate, or why it has none. Never fails."""
+        words = [word.strip(_ENDS) for word in raw.lower().replace("_", " ").split()]
+        words = [word for word in words if word]
+        if not words:
+            return Meaning(None, reason=EMPTY)
+        found = self._find(words) or self._simplified(words)
+        if found is None:
+            head = self.heads.get(" ".join(words))
+            found = (self._find(head.split()) or self._simplified(head.split())) if head else None
+        return found or Meaning(None, reason=UNKNOWN)
+
+    def _simplified(self, words: list[str]) -> Meaning | None:
+        while len(words) > 1 and words[-1] in _DETERMINERS:
+            words = words[:-1]
+            if found := self._find(words):
+                return found
+        while len(words) > 1 and (words[0] in _BE or (words[0] in _AUXILIARY and words[1] in _BE)):
+            words = words[1:]
+            if found := self._find(words):
+                return found
+        if found := self._inflected(words):
+            return found
+        for length in (2, 1):
+            if len(words) > length and self._droppable(words[:length]):
+                rest = words[length:]
+                return self._find(rest) or self._simplified(rest)
+        return None
+
+    def _droppable(self, words: list[str]) -> bool:
+        first = " ".join(words)
+        return first in self.dropped or any(form in self.dropped for form in ing_forms(first))
+
+    def _find(self, words: list[str]) -> Meaning | None:
+        return self.table.get(" ".join(words))
+
+    def _inflected(self, words: list[str]) -> Meaning | None:
+        for form in ing_forms(words[0]):
+            if found := self._find([form, *words[1:]]):
+                return found
+        return None

@@ -1,1 +1,0 @@
-"""Visual Genome as tables of objects, relations and curated triples."""

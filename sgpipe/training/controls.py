@@ -1,0 +1,109 @@
+"""Control losses: the same noise and times under the graph, without it, under another's and under its swap.
+
+A training loss that falls may be the repair of damage by tokens that the base does not know. Only the distances between
+these figures tell what the graph does.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgpipe.arms.model import Way
+from sgpipe.backbones.rectified_flow import generator, velocity_target
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.training.config import Lora
+from sgpipe.training.examples import Example, prompt_of
+from sgpipe.training.objective import Noised, Objective, Spoken, preferred, sample_losses
+from sgpipe.training.timesteps import bin_names, bin_of, even_times
+
+CONDITIONS = ("base", "graph", "empty", "shuffled", "swapped", "negative")
+"""`negative` is the negative graph, of which `swapped` is the special case for directional relations."""
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Mean loss by condition, and the share of samples with ℓ(g⁺) < ℓ(g⁻), altogether and by bin of t."""
+
+    losses: dict[str, float]
+    preferred: float
+    preferred_by_t: dict[str, float]
+
+
+def chosen_condition(lora: Lora, way: Way) -> str:
+    """The kind of prompt that controls are measured under: the most frequent one of training."""
+    shares = lora.conditions.shares()
+    return "relational" if way == "words" else max(shares, key=lambda name: shares[name])
+
+
+def spoken(
+    condition: str, examples: Sequence[Example], others: Sequence[Example], prompt: str, way: Way
+) -> Spoken:
+    """What each example is given under a condition; `shuffled` takes the graph of `others`.
+
+    Where the graph goes in words alone, they are what changes: no relation for `empty`, the other example's triple for `shuffled`,
+    the negative's for `swapped` and `negative`. Residual tokens need the prompt's own names, so that `shuffled` takes the other
+    example's relation alone.
+    """
+    none = [SceneGraph()] * len(examples)
+    if way == "words":
+        kinds = {"empty": "neutral", "swapped": "conflicting", "negative": "conflicting"}
+        of = others if condition == "shuffled" else examples
+        return Spoken([prompt_of(each, kinds.get(condition, "relational")) for each in of], none)
+    graphs = {
+        "graph": [each.graph for each in examples],
+        "shuffled": [
+            SceneGraph(own.graph.objects, each.graph.triples) if way == "residual" else each.graph
+            for own, each in zip(examples, others, strict=True)
+        ],
+        "swapped": [each.graph.reversed() for each in examples],
+        "negative": [each.negative for each in examples],
+    }.get(condition, none)
+    return Spoken([prompt_of(each, prompt) for each in examples], graphs)
+
+
+@torch.no_grad()
+def measure(
+    objective: Objective, examples: Sequence[Example], lora: Lora, base: float | None = None
+) -> Controls:
+    """Control losses of `examples`, without dropout, on noise that depends on the triple alone.
+
+    `base`, the base model's loss, is taken as it is where it is known.
+    """
+    way = objective.model.way
+    kind = chosen_condition(lora, way)
+    times = even_times(len(examples), lora.times, objective.sigmas(lora.times))
+    half = len(examples) // 2
+    others = [*examples[half:], *examples[:half]]
+    found: dict[str, list[Tensor]] = {name: [] for name in CONDITIONS if name != "base" or base is None}
+    for start in range(0, len(examples), lora.batch_size):
+        part, other = (each[start : start + lora.batch_size] for each in (examples, others))
+        latents = objective.data.latents.latents([each.triple_id for each in part])
+        noise = torch.stack(
+            [
+                torch.randn(latents.shape[1:], generator=generator("validation", each.triple_id))
+                for each in part
+            ]
+        )
+        target = velocity_target(latents, noise)
+        noised = Noised(part, latents, noise, times[start : start + len(part)])
+        for name, losses in found.items():
+            said = spoken(name, part, other, kind, way)
+            with objective.model.evaluating(), objective.model.off() if name == "base" else nullcontext():
+                velocity = objective.velocity(noised, said)
+            losses.append(sample_losses(velocity, target.to(velocity.device)).cpu())
+    columns = {name: torch.cat(losses) for name, losses in found.items()}
+    won = preferred(columns["graph"], columns["negative"]).double()
+    bins = lora.validation.bins
+    where = bin_of(times, lora.times, bins)
+    by_t = {
+        name: float(won[where == index].mean())
+        for index, name in enumerate(bin_names(lora.times, bins))
+        if bool((where == index).any())
+    }
+    means = {name: float(column.double().mean()) for name, column in columns.items()}
+    if base is not None:
+        means = {"base": base, **means}
+    return Controls(means, float(won.mean()), by_t)

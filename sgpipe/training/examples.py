@@ -1,0 +1,170 @@
+"""What is trained on and validated on: triples with their negatives, prompts by condition, and latents."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sgpipe.arms.conditioning import name_table
+from sgpipe.backbones.config import Backbone
+from sgpipe.backbones.latent_cache import LatentCache
+from sgpipe.backbones.prompt_cache import PromptCache
+from sgpipe.backbones.truncation import Tokenizers, check_names_kept, warn
+from sgpipe.datasets.tables import NEGATIVES, PROMPTS, TRIPLES, read_table
+from sgpipe.errors import DataError
+from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.runs.hashing import fraction, text_ids
+
+
+@dataclass(frozen=True)
+class Example:
+    """A triple with its negative graph, and its prompts by condition."""
+
+    triple_id: str
+    graph: SceneGraph
+    negative: SceneGraph
+    prompts: Mapping[str, str]
+    concepts: tuple[str, ...]
+
+    @property
+    def predicate(self) -> str:
+        """Class of the graph's relation."""
+        return self.graph.triples[0][1]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The folders that earlier stages wrote."""
+
+    curated: Path = Path("outputs/curated")
+    negatives: Path = Path("outputs/negatives")
+    prompts: Path = Path("outputs/prompts")
+    negative_prompts: Path = Path("outputs/negative_prompts")
+    latents: Path = Path("outputs/latents")
+
+    def paths(self) -> list[Path]:
+        """All that training reads."""
+        return [
+            self.curated / "triples.parquet",
+            self.negatives,
+            self.prompts,
+            self.negative_prompts,
+            self.latents,
+        ]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Triples to train on and to validate on, and the caches that hold what belongs to them."""
+
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    latents: LatentCache
+    prompts: PromptCache
+    names: NameTable
+
+
+def development_pairs(triples: pa.Table, share: float) -> pa.Array:
+    """Which rows belong to the development split: a share of the unordered pairs of names, by a hash of the two."""
+    names = (text_ids(triples[name].to_pylist()) for name in ("subject", "object"))
+    low, high = np.sort(np.stack(list(names)), axis=0)
+    return pa.array(fraction(0, "development", low, high) < share, pa.bool_())
+
+
+def read_data(sources: Sources, backbone: Backbone, development: float) -> Data:
+    """Train triples, and those that control losses are measured on: a development split of them, else the val triples.
+
+    With a development share the val triples are not even read, so that no choice can lean on them. Triples whose latents were
+    rejected are left out. Raises `DataError` for a cache that is missing or foreign, or a triple without a negative.
+    """
+    table = read_table(sources.curated / "triples.parquet", TRIPLES)
+    train = table.filter(pc.equal(table["split"], "train"))
+    if development:
+        apart = development_pairs(train, development)
+        held_out, train = train.filter(apart), train.filter(pc.invert(apart))
+    else:
+        held_out = table.filter(pc.equal(table["split"], "val"))
+    latents = LatentCache(sources.latents, backbone)
+    prompts = PromptCache([sources.prompts, sources.negative_prompts], backbone)
+    said = _prompts(sources)
+    negatives = {
+        row["triple_id"]: row
+        for row in read_table(sources.negatives / "negatives.parquet", NEGATIVES).to_pylist()
+    }
+    parts = [
+        tuple(_example(row, said, negatives) for row in latents.available(part).to_pylist())
+        for part in (train, held_out)
+    ]
+    _check_texts(backbone, parts)
+    if not parts[0]:
+        raise DataError(
+            f"{sources.curated}/triples.parquet: no train triples are left (lora.development {development:g}); run "
+            "`dvc repro curate` or lower lora.development"
+        )
+    texts = texts_of([graph for part in parts for each in part for graph in (each.graph, each.negative)])
+    names = name_table(*prompts.concepts(texts), texts)
+    return Data(parts[0], parts[1], latents, prompts, names)
+
+
+def _check_texts(backbone: Backbone, parts: Sequence[Sequence[Example]]) -> None:
+    """Raises `DataError` where a train triple's relational prompt loses a name or its relation; what else is cut is a warning."""
+    tokenizers = Tokenizers.load(backbone)
+    trained = sorted({e.prompts["relational"] for e in parts[0] if "relational" in e.prompts})
+    check_names_kept(tokenizers.prompts(trained), "relational prompts of train triples")
+    every = sorted({prompt for part in parts for each in part for prompt in each.prompts.values()})
+    warn(tokenizers.prompts(every), "prompts of train and val triples")
+
+
+def _prompts(sources: Sources) -> dict[str, dict[str, str]]:
+    said: dict[str, dict[str, str]] = {}
+    for folder in (sources.prompts, sources.negative_prompts):
+        table = read_table(folder / "prompts.parquet", PROMPTS, ["triple_id", "condition", "prompt"])
+        for row in table.to_pylist():
+            said.setdefault(row["triple_id"], {})[row["condition"]] = row["prompt"]
+    return said
+
+
+def _example(
+    row: Mapping[str, object],
+    said: Mapping[str, Mapping[str, str]],
+    negatives: Mapping[str, Mapping[str, str]],
+) -> Example:
+    name = str(row["triple_id"])
+    if name not in negatives:
+        raise DataError(f"triple {name} has no negative; run `dvc repro negatives`")
+    false = negatives[name]
+    concepts = row["concepts"]
+    assert isinstance(concepts, list)
+    return Example(
+        name,
+        SceneGraph.of(str(row["subject"]), str(row["predicate"]), str(row["object"])),
+        SceneGraph.of(false["subject"], false["predicate"], false["object"]),
+        said.get(name, {}),
+        tuple(concepts),
+    )
+
+
+def prompt_of(example: Example, condition: str) -> str:
+    """The example's prompt. Raises `DataError` if it was not cached."""
+    if condition not in example.prompts:
+        raise DataError(
+            f"triple {example.triple_id}: its {condition} prompt is not cached; add {condition} to cache_prompts.conditions "
+            "(conflicting: run `dvc repro cache_negative_prompts`)"
+        )
+    return example.prompts[condition]
+
+
+def check_prompts(data: Data, conditions: Sequence[str]) -> None:
+    """Raise `DataError` unless every example's prompt of every condition is cached, text and encoding."""
+    for example in (*data.train, *data.held_out):
+        for condition in conditions:
+            text = prompt_of(example, condition)
+            if text not in data.prompts:
+                raise DataError(
+                    f"triple {example.triple_id}: the encoding of its {condition} prompt {text!r} is not cached; run "
+                    f"`dvc repro {'cache_negative_prompts' if condition == 'conflicting' else 'cache_prompts'}`"
+                )
