@@ -1,5 +1,6 @@
 """A FLUX training with random weights and data: all of the preset but what only a checkpoint or Visual Genome could give."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -10,13 +11,12 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from sgpipe.arms.adapter import build
-from sgpipe.arms.conditioning import Context
 from sgpipe.arms.model import GraphLora
 from sgpipe.arms.resolve import resolve
+from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
-from sgpipe.backbones.layout import flux_layout
+from sgpipe.backbones.families.flux import Flux
 from sgpipe.backbones.loading import DTYPES
-from sgpipe.backbones.text import Prompts
 from sgpipe.doctor.published import PUBLISHED
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.checkpoints import save_encoder
@@ -97,13 +97,13 @@ class RandomPrompts:
         self._pooled, self._dtype = work.transformer["pooled_projection_dim"], work.dtype
         self._rows: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def get(self, texts: list[str]) -> Prompts:
+    def get(self, texts: list[str]) -> TextCondition:
         for text in texts:
             if text not in self._rows:
                 states, pooled = torch.randn(self._shape), torch.randn(self._pooled)
                 self._rows[text] = states.to(self._dtype), pooled.to(self._dtype)
         rows = [self._rows[text] for text in texts]
-        return Prompts(
+        return TextCondition(
             torch.stack([states for states, _ in rows]), torch.stack([pooled for _, pooled in rows])
         )
 
@@ -127,7 +127,7 @@ def random_data(work: Work, count: int) -> Data:
         graph = SceneGraph.of(*said)
         prompts = {"relational": relational_prompt(*said)}
         examples.append(Example(str(row), graph, graph.reversed(), prompts, concepts(*said)))
-    layout = flux_layout(work.transformer, work.vae)
+    layout = Flux().layout(work.transformer, work.vae)
     texts = texts_of([graph for each in examples for graph in (each.graph, each.negative)])
     names = NameTable({text: torch.randn(layout.text_width) for text in texts})
     latents = RandomLatents(layout.latent_shape(work.sections["backbone"].resolution))
@@ -141,16 +141,14 @@ class Dataless(GraphLora):
 
     given: Tensor
 
-    def context(self, graphs: Any, texts: Any, prompts: Prompts, names: NameTable) -> Context:
+    def context(self, graphs: Any, texts: Any, text: TextCondition, names: NameTable) -> TextCondition:
         assert self.conditioner is not None
-        found = self.conditioner(graphs, texts, prompts, names)
-        states = found.prompts.encoder_hidden_states.detach().to("meta").requires_grad_()
-        self.given = states
-        masks = {name: mask.to("meta") for name, mask in (found.attention or {}).items()}
-        return Context(Prompts(states, found.prompts.pooled_projections.to("meta")), masks or None)
+        found = self.conditioner(graphs, texts, text, names).to(torch.device("meta"))
+        self.given = found.states.detach().requires_grad_()
+        return dataclasses.replace(found, states=self.given)
 
-    def velocity(self, latents: Tensor, t: Tensor, context: Context) -> Tensor:
-        return self.denoiser.velocity(latents, t, context.prompts, self.guidance, context.attention)
+    def velocity(self, latents: Tensor, t: Tensor, condition: TextCondition) -> Tensor:
+        return self.denoiser.velocity(latents, t, condition, self.guidance)
 
 
 def open_training(work: Work, device: torch.device, folder: Path) -> Training:
@@ -169,12 +167,15 @@ def open_training(work: Work, device: torch.device, folder: Path) -> Training:
     eager = replace(sections["lora"], compile=False, checkpointing=False)
     arm = resolve("graph", eager, tokens, backbone)
     data = random_data(work, sections["curate"].train)
-    transformer, layout = random_transformer(work, device), flux_layout(work.transformer, work.vae)
+    transformer, layout = random_transformer(work, device), Flux().layout(work.transformer, work.vae)
     real = torch.device("cpu") if device.type == "meta" else device
-    model = build(Denoiser(transformer, layout, {}, real), backbone, arm, data.names.rms)
+    model = build(Denoiser(Flux(), transformer, layout, {}, real), backbone, arm, data.names.rms)
     if device.type == "meta":
         model = Dataless(
-            Denoiser(transformer, layout, {}, device), model.conditioner, model.weights, arm.lora.guidance
+            Denoiser(Flux(), transformer, layout, {}, device),
+            model.conditioner,
+            model.weights,
+            arm.lora.guidance,
         )
     prepare(model.denoiser, arm)
     return Training(Objective(model, data, arm.lora.losses), arm.lora, folder, Processes(0, 1, device))

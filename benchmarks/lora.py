@@ -10,6 +10,7 @@ The model and data are those of params.yaml. Run `python -m benchmarks.lora`; `-
 memory, 2 % of waiting or 8 minutes.
 """
 
+import dataclasses
 import json
 import resource
 import statistics
@@ -26,13 +27,11 @@ import typer
 from msgspec.structs import replace
 
 from sgpipe.arms.adapter import build
-from sgpipe.arms.conditioning import Context
 from sgpipe.arms.resolve import resolve
 from sgpipe.attention_maps.config import Maps
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.rectified_flow import interpolate, velocity_target
-from sgpipe.backbones.text import Prompts
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.params.load import read_section
 from sgpipe.runs.atomic import DIGITS, write_json
@@ -70,8 +69,8 @@ def bare_step(training: Training) -> Callable[[], None]:
     context = model.context(
         said.graphs, said.texts, objective.data.prompts.get(said.texts), objective.data.names
     )
-    states = context.prompts.encoder_hidden_states.detach().requires_grad_()
-    fixed = Context(Prompts(states, context.prompts.pooled_projections), context.attention)
+    states = context.states.detach().requires_grad_()
+    fixed = dataclasses.replace(context, states=states)
     z_t = interpolate(noised.latents, noised.noise, noised.t).repeat(repeat, 1, 1, 1)
     target = velocity_target(noised.latents, noised.noise).repeat(repeat, 1, 1, 1)
     t = noised.t.repeat(repeat)

@@ -14,7 +14,7 @@ from sgpipe.attention_maps.extract import Observer, Seen, check_shard, map_maker
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
-from sgpipe.backbones.layout import read_layout
+from sgpipe.backbones.families import read_layout
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.backbones.source import identity, locate
 from sgpipe.params.load import to_builtins

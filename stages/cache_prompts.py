@@ -8,9 +8,9 @@ import pyarrow as pa
 import typer
 
 from sgpipe.backbones.config import Backbone, CachePrompts
+from sgpipe.backbones.families import open_text_encoders, open_tokenizers
 from sgpipe.backbones.prompt_cache import merge_prompts, prompt_identity, prompt_maker, prompt_shards
-from sgpipe.backbones.text import TextEncoders
-from sgpipe.backbones.truncation import Tokenizers, warn
+from sgpipe.backbones.truncation import warn
 from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table, write_table
 from sgpipe.graphs.prompts import conflicting_prompts, curated_prompts, unique_concepts, unique_texts
 from sgpipe.params.load import read_section, to_builtins
@@ -53,7 +53,7 @@ def main(
     shards = prompt_shards(prompts, concepts, config.shard_size)
 
     def open_maker() -> Make:
-        encoders = TextEncoders(backbone, processes.device, compute.offload)
+        encoders = open_text_encoders(backbone, processes.device, compute.offload)
         return prompt_maker(encoders, prompts, concepts, config.batch_size, config_hash(who))
 
     plain = {"cache_prompts": to_builtins(config), "encoder": who}
@@ -70,7 +70,7 @@ def main(
             with new_folder(out) as folder:
                 counts = merge_prompts(shards, state, folder, prompts, concepts, who)
                 write_table(asked, folder / "prompts.parquet")
-            tokenizers = Tokenizers.load(backbone)
+            tokenizers = open_tokenizers(backbone)
             texts = tokenizers.prompts(prompts) + tokenizers.names(concepts)
             warn(texts, stage)
             truncated = {

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from sgpipe.backbones.config import Backbone
+from sgpipe.backbones.families import pipeline_parts
 from sgpipe.backbones.source import identity
 from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table
 from sgpipe.errors import ParamsError
 from sgpipe.evaluation.config import HEADLINE, Evaluate, Graph, Prompt, check_runs
 from sgpipe.evaluation.sampling import (
-    PIPELINE,
     check_adapter,
     merge_pictures,
     open_generator,
@@ -77,7 +77,7 @@ def main(
     who = {
         "arm": name,
         "given": given,
-        "backbone": config_hash(identity(backbone, PIPELINE, resolution=backbone.resolution)),
+        "backbone": config_hash(identity(backbone, pipeline_parts(backbone), resolution=backbone.resolution)),
         "adapter": file_hash(adapter)[:16] if adapter else None,
     }
 

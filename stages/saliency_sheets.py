@@ -23,8 +23,8 @@ from sgpipe.attention_maps.localisation import (
 )
 from sgpipe.attention_maps.sheets import Row, write_sheet
 from sgpipe.backbones.config import Backbone
+from sgpipe.backbones.families import read_layout
 from sgpipe.backbones.images import decode
-from sgpipe.backbones.layout import read_layout
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.source import locate
 from sgpipe.datasets.tables import TRIPLES, read_table

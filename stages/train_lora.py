@@ -20,6 +20,7 @@ from sgpipe.arms.model import GraphLora
 from sgpipe.arms.resolve import Arm, read_arm
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.families import family_of_backbone
 from sgpipe.backbones.loading import load_module, place
 from sgpipe.backbones.source import identity
 from sgpipe.params.load import read_section
@@ -132,7 +133,10 @@ def main(
     plots = plots or Path("plots/lora") / arm
     sources = Sources()
     plain = chosen.plain()
-    who = {**base_identity(backbone), "vae": identity(backbone, ("vae", "scheduler"))}
+    who = {
+        **base_identity(backbone, family_of_backbone(backbone)),
+        "vae": identity(backbone, ("vae", "scheduler")),
+    }
     stage = f"train_lora@{arm}"
     inputs = [*sources.paths(), resolved / f"{arm}.json"]
     if chosen.graph_tokens is not None and chosen.graph_tokens.encoder:

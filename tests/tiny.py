@@ -1,4 +1,4 @@
-"""A tiny FLUX pipeline with random weights, and a data folder with curated triples, in the formats of the real ones."""
+"""Tiny FLUX and SD3 pipelines with random weights, and a data folder with curated triples, in the formats of the real ones."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from sgpipe.backbones.config import Backbone
 from sgpipe.datasets.tables import TRIPLES, write_table
@@ -18,6 +25,34 @@ from sgworld.language import clip_tokenizer, t5_tokenizer
 
 DOUBLE, SINGLE, SIDE, TOKENS = 3, 1, 32, 12
 NAMES = ("dog", "cat", "table", "ball", "tree")
+
+
+def tiny_vae() -> AutoencoderKL:
+    """A VAE of 4 latent channels, factor 2."""
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=1.7123456789,
+        shift_factor=0.123456789,
+    )
+
+
+def _clip(tokenizer: Any, width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
 
 
 def write_pipeline(folder: Path, *, dev: bool = False, seed: int = 0, **scheduler: Any) -> Path:
@@ -34,39 +69,59 @@ def write_pipeline(folder: Path, *, dev: bool = False, seed: int = 0, **schedule
         guidance_embeds=dev,
         axes_dims_rope=(4, 6, 6),
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=4,
-        scaling_factor=1.7123456789,
-        shift_factor=0.123456789,
-    )
     tokenizer, tokenizer_2 = (
         clip_tokenizer([relational_prompt(name, said, name) for name in NAMES for said in PREDICATES]),
         t5_tokenizer(),
     )
-    clip = CLIPTextConfig(
-        hidden_size=20,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
     t5 = T5Config(d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=3, vocab_size=len(tokenizer_2))
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": dev, "shift": 1.0, **scheduler}),
-        vae=vae,
-        text_encoder=CLIPTextModel(clip),
+        vae=tiny_vae(),
+        text_encoder=CLIPTextModel(_clip(tokenizer, 20)),
         tokenizer=tokenizer,
         text_encoder_2=T5EncoderModel(t5),
         tokenizer_2=tokenizer_2,
         transformer=transformer,
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def write_sd3_pipeline(
+    folder: Path, *, qk_norm: str | None = "rms_norm", shift: float = 3.0, seed: int = 0
+) -> Path:
+    """A `StableDiffusion3Pipeline` folder like SD3.5-medium: q/k norms, and a second attention of image rows in the first block."""
+    torch.manual_seed(seed)
+    transformer = SD3Transformer2DModel(
+        sample_size=SIDE // 2,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=DOUBLE,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        caption_projection_dim=32,
+        pooled_projection_dim=20 + 22,
+        pos_embed_max_size=SIDE // 2,
+        dual_attention_layers=(0,),
+        qk_norm=qk_norm,
+    )
+    tokenizer, tokenizer_3 = (
+        clip_tokenizer(["a photo of dog above cat on a plain background"]),
+        t5_tokenizer(),
+    )
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+        vae=tiny_vae(),
+        text_encoder=CLIPTextModelWithProjection(_clip(tokenizer, 20)),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(_clip(tokenizer, 22)),
+        tokenizer_2=tokenizer,
+        text_encoder_3=T5EncoderModel(
+            T5Config(d_model=48, d_kv=8, d_ff=32, num_layers=1, num_heads=3, vocab_size=len(tokenizer_3))
+        ),
+        tokenizer_3=tokenizer_3,
     ).save_pretrained(folder, safe_serialization=True)
     return folder
 

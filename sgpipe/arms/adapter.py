@@ -1,6 +1,6 @@
 """An adapter's folder: LoRA as diffusers reads it, graph tokens, and what the two belong to.
 
-- `pytorch_lora_weights.safetensors`: taken by `FluxPipeline.load_lora_weights`; absent without LoRA.
+- `pytorch_lora_weights.safetensors`: taken by `load_lora_weights` of the family's pipeline; absent without LoRA.
 - `graph_tokens.safetensors`: projector, roles, gate; absent where graphs are not read.
 - `graph_encoder/`: the encoder that the tokens read, where they read one.
 - `adapter.json`: arm, parameters, base, blocks, counts, seed, and the names and predicates of its training triples; nothing of
@@ -20,6 +20,7 @@ from sgpipe.arms.conditioning import GraphConditioner, read_encoder
 from sgpipe.arms.model import GraphLora
 from sgpipe.arms.resolve import Arm
 from sgpipe.arms.targeting import attach, count, plain_name, target_modules
+from sgpipe.backbones.base import Family
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.loading import load_plain
@@ -39,9 +40,9 @@ LORA_FILE, TOKENS_FILE, ENCODER, ABOUT = (
 _PREFIX = "transformer"
 
 
-def base_identity(backbone: Backbone) -> dict[str, Any]:
+def base_identity(backbone: Backbone, family: Family) -> dict[str, Any]:
     """What an adapter was trained on and fits to: the transformer, and the encoder whose vectors its tokens carry."""
-    return identity(backbone, ("transformer", "text_encoder_2"))
+    return identity(backbone, ("transformer", family.name_parts[0]))
 
 
 def build(
@@ -62,10 +63,11 @@ def build(
             params,
             layout.text_width,
             text_scale,
-            layout.grid(backbone.resolution) ** 2,
             seed=arm.lora.seed,
             encoder=given,
-            words=load_plain(backbone, "tokenizer_2") if params.injection == "residual" else None,
+            words=load_plain(backbone, denoiser.family.name_parts[1])
+            if params.injection == "residual"
+            else None,
         ).to(denoiser.device)
     precision = torch.bfloat16 if arm.lora.precision == "bfloat16" else None
     lora = arm.lora
@@ -111,7 +113,7 @@ def save_adapter(
             **arm.plain(),
             **facts,
             "backbone": to_builtins(backbone),
-            "base": base_identity(backbone),
+            "base": base_identity(backbone, model.denoiser.family),
             "blocks": list(lora.blocks.indices or ()),
             "single_blocks": list(lora.single_blocks.indices or ()),
             "seed": lora.seed,
@@ -153,10 +155,10 @@ def backbone_of(about: Mapping[str, Any], source: Path) -> Backbone:
 def load_adapter(folder: Path, denoiser: Denoiser, backbone: Backbone) -> GraphLora:
     """`denoiser` with the adapter in `folder`, frozen. Raises `ModelError` for an adapter of another base, or a damaged one."""
     about = read_about(folder)
-    found = base_identity(backbone)
+    found = base_identity(backbone, denoiser.family)
     if about["base"] != found:
         raise ModelError(
-            f"{folder}: trained on another base than {backbone.model} (by the hash of transformer and text_encoder_2); give the "
+            f"{folder}: trained on another base than {backbone.model} (by the hash of transformer and text encoder); give the "
             f"model it was trained on ({about['backbone']['model']}), or train again"
         )
     arm = Arm.read(about, str(folder / ABOUT))

@@ -47,7 +47,8 @@ def generate(
     from sgpipe.arms.adapter import backbone_of, read_about
     from sgpipe.arms.coverage import TRAINED_ON, uncovered, unknown_tokens
     from sgpipe.arms.generation import GraphGenerator, backbone_for
-    from sgpipe.backbones.truncation import Tokenizers, describe
+    from sgpipe.backbones.families import open_tokenizers
+    from sgpipe.backbones.truncation import describe
     from sgpipe.errors import ParamsError
     from sgpipe.graph_encoder.open_vocabulary import texts_of
     from sgpipe.graphs.scene_graph import SceneGraph, parse_graph, read_graph
@@ -72,7 +73,7 @@ def generate(
             raise ParamsError("generate: --size is needed without an adapter, whose training would name one")
         size = backbone_of(read_about(adapter), adapter).resolution
     backbone = backbone_for(model, adapter)
-    tokens = Tokenizers.load(backbone).prompts([text]) + Tokenizers.load(backbone).names(texts_of([scene]))
+    tokens = open_tokenizers(backbone).prompts([text]) + open_tokenizers(backbone).names(texts_of([scene]))
     said = unknown_tokens(tokens)
     if adapter is not None:
         said += uncovered(scene, text, read_about(adapter).get(TRAINED_ON))

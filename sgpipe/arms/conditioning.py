@@ -1,7 +1,7 @@
 """Graphs beside a prompt: what the transformer is given as text when it is given a graph, too."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sgpipe.attention_maps.options import concept_embeddings
-from sgpipe.backbones.text import Prompts
+from sgpipe.backbones.base import TextCondition
 from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
 from sgpipe.graph_encoder.checkpoints import Encoder, load_encoder
 from sgpipe.graph_encoder.config import GraphTokens
-from sgpipe.graph_encoder.injection import GatedResidual, TextContext, named_spans, prepend
+from sgpipe.graph_encoder.injection import GatedResidual, named_spans, prepend
 from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.tokens import GraphTokenizer
 from sgpipe.graph_encoder.vocabulary import Vocabulary
@@ -24,14 +24,6 @@ class Words(Protocol):
     """A T5 tokenizer, as far as it is used: texts to token ids, the end token last."""
 
     def __call__(self, text: str) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Context:
-    """A batch's text for the transformer: prompts with the graph's part, and keyword arguments of every attention."""
-
-    prompts: Prompts
-    attention: Mapping[str, Tensor] | None = None
 
 
 def name_table(states: Tensor, mask: Tensor, texts: Sequence[str]) -> NameTable:
@@ -48,14 +40,13 @@ class GraphConditioner(nn.Module):
         params: GraphTokens,
         text_width: int,
         text_scale: float,
-        image_tokens: int,
         *,
         seed: int,
         encoder: tuple[Encoder, Vocabulary | None] | None = None,
         words: Words | None = None,
     ) -> None:
         super().__init__()
-        self.params, self._image_tokens, self._words = params, image_tokens, words
+        self.params, self._words = params, words
         self.encoder: Encoder | None = None
         self.vocabulary: Vocabulary | None = None
         with torch.random.fork_rng(devices=[]):
@@ -75,22 +66,14 @@ class GraphConditioner(nn.Module):
         return {name: value for name, value in self.state_dict().items() if not name.startswith("encoder.")}
 
     def forward(
-        self, graphs: Sequence[SceneGraph], texts: Sequence[str], prompts: Prompts, names: NameTable
-    ) -> Context:
-        """Prompts `texts`, encoded as `prompts`, with a graph each. Where no graph has a triple, tensors stay as they are."""
-        device = prompts.encoder_hidden_states.device
-        tokens = self.tokenizer(graphs, self._encode(graphs, names, device), names)
-        states = prompts.encoder_hidden_states
-        if self.residual is not None:
-            states = self.residual(
-                tokens, states, [self._spans(*pair) for pair in zip(graphs, texts, strict=True)]
-            )
-            return Context(Prompts(states, prompts.pooled_projections))
-        context: TextContext = prepend(tokens, states, states.new_zeros(states.shape[1], 3))
-        return Context(
-            Prompts(context.encoder_hidden_states, prompts.pooled_projections),
-            context.joint_attention_kwargs(self._image_tokens) or None,
-        )
+        self, graphs: Sequence[SceneGraph], texts: Sequence[str], text: TextCondition, names: NameTable
+    ) -> TextCondition:
+        """Prompts `texts`, encoded as `text`, with a graph each. Where no graph has a triple, tensors stay as they are."""
+        tokens = self.tokenizer(graphs, self._encode(graphs, names, text.states.device), names)
+        if self.residual is None:
+            return prepend(tokens, text)
+        spans = [self._spans(*pair) for pair in zip(graphs, texts, strict=True)]
+        return replace(text, states=self.residual(tokens, text.states, spans))
 
     def _encode(
         self, graphs: Sequence[SceneGraph], names: NameTable, device: torch.device

@@ -15,14 +15,15 @@ from torch.nn.utils.rnn import pad_sequence
 from sgpipe.arms.adapter import backbone_of, load_adapter, read_about
 from sgpipe.arms.conditioning import name_table
 from sgpipe.arms.model import GraphLora
+from sgpipe.backbones.base import TextEncoders
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.families import family_of, layout_of, open_text_encoders, open_tokenizers
 from sgpipe.backbones.images import decode
-from sgpipe.backbones.layout import layout_of
 from sgpipe.backbones.loading import load_module, load_plain, on_device, place
 from sgpipe.backbones.source import snapshot_folder
-from sgpipe.backbones.text import EncodedTexts, TextEncoders
-from sgpipe.backbones.truncation import LONGEST, warn
+from sgpipe.backbones.text import EncodedTexts
+from sgpipe.backbones.truncation import warn
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
 from sgpipe.graphs.scene_graph import SceneGraph
@@ -33,16 +34,16 @@ def read_backbone(model: str | Path) -> Backbone:
     folder = snapshot_folder(str(model), None)
     if folder is None:
         raise ModelError(f"{model}: no such pipeline folder; give a local folder of a diffusers pipeline")
-    layout = layout_of(folder, str(model))
+    family, layout = family_of(folder), layout_of(folder)
     backbone = Backbone(
         model=str(folder),
         files=str(folder),
         double_blocks=layout.double_blocks,
         single_blocks=layout.single_blocks,
         resolution=layout.pixels_per_token,
-        max_sequence_length=LONGEST,
+        max_sequence_length=family.longest,
     )
-    length = min(LONGEST, load_plain(backbone, "tokenizer_2").model_max_length)
+    length = min(family.longest, load_plain(backbone, family.name_parts[1]).model_max_length)
     return replace(backbone, max_sequence_length=length)
 
 
@@ -94,12 +95,13 @@ class GraphGenerator:
         backbone = backbone or backbone_for(model, adapter)
         where = torch.device(device)
         texts: TextEncoders | EncodedTexts
-        texts = encoders = TextEncoders(backbone, where, offload)
+        texts = encoders = open_text_encoders(backbone, where, offload)
         if ahead is not None:
             prompts, graphs = ahead
             named = texts_of([graph for graph in graphs if graph is not None])
             different = list(dict.fromkeys(prompts))
-            warn(encoders.tokenizers.prompts(different) + encoders.tokenizers.names(named), "prompts")
+            tokenizers = open_tokenizers(backbone)
+            warn(tokenizers.prompts(different) + tokenizers.names(named), "prompts")
             texts = EncodedTexts(encoders, prompts, ["", *named])
         del encoders
         denoiser = Denoiser.load(backbone, where, offload)
@@ -171,8 +173,8 @@ class GraphGenerator:
         if not given:
             with self.adapter.off():
                 return self.denoiser.sample(encoded, seeds, size, steps, self.guidance)
-        context = self.adapter.context(given, prompts, encoded, self._table(given))
-        return self.adapter.sample(context, encoded, seeds, size, steps, self.guidance)
+        condition = self.adapter.context(given, prompts, encoded, self._table(given))
+        return self.adapter.sample(condition, encoded, seeds, size, steps, self.guidance)
 
     def _table(self, graphs: Sequence[SceneGraph]) -> NameTable:
         """Vectors of all names and phrases in the graphs."""

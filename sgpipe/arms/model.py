@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sgpipe.arms.conditioning import Context, GraphConditioner
+from sgpipe.arms.conditioning import GraphConditioner
+from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.rectified_flow import is_within
-from sgpipe.backbones.text import Prompts
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
 
@@ -48,18 +48,18 @@ class GraphLora:
         return found
 
     def context(
-        self, graphs: Sequence[SceneGraph] | None, texts: Sequence[str], prompts: Prompts, names: NameTable
-    ) -> Context:
-        """What the transformer reads for prompts `texts` (encoded: `prompts`), each with its graph."""
-        prompts = prompts.to(self.denoiser.device)
+        self, graphs: Sequence[SceneGraph] | None, texts: Sequence[str], text: TextCondition, names: NameTable
+    ) -> TextCondition:
+        """What the transformer reads for prompts `texts` (encoded: `text`), each with its graph."""
+        text = text.to(self.denoiser.device)
         if self.conditioner is None or graphs is None:
-            return Context(prompts)
-        return self.conditioner(graphs, texts, prompts, names)
+            return text
+        return self.conditioner(graphs, texts, text, names)
 
-    def velocity(self, latents: Tensor, t: Tensor, context: Context) -> Tensor:
-        """v_θ(z_t, t, context) `[B, C, h, w]`; see `Denoiser.velocity`."""
+    def velocity(self, latents: Tensor, t: Tensor, condition: TextCondition) -> Tensor:
+        """v_θ(z_t, t, condition) `[B, C, h, w]`; see `Denoiser.velocity`."""
         with torch.autocast(self.denoiser.device.type, self.precision, enabled=self.precision is not None):
-            return self.denoiser.velocity(latents, t, context.prompts, self.guidance, context.attention)
+            return self.denoiser.velocity(latents, t, condition, self.guidance)
 
     def acts(self, t: float) -> bool:
         """Whether the adapter works at time t of sampling."""
@@ -67,18 +67,18 @@ class GraphLora:
 
     def sample(
         self,
-        context: Context,
-        plain: Prompts,
+        condition: TextCondition,
+        plain: TextCondition,
         seeds: Sequence[int],
         resolution: int,
         steps: int,
         guidance: float | None,
     ) -> Tensor:
-        """Samples `[N, C, h, w]` of `context`; where the adapter does not work the base steps, with `plain` prompts."""
+        """Samples `[N, C, h, w]` of `condition`; where the adapter does not work the base steps, with `plain` prompts."""
 
         def velocity(latents: Tensor, t: Tensor) -> Tensor:
             if self.acts(t[0].item()):
-                return self.denoiser.velocity(latents, t, context.prompts, guidance, context.attention)
+                return self.denoiser.velocity(latents, t, condition, guidance)
             with self.off():
                 return self.denoiser.velocity(latents, t, plain, guidance)
 

@@ -8,14 +8,12 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from sgpipe.backbones.layout import Layout
+from sgpipe.backbones.base import Layout
 from sgpipe.backbones.rectified_flow import generator
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.training.config import Lora
 
 NAME = "default"
-_SINGLE = {"to_q": "attn.to_q", "to_k": "attn.to_k", "to_v": "attn.to_v", "proj_out": "proj_out"}
-"""Projections of a single-stream block, where text and image share weights; `proj_out` projects attention and MLP together."""
 
 
 def target_modules(layout: Layout, lora: Lora) -> list[str]:
@@ -26,17 +24,19 @@ def target_modules(layout: Layout, lora: Lora) -> list[str]:
         name.removeprefix("attn."): name for name in (*layout.image_projections, *layout.text_projections)
     }
     of_double = [there[target] for target in lora.targets if target in there]
-    of_single = [_SINGLE[target] for target in lora.targets if target in _SINGLE]
-    for blocks, found, kind in ((double, of_double, "blocks"), (single, of_single, "single_blocks")):
+    alone = layout.single_projections
+    of_single = [alone[target] for target in lora.targets if target in alone]
+    for blocks, found, kind, valid in (
+        (double, of_double, "blocks", there),
+        (single, of_single, "single_blocks", alone),
+    ):
         if blocks and not found:
             raise ParamsError(
-                f"lora.targets: {', '.join(lora.targets)}: none of them is in lora.{kind}; valid there: "
-                f"{', '.join(there if kind == 'blocks' else _SINGLE)}"
+                f"lora.targets: {', '.join(lora.targets)}: none of them is in lora.{kind}; valid there: {', '.join(valid)}"
             )
     names = [f"{layout.double_block.format(index=index)}.{part}" for index in double for part in of_double]
-    return names + [
-        f"{layout.single_block.format(index=index)}.{part}" for index in single for part in of_single
-    ]
+    names += [f"{layout.single_block.format(index=index)}.{part}" for index in single for part in of_single]
+    return [name for name in names if name not in layout.lacking]
 
 
 def lora_config(names: Sequence[str], lora: Lora) -> LoraConfig:

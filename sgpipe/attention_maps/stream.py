@@ -1,73 +1,25 @@
-"""The concept stream: rides along any forward of a FLUX transformer, through hooks that only read.
+"""The concept stream: rides along any forward of a diffusion transformer, through hooks that only read.
 
-A double block makes the image queries, keys, values and attention outputs; the hooks hold them until the block is about to project
-its outputs, and advance the concept rows there. Nothing of a block outlives it but its share of the sums.
-
-The concept rows in one double-stream block of FLUX (Helbling et al. 2025, section 4), on the block's own text-side weights.
+A block makes the image queries, keys, values and attention outputs; the hooks hold them until the block is about to project its
+outputs, and advance the concept rows there, by the block's own text side (`BlockTap`). Nothing of a block outlives it but its
+share of the sums.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
-from diffusers import FluxTransformer2DModel
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.attention_maps.scores import GroupMaps, GroupSums, cross_scores, normalise, saliency_scores
+from sgpipe.backbones.base import BlockTap
+from sgpipe.backbones.families import family_of_transformer
 from sgpipe.errors import ModelError
-
-Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines `[T + N, d]` of the positions of text and image rows."""
-
-
-class Attended(NamedTuple):
-    """What the attention of one block yields for the concept rows."""
-
-    output: Tensor
-    """O_C `[B, K, D]`, heads concatenated, before to_add_out."""
-    key: Tensor
-    """`[B, K, H, d]` after the norm; concepts stand at position 0, where RoPE is the identity."""
-    modulation: tuple[Tensor, ...]
-    """Gate of the attention, shift, scale and gate of the MLP, `[B, D]` each."""
-
-
-def attend(
-    block: Any, rows: Tensor, conditioning: Tensor, image_key: Tensor, image_value: Tensor, rotary: Rotary
-) -> Attended:
-    """Concept queries attend to [concept keys; image keys], never to the prompt's.
-
-    Concept rows `[B, K, D]` are modulated by `conditioning` `[B, D]` through the text AdaLN. Image keys and values `[B, N, H, d]`
-    are the model's own, the keys after the norm and before RoPE.
-    """
-    attn = block.attn
-    modulated, *modulation = block.norm1_context(rows, emb=conditioning)
-    if attn.fused_projections:
-        projected = attn.to_added_qkv(modulated).chunk(3, dim=-1)
-    else:
-        projected = attn.add_q_proj(modulated), attn.add_k_proj(modulated), attn.add_v_proj(modulated)
-    query, key, value = (part.unflatten(-1, (-1, attn.head_dim)) for part in projected)
-    query, key = attn.norm_added_q(query), attn.norm_added_k(key)
-
-    image_rotary = tuple(part[-image_key.shape[1] :] for part in rotary)
-    keys = torch.cat([key, apply_rotary_emb(image_key, image_rotary, sequence_dim=1)], dim=1)
-    values = torch.cat([value, image_value], dim=1)
-    output = scaled_dot_product_attention(query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-    return Attended(output.transpose(1, 2).flatten(2), key, tuple(modulation))
-
-
-def update(block: Any, rows: Tensor, attended: Attended) -> Tensor:
-    """Concept rows `[B, K, D]` after the block: gated to_add_out(O_C), then the gated text MLP on the modulated second norm."""
-    gate, mlp_shift, mlp_scale, mlp_gate = (part[:, None] for part in attended.modulation)
-    rows = rows + gate * block.attn.to_add_out(attended.output)
-    rows = rows + mlp_gate * block.ff_context(block.norm2_context(rows) * (1 + mlp_scale) + mlp_shift)
-    return rows.clip(-65504, 65504) if rows.dtype == torch.float16 else rows
 
 
 @dataclass
@@ -85,10 +37,11 @@ class _Forward:
 
 @dataclass
 class _Visit:
-    """What the block under way has made so far: image q, k `[B, N, H, d]` after the norm, v `[B, N, D]` ([q, k, v] if fused)."""
+    """What the block under way has made so far: image q, k (after the norm) and v, `[B, N, H, d]`."""
 
     forward: _Forward
-    rotary: Rotary
+    tap: BlockTap
+    positions: Any
     query: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None
@@ -99,23 +52,19 @@ class ConceptStream:
 
     def __init__(
         self,
-        transformer: FluxTransformer2DModel,
+        transformer: Any,
         concept_embeds: Tensor,
         grid: tuple[int, int],
         options: MapOptions,
     ) -> None:
-        if not isinstance(transformer, FluxTransformer2DModel):
-            raise ModelError(
-                f"concept maps are made in a FluxTransformer2DModel; got {type(transformer).__name__}: unwrap it "
-                "(peft: get_base_model(), accelerate: unwrap_model())"
-            )
+        self.taps = family_of_transformer(transformer).taps(transformer)
         if concept_embeds.ndim != 3:
             raise ValueError(f"concept_embeds: got {list(concept_embeds.shape)}; valid: [B, K, d_T5]")
         self.transformer = transformer
         self.concept_embeds = concept_embeds
         self.grid = grid
         self.options = options
-        self.groups = options.resolve(len(transformer.transformer_blocks))
+        self.groups = options.resolve(len(self.taps.blocks))
         self.forwards = 0
         """Forwards of the transformer that came to their end since the stream was opened."""
         self._scored = sorted({index for blocks in self.groups.values() for index in blocks})
@@ -140,28 +89,22 @@ class ConceptStream:
             def keep(handle: Any) -> None:
                 stack.callback(handle.remove)
 
-            keep(self.transformer.time_text_embed.register_forward_hook(self._begin))
+            keep(self.taps.conditioner.register_forward_hook(self._begin))
             keep(self.transformer.register_forward_hook(self._end))
-            for index in range(self._scored[-1] + 1):
-                block = self.transformer.transformer_blocks[index]
-                attn = block.attn
-                keep(block.register_forward_pre_hook(self._enter_block, with_kwargs=True))
+            for index, tap in enumerate(self.taps.blocks[: self._scored[-1] + 1]):
+                keep(tap.block.register_forward_pre_hook(partial(self._enter_block, tap), with_kwargs=True))
                 if index in self._scored:
-                    keep(attn.norm_q.register_forward_hook(self._hold_query))
-                keep(attn.norm_k.register_forward_hook(self._hold_key))
-                project = attn.to_qkv if attn.fused_projections else attn.to_v
-                keep(project.register_forward_hook(self._hold_value))
-                keep(attn.to_out[0].register_forward_pre_hook(partial(self._ride, index)))
+                    keep(tap.query.register_forward_hook(partial(self._hold, "query")))
+                keep(tap.key.register_forward_hook(partial(self._hold, "key")))
+                keep(tap.value.register_forward_hook(partial(self._hold, "value")))
+                keep(tap.output.register_forward_pre_hook(partial(self._ride, index)))
             try:
                 yield
             finally:
                 self._forward = self._visit = None
 
     def _begin(self, embedder: Any, args: tuple[Tensor, ...], temb: Tensor) -> None:
-        """Start a forward: rows from the context embedder; conditioning time(t) [+ guidance] + pooled(0).
-
-        `.forward` leaves out the hooks on the two embedders, which are meant for the prompt (this one too).
-        """
+        """Start a forward: rows of the first block, and the concepts' own conditioning."""
         self._forward = None
         if self.options.steps is not None and self.forwards not in self.options.steps:
             return
@@ -170,29 +113,21 @@ class ConceptStream:
                 f"concept_embeds are for {len(self.concept_embeds)} samples; the forward has {len(temb)}"
             )
         with self._grad_mode():
-            conditioning = embedder.forward(*args[:-1], torch.zeros_like(args[-1]))
-            rows = self.transformer.context_embedder.forward(self.concept_embeds.to(temb))
+            conditioning = self.taps.conditioning(args)
+            rows = self.taps.embed(self.concept_embeds.to(temb))
         again = torch.is_grad_enabled() and self.transformer.gradient_checkpointing
         self._forward = _Forward(conditioning, {0: rows}, GroupSums(self.groups), keep_rows=again)
         self._forward_of[temb] = self._forward
 
-    def _enter_block(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter_block(self, tap: BlockTap, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the forward by its `temb`: a block that gradient checkpointing runs again belongs to an earlier one."""
-        temb, rotary = args[2:4] if args else (kwargs["temb"], kwargs["image_rotary_emb"])
+        temb, positions = tap.arguments(args, kwargs)
         forward = self._forward_of.get(temb)
-        self._visit = None if forward is None else _Visit(forward, rotary)
+        self._visit = None if forward is None else _Visit(forward, tap, positions)
 
-    def _hold_query(self, module: Any, args: Any, query: Tensor) -> None:
+    def _hold(self, kind: Literal["query", "key", "value"], module: Any, args: Any, made: Tensor) -> None:
         if self._visit is not None:
-            self._visit.query = query
-
-    def _hold_key(self, module: Any, args: Any, key: Tensor) -> None:
-        if self._visit is not None:
-            self._visit.key = key
-
-    def _hold_value(self, module: Any, args: Any, value: Tensor) -> None:
-        if self._visit is not None:
-            self._visit.value = value
+            setattr(self._visit, kind, self._visit.tap.heads(made, kind))
 
     def _ride(self, index: int, to_out: Any, args: tuple[Tensor, ...]) -> None:
         """Advance the concept rows in block `index`, which is about to project the image's attention output O_X `[B, N, D]`."""
@@ -203,13 +138,11 @@ class ConceptStream:
         patches = visit.key.shape[1]
         if self.grid[0] * self.grid[1] != patches:
             raise ValueError(f"grid: got {self.grid}; valid: H × W = {patches}, the forward's image tokens")
-        forward, block = visit.forward, self.transformer.transformer_blocks[index]
+        forward, tap = visit.forward, visit.tap
         rows = forward.rows[index] if forward.keep_rows else forward.rows.pop(index)
         scores = None
         with self._grad_mode():
-            value = visit.value.chunk(3, dim=-1)[2] if block.attn.fused_projections else visit.value
-            value = value.unflatten(-1, visit.key.shape[2:])
-            attended = attend(block, rows, forward.conditioning, visit.key, value, visit.rotary)
+            attended = tap.attend(rows, forward.conditioning, visit.key, visit.value, visit.positions)
             if visit.query is not None:
                 saliency = saliency_scores(attended.output, args[0])
                 scores = (
@@ -217,7 +150,7 @@ class ConceptStream:
                     cross_scores(visit.query, attended.key),
                 )
             if index < self._scored[-1]:
-                rows = update(block, rows, attended)
+                rows = tap.update(rows, attended)
         if forward.finished:
             return  # gradient checkpointing ran the block again, for its gradients alone
         if scores is not None:
@@ -247,7 +180,7 @@ class ConceptStream:
 
 @contextmanager
 def concept_stream(
-    transformer: FluxTransformer2DModel,
+    transformer: Any,
     concept_embeds: Tensor,
     grid: tuple[int, int],
     options: MapOptions,

@@ -9,10 +9,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from sgpipe.backbones.base import TextCondition, TextEncoders
 from sgpipe.backbones.cache_files import open_tensors, read_manifest, save_tensors, write_manifest
 from sgpipe.backbones.config import Backbone
-from sgpipe.backbones.source import TEXT_PARTS, identity
-from sgpipe.backbones.text import Prompts, TextEncoders
+from sgpipe.backbones.families import family_of_backbone
+from sgpipe.backbones.source import identity
 from sgpipe.datasets.tables import PROMPT_INDEX, read_table, write_table
 from sgpipe.errors import DataError
 from sgpipe.runs.shards import Make, Shard, Tick, cut, link
@@ -24,7 +25,9 @@ _FILE = "tensors.safetensors"
 
 def prompt_identity(backbone: Backbone) -> dict[str, Any]:
     """What encodings of texts depend on."""
-    return identity(backbone, TEXT_PARTS, max_sequence_length=backbone.max_sequence_length)
+    return identity(
+        backbone, family_of_backbone(backbone).text_parts, max_sequence_length=backbone.max_sequence_length
+    )
 
 
 def prompt_shards(prompts: Sequence[str], concepts: Sequence[str], size: int) -> list[Shard]:
@@ -35,18 +38,16 @@ def prompt_shards(prompts: Sequence[str], concepts: Sequence[str], size: int) ->
 def prompt_maker(
     encoders: TextEncoders, prompts: Sequence[str], concepts: Sequence[str], batch_size: int, encoder: str
 ) -> Make:
-    """What fills a shard: `states` and `pooled` of prompts, or `states` of all tokens of concepts and their `counts`."""
+    """What fills a shard: the parts of the prompts' conditions, or `states` of all tokens of concepts and their `counts`."""
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
         if shard.name.startswith("prompts"):
-            parts: list[Prompts] = []
+            parts: list[TextCondition] = []
             for batch in shard.batches(batch_size):
                 parts.append(encoders.prompts(prompts[batch]))
                 tick(batch.stop - batch.start)
-            tensors = {
-                "states": torch.cat([part.encoder_hidden_states for part in parts]),
-                "pooled": torch.cat([part.pooled_projections for part in parts]),
-            }
+            whole = vars(TextCondition.cat(parts))
+            tensors = {name: tensor for name, tensor in whole.items() if tensor is not None}
         else:
             rows: list[Tensor] = []
             for batch in shard.batches(batch_size):
@@ -113,14 +114,13 @@ class PromptCache:
     def __contains__(self, prompt: str) -> bool:
         return prompt in self._places["prompt"]
 
-    def get(self, prompts: Sequence[str]) -> Prompts:
+    def get(self, prompts: Sequence[str]) -> TextCondition:
         """Encodings of a batch of prompts, in their order, in the encoders' precision, on the CPU."""
-        states, pooled = [], []
-        for path, start, _ in map(self._place("prompt"), prompts):
-            shard = self._shard(path)
-            states.append(shard["states"][start])
-            pooled.append(shard["pooled"][start])
-        return Prompts(torch.stack(states), torch.stack(pooled))
+        rows = [
+            TextCondition(**{name: tensor[start : start + 1] for name, tensor in self._shard(path).items()})
+            for path, start, _ in map(self._place("prompt"), prompts)
+        ]
+        return TextCondition.cat(rows)
 
     def concepts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States `[K, N, text width]` of the tokens of K concepts, zero after each one's own, and the mask `[K, N]` of its own.

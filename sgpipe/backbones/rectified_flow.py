@@ -78,13 +78,8 @@ _REFUSED = (
 )
 
 
-def euler_times(steps: int, tokens: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
-    """The times `[steps + 1]`, from 1 to 0, between which `FluxPipeline` steps with a FlowMatchEulerDiscreteScheduler.
-
-    `scheduler` is that scheduler's configuration. Evenly spaced times t = 1, …, 1/steps are shifted to s t / (1 + (s − 1) t):
-    s is `shift`, or with `use_dynamic_shifting` exp(μ) (or μ, if linear) for the number of image tokens. Raises `ModelError`
-    for a configuration that does something else.
-    """
+def refuse_scheduler(steps: int, scheduler: Mapping[str, Any]) -> None:
+    """Raises `ModelError` for a scheduler's configuration that is not stepped as an Euler integrator of the flow, or no steps."""
     if steps < 1:
         raise ModelError(f"steps: got {steps}; at least 1 is needed")
     kind = scheduler.get("_class_name", "FlowMatchEulerDiscreteScheduler")
@@ -94,6 +89,16 @@ def euler_times(steps: int, tokens: int, scheduler: Mapping[str, Any]) -> NDArra
             f"scheduler: {kind} with {', '.join(strange) or 'its settings'} is not sampled here; valid: a "
             "FlowMatchEulerDiscreteScheduler with shift or use_dynamic_shifting"
         )
+
+
+def euler_times(steps: int, tokens: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
+    """The times `[steps + 1]`, from 1 to 0, between which `FluxPipeline` steps with a FlowMatchEulerDiscreteScheduler.
+
+    `scheduler` is that scheduler's configuration. Evenly spaced times t = 1, …, 1/steps are shifted to s t / (1 + (s − 1) t):
+    s is `shift`, or with `use_dynamic_shifting` exp(μ) (or μ, if linear) for the number of image tokens. Raises `ModelError`
+    for a configuration that does something else.
+    """
+    refuse_scheduler(steps, scheduler)
     even = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
     if scheduler.get("use_dynamic_shifting"):
         mu = dynamic_mu(tokens, scheduler)

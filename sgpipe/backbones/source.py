@@ -10,7 +10,6 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.weights import loaded_files, loaded_hash, part_problem
 from sgpipe.errors import ModelError, ParamsError, first_line
 
-TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 HUB_FILES = "presets/hub"
 """What `backbone.files` names for a hub id (see its README)."""
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")

@@ -3,10 +3,8 @@
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-from sgpipe.backbones.config import Backbone
-from sgpipe.backbones.loading import load_plain
 from sgpipe.errors import DataError
 
 LONGEST = 512
@@ -67,17 +65,11 @@ def _word(text: str, place: int) -> str:
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """The tokenizers of a pipeline's two text encoders, and the tokens that each encoder takes."""
+    """The tokenizers of a pipeline's CLIP and T5, and the tokens that T5 is given."""
 
     clip: Any
     t5: Any
     length: int
-
-    @classmethod
-    def load(cls, backbone: Backbone) -> Self:
-        """Raises `ModelError` for a pipeline without them."""
-        clip, t5 = (load_plain(backbone, part) for part in ("tokenizer", "tokenizer_2"))
-        return cls(clip, t5, backbone.max_sequence_length)
 
     def prompts(self, texts: Sequence[str]) -> list[Tokenized]:
         """Every text as T5 gets it, then every text as CLIP does."""

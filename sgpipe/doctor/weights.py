@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from sgpipe.backbones.config import Backbone
-from sgpipe.backbones.layout import read_layout
+from sgpipe.backbones.families import family_of, read_layout
 from sgpipe.backbones.loading import check_part
-from sgpipe.backbones.source import TEXT_PARTS, check_source, part_configs, snapshot_folder
+from sgpipe.backbones.source import check_source, part_configs, snapshot_folder
 from sgpipe.backbones.weights import part_problem, weight_files
 from sgpipe.doctor.findings import Finding, Level
 from sgpipe.doctor.parameters import refused
@@ -18,7 +18,7 @@ def _parts(folder: Path) -> list[str]:
     """The parts that the stages load, and all others that model_index.json names. Raises `ModelError`."""
     index = part_configs(folder, ("",))[""]
     named = {name for name, kind in index.items() if isinstance(kind, list) and kind[:1] not in ([], [None])}
-    return sorted({*named, *TEXT_PARTS, "transformer", "vae", "scheduler"})
+    return sorted({*named, *family_of(folder).text_parts, "transformer", "vae", "scheduler"})
 
 
 def check_pipeline(backbone: Backbone) -> list[Finding]:

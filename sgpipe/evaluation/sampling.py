@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sgpipe.backbones.config import Backbone
+from sgpipe.backbones.families import pipeline_parts
 from sgpipe.backbones.source import locate
 from sgpipe.errors import ModelError
 from sgpipe.evaluation.samples import FILE, PICTURES, to_png, write_pictures
@@ -19,7 +20,6 @@ from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.runs.shards import Make, Shard, Tick
 
 ABOUT = "adapter.json"
-PIPELINE = ("transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
 class Generator(Protocol):
@@ -62,7 +62,7 @@ def open_generator(
     from sgpipe.arms.generation import GraphGenerator
 
     return GraphGenerator.load(
-        locate(backbone, PIPELINE),
+        locate(backbone, pipeline_parts(backbone)),
         adapter,
         device=str(device),
         backbone=backbone,

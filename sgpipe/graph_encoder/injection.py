@@ -1,55 +1,31 @@
 """How graph tokens enter a generator's text context: before the prompt's tokens, or added to those of the named words."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from sgpipe.backbones.base import TextCondition
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.tokens import Tokens
 from sgpipe.graphs.scene_graph import SceneGraph
 
 
-@dataclass(frozen=True)
-class TextContext:
-    """What a FLUX transformer takes as text: `encoder_hidden_states` `[N, S, D]`, `txt_ids` `[S, 3]`.
+def prepend(tokens: Tokens, text: TextCondition) -> TextCondition:
+    """Put graph tokens before a prompt's states `[N, T, D]`.
 
-    `mask` `[N, S]` is false at padding; None where there is none, so that attention runs without one.
+    Graphs without tokens give the very condition that came in. A batch of graphs of different sizes is padded and masked, so that
+    each sample gets what it gets alone.
     """
-
-    encoder_hidden_states: Tensor
-    txt_ids: Tensor
-    mask: Tensor | None
-
-    def joint_attention_kwargs(self, image_tokens: int) -> dict[str, Tensor]:
-        """Keyword arguments for diffusers' FLUX: no key of padding is attended to, in double and single blocks alike.
-
-        The joint sequence is [text, image] in both kinds of block, and the key mask `[N, 1, 1, S + image_tokens]` reaches every
-        attention as `attention_mask`; of diffusers' backends `native` alone would give a mask of two dimensions these axes. Rows
-        of padding go on to compute, but nothing reads them.
-        """
-        if self.mask is None:
-            return {}
-        image = self.mask.new_ones(len(self.mask), image_tokens)
-        return {"attention_mask": torch.cat([self.mask, image], dim=1)[:, None, None]}
-
-
-def prepend(tokens: Tokens, encoder_hidden_states: Tensor, txt_ids: Tensor) -> TextContext:
-    """Put graph tokens before a prompt's states `[N, T, D]`; their position ids are 0, as those of text are in FLUX.
-
-    Graphs without tokens give the very tensors that came in. A batch of graphs of different sizes is padded and masked.
-    """
-    length = tokens.states.shape[1]
-    if length == 0:
-        return TextContext(encoder_hidden_states, txt_ids, None)
-    states = torch.cat([tokens.states.to(encoder_hidden_states.dtype), encoder_hidden_states], dim=1)
-    ids = torch.cat([txt_ids.new_zeros(length, txt_ids.shape[1]), txt_ids])
+    if tokens.states.shape[1] == 0:
+        return text
+    states = torch.cat([tokens.states.to(text.states.dtype), text.states], dim=1)
     mask = None
-    if len(set(tokens.counts)) > 1:
-        text = torch.ones(encoder_hidden_states.shape[:2], dtype=torch.bool, device=states.device)
-        mask = torch.cat([tokens.mask, text], dim=1)
-    return TextContext(states, ids, mask)
+    if text.mask is not None or len(set(tokens.counts)) > 1:
+        prompt = torch.ones(text.states.shape[:2], dtype=torch.bool) if text.mask is None else text.mask
+        mask = torch.cat([tokens.mask, prompt.to(tokens.mask.device)], dim=1)
+    return replace(text, states=states, mask=mask)
 
 
 def named_spans(

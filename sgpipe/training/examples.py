@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 
 from sgpipe.arms.conditioning import name_table
 from sgpipe.backbones.config import Backbone
+from sgpipe.backbones.families import open_tokenizers
 from sgpipe.backbones.latent_cache import LatentCache
 from sgpipe.backbones.prompt_cache import PromptCache
-from sgpipe.backbones.truncation import Tokenizers, check_names_kept, warn
+from sgpipe.backbones.truncation import check_names_kept, warn
 from sgpipe.datasets.tables import NEGATIVES, PROMPTS, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
@@ -112,7 +113,7 @@ def read_data(sources: Sources, backbone: Backbone, development: float) -> Data:
 
 def _check_texts(backbone: Backbone, parts: Sequence[Sequence[Example]]) -> None:
     """Raises `DataError` where a train triple's relational prompt loses a name or its relation; what else is cut is a warning."""
-    tokenizers = Tokenizers.load(backbone)
+    tokenizers = open_tokenizers(backbone)
     trained = sorted({e.prompts["relational"] for e in parts[0] if "relational" in e.prompts})
     check_names_kept(tokenizers.prompts(trained), "relational prompts of train triples")
     every = sorted({prompt for part in parts for each in part for prompt in each.prompts.values()})

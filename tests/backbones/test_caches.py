@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sgpipe.backbones.cache_files import MANIFEST
+from sgpipe.backbones.families import open_text_encoders
 from sgpipe.backbones.images import Scaling, crop_pixels, encode
 from sgpipe.backbones.latent_cache import Crops, LatentCache, latent_identity, latent_maker, merge_latents
 from sgpipe.backbones.loading import load_module
@@ -21,7 +22,6 @@ from sgpipe.backbones.prompt_cache import (
     prompt_maker,
     prompt_shards,
 )
-from sgpipe.backbones.text import TextEncoders
 from sgpipe.datasets.images import ImageStore
 from sgpipe.errors import DataError
 from sgpipe.runs.processes import Processes
@@ -49,7 +49,7 @@ def make_prompts(backbone, state: Path, out: Path, prompts=PROMPTS, concepts=CON
         shards,
         state,
         ALONE,
-        lambda: prompt_maker(TextEncoders(backbone, CPU), prompts, concepts, 2, config_hash(who)),
+        lambda: prompt_maker(open_text_encoders(backbone, CPU), prompts, concepts, 2, config_hash(who)),
         "text",
     )
     merge_prompts(shards, state, out, prompts, concepts, who)
@@ -63,18 +63,24 @@ def prompts(schnell: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_prompts_come_back_by_text_in_any_order(schnell, prompts):
-    cache, encoders = PromptCache([prompts], backbone_of(schnell)), TextEncoders(backbone_of(schnell), CPU)
+    cache, encoders = (
+        PromptCache([prompts], backbone_of(schnell)),
+        open_text_encoders(backbone_of(schnell), CPU),
+    )
     asked = [PROMPTS[3], PROMPTS[0], PROMPTS[3], PROMPTS[4]]
     found, fresh = cache.get(asked), encoders.prompts(asked)
-    torch.testing.assert_close(found.encoder_hidden_states, fresh.encoder_hidden_states, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(found.pooled_projections, fresh.pooled_projections, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.states, fresh.states, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.pooled, fresh.pooled, atol=1e-6, rtol=1e-5)
     assert PROMPTS[1] in cache and "a photo" not in cache
     with pytest.raises(DataError, match="prompt 'a photo' is not cached"):
         cache.get(["a photo"])
 
 
 def test_concepts_come_back_padded_with_their_mask(schnell, prompts):
-    cache, encoders = PromptCache([prompts], backbone_of(schnell)), TextEncoders(backbone_of(schnell), CPU)
+    cache, encoders = (
+        PromptCache([prompts], backbone_of(schnell)),
+        open_text_encoders(backbone_of(schnell), CPU),
+    )
     asked = ["dog", "in front of", "above"]
     states, mask = cache.concepts(asked)
     assert mask.sum(dim=1).tolist() == [1, 3, 1]
@@ -89,9 +95,9 @@ def test_several_prompt_caches_are_one(schnell, prompts, tmp_path):
     backbone = backbone_of(schnell)
     other = make_prompts(backbone, tmp_path / "state", tmp_path / "cache", ["", "a photo of table"], [])
     cache = PromptCache([prompts, other], backbone)
-    both = cache.get(["a photo of table", PROMPTS[2]]).pooled_projections
-    assert torch.equal(both[1:], PromptCache([prompts], backbone).get([PROMPTS[2]]).pooled_projections)
-    assert torch.equal(both[:1], PromptCache([other], backbone).get(["a photo of table"]).pooled_projections)
+    both = cache.get(["a photo of table", PROMPTS[2]]).pooled
+    assert torch.equal(both[1:], PromptCache([prompts], backbone).get([PROMPTS[2]]).pooled)
+    assert torch.equal(both[:1], PromptCache([other], backbone).get(["a photo of table"]).pooled)
 
 
 def test_stale_and_foreign_prompt_caches_are_refused(schnell, prompts, tmp_path):

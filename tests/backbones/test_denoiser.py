@@ -9,11 +9,12 @@ import torch
 from diffusers import FluxPipeline
 
 from sgpipe.backbones.config import Backbone
-from sgpipe.backbones.denoiser import Denoiser, image_ids, pack, unpack
+from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.families import open_text_encoders
+from sgpipe.backbones.families.flux import image_ids, pack, unpack
 from sgpipe.backbones.images import decode
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.rectified_flow import noise
-from sgpipe.backbones.text import TextEncoders
 from sgpipe.errors import ModelError
 from sgpipe.params.load import read_section
 from tests.tiny import SIDE, TOKENS, backbone_of
@@ -51,7 +52,7 @@ def test_sampling_equals_the_pipeline(kind, guidance, steps, dtype, request):
     folder = request.getfixturevalue(kind)
     backbone = backbone_of(folder, dtype=dtype)
     denoiser = Denoiser.load(backbone, CPU)
-    prompts = TextEncoders(backbone, CPU).prompts(TEXTS)
+    prompts = open_text_encoders(backbone, CPU).prompts(TEXTS)
     mine = denoiser.sample(prompts, SEEDS, SIDE, steps, guidance)
     pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=denoiser.dtype)
     start = pack(noise(SEEDS, denoiser.layout.latent_shape(SIDE)).to(denoiser.dtype))
@@ -65,7 +66,9 @@ def test_sampling_equals_the_pipeline_for_the_embedded_checkpoint(repo_root: Pat
     if not Path(backbone.model).is_dir():
         pytest.skip(f"{backbone.model} is absent: `dvc pull models.dvc` gets it")
     texts, side = [TEXTS[0]], backbone.resolution
-    mine = Denoiser.load(backbone, CPU).sample(TextEncoders(backbone, CPU).prompts(texts), [11], side, 4)
+    mine = Denoiser.load(backbone, CPU).sample(
+        open_text_encoders(backbone, CPU).prompts(texts), [11], side, 4
+    )
     pipeline = FluxPipeline.from_pretrained(backbone.model)
     pipeline.set_progress_bar_config(disable=True)
     given = {
@@ -85,7 +88,7 @@ def test_sampling_equals_the_pipeline_for_the_embedded_checkpoint(repo_root: Pat
 
 def test_a_picture_does_not_depend_on_its_batch(schnell: Path):
     backbone = backbone_of(schnell)
-    denoiser, encoders = Denoiser.load(backbone, CPU), TextEncoders(backbone, CPU)
+    denoiser, encoders = Denoiser.load(backbone, CPU), open_text_encoders(backbone, CPU)
     together = denoiser.sample(encoders.prompts(TEXTS), SEEDS, SIDE, 2)
     for i, (text, seed) in enumerate(zip(TEXTS, SEEDS, strict=True)):
         alone = denoiser.sample(encoders.prompts([text]), [seed], SIDE, 2)
@@ -94,7 +97,7 @@ def test_a_picture_does_not_depend_on_its_batch(schnell: Path):
 
 def test_a_trajectory_is_its_steps(schnell: Path):
     backbone = backbone_of(schnell)
-    denoiser, prompts = Denoiser.load(backbone, CPU), TextEncoders(backbone, CPU).prompts(TEXTS)
+    denoiser, prompts = Denoiser.load(backbone, CPU), open_text_encoders(backbone, CPU).prompts(TEXTS)
     steps = list(denoiser.trajectory(prompts, SEEDS, SIDE, 3))
     assert [step.index for step in steps] == [0, 1, 2]
     assert steps[0].t == 1.0 and steps[-1].t_next == 0.0
@@ -107,7 +110,7 @@ def test_a_trajectory_is_its_steps(schnell: Path):
 
 def test_gradients_reach_what_the_velocity_depends_on(schnell: Path):
     backbone = backbone_of(schnell)
-    denoiser, prompts = Denoiser.load(backbone, CPU), TextEncoders(backbone, CPU).prompts(TEXTS[:1])
+    denoiser, prompts = Denoiser.load(backbone, CPU), open_text_encoders(backbone, CPU).prompts(TEXTS[:1])
     latents = noise([0], denoiser.layout.latent_shape(SIDE)).requires_grad_()
     denoiser.velocity(latents, torch.tensor([0.7]), prompts).square().mean().backward()
     assert latents.grad is not None and latents.grad.abs().sum() > 0
@@ -116,6 +119,6 @@ def test_gradients_reach_what_the_velocity_depends_on(schnell: Path):
 @pytest.mark.parametrize(("kind", "guidance"), [("schnell", 3.5), ("dev", None)])
 def test_guidance_must_fit_the_transformer(kind, guidance, request):
     backbone = backbone_of(request.getfixturevalue(kind))
-    denoiser, prompts = Denoiser.load(backbone, CPU), TextEncoders(backbone, CPU).prompts([""])
+    denoiser, prompts = Denoiser.load(backbone, CPU), open_text_encoders(backbone, CPU).prompts([""])
     with pytest.raises(ModelError, match=f"guidance: got {guidance}"):
         denoiser.sample(prompts, [0], SIDE, 1, guidance)

@@ -8,9 +8,10 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
+from sgpipe.backbones.families import open_text_encoders
 from sgpipe.backbones.images import Scaling, crop_pixels, decode, encode
 from sgpipe.backbones.loading import load_module
-from sgpipe.backbones.text import EncodedTexts, TextEncoders
+from sgpipe.backbones.text import EncodedTexts
 from sgpipe.datasets.images import AnnotatedImage
 from sgpipe.errors import DataError, ModelError
 from tests.tiny import TOKENS, backbone_of
@@ -23,21 +24,21 @@ TEXTS = ["a photo of dog above cat on a plain background", "", "ball"]
 @pytest.mark.parametrize("offload", ["none", "model"])
 def test_prompts_are_those_of_the_pipeline(schnell: Path, dtype, offload):
     backbone = backbone_of(schnell, dtype=dtype)
-    mine = TextEncoders(backbone, CPU, offload).prompts(TEXTS)
+    mine = open_text_encoders(backbone, CPU, offload).prompts(TEXTS)
     pipeline = FluxPipeline.from_pretrained(
         schnell, transformer=None, vae=None, torch_dtype=getattr(torch, dtype)
     )
     with torch.no_grad():
         states, pooled, _ = pipeline.encode_prompt(TEXTS, None, max_sequence_length=TOKENS)
-    assert torch.equal(mine.encoder_hidden_states, states)
-    assert torch.equal(mine.pooled_projections, pooled)
+    assert torch.equal(mine.states, states)
+    assert torch.equal(mine.pooled, pooled)
 
 
 def test_concepts_are_the_word_tokens_of_a_padded_encoding(schnell: Path):
     """'in front of' is three words of the tokenizer; the end token and the padding fall away, the first token never does."""
-    encoders = TextEncoders(backbone_of(schnell), CPU)
+    encoders = open_text_encoders(backbone_of(schnell), CPU)
     texts = ["dog", "in front of", ""]
-    whole = encoders.prompts(texts).encoder_hidden_states
+    whole = encoders.prompts(texts).states
     concepts = encoders.concepts(texts)
     assert [len(states) for states in concepts] == [1, 3, 1]
     for states, row in zip(concepts, whole, strict=True):
@@ -46,12 +47,12 @@ def test_concepts_are_the_word_tokens_of_a_padded_encoding(schnell: Path):
 
 def test_texts_encoded_ahead_are_those_of_the_encoders(schnell: Path):
     """In any order and number; a text that was not named is refused."""
-    encoders = TextEncoders(backbone_of(schnell), CPU)
+    encoders = open_text_encoders(backbone_of(schnell), CPU)
     ahead = EncodedTexts(encoders, [*TEXTS, *TEXTS], ["dog", "in front of", "dog"], batch=2)
     asked = ["ball", TEXTS[0], "ball"]
     mine, theirs = ahead.prompts(asked), encoders.prompts(asked)
-    torch.testing.assert_close(mine.encoder_hidden_states, theirs.encoder_hidden_states)
-    torch.testing.assert_close(mine.pooled_projections, theirs.pooled_projections)
+    torch.testing.assert_close(mine.states, theirs.states)
+    torch.testing.assert_close(mine.pooled, theirs.pooled)
     for states, wanted in zip(
         ahead.concepts(["in front of", "dog"]), encoders.concepts(["in front of", "dog"]), strict=True
     ):
@@ -61,7 +62,7 @@ def test_texts_encoded_ahead_are_those_of_the_encoders(schnell: Path):
 
 
 def test_an_encoding_that_is_not_finite_names_its_text(schnell: Path):
-    encoders = TextEncoders(backbone_of(schnell), CPU)
+    encoders = open_text_encoders(backbone_of(schnell), CPU)
     encoders._t5.encoder.final_layer_norm.weight.data.fill_(float("inf"))
     with pytest.raises(ModelError, match="text_encoder_2: its result for 'ball' is not finite"):
         encoders.prompts(["ball"])

@@ -8,14 +8,13 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from sgpipe.arms.conditioning import Context
 from sgpipe.arms.model import GraphLora
 from sgpipe.arms.targeting import attach, target_modules
 from sgpipe.backbones import loading
+from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.loading import load_module, place, quantiser
 from sgpipe.backbones.source import identity
-from sgpipe.backbones.text import Prompts
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
 from sgpipe.training.config import Lora
@@ -118,9 +117,7 @@ def test_lora_trains_on_a_quantised_base(
         denoiser.transformer.train()  # bitsandbytes packs narrow weights for a CPU's inference and fails
         model = GraphLora(denoiser, None, weights, None, torch.bfloat16)
         given = states.to(device).requires_grad_()
-        velocity = model.velocity(
-            latents, torch.tensor([0.7, 0.9]), Context(Prompts(given, pooled.to(device)))
-        )
+        velocity = model.velocity(latents, torch.tensor([0.7, 0.9]), TextCondition(given, pooled.to(device)))
         velocity.float().square().mean().backward()
         reached = {name for name, weight in weights.items() if weight.grad is not None and weight.grad.any()}
         assert reached == {name for name in weights if ".lora_B." in name}

@@ -8,9 +8,10 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from sgpipe.backbones.layout import read_layout
+from sgpipe.backbones.families import read_layout
+from sgpipe.backbones.families.flux import Flux
 from sgpipe.backbones.loading import load_module, load_plain
-from sgpipe.backbones.source import TEXT_PARTS, identity, locate
+from sgpipe.backbones.source import identity, locate
 from sgpipe.backbones.weights import loaded_files
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.runs.state import config_hash, file_hash
@@ -75,7 +76,7 @@ def test_a_pinned_snapshot_in_the_hub_cache_is_taken_and_missing_parts_are_asked
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     backbone = hub_backbone(schnell)
-    assert locate(backbone, TEXT_PARTS) == snapshot and asked == []
+    assert locate(backbone, Flux.text_parts) == snapshot and asked == []
     assert locate(backbone, ["transformer"]) == snapshot
     assert asked[0][:2] == ("someone/flux", COMMIT)
     assert "transformer/*.safetensors" in asked[0][2]
@@ -129,10 +130,10 @@ def test_the_layout_describes_the_modules(schnell):
             transformer.get_submodule(pattern.format(index=count))
     block = transformer.get_submodule(layout.double_block.format(index=0))
     for name in layout.image_projections + layout.text_projections:
-        assert block.get_submodule(name).in_features == layout.hidden
+        assert block.get_submodule(name).in_features == 32
     assert transformer.context_embedder.in_features == layout.text_width
     assert transformer.x_embedder.in_features == layout.latent_channels * layout.patch**2
-    assert block.attn.heads == layout.heads and block.attn.head_dim == layout.head_width
+    assert block.attn.heads == 2 and block.attn.head_dim == 16
     shape = load_module(backbone_of(schnell), "vae").encode(torch.zeros(1, 3, 32, 32)).latent_dist.mean.shape
     assert tuple(shape[1:]) == layout.latent_shape(32)
     assert layout.grid(32) ** 2 * layout.patch**2 == shape[2] * shape[3]
@@ -146,8 +147,8 @@ def test_a_layout_that_is_not_the_stated_one_is_refused(copy):
     edit_json(copy / "vae" / "config.json", latent_channels=6)
     with pytest.raises(ModelError, match="6 × 2 × 2 = 24 channels"):
         read_layout(copy, backbone_of(copy))
-    edit_json(copy / "model_index.json", _class_name="StableDiffusion3Pipeline")
-    with pytest.raises(ModelError, match="valid: FluxPipeline"):
+    edit_json(copy / "model_index.json", _class_name="SanaPipeline")
+    with pytest.raises(ModelError, match="is a SanaPipeline; valid: FluxPipeline, StableDiffusion3Pipeline"):
         read_layout(copy, backbone_of(copy))
 
 
@@ -171,7 +172,7 @@ JUNK = (".DS_Store", ".gitkeep", "config.json~", "model.safetensors.tmp", "READM
 
 def test_identity_knows_only_what_the_loaders_read(schnell, copy):
     """Of a folder that holds nothing else it is the folder's hash; what an editor or a desktop leaves changes nothing."""
-    parts = ("transformer", "vae", "scheduler", *TEXT_PARTS)
+    parts = ("transformer", "vae", "scheduler", *Flux.text_parts)
     before = identity(backbone_of(schnell), parts)
     assert before["weights"] == {part: file_hash(schnell / part) for part in parts}
     for part in parts:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sgpipe.backbones.layout import read_layout
+from sgpipe.backbones.families import read_layout
 from sgpipe.backbones.loading import load_module, load_plain
 from sgpipe.backbones.strict import check_report
 from sgpipe.errors import ModelError

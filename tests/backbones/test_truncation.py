@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from sgpipe.backbones.text import TextEncoders
+from sgpipe.backbones.families import open_tokenizers
 from sgpipe.backbones.truncation import (
     TEMPLATE_END,
     Tokenizers,
@@ -98,8 +97,7 @@ def test_words_that_become_unknown_tokens_are_named(tokenizers: Tokenizers) -> N
     assert all(each.unknown == () for each in found if each.text == WHOLE)
 
 
-def test_the_encoders_of_a_pipeline_have_its_tokenizers(schnell: Path) -> None:
-    encoders = TextEncoders(backbone_of(schnell), torch.device("cpu"))
-    plain = Tokenizers.load(backbone_of(schnell))
-    assert encoders.tokenizers.prompts([CUT]) == plain.prompts([CUT])
+def test_the_tokenizers_of_a_pipeline(schnell: Path) -> None:
+    plain = open_tokenizers(backbone_of(schnell))
     assert isinstance(plain.t5, T5Tokenizer) and isinstance(plain.clip, CLIPTokenizer)
+    assert plain.length == backbone_of(schnell).max_sequence_length

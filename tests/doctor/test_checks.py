@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from sgpipe.backbones.config import Backbone
-from sgpipe.backbones.layout import read_layout
+from sgpipe.backbones.families import read_layout
 from sgpipe.backbones.loading import load_module, load_plain
 from sgpipe.backbones.weights import tensors
 from sgpipe.datasets.tables import TRIPLES, write_table

@@ -1,23 +1,27 @@
-"""Graph tokens in a FLUX transformer: a batch of mixed graphs gives what each gives alone, and nothing gives nothing."""
+"""Graph tokens in transformers of both families: a batch of mixed graphs gives what each gives alone, and nothing gives nothing."""
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
-from diffusers.models.attention_dispatch import attention_backend
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch import Tensor
 
+from sgpipe.backbones.base import TextCondition
+from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.families import FAMILIES
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.config import GraphTokens
-from sgpipe.graph_encoder.injection import GatedResidual, TextContext, named_spans, prepend
+from sgpipe.graph_encoder.injection import GatedResidual, named_spans, prepend
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graph_encoder.tokens import GraphTokenizer, Tokens
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import neutral_prompt, relational_prompt
 from sgworld.language import t5_tokenizer
 
-TEXT, WORDS, IMAGE = 10, 5, 6
+TEXT, WORDS = 10, 5
 GRAPHS = (
     SceneGraph.of("dog", "left of", "cat"),
     SceneGraph(),
@@ -26,32 +30,49 @@ GRAPHS = (
 )
 
 
-@pytest.fixture(scope="module")
-def transformer() -> FluxTransformer2DModel:
+class Inputs(NamedTuple):
+    latents: Tensor
+    t: Tensor
+    text: TextCondition
+
+
+FLUX = FluxTransformer2DModel, {"num_single_layers": 2, "axes_dims_rope": (2, 2, 4), "in_channels": 4}
+SD3 = (
+    SD3Transformer2DModel,
+    {"in_channels": 1, "out_channels": 1, "caption_projection_dim": 16, "sample_size": 8},
+)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("flux", "native"), ("flux", "_native_math"), ("sd3", "native"), ("sd3", "_native_math")],
+)
+def denoiser(request: pytest.FixtureRequest) -> Iterator[Denoiser]:
+    """A random transformer of each family under both attention settings."""
+    name, backend = request.param
+    kind, own = FLUX if name == "flux" else SD3
+    shared = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": TEXT}
     torch.manual_seed(0)
-    model = FluxTransformer2DModel(
-        in_channels=4,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=TEXT,
-        pooled_projection_dim=6,
-        axes_dims_rope=(2, 2, 4),
-    )
-    return model.eval().requires_grad_(False)
+    model = kind(**shared, pooled_projection_dim=6, **own).eval().requires_grad_(False)
+    family = FAMILIES["FluxPipeline" if name == "flux" else "StableDiffusion3Pipeline"]
+    family.prepare(model)
+    model.set_attention_backend(backend)
+    vae = {"latent_channels": 1, "block_out_channels": [1]}
+    layout = family.layout({**model.config, "_class_name": kind.__name__}, vae)
+    yield Denoiser(family, model, layout, {}, torch.device("cpu"))
+    model.set_attention_backend("native")
 
 
 @pytest.fixture(scope="module")
-def inputs() -> dict[str, Tensor]:
+def inputs() -> Inputs:
     generator = torch.Generator().manual_seed(3)
     count = len(GRAPHS)
-    return {
-        "hidden_states": torch.randn(count, IMAGE, 4, generator=generator),
-        "encoder_hidden_states": torch.randn(count, WORDS, TEXT, generator=generator),
-        "pooled_projections": torch.randn(count, 6, generator=generator),
-        "timestep": torch.rand(count, generator=generator),
-    }
+    text = TextCondition(
+        torch.randn(count, WORDS, TEXT, generator=generator), torch.randn(count, 6, generator=generator)
+    )
+    return Inputs(
+        torch.randn(count, 1, 4, 6, generator=generator), torch.rand(count, generator=generator), text
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,135 +86,97 @@ def made(params: GraphTokens) -> GraphTokenizer:
     return GraphTokenizer(params, TEXT, text_scale=1.0)
 
 
-def velocity(model: FluxTransformer2DModel, inputs: dict[str, Tensor], context: TextContext) -> Tensor:
-    image_ids = torch.stack([torch.zeros(IMAGE), torch.arange(IMAGE) // 3, torch.arange(IMAGE) % 3], 1)
-    given: dict[str, Any] = {**inputs, "encoder_hidden_states": context.encoder_hidden_states}
-    return model(
-        **given,
-        txt_ids=context.txt_ids,
-        img_ids=image_ids,
-        joint_attention_kwargs=context.joint_attention_kwargs(IMAGE),
-        return_dict=False,
-    )[0]
+def velocity(denoiser: Denoiser, inputs: Inputs, text: TextCondition) -> Tensor:
+    return denoiser.velocity(inputs.latents, inputs.t, text)
 
 
-def only(inputs: dict[str, Tensor], n: int) -> dict[str, Tensor]:
-    return {name: value[n : n + 1] for name, value in inputs.items()}
-
-
-def context_of(tokens: Tokens, inputs: dict[str, Tensor]) -> TextContext:
-    return prepend(tokens, inputs["encoder_hidden_states"], torch.zeros(WORDS, 3))
+def only(inputs: Inputs, n: int) -> Inputs:
+    return Inputs(inputs.latents[n : n + 1], inputs.t[n : n + 1], inputs.text.rows()[n])
 
 
 def test_mixed_graphs_in_one_batch_are_each_alone(
-    transformer: FluxTransformer2DModel, inputs: dict[str, Tensor], names: NameTable
+    denoiser: Denoiser, inputs: Inputs, names: NameTable
 ) -> None:
     tokenizer = made(GraphTokens())
     tokens = tokenizer(GRAPHS, None, names)
     assert tokens.counts == (2, 0, 3, 2)
-    together = velocity(transformer, inputs, context_of(tokens, inputs))
-    unmasked = context_of(tokens, inputs)
-    unmasked = TextContext(unmasked.encoder_hidden_states, unmasked.txt_ids, None)
-    padded = velocity(transformer, inputs, unmasked)
+    together = velocity(denoiser, inputs, prepend(tokens, inputs.text))
+    padded = velocity(denoiser, inputs, replace(prepend(tokens, inputs.text), mask=None))
     for n, graph in enumerate(GRAPHS):
         own = only(inputs, n)
-        context = context_of(tokenizer([graph], None, names), own)
-        assert context.mask is None
-        alone = velocity(transformer, own, context)[0]
+        text = prepend(tokenizer([graph], None, names), own.text)
+        assert text.mask is None
+        alone = velocity(denoiser, own, text)[0]
         assert (together[n] - alone).abs().max() < 5e-6
         if tokens.counts[n] < 3:
             assert (padded[n] - alone).abs().max() > 1e-3, "without the mask padding would be read"
 
 
-BACKENDS = ("_native_math", "native")
-"""What `attention: math` and `attention: native` set."""
-
-
-@pytest.mark.parametrize("count", [2, WORDS + IMAGE + 4], ids=["pair", "as many graphs as joint tokens"])
-def test_graphs_of_one_and_three_triples_are_each_alone_under_every_backend(
-    transformer: FluxTransformer2DModel, names: NameTable, count: int
-) -> None:
-    """A mask `[N, S]` would fail under the math backend, or be taken for `[L, S]` where N is the joint sequence's length."""
-    one = SceneGraph.of("dog", "left of", "cat")
-    three = SceneGraph(("dog", "cat", "tree", "dog"), ((0, "on", 1), (2, "behind", 1), (3, "left of", 2)))
-    graphs = [three if n % 3 == 1 else one for n in range(count)]
-    generator = torch.Generator().manual_seed(7)
-    batch = {
-        "hidden_states": torch.randn(count, IMAGE, 4, generator=generator),
-        "encoder_hidden_states": torch.randn(count, WORDS, TEXT, generator=generator),
-        "pooled_projections": torch.randn(count, 6, generator=generator),
-        "timestep": torch.rand(count, generator=generator),
-    }
-    tokenizer = made(GraphTokens())
-    context = context_of(tokenizer(graphs, None, names), batch)
-    assert context.mask is not None
-    found = {}
-    for backend in BACKENDS:
-        with attention_backend(backend):
-            found[backend] = velocity(transformer, batch, context)
-            for n, graph in enumerate(graphs):
-                own = only(batch, n)
-                alone = velocity(transformer, own, context_of(tokenizer([graph], None, names), own))[0]
-                assert (found[backend][n] - alone).abs().max() < 1e-6
-    assert (found["native"] - found["_native_math"]).abs().max() < 1e-6
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_masked_padding_gets_no_gradient_and_every_token_does(
-    transformer: FluxTransformer2DModel, inputs: dict[str, Tensor], names: NameTable, checkpointing: bool
+    denoiser: Denoiser, inputs: Inputs, names: NameTable, checkpointing: bool
 ) -> None:
     tokens = made(GraphTokens())(GRAPHS, None, names)
     states = tokens.states.detach().requires_grad_()
+    transformer: Any = denoiser.transformer
     if checkpointing:
         transformer.enable_gradient_checkpointing()
     transformer.train(checkpointing)
-    context = context_of(Tokens(states, tokens.counts, tokens.owner), inputs)
+    text = prepend(Tokens(states, tokens.counts, tokens.owner), inputs.text)
     with torch.enable_grad():
-        velocity(transformer, inputs, context).square().mean().backward()
+        velocity(denoiser, inputs, text).square().mean().backward()
     transformer.disable_gradient_checkpointing()
     transformer.eval()
     assert states.grad is not None
     assert torch.equal(states.grad.abs().sum(-1) > 0, tokens.mask)
 
 
-def test_padding_is_never_read(
-    transformer: FluxTransformer2DModel, inputs: dict[str, Tensor], names: NameTable
-) -> None:
+def test_padding_is_never_read(denoiser: Denoiser, inputs: Inputs, names: NameTable) -> None:
     tokens = made(GraphTokens())(GRAPHS, None, names)
     disturbed = Tokens(tokens.states.masked_fill(~tokens.mask[..., None], 7.0), tokens.counts, tokens.owner)
-    first, other = (velocity(transformer, inputs, context_of(each, inputs)) for each in (tokens, disturbed))
+    first, other = (velocity(denoiser, inputs, prepend(each, inputs.text)) for each in (tokens, disturbed))
     assert torch.equal(first, other)
 
 
-def test_empty_graphs_change_no_bit(
-    transformer: FluxTransformer2DModel, inputs: dict[str, Tensor], names: NameTable
-) -> None:
-    ids = torch.zeros(WORDS, 3)
-    states = inputs["encoder_hidden_states"]
+def test_empty_graphs_change_no_bit(denoiser: Denoiser, inputs: Inputs, names: NameTable) -> None:
     empty = made(GraphTokens())([SceneGraph(), SceneGraph(("dog",)), SceneGraph(), SceneGraph()], None, names)
-    context = prepend(empty, states, ids)
-    assert context.encoder_hidden_states is states and context.txt_ids is ids
-    assert context.joint_attention_kwargs(IMAGE) == {}
-    plain = velocity(transformer, inputs, TextContext(states, ids, None))
-    assert torch.equal(velocity(transformer, inputs, context), plain)
+    assert prepend(empty, inputs.text) is inputs.text
+
+
+def test_a_mask_as_long_as_the_batch_is_no_query_mask(
+    denoiser: Denoiser, inputs: Inputs, names: NameTable
+) -> None:
+    """As many samples as rows of the joint sequence: a mask `[N, S]` would be taken for one of queries by keys."""
+    tokens = made(GraphTokens())([*GRAPHS, GRAPHS[0]], None, names)
+    rows = [*range(len(GRAPHS)), 0]
+    text = TextCondition.cat([inputs.text.rows()[n] for n in rows])
+    joint = text.states.shape[1] + tokens.states.shape[1] + 6
+    many = [n % len(rows) for n in range(joint)]
+    repeated = Tokens(tokens.states[many], tuple(tokens.counts[n] for n in many), tokens.owner[many])
+    whole = prepend(repeated, TextCondition.cat([text.rows()[n] for n in many]))
+    latents, t = (part[[rows[n] for n in many]] for part in (inputs.latents, inputs.t))
+    assert whole.mask is not None and len(whole.mask) == joint == whole.mask.shape[1] + 6
+    found = denoiser.velocity(latents, t, whole)
+    alone = velocity(denoiser, inputs, prepend(made(GraphTokens())(GRAPHS, None, names), inputs.text))
+    assert (found - alone[[rows[n] for n in many]]).abs().max() < 5e-6
 
 
 def test_the_order_of_graph_tokens_means_nothing(
-    transformer: FluxTransformer2DModel, inputs: dict[str, Tensor], names: NameTable
+    denoiser: Denoiser, inputs: Inputs, names: NameTable
 ) -> None:
     """Text has position 0 throughout, so graph tokens are a set and their direction must be in what they hold."""
     own = only(inputs, 2)
     tokens = made(GraphTokens())([GRAPHS[2]], None, names)
     turned = Tokens(tokens.states.flip(1), tokens.counts, tokens.owner.flip(1))
-    first, other = (velocity(transformer, own, context_of(each, own)) for each in (tokens, turned))
+    first, other = (velocity(denoiser, own, prepend(each, own.text)) for each in (tokens, turned))
     assert (first - other).abs().max() < 5e-6
 
 
-def test_half_precision_text_keeps_its_precision(inputs: dict[str, Tensor], names: NameTable) -> None:
-    states = inputs["encoder_hidden_states"].bfloat16()
-    context = prepend(made(GraphTokens())(GRAPHS, None, names), states, torch.zeros(WORDS, 3))
-    assert context.encoder_hidden_states.dtype == torch.bfloat16
-    assert torch.equal(context.encoder_hidden_states[:, 3:], states)
+def test_half_precision_text_keeps_its_precision(inputs: Inputs, names: NameTable) -> None:
+    text = inputs.text.to(torch.device("cpu"), torch.bfloat16)
+    found = prepend(made(GraphTokens())(GRAPHS, None, names), text)
+    assert found.states.dtype == torch.bfloat16
+    assert torch.equal(found.states[:, 3:], text.states)
 
 
 SPANS = [
@@ -204,9 +187,9 @@ SPANS = [
 ]
 
 
-def test_residual_adds_nothing_at_first_and_learns(inputs: dict[str, Tensor]) -> None:
+def test_residual_adds_nothing_at_first_and_learns(inputs: Inputs) -> None:
     tokenizer, residual = made(GraphTokens(injection="residual")), GatedResidual()
-    states = inputs["encoder_hidden_states"]
+    states = inputs.text.states
     tokens = tokenizer(GRAPHS)
     found = residual(tokens, states, SPANS)
     assert torch.equal(found, states)
@@ -216,10 +199,10 @@ def test_residual_adds_nothing_at_first_and_learns(inputs: dict[str, Tensor]) ->
     assert residual(tokenizer([SceneGraph()]), one, [{}]) is one
 
 
-def test_residual_adds_at_the_named_words_only(inputs: dict[str, Tensor]) -> None:
+def test_residual_adds_at_the_named_words_only(inputs: Inputs) -> None:
     tokens, residual = made(GraphTokens(injection="residual"))(GRAPHS), GatedResidual()
     residual.gate.data.fill_(0.5)
-    states = inputs["encoder_hidden_states"].clone()
+    states = inputs.text.states.clone()
     states[1, 0, 0] = -0.0
     change = residual(tokens, states, SPANS) - states
     named = torch.zeros(len(GRAPHS), WORDS, dtype=torch.bool)

@@ -15,11 +15,11 @@ from sgpipe.arms.model import GraphLora
 from sgpipe.arms.resolve import Arm, resolve
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.families import open_text_encoders
 from sgpipe.backbones.images import Scaling
 from sgpipe.backbones.latent_cache import Crops, latent_identity, latent_maker, merge_latents
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.prompt_cache import merge_prompts, prompt_identity, prompt_maker, prompt_shards
-from sgpipe.backbones.text import TextEncoders
 from sgpipe.datasets.images import ImageStore
 from sgpipe.datasets.tables import NEGATIVES, write_table
 from sgpipe.graph_encoder.config import GraphTokens
@@ -88,15 +88,15 @@ def _prompt_cache(backbone: Backbone, table: pa.Table, concepts: list[str], out:
         folder.mkdir(parents=True)
     run_shards(
         shards, state, ALONE,
-        lambda: prompt_maker(TextEncoders(backbone, CPU), texts, concepts, 16, config_hash(who)), "text",
+        lambda: prompt_maker(open_text_encoders(backbone, CPU), texts, concepts, 16, config_hash(who)), "text",
     )  # fmt: skip
     merge_prompts(shards, state, out, texts, concepts, who)
     write_table(table, out / "prompts.parquet")
 
 
-def write_world(root: Path, train: int = 20, val: int = 8) -> World:
-    """All that `stages.train_lora` reads, under `root`."""
-    backbone = backbone_of(write_pipeline(root / "models" / "tiny"))
+def write_world(root: Path, train: int = 20, val: int = 8, backbone: Backbone | None = None) -> World:
+    """All that `stages.train_lora` reads, under `root`; for a tiny FLUX, unless another backbone is given."""
+    backbone = backbone or backbone_of(write_pipeline(root / "models" / "tiny"))
     triples = pa.concat_tables([curated_triples(train, "train"), curated_triples(val, "val", train + 1)])
     outputs = root / "outputs"
     sources = Sources(

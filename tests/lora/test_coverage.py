@@ -3,6 +3,7 @@
 import pytest
 
 from sgpipe.arms.coverage import uncovered
+from sgpipe.backbones.families import open_tokenizers
 from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.errors import DataError
 from sgpipe.graphs.scene_graph import SceneGraph
@@ -20,7 +21,8 @@ def test_names_and_predicates_outside_the_training_are_said() -> None:
 
 def test_a_training_of_truncated_relations_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """At 12 tokens the longest lose "background" alone, at 7 the object."""
-    whole = Tokenizers.load(world.backbone)
-    monkeypatch.setattr(Tokenizers, "load", classmethod(lambda cls, backbone: cls(whole.clip, whole.t5, 7)))
+    whole = open_tokenizers(world.backbone)
+    short = Tokenizers(whole.clip, whole.t5, 7)
+    monkeypatch.setattr("sgpipe.training.examples.open_tokenizers", lambda backbone: short)
     with pytest.raises(DataError, match=r"relational prompts of train triples: .*max_sequence_length to 1\d"):
         world.data()

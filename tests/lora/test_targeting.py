@@ -6,7 +6,8 @@ from diffusers import FluxTransformer2DModel
 from msgspec.structs import replace
 
 from sgpipe.arms.targeting import attach, count, target_modules
-from sgpipe.backbones.layout import Layout, flux_layout
+from sgpipe.backbones.base import Layout
+from sgpipe.backbones.families.flux import Flux
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
 from sgpipe.training.config import Lora
@@ -22,7 +23,7 @@ def schnell() -> tuple[FluxTransformer2DModel, Layout]:
     with torch.device("meta"):
         model = FluxTransformer2DModel(guidance_embeds=False)
     config = {**model.config, "_class_name": "FluxTransformer2DModel"}
-    return model, flux_layout(config, VAE)
+    return model, Flux().layout(config, VAE)
 
 
 def test_the_predecessors_lora_is_2359296_numbers(schnell: tuple[FluxTransformer2DModel, Layout]) -> None:

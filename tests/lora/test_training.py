@@ -14,8 +14,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sgpipe.arms.generation import GraphGenerator
-from sgpipe.backbones.denoiser import Denoiser, pack
-from sgpipe.backbones.text import EncodedTexts, Prompts
+from sgpipe.backbones.base import TextCondition
+from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.families.flux import pack
+from sgpipe.backbones.text import EncodedTexts
 from sgpipe.cli import app
 from sgpipe.errors import DataError, ModelError, ParamsError, StateError
 from sgpipe.graph_encoder.config import GraphTokens
@@ -238,7 +240,7 @@ def test_an_adapter_draws_what_it_drew_when_it_was_trained(world: World, whole: 
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(folder / "adapter")
     encoded = loaded.texts.prompts([prompt])
-    context = loaded.adapter.context([graph], [prompt], encoded, loaded._table([graph])).prompts
+    context = loaded.adapter.context([graph], [prompt], encoded, loaded._table([graph]))
 
     def stop(
         pipeline: FluxPipeline, step: int, t: float, kept: dict[str, torch.Tensor]
@@ -248,12 +250,12 @@ def test_an_adapter_draws_what_it_drew_when_it_was_trained(world: World, whole: 
 
     asked = {"height": SIDE, "width": SIDE, "guidance_scale": 0.0, "output_type": "latent"}
     led = pipeline(
-        prompt_embeds=context.encoder_hidden_states, pooled_prompt_embeds=context.pooled_projections,
+        prompt_embeds=context.states, pooled_prompt_embeds=context.pooled,
         sigmas=[1.0, 2 / 3, 1 / 3], generator=[torch.Generator().manual_seed(5)], callback_on_step_end=stop, **asked,
     ).images  # fmt: skip
     pipeline.unload_lora_weights()
     drawn = pipeline(
-        prompt_embeds=encoded.encoder_hidden_states, pooled_prompt_embeds=encoded.pooled_projections,
+        prompt_embeds=encoded.states, pooled_prompt_embeds=encoded.pooled,
         sigmas=[2 / 3, 1 / 3], latents=led, **asked,
     ).images  # fmt: skip
     torch.testing.assert_close(drawn, pack(latents), atol=1e-5, rtol=0)
@@ -269,14 +271,14 @@ def test_an_adapter_works_at_the_times_it_was_trained_at(world: World, whole: tu
     velocity = Denoiser.velocity
 
     def watched(
-        self: Denoiser, latents: torch.Tensor, t: torch.Tensor, prompts: Prompts, *rest: Any
+        self: Denoiser, latents: torch.Tensor, t: torch.Tensor, prompts: TextCondition, *rest: Any
     ) -> torch.Tensor:
-        length = prompts.encoder_hidden_states.shape[1]
+        length = prompts.states.shape[1]
         assert length in (
-            encoded.encoder_hidden_states.shape[1],
-            context.prompts.encoder_hidden_states.shape[1],
+            encoded.states.shape[1],
+            context.states.shape[1],
         )
-        on.append((round(t[0].item(), 3), length == context.prompts.encoder_hidden_states.shape[1]))
+        on.append((round(t[0].item(), 3), length == context.states.shape[1]))
         return velocity(self, latents, t, prompts, *rest)
 
     with pytest.MonkeyPatch.context() as patch:

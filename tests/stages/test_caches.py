@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from sgpipe.backbones.config import Backbone
+from sgpipe.backbones.families import open_tokenizers
 from sgpipe.backbones.latent_cache import LatentCache
 from sgpipe.backbones.prompt_cache import PromptCache
-from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.datasets.tables import NEGATIVES, write_table
 from sgpipe.params.load import read_section
 from tests.stages.test_pipeline import clone, dvc, run
@@ -151,7 +151,7 @@ def test_the_caches_serve_every_triple(root: Path, monkeypatch: pytest.MonkeyPat
     said = pa.concat_tables(
         [pa.parquet.read_table(f"outputs/{name}/prompts.parquet") for name in ("prompts", "negative_prompts")]
     )
-    assert cache.get(said["prompt"].to_pylist()).encoder_hidden_states.shape == (said.num_rows, TOKENS, 24)
+    assert cache.get(said["prompt"].to_pylist()).states.shape == (said.num_rows, TOKENS, 24)
     cache.get([""])
     for triple in MAP_TRIPLES.to_pylist():
         assert cache.concepts(triple["concepts"])[1].any(dim=1).all()
@@ -166,7 +166,7 @@ def test_the_caches_serve_every_triple(root: Path, monkeypatch: pytest.MonkeyPat
     asked = said["prompt"].to_pylist()[: -TRIPLES.num_rows]
     assert prompts["prompts"] == len({"", *asked})
     assert prompts["encoder"] != counts["encoder"]
-    tokenizers = Tokenizers.load(backbone)
+    tokenizers = open_tokenizers(backbone)
     long = [text for text in set(asked) if len(tokenizers.t5(text).input_ids) > TOKENS]
     assert prompts["truncated"] == {"texts": len(long), "in_names_or_relation": 0} and long
 

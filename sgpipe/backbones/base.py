@@ -1,0 +1,244 @@
+"""The seam between this project and a diffusion transformer: what a family of generators must say, and the types that cross it.
+
+A family is one file in `backbones/families/`; everything that knows a pipeline class by name stands there. docs/extending.md
+shows how to add one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sgpipe.backbones.config import Backbone
+from sgpipe.errors import ModelError, ParamsError
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""v `[B, C, h, w]` of latents `[B, C, h, w]` at times `[B]`."""
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """What a transformer is conditioned on beside time: text states, with graph tokens among them where a graph is given."""
+
+    states: Tensor
+    """`[B, T, text width]`."""
+    pooled: Tensor | None = None
+    """`[B, pooled width]`; None for a family without a pooled vector."""
+    mask: Tensor | None = None
+    """`[B, T]`, false where no query may attend; None attends to all rows, so that attention runs without a mask."""
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """On another device, in another precision; the mask stays boolean."""
+        return replace(
+            self,
+            states=self.states.to(device, dtype),
+            pooled=None if self.pooled is None else self.pooled.to(device, dtype),
+            mask=None if self.mask is None else self.mask.to(device),
+        )
+
+    def rows(self) -> list[Self]:
+        """The samples of the batch, each a batch of one."""
+        count = len(self.states)
+        columns = [
+            [None] * count if x is None else list(x.split(1)) for x in (self.states, self.pooled, self.mask)
+        ]
+        return [type(self)(*each) for each in zip(*columns, strict=True)]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Batches of equal text length as one. A batch with a mask needs all of them to have one."""
+        columns = zip(*((part.states, part.pooled, part.mask) for part in parts), strict=True)
+        states, pooled, mask = (None if any(x is None for x in each) else torch.cat(each) for each in columns)
+        assert states is not None
+        return cls(states, pooled, mask)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Blocks, widths and module names of a diffusion transformer, and how images become its tokens.
+
+    A double-stream block has image and text streams with weights of their own and joint attention (MM-DiT); a
+    single-stream block has one of both. An SD3 transformer has double-stream blocks only.
+    """
+
+    double_blocks: int
+    single_blocks: int
+    text_width: int
+    latent_channels: int
+    patch: int
+    """Side, in latents, of the square that is one image token."""
+    vae_factor: int
+    """Pixels per latent along a side."""
+    guidance: bool
+    """The transformer takes the guidance scale as an input (guidance-distilled)."""
+    double_block: str
+    """Module name of double-stream block `{index}`."""
+    single_block: str
+    image_projections: tuple[str, ...]
+    """Query, key, value and output of the image stream, within a double-stream block."""
+    text_projections: tuple[str, ...]
+    single_projections: Mapping[str, str]
+    """Projections of a single-stream block, where text and image share weights, by the name that `lora.targets` uses."""
+    lacking: frozenset[str] = frozenset()
+    """Full names that the pattern above makes and this model does not have (SD3's last block has no text output)."""
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Side of the pixels that one image token covers."""
+        return self.patch * self.vae_factor
+
+    def grid(self, resolution: int) -> int:
+        """Image tokens along a side of a square image. Raises `ParamsError` if the resolution is no multiple of a token."""
+        if resolution % self.pixels_per_token:
+            raise ParamsError(
+                f"backbone.resolution: got {resolution}; this model needs a multiple of {self.pixels_per_token} "
+                f"({self.vae_factor} pixels per latent, {self.patch} latents per token)"
+            )
+        return resolution // self.pixels_per_token
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """`(channels, height, width)` of the latents of a square image."""
+        side = self.grid(resolution) * self.patch
+        return self.latent_channels, side, side
+
+
+def check_sizes(config: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raises `ModelError` for a size of a transformer that is no whole number from 1, `KeyError` for a missing one."""
+    odd = [
+        f"{name} {config[name]!r}"
+        for name in names
+        if not (isinstance(config[name], int) and config[name] >= 1)
+    ]
+    if odd:
+        raise ModelError(f"transformer/config.json: {', '.join(odd)}: a whole number from 1 is needed")
+
+
+class Attended(NamedTuple):
+    """What the attention of one block yields for the concept rows."""
+
+    output: Tensor
+    """O_C `[B, K, D]`, heads concatenated, before the output projection."""
+    key: Tensor
+    """`[B, K, H, d]` after the norm."""
+    modulation: tuple[Tensor, ...]
+    """Gate of the attention, shift, scale and gate of the MLP, `[B, D]` each."""
+
+
+class BlockTap(Protocol):
+    """One block as the concept stream sees it: where its image rows can be read, and its text side as functions.
+
+    `query`, `key` and `value` are the modules whose outputs `heads` turns into `[B, N, H, d]` of image rows (q and k after the
+    norm and before any rotary embedding); the first input of `output` is the image rows' attention output `[B, N, D]`.
+    """
+
+    @property
+    def block(self) -> nn.Module: ...
+
+    @property
+    def query(self) -> nn.Module: ...
+
+    @property
+    def key(self) -> nn.Module: ...
+
+    @property
+    def value(self) -> nn.Module: ...
+
+    @property
+    def output(self) -> nn.Module: ...
+
+    def heads(self, made: Tensor, kind: Literal["query", "key", "value"]) -> Tensor:
+        """What one of the three modules gave, as `[B, N, H, d]`."""
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """Of a call of the block: its conditioning vector, and the positions of its rows (None without rotary embedding)."""
+
+    def attend(
+        self, rows: Tensor, conditioning: Tensor, image_key: Tensor, image_value: Tensor, positions: Any
+    ) -> Attended:
+        """Concept rows `[B, K, D]`, modulated by `conditioning` `[B, D]`, attend to [concept keys; image keys]."""
+
+    def update(self, rows: Tensor, attended: Attended) -> Tensor:
+        """Concept rows `[B, K, D]` after the block."""
+
+
+class Taps(Protocol):
+    """A transformer as the concept stream sees it."""
+
+    @property
+    def blocks(self) -> Sequence[BlockTap]:
+        """The double-stream blocks, in order."""
+
+    @property
+    def conditioner(self) -> nn.Module:
+        """The module whose output is the conditioning vector that every block is handed."""
+
+    def conditioning(self, args: tuple[Any, ...]) -> Tensor:
+        """The conditioning vector of concepts `[B, D]` for a call of `conditioner` with `args`; runs no hook."""
+
+    def embed(self, concepts: Tensor) -> Tensor:
+        """Concept vectors `[B, K, text width]` as rows `[B, K, D]` of the first block; runs no hook."""
+
+
+class TextEncoders(Protocol):
+    """The text encoders of a family, loaded."""
+
+    def prompts(self, texts: Sequence[str]) -> TextCondition:
+        """The condition of a batch of prompts, on the CPU. Raises `ModelError` if it is not finite."""
+
+    def concepts(self, texts: Sequence[str]) -> list[Tensor]:
+        """States `[n, text width]` of the n tokens of each text's own words, on the CPU; at least one each."""
+
+
+class Family(Protocol):
+    """A family of diffusion transformers: the one place that knows its pipeline class, its units and its module names."""
+
+    @property
+    def pipeline(self) -> str:
+        """The pipeline's class, as model_index.json names it."""
+
+    @property
+    def transformer(self) -> str:
+        """The transformer's class."""
+
+    @property
+    def text_parts(self) -> tuple[str, ...]:
+        """Folders of the text encoders and their tokenizers."""
+
+    @property
+    def name_parts(self) -> tuple[str, str]:
+        """Folders of the encoder whose states stand for names and concepts, and of its tokenizer."""
+
+    @property
+    def longest(self) -> int:
+        """Most text tokens of a prompt."""
+
+    def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
+        """From the config.json files. Raises `ModelError` if the two do not fit together, `KeyError` for a missing key."""
+
+    def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
+        """The text encoders of `backbone.model`."""
+
+    def prepare(self, transformer: nn.Module) -> None:
+        """What a freshly loaded transformer needs so that masks, attention settings and block compilation work."""
+
+    def velocity(
+        self,
+        transformer: nn.Module,
+        latents: Tensor,
+        t: Tensor,
+        condition: TextCondition,
+        guidance: float | None,
+    ) -> Tensor:
+        """v `[B, C, h, w]` of latents `[B, C, h, w]` at times `[B]` in [0, 1]; all on one device, in the weights' precision."""
+
+    def sigmas(
+        self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]
+    ) -> NDArray[np.float32]:
+        """Times `[steps + 1]` from 1 to 0 that the family's own pipeline steps between, for its scheduler's configuration."""
+
+    def taps(self, transformer: nn.Module) -> Taps:
+        """Where the concept stream reads."""

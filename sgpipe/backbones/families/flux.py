@@ -1,0 +1,147 @@
+"""FLUX.1 (schnell, dev and local copies): `FluxPipeline` of diffusers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sgpipe.backbones.base import Layout, Taps, TextCondition, TextEncoders, check_sizes
+from sgpipe.backbones.config import Backbone
+from sgpipe.backbones.joint_blocks import JointBlockTap, JointTaps
+from sgpipe.backbones.rectified_flow import euler_times
+from sgpipe.backbones.text import T5AndClip
+from sgpipe.errors import ModelError
+
+PATCH = 2
+_SIZES = (
+    "num_layers", "num_attention_heads", "attention_head_dim", "joint_attention_dim", "pooled_projection_dim", "in_channels",
+)  # fmt: skip
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Latents `[B, C, 2h, 2w]` to image tokens `[B, h·w, 4C]`: each 2 × 2 square is one token, channel-major."""
+    batch, channels, height, width = latents.shape
+    squares = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, 4 * channels)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Image tokens `[B, h·w, 4C]` to latents `[B, C, height, width]`, the inverse of `pack`."""
+    batch, _, channels = tokens.shape
+    squares = tokens.reshape(batch, height // 2, width // 2, channels // 4, 2, 2)
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, height, width)
+
+
+def image_ids(height: int, width: int, like: Tensor) -> Tensor:
+    """Positions `[h·w, 3]` of image tokens for the rotary embedding: (0, row, column); text tokens have (0, 0, 0)."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
+    return ids.to(like)
+
+
+def joint_mask(condition: TextCondition, image_tokens: int) -> dict[str, Tensor] | None:
+    """`joint_attention_kwargs` that keep every query off masked text rows: `[B, 1, 1, T + N]`, which all backends take."""
+    if condition.mask is None:
+        return None
+    image = condition.mask.new_ones(len(condition.mask), image_tokens)
+    return {"attention_mask": torch.cat([condition.mask, image], dim=1)[:, None, None]}
+
+
+def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+    return args[2:4] if args else (kwargs["temb"], kwargs["image_rotary_emb"])
+
+
+def _rotate(keys: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
+    """Image rows stand at the end of the joint sequence [text, image]; text, and concepts, at position 0, the identity."""
+    return apply_rotary_emb(keys, tuple(part[-keys.shape[1] :] for part in positions), sequence_dim=1)
+
+
+class Flux:
+    """See `backbones.base.Family`."""
+
+    pipeline = "FluxPipeline"
+    transformer = "FluxTransformer2DModel"
+    text_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    name_parts = ("text_encoder_2", "tokenizer_2")
+    longest = 512
+
+    def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
+        """See `Family`."""
+        check_sizes(transformer, _SIZES)
+        kind = transformer.get("_class_name")
+        channels, latents = transformer["in_channels"], vae["latent_channels"]
+        if kind != self.transformer or channels != latents * PATCH**2 or transformer["patch_size"] != 1:
+            raise ModelError(
+                f"{kind} of {channels} input channels and patch size {transformer['patch_size']} on a VAE of {latents} channels: "
+                f"a text-to-image FluxTransformer2DModel is needed, of patch size 1 and {latents} × 2 × 2 = {latents * 4} channels"
+            )
+        return Layout(
+            double_blocks=transformer["num_layers"],
+            single_blocks=transformer["num_single_layers"],
+            text_width=transformer["joint_attention_dim"],
+            latent_channels=latents,
+            patch=PATCH,
+            vae_factor=2 ** (len(vae["block_out_channels"]) - 1),
+            guidance=transformer["guidance_embeds"],
+            double_block="transformer_blocks.{index}",
+            single_block="single_transformer_blocks.{index}",
+            image_projections=("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+            text_projections=("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+            single_projections={name: f"attn.{name}" for name in ("to_q", "to_k", "to_v")}
+            | {"proj_out": "proj_out"},
+        )
+
+    def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
+        """T5 states of every token, and CLIP's pooled vector."""
+        return T5AndClip(backbone, device, offload)
+
+    def prepare(self, transformer: nn.Module) -> None:
+        """Nothing: diffusers' FLUX takes masks, attention backends and block compilation as it is."""
+
+    def velocity(
+        self,
+        transformer: nn.Module,
+        latents: Tensor,
+        t: Tensor,
+        condition: TextCondition,
+        guidance: float | None,
+    ) -> Tensor:
+        """See `Family`. Positions of text are 0; padding rows of the prompt are attended to, as in training of FLUX."""
+        height, width = latents.shape[-2:]
+        tokens = pack(latents)
+        # FluxPipeline hands over 1000 t in the precision of the latents, divided by 1000
+        times = (t.float() * 1000).to(latents.dtype) / 1000
+        scale = (
+            None
+            if guidance is None
+            else torch.full([len(latents)], guidance, device=latents.device, dtype=torch.float32)
+        )
+        velocity = transformer(
+            hidden_states=tokens,
+            encoder_hidden_states=condition.states,
+            pooled_projections=condition.pooled,
+            timestep=times,
+            guidance=scale,
+            img_ids=image_ids(height // 2, width // 2, tokens),
+            txt_ids=tokens.new_zeros(condition.states.shape[1], 3),
+            joint_attention_kwargs=joint_mask(condition, tokens.shape[1]),
+            return_dict=False,
+        )[0]
+        return unpack(velocity, height, width)
+
+    def sigmas(
+        self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]
+    ) -> NDArray[np.float32]:
+        """See `Family`; a dynamic shift depends on the number of packed image tokens."""
+        return euler_times(steps, layout.grid(resolution) ** 2, scheduler)
+
+    def taps(self, transformer: Any) -> Taps:
+        """The double-stream blocks."""
+        return JointTaps(
+            transformer,
+            tuple(JointBlockTap(each, _arguments, _rotate) for each in transformer.transformer_blocks),
+        )

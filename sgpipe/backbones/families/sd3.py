@@ -1,0 +1,205 @@
+"""Stable Diffusion 3 and 3.5: `StableDiffusion3Pipeline` of diffusers.
+
+Unlike FLUX: three text encoders (77 rows of CLIP-L and CLIP-G side by side, zero-padded to T5's width, then T5's rows), latents
+that stay images, the joint sequence [image, text], no rotary embedding, no text output in the last block, q/k norms in 3.5 alone
+and, in 3.5-medium, a second attention among image rows in the first blocks, which is left as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from sgpipe.backbones.base import Layout, Taps, TextCondition, TextEncoders, check_sizes
+from sgpipe.backbones.config import Backbone
+from sgpipe.backbones.joint_blocks import JointBlockTap, JointTaps
+from sgpipe.backbones.loading import load_module, load_plain, on_device, place
+from sgpipe.backbones.rectified_flow import refuse_scheduler
+from sgpipe.backbones.text import T5Words, check_finite, token_ids
+from sgpipe.errors import ModelError
+
+
+class ClipsAndT5(T5Words):
+    """Both CLIPs and T5, with the results of `StableDiffusion3Pipeline.encode_prompt` bit for bit."""
+
+    def __init__(self, backbone: Backbone, device: torch.device, offload: str) -> None:
+        super().__init__(backbone, "text_encoder_3", "tokenizer_3", device, offload)
+        self._clips = [
+            (load_plain(backbone, tokenizer), load_module(backbone, encoder), encoder)
+            for tokenizer, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
+        ]
+        if offload != "model":
+            for _, encoder, _ in self._clips:
+                place(encoder, device, offload)
+
+    @torch.no_grad()
+    def prompts(self, texts: Sequence[str]) -> TextCondition:
+        """See `TextEncoders`."""
+        states, pooled = [], []
+        for tokenizer, encoder, part in self._clips:
+            ids = token_ids(tokenizer, texts, self._clips[0][0].model_max_length).input_ids
+            with on_device(encoder, self._device, self._offload):
+                made = encoder(ids.to(self._device), output_hidden_states=True)
+            states.append(made.hidden_states[-2].to(encoder.dtype).cpu())
+            pooled.append(made[0].cpu())
+            check_finite(pooled[-1], part, texts)
+        words = self.states(texts)
+        clips = torch.cat(states, dim=-1)
+        clips = pad(clips, (0, words.shape[-1] - clips.shape[-1]))
+        return TextCondition(torch.cat([clips, words], dim=1), torch.cat(pooled, dim=-1))
+
+
+class MaskedJointAttention:
+    """Attention of [image, text] rows that honours a mask and the attention backend, which diffusers' processor ignores.
+
+    `attention_mask` `[B, 1, 1, N + T]` is false where no query may attend; None runs the very operations of the original.
+    """
+
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        def heads(states: Tensor, norm: nn.Module | None) -> Tensor:
+            states = states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return states if norm is None else norm(states)
+
+        rows = [
+            heads(attn.to_q(hidden_states), attn.norm_q),
+            heads(attn.to_k(hidden_states), attn.norm_k),
+            heads(attn.to_v(hidden_states), None),
+        ]
+        if encoder_hidden_states is not None:
+            text = [
+                heads(attn.add_q_proj(encoder_hidden_states), attn.norm_added_q),
+                heads(attn.add_k_proj(encoder_hidden_states), attn.norm_added_k),
+                heads(attn.add_v_proj(encoder_hidden_states), None),
+            ]
+            rows = [torch.cat(pair, dim=2) for pair in zip(rows, text, strict=True)]
+        query, key, value = (part.transpose(1, 2) for part in rows)
+        mask = attention_mask if encoder_hidden_states is not None else None
+        out = dispatch_attention_fn(
+            query, key, value, attn_mask=mask, backend=self._attention_backend
+        ).flatten(2)
+        image_out = attn.to_out[1](attn.to_out[0](out[:, : hidden_states.shape[1]]))
+        if encoder_hidden_states is None:
+            return image_out
+        text_out = out[:, hidden_states.shape[1] :]
+        return image_out, text_out if attn.context_pre_only else attn.to_add_out(text_out)
+
+
+def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, None]:
+    return (args[2] if len(args) > 2 else kwargs["temb"]), None
+
+
+def _in_place(keys: Tensor, positions: None) -> Tensor:
+    return keys
+
+
+class StableDiffusion3:
+    """See `backbones.base.Family`."""
+
+    pipeline = "StableDiffusion3Pipeline"
+    transformer = "SD3Transformer2DModel"
+    text_parts = (
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+        "tokenizer",
+        "tokenizer_2",
+        "tokenizer_3",
+    )
+    name_parts = ("text_encoder_3", "tokenizer_3")
+    longest = 512
+
+    def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
+        """See `Family`."""
+        check_sizes(transformer, ("num_layers", "joint_attention_dim", "patch_size", "in_channels"))
+        channels, latents = transformer["in_channels"], vae["latent_channels"]
+        if transformer.get("_class_name") != self.transformer or channels != latents:
+            raise ModelError(
+                f"{transformer.get('_class_name')} of {channels} input channels on a VAE of {latents} channels: an "
+                f"{self.transformer} of as many channels is needed"
+            )
+        count = transformer["num_layers"]
+        return Layout(
+            double_blocks=count,
+            single_blocks=0,
+            text_width=transformer["joint_attention_dim"],
+            latent_channels=latents,
+            patch=transformer["patch_size"],
+            vae_factor=2 ** (len(vae["block_out_channels"]) - 1),
+            guidance=False,
+            double_block="transformer_blocks.{index}",
+            single_block="",
+            image_projections=("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+            text_projections=("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+            single_projections={},
+            lacking=frozenset({f"transformer_blocks.{count - 1}.attn.to_add_out"}),
+        )
+
+    def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
+        """CLIP-L, CLIP-G and T5."""
+        return ClipsAndT5(backbone, device, offload)
+
+    def prepare(self, transformer: Any) -> None:
+        """Processors that take masks, and the name of the block that is compiled once for all."""
+        transformer.set_attn_processor(MaskedJointAttention())
+        transformer._repeated_blocks = ["JointTransformerBlock"]
+
+    def velocity(
+        self,
+        transformer: Any,
+        latents: Tensor,
+        t: Tensor,
+        condition: TextCondition,
+        guidance: float | None,
+    ) -> Tensor:
+        """See `Family`. `guidance` is None: SD3 is guided by a second, negative prompt, not by an input."""
+        kwargs = None
+        if condition.mask is not None:
+            patch = transformer.config.patch_size
+            image = condition.mask.new_ones(len(latents), latents.shape[-2] * latents.shape[-1] // patch**2)
+            kwargs = {"attention_mask": torch.cat([image, condition.mask], dim=1)[:, None, None]}
+        return transformer(
+            hidden_states=latents,
+            encoder_hidden_states=condition.states,
+            pooled_projections=condition.pooled,
+            timestep=t.float() * 1000,
+            joint_attention_kwargs=kwargs,
+            return_dict=False,
+        )[0]
+
+    def sigmas(
+        self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]
+    ) -> NDArray[np.float32]:
+        """See `Family`. The pipeline leaves the grid to the scheduler, which ends close to 0 (`shift` 3, 4 steps: at 0.009)."""
+        refuse_scheduler(steps, scheduler)
+        if scheduler.get("use_dynamic_shifting"):
+            raise ModelError(
+                "scheduler: use_dynamic_shifting is not sampled here for SD3; set it to false, with `shift`"
+            )
+        made = FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler))
+        made.set_timesteps(steps)
+        return made.sigmas.numpy().astype(np.float32)
+
+    def taps(self, transformer: Any) -> Taps:
+        """All blocks; q and k leave their norms as `[B, heads, N, d]`."""
+        return JointTaps(
+            transformer,
+            tuple(
+                JointBlockTap(each, _arguments, _in_place, heads_first=True)
+                for each in transformer.transformer_blocks
+            ),
+        )

@@ -1,0 +1,211 @@
+"""SD3 through the seam: the pipeline's own results, and the whole way from caches to an adapter that its pipeline loads."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from safetensors.torch import load_file
+
+from sgpipe.arms.generation import GraphGenerator
+from sgpipe.attention_maps.options import MapOptions
+from sgpipe.attention_maps.scores import GroupMaps
+from sgpipe.attention_maps.stream import concept_stream
+from sgpipe.backbones.config import Backbone
+from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.families import open_text_encoders
+from sgpipe.backbones.rectified_flow import noise
+from sgpipe.errors import ModelError, ParamsError
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.params.blocks import Blocks
+from sgpipe.training.fit import fit
+from tests.attention_maps.reference import Stream, attention
+from tests.lora.conftest import ALONE, World, tiny_lora, write_world
+from tests.tiny import DOUBLE, SIDE, TOKENS, backbone_of, write_sd3_pipeline
+
+CPU = torch.device("cpu")
+TEXTS, SEEDS = ["a photo of dog above cat on a plain background", "", "a photo of ball"], [3, 1, 2]
+
+
+@pytest.fixture(scope="module", params=["rms_norm", None], ids=["sd3.5", "sd3.0"])
+def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    folder = tmp_path_factory.mktemp("sd3") / "tiny"
+    return backbone_of(write_sd3_pipeline(folder, qk_norm=request.param), single_blocks=0)
+
+
+@pytest.fixture(scope="module")
+def pipeline(backbone: Backbone) -> StableDiffusion3Pipeline:
+    made = StableDiffusion3Pipeline.from_pretrained(backbone.model)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_prompts_are_encoded_as_by_the_pipeline(
+    backbone: Backbone, pipeline: StableDiffusion3Pipeline
+) -> None:
+    found = open_text_encoders(backbone, CPU).prompts(TEXTS)
+    with (
+        torch.no_grad()
+    ):  # as the pipeline's own call does; with gradients another attention kernel rounds otherwise
+        states, _, pooled, _ = pipeline.encode_prompt(
+            TEXTS, None, None, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+        )
+    assert torch.equal(found.states, states) and torch.equal(found.pooled, pooled) and found.mask is None
+
+
+def test_the_velocity_is_that_of_the_transformer_itself(
+    backbone: Backbone, pipeline: StableDiffusion3Pipeline
+) -> None:
+    text = open_text_encoders(backbone, CPU).prompts(TEXTS)
+    denoiser = Denoiser.load(backbone, CPU)
+    latents = noise(SEEDS, denoiser.layout.latent_shape(SIDE))
+    t = torch.tensor([0.3, 0.998, 0.5])
+    theirs = pipeline.transformer(latents, text.states, text.pooled, t * 1000, return_dict=False)[0]
+    assert torch.equal(denoiser.velocity(latents, t, text), theirs)
+    with pytest.raises(ModelError, match="takes no guidance"):
+        denoiser.velocity(latents, t, text, 3.5)
+
+
+@pytest.mark.parametrize("steps", [4, 7])
+def test_sampling_equals_the_pipeline(
+    backbone: Backbone, pipeline: StableDiffusion3Pipeline, steps: int
+) -> None:
+    denoiser = Denoiser.load(backbone, CPU)
+    mine = denoiser.sample(open_text_encoders(backbone, CPU).prompts(TEXTS), SEEDS, SIDE, steps)
+    theirs = pipeline(
+        TEXTS, height=SIDE, width=SIDE, num_inference_steps=steps, guidance_scale=1.0, max_sequence_length=TOKENS,
+        latents=noise(SEEDS, denoiser.layout.latent_shape(SIDE)), output_type="latent",
+    ).images  # fmt: skip
+    assert torch.equal(mine, theirs)
+
+
+def test_only_the_last_block_lacks_a_text_output(backbone: Backbone) -> None:
+    denoiser = Denoiser.load(backbone, CPU)
+    layout, transformer = denoiser.layout, denoiser.transformer
+    names = [
+        f"{layout.double_block.format(index=index)}.{part}"
+        for index in range(DOUBLE)
+        for part in layout.image_projections + layout.text_projections
+    ]
+    there = {name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert {name for name in names if name not in there} == layout.lacking
+    assert layout.lacking == {f"transformer_blocks.{DOUBLE - 1}.attn.to_add_out"}
+
+
+def maps_of(
+    denoiser: Denoiser, groups: dict[str, str], concepts: torch.Tensor, given: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    latents, t, text = given
+    grid = denoiser.layout.grid(SIDE)
+    with concept_stream(denoiser.transformer, concepts, (grid, grid), MapOptions(groups)) as stream:
+        velocity = denoiser.velocity(latents, t, text)
+    return velocity, stream.maps()
+
+
+def test_concepts_ride_along_without_changing_a_bit(backbone: Backbone) -> None:
+    denoiser = Denoiser.load(backbone, CPU)
+    text = open_text_encoders(backbone, CPU).prompts(TEXTS)
+    given = noise(SEEDS, denoiser.layout.latent_shape(SIDE)), torch.tensor([0.3, 0.9, 0.5]), text
+    concepts = torch.randn(3, 2, 48, generator=torch.Generator().manual_seed(1))
+    velocity, together = maps_of(
+        denoiser, {"first": "0..1", "last": str(DOUBLE - 1), "all": "all"}, concepts, given
+    )
+    assert torch.equal(velocity, denoiser.velocity(*given))
+    for name, blocks in {"first": "0..1", "last": str(DOUBLE - 1)}.items():
+        _, apart = maps_of(denoiser, {name: blocks}, concepts, given)
+        assert all(torch.equal(a, b) for a, b in zip(together[name], apart[name], strict=True))
+    mean = GroupMaps(*((2 * a + b) / 3 for a, b in zip(together["first"], together["last"], strict=True)))
+    torch.testing.assert_close(together["all"], mean, atol=1e-5, rtol=1e-5)
+    _, alone = maps_of(
+        denoiser, {"all": "all"}, concepts[1:2], (given[0][1:2], given[1][1:2], text.rows()[1])
+    )
+    torch.testing.assert_close(alone["all"][0], together["all"][0][1:2], atol=2e-5, rtol=1e-4)
+
+
+def test_maps_are_those_of_the_formulas(tmp_path: Path) -> None:
+    """Blocks before the last, in float64, on the joint attention alone: no rotary embedding, no second attention."""
+    backbone = backbone_of(write_sd3_pipeline(tmp_path / "tiny"), single_blocks=0)
+    denoiser = Denoiser.load(backbone, CPU)
+    transformer: Any = denoiser.transformer
+    assert isinstance(transformer, SD3Transformer2DModel)
+    text = open_text_encoders(backbone, CPU).prompts(TEXTS[:1])
+    latents, t = noise([5], denoiser.layout.latent_shape(SIDE)), torch.tensor([0.6])
+    concepts = torch.randn(1, 2, 48, generator=torch.Generator().manual_seed(1))
+    groups = {str(index): str(index) for index in range(1, DOUBLE - 1)}
+    enter: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = transformer.transformer_blocks[1].register_forward_pre_hook(
+        lambda module, args, kwargs: enter.append(
+            (kwargs["hidden_states"][0].double(), kwargs["encoder_hidden_states"][0].double())
+        ),
+        with_kwargs=True,
+    )
+    rows: list[torch.Tensor] = []
+    _, found = maps_of(denoiser, {"0": "0", **groups}, concepts, (latents, t, text))
+    hook.remove()
+    weights = {name: value.double() for name, value in transformer.state_dict().items()}
+    timed = transformer.time_text_embed
+    prompt = timed(t * 1000, text.pooled)[0].double()
+    concept = timed(t * 1000, torch.zeros_like(text.pooled))[0].double()
+    rows.append(transformer.context_embedder(concepts)[0].double())
+    # concept rows after block 0, whose image side has a second attention that they do not see
+    first = transformer.pos_embed(latents)[0].double()
+    c = Stream(weights, "transformer_blocks.0", True, 2, rows[0], concept)
+    norm = "transformer_blocks.0.norm1.linear"
+    joint = {f"{norm}.{name}": weights[f"{norm}.{name}"][: 6 * 32] for name in ("weight", "bias")}
+    x = Stream({**weights, **joint}, "transformer_blocks.0", False, 2, first, prompt)
+    output = attention(c.query, torch.cat([c.key, x.key]), torch.cat([c.value, x.value]))
+    rows.append(c.updated(output))
+    x1 = Stream(weights, "transformer_blocks.1", False, 2, enter[0][0], prompt)
+    p1 = Stream(weights, "transformer_blocks.1", True, 2, enter[0][1], prompt)
+    c1 = Stream(weights, "transformer_blocks.1", True, 2, rows[1], concept)
+    image = attention(x1.query, torch.cat([x1.key, p1.key]), torch.cat([x1.value, p1.value]))
+    concept_out = attention(c1.query, torch.cat([c1.key, x1.key]), torch.cat([c1.value, x1.value]))
+    wanted = concept_out @ image.T
+    torch.testing.assert_close(found["1"].saliency[0].flatten(1).double(), wanted, atol=2e-4, rtol=1e-4)
+    cross = torch.einsum("nhd,khd->hkn", x1.query, c1.key).mean(0)
+    torch.testing.assert_close(found["1"].cross[0].flatten(1).double(), cross, atol=2e-4, rtol=1e-4)
+
+
+def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> None:
+    """The same caches, training and sampling as FLUX; the adapter acts in the pipeline as it does here."""
+    backbone = backbone_of(write_sd3_pipeline(tmp_path / "models" / "tiny", shift=1.0), single_blocks=0)
+    world: World = write_world(tmp_path, backbone=backbone)
+    lora = tiny_lora(blocks=Blocks.parse("all"), epochs=1, keep_epochs=(), acts="always")
+    arm = world.arm(lora)
+    fitted = fit(arm, world.denoiser(), backbone, world.data(), tmp_path / "state", ALONE, {})
+    assert fitted.history.controls[-1]["losses"]["graph"] != fitted.history.controls[-1]["losses"]["empty"]
+    weights = load_file(tmp_path / "state" / "adapter" / "pytorch_lora_weights.safetensors")
+    assert len(weights) == 2 * 4 * DOUBLE
+    assert all(name.startswith("transformer.transformer_blocks.") for name in weights)
+
+    generator = GraphGenerator.load(backbone.model, tmp_path / "state" / "adapter")
+    graphs = [
+        SceneGraph.of("dog", "above", "cat"),
+        SceneGraph(("dog", "cat", "tree"), ((0, "on", 1), (1, "left of", 2))),
+        SceneGraph(),
+    ]
+    prompts = ["a photo of dog and cat"] * 3
+    together = generator.latents(prompts, graphs, [5, 6, 7], 3, SIDE)
+    for row, graph in enumerate(graphs):
+        alone = generator.latents(prompts[:1], [graph], [5 + row], 3, SIDE)
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
+
+    assert generator.adapter is not None
+    encoded = generator.texts.prompts(prompts[:1])
+    text = generator.adapter.context(graphs[:1], prompts[:1], encoded, generator._table(graphs[:1]))
+    pipeline = StableDiffusion3Pipeline.from_pretrained(backbone.model)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(tmp_path / "state" / "adapter")
+    theirs = pipeline(
+        prompt_embeds=text.states, pooled_prompt_embeds=text.pooled, height=SIDE, width=SIDE, num_inference_steps=3,
+        guidance_scale=1.0, generator=[torch.Generator().manual_seed(5)], output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(together[:1], theirs, atol=1e-5, rtol=0)
+
+
+def test_a_target_that_no_block_has_is_refused(tmp_path: Path) -> None:
+    backbone = backbone_of(write_sd3_pipeline(tmp_path / "tiny"), single_blocks=0)
+    world = World(backbone, None)  # type: ignore[arg-type]
+    with pytest.raises(ParamsError, match="single_blocks"):
+        world.arm(tiny_lora(single_blocks=Blocks.parse("0")))
