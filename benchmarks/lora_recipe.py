@@ -31,13 +31,14 @@ from sgpipe.errors import ParamsError
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.load import decode, parse_yaml, read_yaml
+from sgpipe.relations.boxes import sector
 from sgpipe.relations.predicates import INVERSE
 from sgpipe.runs.processes import Processes
 from sgpipe.training.config import Lora
 from sgpipe.training.examples import Data, Example, Sources, prompt_of, read_data
 from sgpipe.training.fit import fit
 from sgworld.detector import detect_batch
-from sgworld.measure import boxes_of, direction
+from sgworld.measure import boxes_of
 
 PLANAR = ("left of", "right of", "above", "below")
 """Directional classes that centres of boxes tell apart."""
@@ -69,7 +70,7 @@ class Seen:
         found = []
         for picture, graph in zip(detect_batch(pictures), graphs, strict=True):
             boxes = boxes_of(picture, graph.objects)
-            found.append(None if boxes is None else direction(*boxes))
+            found.append(None if boxes is None else str(sector(*np.array(boxes, np.float64)[:, None])[0]))
         return cls(found)
 
     @property

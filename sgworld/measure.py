@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sgpipe.errors import DataError
+from sgpipe.relations.boxes import sector
 from sgpipe.relations.predicates import DIRECTIONAL, PREDICATES, neutral_prompt, relational_prompt
 from sgworld.arrangement import arranged, holds
 from sgworld.bank import Triple, sample_triple
@@ -67,15 +68,6 @@ def generate(
     return np.concatenate(parts)
 
 
-def direction(first: Box, second: Box) -> str:
-    """Where the first box stands as seen from the second: the axis on which the centres differ most."""
-    dx = first[0] + first[2] / 2 - second[0] - second[2] / 2
-    dy = first[1] + first[3] / 2 - second[1] - second[3] / 2
-    if abs(dx) >= abs(dy):
-        return "left of" if dx < 0 else "right of"
-    return "above" if dy < 0 else "below"
-
-
 def _share(values: Sequence[bool]) -> float:
     return float(np.mean(values)) if len(values) else 0.0
 
@@ -101,7 +93,8 @@ def generator_metrics(pipeline: FluxPipeline, per_class: int = 8) -> dict[str, A
         pipeline, [neutral_prompt(t[0], t[2]) for t in triples], [seed + 500 for seed in seeds]
     )
     seen = [boxes_of(detect(p), (t[0], t[2])) for t, p in zip(triples, neutral, strict=True)]
-    ways = [direction(*boxes) for boxes in seen if boxes is not None]
+    found = np.array([boxes for boxes in seen if boxes is not None], np.float64).reshape(-1, 2, 4)
+    ways = sector(found[:, 0], found[:, 1]).tolist()
     return {
         "images": len(triples),
         "objects_present": _share([value for values in present.values() for value in values]),

@@ -16,94 +16,20 @@ import pyarrow as pa
 from sgpipe.datasets.tables import NEGATIVES
 from sgpipe.errors import DataError
 from sgpipe.graphs.config import Negatives
-from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATE_INDEX, PREDICATES, SYMMETRIC
+from sgpipe.relations.predicates import (
+    DIRECTIONAL,
+    INVERSE,
+    PREDICATE_INDEX,
+    PREDICATES,
+    RELATIONS,
+    SYMMETRIC,
+)
 from sgpipe.runs.hashing import fraction
 
 Confusions = Mapping[str, Mapping[str, float]]
 
-WEAK: Final = frozenset(("around/near", "touching", "left of", "right of"))
-"""Classes that can hold beside almost any other; they never replace one."""
-
-MAY_HOLD: Final[dict[str, tuple[str, ...]]] = {
-    "above": (),
-    "around/near": ("above", "below", "behind", "in front of", "looking at", "using", "playing with"),
-    "behind": (),
-    "below": (),
-    "carrying": ("holding", "using", "wearing"),
-    "drinking": ("holding", "using", "looking at"),
-    "eating": ("holding", "using", "looking at"),
-    "hanging from": ("on", "in", "below"),
-    "holding": (
-        "carrying",
-        "using",
-        "looking at",
-        "playing with",
-        "eating",
-        "drinking",
-        "pulling",
-        "pushing",
-    ),
-    "in": ("on", "sitting on", "standing on", "riding", "wearing", "using"),
-    "in front of": (),
-    "left of": (),
-    "looking at": ("using", "playing with", "holding", "in front of", "behind", "eating", "drinking"),
-    "on": ("above", "sitting on", "standing on", "riding", "hanging from", "using"),
-    "playing with": ("holding", "using", "looking at", "pulling", "pushing", "riding"),
-    "pulling": ("holding", "using", "in front of", "carrying"),
-    "pushing": ("holding", "using", "behind", "carrying"),
-    "riding": ("on", "in", "above", "sitting on", "standing on", "using"),
-    "right of": (),
-    "sitting on": ("on", "in", "above", "using", "riding"),
-    "standing on": ("on", "in", "above", "using", "riding"),
-    "touching": (
-        "holding",
-        "using",
-        "playing with",
-        "looking at",
-        "in front of",
-        "behind",
-        "above",
-        "below",
-        "pushing",
-    ),
-    "using": (
-        "holding",
-        "looking at",
-        "playing with",
-        "carrying",
-        "in front of",
-        "riding",
-        "sitting on",
-        "on",
-        "in",
-        "pushing",
-        "pulling",
-        "eating",
-        "drinking",
-    ),
-    "wearing": ("in", "on", "carrying", "using"),
-}
-"""What can be true as well where the first class was annotated, by meaning; no such class replaces it."""
-
-DEFAULT_CONFUSIONS: Final[dict[str, dict[str, float]]] = {
-    "around/near": {"on": 4, "in": 3, "carrying": 1, "riding": 1, "hanging from": 1},
-    "carrying": {"pushing": 2, "pulling": 2, "riding": 2, "standing on": 2, "behind": 1},
-    "drinking": {"behind": 2, "wearing": 1, "carrying": 2, "standing on": 1},
-    "eating": {"behind": 2, "sitting on": 2, "carrying": 2, "wearing": 1, "standing on": 1},
-    "hanging from": {"standing on": 3, "sitting on": 3, "behind": 2, "above": 2},
-    "holding": {"wearing": 3, "riding": 2, "sitting on": 2, "behind": 2, "standing on": 2},
-    "in": {"behind": 3, "above": 2, "below": 2, "in front of": 2, "hanging from": 1},
-    "looking at": {"riding": 3, "carrying": 3, "wearing": 1, "sitting on": 2},
-    "on": {"in": 3, "below": 3, "behind": 2, "in front of": 2, "holding": 1},
-    "playing with": {"eating": 2, "wearing": 1, "sitting on": 2, "behind": 2},
-    "pulling": {"pushing": 4, "riding": 2, "sitting on": 1, "behind": 1},
-    "pushing": {"pulling": 4, "riding": 2, "sitting on": 1, "in front of": 1},
-    "riding": {"pushing": 2, "pulling": 1, "holding": 1, "behind": 2, "carrying": 2, "looking at": 2},
-    "sitting on": {"standing on": 4, "behind": 2, "below": 2, "carrying": 1},
-    "standing on": {"sitting on": 4, "behind": 2, "below": 2, "carrying": 1},
-    "touching": {"in": 3, "on": 2, "carrying": 2, "hanging from": 1},
-    "using": {"wearing": 2, "behind": 2, "standing on": 2, "below": 1},
-    "wearing": {"holding": 4, "looking at": 2, "sitting on": 1, "behind": 1},
+DEFAULT_CONFUSIONS: Final[Mapping[str, Mapping[str, float]]] = {
+    name: relation.confusions for name, relation in RELATIONS.items() if relation.confusions
 }
 """Used until the probes' confusions are known: near classes by meaning, weighted by hand. Not a measurement."""
 
@@ -129,7 +55,7 @@ def read_confusions(path: Path) -> dict[str, dict[str, float]]:
 
 def may_hold(other: str, annotated: str) -> bool:
     """Whether `other` can be true of a subject and object for which `annotated` is."""
-    return other == annotated or other in WEAK or other in MAY_HOLD[annotated]
+    return other == annotated or RELATIONS[other].weak or other in RELATIONS[annotated].may_hold
 
 
 def replacements(predicate: str, confusions: Confusions, true: frozenset[str]) -> list[tuple[str, float]]:

@@ -1,9 +1,8 @@
-"""Which spatial relations two boxes stand in, for photographs: the rules of a detector judge.
+"""Boxes `(x, y, w, h)` in pixels, origin at the top left, y down: overlap, crops, and which relations two boxes stand in.
 
-Boxes are `(x, y, w, h)` in pixels, origin at the top left, y down. A class without a rule here is not seen in boxes. Classes that
-share a rule cannot be told apart by boxes. A judge is refused for either, since neither statement of such a pair wins.
-
-Boxes `[..., 4]` as `x, y, w, h` in pixels, origin at the top left: clipping, overlap, union, relations from boxes.
+One rule says where a box stands as seen from another (`direction_shares`): relations derived from boxes take the largest share,
+the detector judges' `RULES` take GenEval's margins of it. A class without a rule in `RULES` is not seen in boxes; classes that
+share one cannot be told apart by boxes. A judge is refused for either, since neither statement of such a pair wins.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Boxes = NDArray[np.float64]
+DIRECTIONS: Final = ("left of", "right of", "above", "below")
 
 
 def clip(boxes: Boxes, width: NDArray, height: NDArray) -> Boxes:
@@ -38,24 +38,43 @@ def overlap(a: Boxes, b: Boxes) -> NDArray[np.float64]:
     return np.divide(shared, total, out=np.zeros_like(shared), where=total > 0)
 
 
-def geometric_relation(subject: Boxes, object_: Boxes) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
-    """Class of each pair by sg2im's rule: strict containment first, then the angle between the centres (y points down).
+def direction_shares(subject: Boxes, object_: Boxes, slack: float = 0.0) -> NDArray[np.float64]:
+    """How far the subjects stand in each of `DIRECTIONS` from the objects, `[N, 4]`, 0–1: THE rule from boxes to directions.
 
-    With θ the direction from the object's to the subject's centre: |θ| ≥ 135° left of, [−135°, −45°) above, [−45°, 45°)
-    right of, [45°, 135°) below. A subject that surrounds its object is `in` with the second value, "exchange the two", true.
+    The offset of the centres is shortened on each axis by `slack` of the summed sizes; a share is what is left of it in a direction
+    over the whole offset. 0 throughout for centres in one place.
+    """
+    offset = subject[:, :2] + subject[:, 2:] / 2 - object_[:, :2] - object_[:, 2:] / 2
+    length = np.hypot(*offset.T)[:, None]
+    left = np.sign(offset) * np.maximum(np.abs(offset) - slack * (subject[:, 2:] + object_[:, 2:]), 0.0)
+    x, y = np.divide(left, length, out=np.zeros_like(left), where=length > 0).T
+    return np.stack([-x, x, -y, y], axis=1).clip(min=0.0)
+
+
+def sector(subject: Boxes, object_: Boxes) -> NDArray[np.str_]:
+    """The direction of each pair with the largest share, so that four sectors of 90° tile the plane.
+
+    With θ from the object's to the subject's centre (y down): |θ| ≥ 135° left of, [−135°, −45°) above, [−45°, 45°) right of,
+    [45°, 135°) below (facts of scene-graph-to-image work on COCO-Stuff); centres in one place are right of.
+    """
+    left, right, above, below = direction_shares(subject, object_).T
+    return np.select(
+        [(left > 0) & (left >= above + below), above > left + right, (right > below) | (below == 0)],
+        ["left of", "above", "right of"],
+        "below",
+    )
+
+
+def geometric_relation(subject: Boxes, object_: Boxes) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
+    """Class of each pair by sg2im's rule: strict containment first, then the `sector`.
+
+    A subject that surrounds its object is `in` with the second value, "exchange the two", true.
     """
     s_low, s_high = subject[:, :2], subject[:, :2] + subject[:, 2:]
     o_low, o_high = object_[:, :2], object_[:, :2] + object_[:, 2:]
     surrounding = np.all((s_low < o_low) & (s_high > o_high), axis=1)
     inside = np.all((s_low > o_low) & (s_high < o_high), axis=1)
-    delta = (s_low + s_high - o_low - o_high) / 2
-    theta = np.degrees(np.arctan2(delta[:, 1], delta[:, 0]))
-    classes = np.select(
-        [surrounding | inside, np.abs(theta) >= 135, theta < -45, theta < 45],
-        ["in", "left of", "above", "right of"],
-        "below",
-    )
-    return classes, surrounding
+    return np.where(surrounding | inside, "in", sector(subject, object_)), surrounding
 
 
 def square_crop(
@@ -104,18 +123,10 @@ def _shared(a: Box, b: Box, axis: int) -> float:
 def directions(a: Box, b: Box) -> frozenset[str]:
     """Where the first box stands as seen from the second, GenEval's rule: one direction, two on a diagonal, none near the middle.
 
-    The offset of the centres is shortened on each axis by `SLACK` of the summed sizes; what is left of it, divided by the whole
-    offset, must exceed `CLEAR`.
+    A direction counts where its share, with `SLACK`, exceeds `CLEAR`.
     """
-    offset = np.subtract(_centre(a), _centre(b))
-    slack = SLACK * np.add(a[2:], b[2:])
-    left = np.sign(offset) * np.maximum(np.abs(offset) - slack, 0.0)
-    length = float(np.hypot(*offset))
-    if length == 0.0:
-        return frozenset()
-    dx, dy = left / length
-    named = {"left of": dx < -CLEAR, "right of": dx > CLEAR, "above": dy < -CLEAR, "below": dy > CLEAR}
-    return frozenset(name for name, there in named.items() if there)
+    (shares,) = direction_shares(np.array([a], np.float64), np.array([b], np.float64), SLACK)
+    return frozenset(name for name, share in zip(DIRECTIONS, shares, strict=True) if share > CLEAR)
 
 
 def _toward(name: str) -> Rule:
@@ -155,7 +166,7 @@ def _touching(a: Box, b: Box) -> bool:
 
 
 RULES: Final[Mapping[str, Rule]] = {
-    **{name: _toward(name) for name in ("left of", "right of", "above", "below")},
+    **{name: _toward(name) for name in DIRECTIONS},
     "in": _inside,
     **dict.fromkeys(("on", "standing on", "sitting on", "riding"), _upon),
     "hanging from": _hanging,

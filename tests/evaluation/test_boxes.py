@@ -1,8 +1,9 @@
 """Rules on boxes, on drawn ones: GenEval's directions, containment, support, nearness."""
 
+import numpy as np
 import pytest
 
-from sgpipe.relations.boxes import RULES, Box, directions
+from sgpipe.relations.boxes import DIRECTIONS, RULES, Box, direction_shares, directions, sector
 
 MIDDLE: Box = (40, 40, 20, 20)
 
@@ -28,6 +29,18 @@ MIDDLE: Box = (40, 40, 20, 20)
 )
 def test_directions(box: Box, where: set[str]) -> None:
     assert directions(box, MIDDLE) == where
+
+
+def test_the_sector_is_the_largest_share() -> None:
+    """The rule of derived relations and of the judges is one: what a judge sees in one direction alone is the sector."""
+    boxes = np.array([(x, y, 20, 20) for x in range(0, 81, 5) for y in range(0, 81, 5)], np.float64)
+    middle = np.broadcast_to(np.array(MIDDLE, np.float64), boxes.shape)
+    shares, sectors = direction_shares(boxes, middle), sector(boxes, middle)
+    for box, share, name in zip(boxes.tolist(), shares, sectors, strict=True):
+        assert share[DIRECTIONS.index(name)] == share.max()
+        seen = directions(tuple(box), MIDDLE)
+        assert len(seen) != 1 or seen == {name}
+    assert np.allclose((shares**2).sum(1), (boxes[:, :2] != MIDDLE[:2]).any(1))
 
 
 def test_directions_are_their_inverses() -> None:
