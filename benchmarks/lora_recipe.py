@@ -1,9 +1,15 @@
-"""Try a recipe: train with other knobs, draw the development triples, and see with the exact detector what the graph decides.
+r"""Try a recipe: train with other knobs, draw the development triples, and see with the exact detector what the graph decides.
 
 The development split is a share of the *train* triples' name pairs that training then does not see; the val triples are neither
 trained on nor drawn. Of the embedded world alone, whose detector knows every object.
 
     python -m benchmarks.lora_recipe --set lora.blocks=[7..12] --set lora.losses.margin.weight=0.3 --seeds 3
+
+With `--preset` the recipe is a preset's, and with several `--rate` each learning rate is tried, so that a baseline is compared at
+its best and not at another recipe's rate:
+
+    python -m benchmarks.lora_recipe --preset predecessor-miniature --rate 1e-4 --rate 3e-4 --rate 1e-3 --rate 3e-3 --rate 1e-2 \
+        --prompt neutral --prompt relational --metrics metrics/predecessor_rate.json
 
 `role accuracy` counts, among pictures with both objects and of directional triples, those whose arrangement's direction is the
 triple's; `swapped followed`, among pairs of pictures of one noise under g⁺ and under its swap, both with both objects, those of
@@ -13,6 +19,7 @@ which each shows its own graph's direction.
 import json
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,9 +37,11 @@ from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.errors import ParamsError
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.params.load import decode, parse_yaml, read_yaml
+from sgpipe.params.load import decode, parse_yaml, read_yaml, to_builtins
+from sgpipe.presets import FOLDER, preset_path, with_preset
 from sgpipe.relations.boxes import sector
 from sgpipe.relations.predicates import INVERSE
+from sgpipe.runs.atomic import write_json
 from sgpipe.runs.processes import Processes
 from sgpipe.training.config import Lora
 from sgpipe.training.examples import Data, Example, Sources, prompt_of, read_data
@@ -123,11 +132,11 @@ def try_recipe(
     backbone: Backbone,
     data: Data,
     arm: str,
-    prompt: str,
+    prompts: Sequence[str],
     seeds: int,
     folder: Path,
-) -> dict[str, float]:
-    """Train one arm once and measure it."""
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Train one arm once: figures of the training, and those of its images by kind of prompt."""
     processes = Processes(0, 1, torch.device("cpu"))
     resolved = resolve(arm, lora, tokens, backbone)
     start = time.perf_counter()
@@ -136,13 +145,28 @@ def try_recipe(
     planar = [each for each in data.held_out if each.predicate in PLANAR]
     generator = GraphGenerator.load(backbone.model, folder / "adapter", backbone=backbone)
     last = fitted.history.controls[-1]
-    return {
-        **measure(generator, planar, prompt, seeds, backbone.resolution),
+    of_training = {
         **{f"val_{name}": value for name, value in last["losses"].items()},
         "val_preferred": last["preferred"],
         "steps": float(fitted.steps),
         "seconds": trained,
         "seconds_per_step": fitted.spent / fitted.taken,
+    }
+    shown = {prompt: measure(generator, planar, prompt, seeds, backbone.resolution) for prompt in prompts}
+    return of_training, shown
+
+
+def summary(found: Mapping[str, float]) -> dict[str, float]:
+    """What a rate is chosen by: both objects present, direction accuracy of those, and the share of all images that have both."""
+    present, right = found["graph_present"], found["graph_right"]
+    return {
+        "images": found["images"],
+        "objects_present": present,
+        "direction_accuracy": right,
+        "present_and_right": present * right,
+        "role_accuracy": found["graph_role"],
+        "swapped_followed": found["swapped_followed"],
+        "base_objects_present": found["base_present"],
     }
 
 
@@ -150,42 +174,64 @@ def main(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="lora.<knob>=<value> or graph_tokens.<knob>=<value>")
     ] = None,
+    preset: Annotated[str | None, typer.Option(help="preset whose values are taken before --set")] = None,
+    rates: Annotated[
+        list[float] | None,
+        typer.Option("--rate", help="learning rate (lora.optimiser.rate); several, each tried"),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="noises per triple")] = 3,
     trainings: Annotated[int, typer.Option(min=1, help="training seeds, from lora.seed on")] = 1,
     development: Annotated[float, typer.Option(help="share of train name pairs kept for this")] = 0.2,
     arm: Annotated[str, typer.Option(help="arm to train")] = "graph",
-    prompt: Annotated[str, typer.Option(help="kind of prompt to draw under")] = "neutral",
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompt", help="kinds of prompt to sample under; neutral by default")
+    ] = None,
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     out: Annotated[Path | None, typer.Option(help="JSON lines file that results are added to")] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="metrics file by learning rate, written after each training")
+    ] = None,
 ) -> None:
-    """Train in a temporary folder, draw the development triples, print what the graph decides."""
-    sections = changed(read_yaml(params), settings or [])
+    """Train in a temporary folder, sample the development triples, print what the graph decides."""
+    plain = read_yaml(params)
+    if preset is not None:
+        changed_by = with_preset(params, preset_path(params.parent / FOLDER, preset))
+        plain = {name: to_builtins(section) for name, section in changed_by.items()}
+    sections = changed(plain, settings or [])
     backbone = decode("backbone", sections["backbone"], Backbone, str(params))
     lora = decode("lora", sections["lora"], Lora, str(params))
     tokens = decode("graph_tokens", sections["graph_tokens"], GraphTokens, str(params))
     data = read_data(Sources(), backbone, development)
     print(f"{len(data.train)} triples to train on, {len(data.held_out)} held out of them")
-    for seed in range(lora.seed, lora.seed + trainings):
-        with tempfile.TemporaryDirectory() as folder:
-            found = try_recipe(
-                replace(lora, seed=seed, development=development),
-                tokens,
-                backbone,
-                data,
-                arm,
-                prompt,
-                seeds,
-                Path(folder),
+    by_rate: dict[str, dict[str, Any]] = {}
+    for rate in rates or [lora.optimiser.rate]:
+        by_rate[f"{rate:g}"] = of_rate = {}
+        for seed in range(lora.seed, lora.seed + trainings):
+            recipe = replace(
+                lora, seed=seed, development=development, optimiser=replace(lora.optimiser, rate=rate)
             )
-        print(f"seed {seed}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-        if out is not None:
-            with out.open("a", encoding="utf-8") as stream:
-                stream.write(
-                    json.dumps(
-                        {"settings": settings or [], "arm": arm, "prompt": prompt, "seed": seed, **found}
-                    )
-                    + "\n"
+            with tempfile.TemporaryDirectory() as folder:
+                took, shown = try_recipe(
+                    recipe, tokens, backbone, data, arm, prompts or ["neutral"], seeds, Path(folder)
                 )
+            for prompt, figures in shown.items():
+                found = {**figures, **took}
+                line = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+                print(f"rate {rate:g}, seed {seed}, {prompt} prompt: {line}")
+                if out is not None:
+                    told = {
+                        "settings": settings or [],
+                        "preset": preset,
+                        "rate": rate,
+                        "arm": arm,
+                        "prompt": prompt,
+                    }
+                    with out.open("a", encoding="utf-8") as stream:
+                        stream.write(json.dumps({**told, "seed": seed, **found}) + "\n")
+            of_rate[f"seed_{seed}"] = {prompt: summary(figures) for prompt, figures in shown.items()}
+            if metrics is not None:
+                about = {"preset": preset, "arm": arm, "development": development, "triples": len(data.train)}
+                write_json({**about, "noises": seeds, "rates": by_rate}, metrics)
 
 
 if __name__ == "__main__":

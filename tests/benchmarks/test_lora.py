@@ -1,20 +1,24 @@
 """Settings of the recipe trial, and figures that are what they say on pictures whose content is known."""
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import lora_recipe
 from benchmarks.lora import peak
 from benchmarks.lora_recipe import changed, measure
 from sgpipe.errors import ParamsError
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import neutral_prompt
+from sgpipe.training.config import Lora
 from sgpipe.training.examples import Example
 from sgworld.scenes import pair_scene, render
 
@@ -83,3 +87,43 @@ def test_the_peak_is_that_of_the_process_and_not_of_the_one_that_started_it() ->
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert 50 << 20 < int(told.stdout) < len(held) <= peak()
+
+
+def test_a_preset_is_tried_at_each_learning_rate(
+    repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with the preset's other values and on development triples; figures by rate, seed and prompt."""
+    tried: list[Lora] = []
+    shown = {
+        "graph_present": 0.5, "graph_right": 0.8, "graph_role": 0.9, "swapped_followed": 0.25, "images": 8.0,
+        "base_present": 1.0,
+    }  # fmt: skip
+
+    def trained(lora: Lora, *rest: Any) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        tried.append(lora)
+        assert rest[0].encoder == "outputs/graph_encoder"
+        return {"steps": 1.0}, {"neutral": shown, "relational": {**shown, "graph_present": 1.0}}
+
+    asked: list[float] = []
+    data = SimpleNamespace(train=range(6), held_out=range(2))
+    monkeypatch.setattr(lora_recipe, "try_recipe", trained)
+    monkeypatch.setattr(lora_recipe, "read_data", lambda *given: asked.append(given[2]) or data)
+    lora_recipe.main(
+        preset="predecessor-miniature", rates=[1e-4, 3e-3], trainings=2, params=repo_root / "params.yaml",
+        prompts=["neutral", "relational"], metrics=tmp_path / "rate.json",
+    )  # fmt: skip
+    assert [(each.optimiser.rate, each.seed) for each in tried] == [
+        (1e-4, 0),
+        (1e-4, 1),
+        (3e-3, 0),
+        (3e-3, 1),
+    ]
+    assert {each.development for each in tried} == {0.2} and asked == [0.2]
+    for each in tried:
+        assert (each.ema, each.times.density, each.losses.contrastive) == (None, "uniform", False)
+        assert each.optimiser.token_rate == 1 and each.conditions.shares() == {"relational": 1}
+    found = json.loads((tmp_path / "rate.json").read_text())
+    assert list(found["rates"]) == ["0.0001", "0.003"] and found["preset"] == "predecessor-miniature"
+    of_one = found["rates"]["0.003"]["seed_1"]
+    assert of_one["neutral"]["present_and_right"] == 0.4 and of_one["relational"]["present_and_right"] == 0.8
+    assert of_one["neutral"]["direction_accuracy"] == 0.8
