@@ -27,8 +27,9 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sgpipe.attention_maps import MapOptions, concept_stream
 from sgpipe.attention_maps.files import MapFile, map_table, write_maps
+from sgpipe.attention_maps.options import MapOptions
+from sgpipe.attention_maps.stream import concept_stream
 from sgpipe.datasets.tables import MAP_ITEMS
 from sgpipe.relations.predicates import PREDICATES
 from sgpipe.runs.atomic import DIGITS, write_json

@@ -107,7 +107,7 @@ def write_sd3_pipeline(
         qk_norm=qk_norm,
     )
     tokenizer, tokenizer_3 = (
-        clip_tokenizer(["a photo of dog above cat on a plain background"]),
+        clip_tokenizer([relational_prompt(name, said, name) for name in NAMES for said in PREDICATES]),
         t5_tokenizer(),
     )
     StableDiffusion3Pipeline(

@@ -1,7 +1,4 @@
-"""Maps of the concepts: over which blocks they are averaged, and of which pictures they are made.
-
-Choices that both params.yaml and the library name.
-"""
+"""The sections of params.yaml that this package reads: what is averaged into a map, and which maps are made."""
 
 from typing import Annotated, Literal
 
@@ -17,7 +14,9 @@ Times = tuple[Annotated[float, Meta(gt=0, le=1)], ...]
 
 
 class Maps(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `maps`: what all maps share. The batch size is part of the result: another one may round differently."""
+    """Section `maps`. Maps of the concepts: over which blocks they are averaged, and of which pictures they are made. What all
+    maps share. The batch size is part of the result: another one may round differently.
+    """
 
     groups: Annotated[
         dict[str, Blocks],
@@ -44,7 +43,9 @@ class Maps(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Saliency(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `saliency`: maps averaged over the sampling of a picture from the triple's prompt."""
+    """Section `saliency`. Maps of the concepts: over which blocks they are averaged, and of which pictures they are made. Maps
+    averaged over the sampling of a picture from the triple's prompt.
+    """
 
     condition: Annotated[
         Condition, Meta(description="prompt: with its relation, without, with a wrong one")
@@ -71,7 +72,9 @@ class Saliency(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NoisedMaps(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `saliency_noised`: maps of real pictures, noised to given times, in one forward each."""
+    """Section `saliency_noised`. Maps of the concepts: over which blocks they are averaged, and of which pictures they are made.
+    Maps of real pictures, noised to given times, in one forward each.
+    """
 
     conditions: Annotated[
         tuple[Condition, ...],

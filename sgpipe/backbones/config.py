@@ -1,9 +1,4 @@
-"""Image latents: in what portions the VAE encodes the curated crops.
-
-The generator: which checkpoint, at what precision, and what block layout it is expected to have.
-
-Text encodings: which prompts are encoded, and in what portions.
-"""
+"""The sections of params.yaml that this package reads: the generator, and what its encoders cache."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +6,9 @@ from msgspec import Meta, Struct
 
 
 class Backbone(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `backbone`: a diffusers pipeline by folder or hub id."""
+    """Section `backbone`. The generator: which checkpoint, at what precision, and what block layout it is expected to have. A
+    diffusers pipeline by folder or hub id.
+    """
 
     model: Annotated[str, Meta(min_length=1, description="local folder or hub id of a diffusers pipeline")]
     double_blocks: Annotated[
@@ -54,7 +51,9 @@ Condition = Literal["relational", "neutral", "dropped", "wrong"]
 
 
 class CachePrompts(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `cache_prompts`. The batch size is part of the result: another one may round differently."""
+    """Section `cache_prompts`. Text encodings: which prompts are encoded, and in what portions. The batch size is part of the
+    result: another one may round differently.
+    """
 
     conditions: Annotated[
         tuple[Condition, ...],
@@ -73,7 +72,9 @@ class CachePrompts(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CacheLatents(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `cache_latents`. The batch size is part of the result: another one may round differently."""
+    """Section `cache_latents`. Image latents: in what portions the VAE encodes the curated crops. The batch size is part of the
+    result: another one may round differently.
+    """
 
     batch_size: Annotated[int, Meta(ge=1, description="crops per forward of the VAE")] = 8
     shard_size: Annotated[int, Meta(ge=1, description="crops per file, the unit of resuming")] = 512

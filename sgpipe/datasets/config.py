@@ -1,4 +1,4 @@
-"""How Visual Genome's annotations become canonical tables. Where the scene graphs and images are."""
+"""The sections of params.yaml that this package reads: where the annotations are and how they become tables."""
 
 from typing import Annotated, Literal, get_args
 
@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 
 class Data(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `data`: a folder in Visual Genome's own layout."""
+    """Section `data`. Where the scene graphs and images are. A folder in Visual Genome's own layout."""
 
     root: Annotated[
         str,
@@ -63,7 +63,7 @@ class Geometric(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Canonicalize(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `canonicalize`."""
+    """Section `canonicalize`. How Visual Genome's annotations become canonical tables."""
 
     splits: Annotated[Splits, Meta(description="train, val and test images")] = Splits()
     geometric: Annotated[Geometric, Meta(description="relations derived from boxes")] = Geometric()

@@ -36,7 +36,7 @@ def check_parameters(params: Path) -> list[Finding]:
     lora, tokens, backbone, maps = (sections[name] for name in ("lora", "graph_tokens", "backbone", "maps"))
     checks: list[Callable[[], Any]] = [
         *(partial(resolve, arm, lora, tokens, backbone, maps) for arm in lora.arms),
-        *(partial(judge_identity, judge) for judge in sections["judge"].judges.values()),
+        *(partial(judge_identity, *named) for named in sections["judge"].judges.items()),
         partial(tower_identity, sections["graph_encoder"]),
     ]
     findings = [finding for check in checks for finding in refused(check, AREA)]

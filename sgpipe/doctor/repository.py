@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from sgpipe.doctor.findings import Finding, Level
-from sgpipe.runs.state import shared_dir
+from sgpipe.runs.state import beside_cache, user_dir
 
 AREA = "dvc"
 
@@ -64,9 +64,12 @@ def _state_findings(shared: Path) -> list[Finding]:
         if not folder.exists():
             continue
         if not os.access(folder, os.W_OK | os.X_OK):
-            what = f"{folder}: not writable by this user; long stages keep their working state there, MLflow its record"
+            what = (
+                f"{folder}: not writable by this user; working states and MLflow's record go to {user_dir(folder)}, where nobody "
+                "else continues them"
+            )
             remedy = f"have its owner run `chmod -R g+rwX {folder}`, or set another `dvc cache dir --local`"
-            findings.append(Finding(Level.FAIL, AREA, what, remedy))
+            findings.append(Finding(Level.WARN, AREA, what, remedy))
         elif folder != shared:
             foreign = [p.name for p in sorted(folder.iterdir()) if not os.access(p, os.W_OK)]
             if foreign:
@@ -94,7 +97,7 @@ def check_dvc(root: Path) -> list[Finding]:
         return [Finding(Level.FAIL, AREA, "no default remote is configured", "git checkout .dvc/config")]
     url = str(config["remote"][name]["url"])
     local = Path(url) if "://" not in url else None
-    findings = _state_findings(shared_dir(root))
+    findings = _state_findings(beside_cache(root))
     if local is not None and not local.is_dir():
         what = f"remote {name}: {local} is not a folder"
         findings.append(Finding(Level.WARN, AREA, what, "clone the repository anew, or `dvc remote modify`"))

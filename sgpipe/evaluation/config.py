@@ -1,4 +1,4 @@
-"""Who judges the pictures. What is drawn for the evaluation, by which arms, and how sure its figures are."""
+"""The sections of params.yaml that this package reads: what is sampled, who judges it, and how sure the figures are."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Final, Literal
@@ -14,7 +14,9 @@ HEADLINE: Final = "neutral"
 
 
 class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `evaluate`. The batch size is part of the result: another one may round differently."""
+    """Section `evaluate`. What is drawn for the evaluation, by which arms, and how sure its figures are. The batch size is part
+    of the result: another one may round differently.
+    """
 
     adapters: Annotated[
         dict[str, Literal["graphs", "empty"]],
@@ -66,7 +68,7 @@ class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Statistics(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `statistics`."""
+    """Section `statistics`. What is drawn for the evaluation, by which arms, and how sure its figures are."""
 
     threshold: Annotated[
         float,
@@ -86,7 +88,9 @@ class Statistics(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ablation(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `ablation`: epochs of training runs, judged on the same triples and seeds."""
+    """Section `ablation`. What is drawn for the evaluation, by which arms, and how sure its figures are. Epochs of training
+    runs, judged on the same triples and seeds.
+    """
 
     epochs: Annotated[
         tuple[Annotated[int, Meta(ge=1)], ...],
@@ -170,7 +174,7 @@ class Judge(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class JudgeParams(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `judge`. Judges may be changed without drawing anything again."""
+    """Section `judge`. Who judges the pictures. Judges may be changed without drawing anything again."""
 
     judges: Annotated[dict[str, Judge], Meta(min_length=1, description="judges by the name that tables use")]
     headline: Annotated[str, Meta(description="the judge whose figures stand in the first table")]

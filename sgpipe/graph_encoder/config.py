@@ -1,7 +1,4 @@
-"""How a scene graph becomes tokens beside the prompt's.
-
-The graph encoder's pre-training: which encoder, which image tower teaches it, how long.
-"""
+"""The sections of params.yaml that this package reads: graph encoder, pre-training, and the tokens that a generator reads."""
 
 from typing import Annotated, Literal
 
@@ -12,7 +9,9 @@ LOCAL = "local-dir:"
 
 
 class GraphEncoder(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `graph_encoder`. Batch sizes are part of the result: another one may round differently."""
+    """Section `graph_encoder`. The graph encoder's pre-training: which encoder, which image tower teaches it, how long. Batch
+    sizes are part of the result: another one may round differently.
+    """
 
     tower: Annotated[
         str,
@@ -109,7 +108,7 @@ class GraphEncoder(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GraphTokens(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `graph_tokens`."""
+    """Section `graph_tokens`. How a scene graph becomes tokens beside the prompt's."""
 
     layout: Annotated[
         Literal["triple", "roles", "objects"],

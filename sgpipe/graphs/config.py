@@ -1,7 +1,4 @@
-"""How the negative graph g⁻ of a triple is made.
-
-Which triples are chosen for training, validation and maps, and what part of the image stands for each.
-"""
+"""The sections of params.yaml that this package reads: which triples are chosen, and their negatives."""
 
 from typing import Annotated, Literal
 
@@ -71,7 +68,7 @@ class Crop(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Curate(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `curate`."""
+    """Section `curate`. Which triples are chosen for training, validation and maps, and what part of the image stands for each."""
 
     predicates: Annotated[
         tuple[str, ...],
@@ -127,7 +124,7 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Negatives(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `negatives`."""
+    """Section `negatives`. How the negative graph g⁻ of a triple is made."""
 
     confusions: Annotated[
         str | None,

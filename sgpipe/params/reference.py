@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -138,12 +137,11 @@ def reference(path: Path) -> str:
     blocks = [HEAD]
     for name, section in load_all(path).items():
         kind = type(section)
-        module, doc = " ".join((inspect.getdoc(sys.modules[kind.__module__]) or "").split()), _doc(kind)
         table = [
             _row("knob", "params.yaml", "left out", "type and bounds", "what it is"),
             "|---|---|---|---|---|",
             *_rows(kind, "", {"": to_builtins(section)}),
         ]
-        says = f"{module} {doc[:1].upper()}{doc[1:]}".strip()
+        says = _doc(kind)
         blocks.append(f"## {name}\n\n{says}\n\n" + "\n".join(table) + "\n")
     return "\n".join(blocks)

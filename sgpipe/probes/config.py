@@ -1,4 +1,4 @@
-"""Relation probes: which are fitted, how, and what controls stand beside them."""
+"""The sections of params.yaml that this package reads: which probes are fitted and how."""
 
 from typing import Annotated, Literal
 
@@ -48,7 +48,9 @@ class NoiseAware(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Probes(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `probes`: every probe of `epochs` is fitted on every feature, in every layer group, with every seed."""
+    """Section `probes`. Relation probes: which are fitted, how, and what controls stand beside them. Every probe of `epochs` is
+    fitted on every feature, in every layer group, with every seed.
+    """
 
     epochs: Annotated[
         dict[Kind, Epochs],

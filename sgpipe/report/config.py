@@ -1,4 +1,4 @@
-"""What the report shows beside its tables."""
+"""The sections of params.yaml that this package reads: what the report shows beside its tables."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 
 class Report(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `report`."""
+    """Section `report`. What the report shows beside its tables."""
 
     chosen: Annotated[
         tuple[str, ...], Meta(description="triple ids whose panels come first; empty shows none")

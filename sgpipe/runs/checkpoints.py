@@ -23,7 +23,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
     None for a file that is absent or, with a warning, damaged.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         found = torch.load(path, map_location=device, weights_only=True)

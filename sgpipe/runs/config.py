@@ -1,4 +1,4 @@
-"""How computations are run; nothing here changes what is computed, so no stage reruns when it changes."""
+"""The sections of params.yaml that this package reads: how computations are run."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 
 class Compute(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `compute`."""
+    """Section `compute`. How computations are run; nothing here changes what is computed, so no stage reruns when it changes."""
 
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"],

@@ -60,7 +60,8 @@ def _or_own(path: Path) -> Path:
     return own
 
 
-def _beside_cache(root: Path) -> Path:
+def beside_cache(root: Path) -> Path:
+    """Parent of the DVC cache directory, whoever may write there; `root/.dvc` without a DVC repository."""
     from dvc.config import Config
 
     dvc_dir = root / ".dvc"
@@ -75,7 +76,7 @@ def shared_dir(root: Path) -> Path:
 
     Where this user may not write there, `user_dir` of it.
     """
-    return _or_own(_beside_cache(root))
+    return _or_own(beside_cache(root))
 
 
 def states_dir(root: Path) -> Path:
@@ -128,9 +129,9 @@ def stage_state(stage: str, digest: str, root: Path) -> Iterator[Path]:
     so it does where the stage's code changed meanwhile (`CodeError`).
     """
     folder = state_folder(stage, digest, root)
-    if not folder.parent.is_relative_to(_beside_cache(root)):
+    if not folder.parent.is_relative_to(beside_cache(root)):
         print(
-            f"note: {_beside_cache(root)} is not yours to write; working state is kept in {folder.parent}",
+            f"note: {beside_cache(root)} is not yours to write; working state is kept in {folder.parent}",
             file=sys.stderr,
         )
     folder.parent.mkdir(parents=True, exist_ok=True)

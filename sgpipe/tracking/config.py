@@ -1,4 +1,4 @@
-"""Where runs are recorded; a view of the results, so no stage reruns when it changes."""
+"""The sections of params.yaml that this package reads: where runs are recorded."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 
 class Tracking(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `tracking`: MLflow."""
+    """Section `tracking`. Where runs are recorded; a view of the results, so no stage reruns when it changes. MLflow."""
 
     enabled: Annotated[bool, Meta(description="record stages in MLflow")] = True
     experiment: Annotated[str, Meta(min_length=1, description="name of the MLflow experiment")] = "sgpipe"

@@ -1,4 +1,4 @@
-"""The graph-conditioned LoRA: where it sits, what it minimises, how long it trains, and which arms are trained beside it."""
+"""The sections of params.yaml that this package reads: what an arm trains, and how."""
 
 import re
 from typing import Annotated, Literal
@@ -158,7 +158,9 @@ def split_arm(name: str) -> tuple[str, int | None]:
 
 
 class Lora(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `lora`."""
+    """Section `lora`. The graph-conditioned LoRA: where it sits, what it minimises, how long it trains, and which arms are
+    trained beside it.
+    """
 
     blocks: Annotated[Blocks, Meta(description="double-stream blocks with LoRA; none trains tokens alone")]
     single_blocks: Annotated[Blocks, Meta(description="single-stream blocks with LoRA")] = Blocks(())

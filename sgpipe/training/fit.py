@@ -18,7 +18,7 @@ from sgpipe.arms.coverage import TRAINED_ON, training_vocabulary
 from sgpipe.arms.model import GraphLora
 from sgpipe.arms.resolve import Arm
 from sgpipe.arms.targeting import target_modules
-from sgpipe.attention_maps import MapOptions
+from sgpipe.attention_maps.options import MapOptions
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.images import decode

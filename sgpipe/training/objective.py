@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgpipe.arms.model import GraphLora
-from sgpipe.attention_maps import GroupMaps, MapOptions, concept_embeddings, concept_stream, resize_maps
 from sgpipe.attention_maps.config import Pooling
+from sgpipe.attention_maps.options import MapOptions, concept_embeddings
+from sgpipe.attention_maps.scores import GroupMaps, resize_maps
+from sgpipe.attention_maps.stream import concept_stream
 from sgpipe.backbones.rectified_flow import interpolate, velocity_target
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import PREDICATES

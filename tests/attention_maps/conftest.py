@@ -12,7 +12,9 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sgpipe.attention_maps import GroupMaps, MapOptions, concept_stream
+from sgpipe.attention_maps.options import MapOptions
+from sgpipe.attention_maps.scores import GroupMaps
+from sgpipe.attention_maps.stream import concept_stream
 
 GRID = (6, 5)
 """Not square, so that rows and columns cannot be taken for one another."""

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from sgpipe.attention_maps import concept_embeddings, concept_token_mask, resize_maps
+from sgpipe.attention_maps.options import concept_embeddings, concept_token_mask
+from sgpipe.attention_maps.scores import resize_maps
 
 PAD, END = 0, 1
 IDS = torch.tensor([[7, 8, 9, END, PAD], [5, END, PAD, PAD, PAD]])

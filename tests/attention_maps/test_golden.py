@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sgpipe.attention_maps import MapOptions, concept_stream
+from sgpipe.attention_maps.options import MapOptions
+from sgpipe.attention_maps.stream import concept_stream
 from tests.attention_maps import reference
 from tests.attention_maps.conftest import GRID, Golden, batch, build
 

@@ -7,7 +7,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from sgpipe.attention_maps import GroupMaps, MapOptions, concept_stream
+from sgpipe.attention_maps.options import MapOptions
+from sgpipe.attention_maps.scores import GroupMaps
+from sgpipe.attention_maps.stream import concept_stream
 from tests.attention_maps.conftest import GRID, GROUPS, batch, build, run, same, with_lora
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sgpipe.attention_maps import MapOptions
+from sgpipe.attention_maps.options import MapOptions
 from sgpipe.errors import ParamsError
 from tests.attention_maps.conftest import GROUPS
 

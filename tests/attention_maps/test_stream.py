@@ -8,7 +8,9 @@ from accelerate import cpu_offload
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from sgpipe.attention_maps import GroupMaps, MapOptions, concept_stream
+from sgpipe.attention_maps.options import MapOptions
+from sgpipe.attention_maps.scores import GroupMaps
+from sgpipe.attention_maps.stream import concept_stream
 from sgpipe.errors import ModelError, ParamsError
 from tests.attention_maps.conftest import (
     CONCEPTS,

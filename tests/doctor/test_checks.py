@@ -274,7 +274,7 @@ def test_what_the_stages_refuse_the_doctor_refuses(pipeline, tmp_path):
     )
     index = json.loads((pipeline / "model_index.json").read_text())
     for changes, says in [
-        ({"_class_name": "StableDiffusion3Pipeline"}, "valid: FluxPipeline"),
+        ({"_class_name": "SanaPipeline"}, "valid: FluxPipeline"),
         ({"vae": ["my_package", "Vae"]}, "vae comes from 'my_package'"),
         ({"text_encoder": ["transformers", "T5EncoderModel"]}, "describes a clip_text_model"),
         ({"tokenizer": None}, "tokenizer comes from None"),
@@ -295,7 +295,7 @@ def test_what_the_stages_refuse_the_doctor_refuses(pipeline, tmp_path):
     [
         ("curate", {"train": -1}, "curate.train: got -1"),
         ("lora", {"blocks": "7..40"}, "40 is out of range -> valid: 0..18"),
-        ("lora", {"arms": ["random_blocks"], "blocks": "0..18"}, "there is no other set of as many"),
+        ("lora", {"arms": ["graph", "text_only", "random_blocks"], "blocks": "0..18"}, "there is no other set of as many"),
         ("judge", {"judges": {"clip": {"kind": "open_clip", "model": "local-dir:nowhere"}}, "headline": "clip"},
          "local-dir:nowhere: no such folder"),
         ("graph_encoder", {"tower": "local-dir:nowhere", "files": "nowhere"}, "graph_encoder.tower"),

@@ -372,7 +372,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         steps.clear()
         pretrain(again, lessons, short, tmp_path, lambda *_: None)
         assert steps == list(range(first, 4))
-        said = capsys.readouterr().out
+        said = capsys.readouterr().err
         assert said.count("cannot be read") == len(damaged) and all(name in said for name in damaged)
         for name, value in whole.state_dict().items():
             assert torch.equal(value, again.state_dict()[name]), name
@@ -494,7 +494,9 @@ def test_measures_of_an_encoder(
     cosines = token_cosines(model.encoder, graphs, lessons.names, texts, seed=0)
     assert set(cosines) == set(LAYOUTS)
     assert all(each["mean"] <= each["worst"] < 1 for each in cosines.values())
-    assert token_cosines(model.encoder, [], lessons.names, texts, seed=0) == {name: {} for name in LAYOUTS}
+    assert token_cosines(model.encoder, [], lessons.names, texts, seed=0) == {
+        name: {"mean": None, "worst": None} for name in LAYOUTS
+    }
     for parameter in model.encoder.parameters():
         parameter.data.zero_()
     blind = token_cosines(model.encoder, graphs, lessons.names, texts, seed=0)

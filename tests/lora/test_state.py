@@ -11,6 +11,7 @@ import torch
 
 from sgpipe.errors import first_line
 from sgpipe.graph_encoder.config import GraphTokens
+from sgpipe.runs.checkpoints import checkpoints
 from sgpipe.training import state
 from sgpipe.training.config import Losses, Preference
 from tests.lora.conftest import World, tiny_lora
@@ -42,10 +43,10 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     for step in (3, 6, 9):
         state.save(state.Checkpoint(step, {"a": torch.ones(1)}, None, {}, state.History()), tmp_path)
-    damage(state.checkpoints(tmp_path)[-1])
+    damage(checkpoints(tmp_path)[-1])
     found = state.load_last(tmp_path)
     assert found is not None and found.step == 6
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert re.search(r"step-00000009\.pt cannot be read \(.+\)", said) and len(said.splitlines()) == 1
 
 
@@ -59,9 +60,9 @@ def test_a_training_whose_checkpoints_are_all_damaged_starts_again_and_ends_with
     for step in (8, 12):
         (damaged / f"step-{step:08d}.pt").write_bytes(b"")
     again = train(world, damaged, tiny_lora(ema=0.9))
-    assert "no checkpoint is whole" in capsys.readouterr().out
+    assert "no checkpoint is whole" in capsys.readouterr().err
     assert files(damaged / "adapter") == files(whole / "adapter") and again.history == first.history
-    assert [path.name for path in state.checkpoints(damaged)] == ["step-00000009.pt", "step-00000010.pt"]
+    assert [path.name for path in checkpoints(damaged)] == ["step-00000009.pt", "step-00000010.pt"]
 
 
 def test_an_error_without_a_message_is_told_by_its_type() -> None:

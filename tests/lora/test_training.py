@@ -24,6 +24,7 @@ from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.blocks import Blocks
 from sgpipe.relations.predicates import neutral_prompt
+from sgpipe.runs.checkpoints import checkpoints
 from sgpipe.training import state
 from sgpipe.training.config import Conditions, Lora, Losses, Margin, Optimiser, Preference
 from sgpipe.training.fit import Fitted, fit
@@ -142,7 +143,7 @@ def test_an_adapter_states_what_it_was_trained_on(world: World, whole: tuple[Pat
 def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, Fitted]) -> None:
     folder, fitted = whole
     assert fitted.steps == 10
-    assert [path.name for path in state.checkpoints(folder)] == ["step-00000009.pt", "step-00000010.pt"]
+    assert [path.name for path in checkpoints(folder)] == ["step-00000009.pt", "step-00000010.pt"]
     assert files(folder / "adapter") != files(folder / "epoch-1")
     about = json.loads((folder / "adapter" / "adapter.json").read_text())
     assert about["blocks"] == [1, 2] and about["config"] == "abc" and about["arm"] == "graph"

@@ -140,7 +140,7 @@ def test_what_the_sweep_sets_passes(repo_root: Path, params: Path) -> None:
 
     done = subprocess.run(["make", "-n", "sweep"], cwd=repo_root, capture_output=True, text=True, check=True)
     lines = [line for line in done.stdout.replace("\\\n", " ").splitlines() if " exp run " in line]
-    assert len(lines) == 4
+    assert len(lines) == 3
     preset = CliRunner().invoke(
         app, ["preset", "predecessor-miniature", "--settings", "--params", str(repo_root / "params.yaml")]
     )

@@ -15,7 +15,7 @@ class Reads(Plugin):
     """Record, and leave every type as it is."""
 
     def get_attribute_hook(self, fullname: str) -> Callable[[AttributeContext], Type] | None:
-        if not fullname.startswith("sgpipe.params."):
+        if not (fullname.startswith("sgpipe.") and (".config." in fullname or ".params." in fullname)):
             return None
 
         def seen(context: AttributeContext) -> Type:

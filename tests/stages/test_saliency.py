@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sgpipe.attention_maps import MapOptions, concept_embeddings, concept_stream
 from sgpipe.attention_maps.files import MapFile
+from sgpipe.attention_maps.options import MapOptions, concept_embeddings
+from sgpipe.attention_maps.stream import concept_stream
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.latent_cache import LatentCache

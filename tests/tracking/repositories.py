@@ -12,9 +12,11 @@ PARAMS = "compute: {}\ntracking: {experiment: trial}\ntoy: {rate: 1}\n"
 STAGE = """
 import json, sys
 from pathlib import Path
+import msgspec, yaml
 from sgpipe.params import registry
-registry.SECTIONS["toy"] = "sgpipe.runs.config:Compute"
-import yaml
+class Toy(msgspec.Struct):
+    rate: float
+registry.SECTIONS["toy"] = "__main__:Toy"
 from sgpipe.tracking.run import track
 rate = yaml.safe_load(Path("params.yaml").read_text())["toy"]["rate"]
 with track("toy", {"toy": {"rate": rate}}, [Path("in.txt")]) as run:
