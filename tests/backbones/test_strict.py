@@ -18,7 +18,7 @@ from sgpipe.evaluation.config import Judge
 from sgpipe.evaluation.judge_factory import open_judge
 from sgpipe.graph_encoder.config import GraphEncoder
 from sgpipe.graph_encoder.tower import ImageTower
-from sgpipe.miniature.contrast import Tower, build_clip, save_local
+from sgworld.contrast import Tower, build_clip, save_local
 from tests.tiny import backbone_of, edit_json
 
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ from sgpipe.backbones.truncation import (
 )
 from sgpipe.errors import DataError
 from sgpipe.graphs.prompts import dropped_prompt
-from sgpipe.miniature.language import clip_tokenizer, t5_tokenizer
 from sgpipe.relations.predicates import PREDICATES, neutral_prompt, relational_prompt
+from sgworld.language import clip_tokenizer, t5_tokenizer
 from tests.tiny import backbone_of
 
 CUT = relational_prompt("fire hydrant", "in front of", "traffic light")

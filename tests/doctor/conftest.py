@@ -9,8 +9,8 @@ import torch
 
 from sgpipe.doctor.architecture import build
 from sgpipe.doctor.memory import Need, Setup, measure
-from sgpipe.miniature.language import clip_tokenizer, t5_tokenizer
 from sgpipe.params.blocks import Blocks
+from sgworld.language import clip_tokenizer, t5_tokenizer
 
 TINY: dict[str, dict[str, Any]] = {
     "transformer": {
