@@ -68,6 +68,7 @@ def build(
             words=load_plain(backbone, denoiser.family.name_parts[1])
             if params.injection == "residual"
             else None,
+            word_rows=backbone.max_sequence_length,
         ).to(denoiser.device)
     precision = torch.bfloat16 if arm.lora.precision == "bfloat16" else None
     lora = arm.lora

@@ -44,9 +44,10 @@ class GraphConditioner(nn.Module):
         seed: int,
         encoder: tuple[Encoder, Vocabulary | None] | None = None,
         words: Words | None = None,
+        word_rows: int = 0,
     ) -> None:
         super().__init__()
-        self.params, self._words = params, words
+        self.params, self._words, self._word_rows = params, words, word_rows
         self.encoder: Encoder | None = None
         self.vocabulary: Vocabulary | None = None
         with torch.random.fork_rng(devices=[]):
@@ -72,7 +73,8 @@ class GraphConditioner(nn.Module):
         tokens = self.tokenizer(graphs, self._encode(graphs, names, text.states.device), names)
         if self.residual is None:
             return prepend(tokens, text)
-        spans = [self._spans(*pair) for pair in zip(graphs, texts, strict=True)]
+        words_from = text.states.shape[1] - self._word_rows
+        spans = [self._spans(*pair, words_from) for pair in zip(graphs, texts, strict=True)]
         return replace(text, states=self.residual(tokens, text.states, spans))
 
     def _encode(
@@ -84,10 +86,12 @@ class GraphConditioner(nn.Module):
             batch_graphs(graphs, names if self.vocabulary is None else self.vocabulary).to(device)
         )
 
-    def _spans(self, graph: SceneGraph, text: str) -> dict[int, range]:
+    def _spans(self, graph: SceneGraph, text: str, words_from: int) -> dict[int, range]:
+        """Rows of a condition that hold each named object; T5's are the last ones, `words_from` the first of them."""
         assert self._words is not None
         ids = {name: self._words(name).input_ids[:-1] for name in graph.objects}
-        return named_spans(graph, self._words(text).input_ids, ids)
+        found = named_spans(graph, self._words(text).input_ids, ids)
+        return {place: range(words_from + at.start, words_from + at.stop) for place, at in found.items()}
 
 
 def read_encoder(params: GraphTokens) -> tuple[Encoder, Vocabulary | None] | None:

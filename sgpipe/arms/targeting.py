@@ -23,20 +23,21 @@ def target_modules(layout: Layout, lora: Lora) -> list[str]:
     there = {
         name.removeprefix("attn."): name for name in (*layout.image_projections, *layout.text_projections)
     }
-    of_double = [there[target] for target in lora.targets if target in there]
     alone = layout.single_projections
-    of_single = [alone[target] for target in lora.targets if target in alone]
-    for blocks, found, kind, valid in (
-        (double, of_double, "blocks", there),
-        (single, of_single, "single_blocks", alone),
+    names: list[str] = []
+    for blocks, block, kind, valid in (
+        (double, layout.double_block, "blocks", there),
+        (single, layout.single_block, "single_blocks", alone),
     ):
+        parts = [valid[target] for target in lora.targets if target in valid]
+        named = [f"{block.format(index=index)}.{part}" for index in blocks for part in parts]
+        found = [name for name in named if name not in layout.lacking]
         if blocks and not found:
             raise ParamsError(
                 f"lora.targets: {', '.join(lora.targets)}: none of them is in lora.{kind}; valid there: {', '.join(valid)}"
             )
-    names = [f"{layout.double_block.format(index=index)}.{part}" for index in double for part in of_double]
-    names += [f"{layout.single_block.format(index=index)}.{part}" for index in single for part in of_single]
-    return [name for name in names if name not in layout.lacking]
+        names += found
+    return names
 
 
 def lora_config(names: Sequence[str], lora: Lora) -> LoraConfig:

@@ -1,1 +1,1 @@
-"""ConceptAttention (Helbling et al. 2025) for FLUX: saliency and cross-attention maps of concepts per group of blocks."""
+"""ConceptAttention (Helbling et al. 2025): saliency and cross-attention maps of concepts per group of blocks."""

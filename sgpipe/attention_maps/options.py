@@ -1,6 +1,6 @@
 """What is averaged into a map. Concepts as the transformer's text side takes them: one T5 vector each."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -10,12 +10,6 @@ from torch import Tensor
 from sgpipe.attention_maps.config import Normalisation, Pooling
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
-
-
-def concept_token_mask(input_ids: Tensor, special_ids: Collection[int]) -> Tensor:
-    """True `[C, L]` at a concept's own tokens: not end of sequence, not padding, whose ids are `special_ids`."""
-    special = torch.tensor(sorted(special_ids), dtype=input_ids.dtype, device=input_ids.device)
-    return ~torch.isin(input_ids, special)
 
 
 def concept_embeddings(hidden_states: Tensor, token_mask: Tensor, pooling: Pooling = "first") -> Tensor:

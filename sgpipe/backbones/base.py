@@ -50,9 +50,11 @@ class TextCondition:
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """Batches of equal text length as one. A batch with a mask needs all of them to have one."""
-        columns = zip(*((part.states, part.pooled, part.mask) for part in parts), strict=True)
-        states, pooled, mask = (None if any(x is None for x in each) else torch.cat(each) for each in columns)
+        """Batches of equal text length as one. Raises `ValueError` where some have a mask or a pooled vector and others none."""
+        columns = list(zip(*((part.states, part.pooled, part.mask) for part in parts), strict=True))
+        if any(len({value is None for value in each}) > 1 for each in columns):
+            raise ValueError("conditions with and without a mask or a pooled vector do not go into one batch")
+        states, pooled, mask = (None if each[0] is None else torch.cat(each) for each in columns)
         assert states is not None
         return cls(states, pooled, mask)
 

@@ -38,11 +38,6 @@ def velocity_target(latents: Tensor, noise: Tensor) -> Tensor:
     return noise - latents
 
 
-def denoised(z_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
-    """The z_0 that a velocity `[B, …]` at times `[B]` points to: z_t − t v."""
-    return z_t - _per_sample(t, z_t) * velocity
-
-
 def uniform_times(count: int, low: float, high: float, random: torch.Generator) -> Tensor:
     """Times `[count]`, float32, uniform on [low, high)."""
     return low + (high - low) * torch.rand(count, generator=random)

@@ -84,8 +84,8 @@ def locate(backbone: Backbone, parts: Iterable[str]) -> Path:
             f"backbone.model: {backbone.model}: {problem}; a diffusers pipeline folder with safetensors weights is needed: "
             "`dvc pull models.dvc` gets the embedded checkpoints, `hf download` others"
         )
-    from httpx import HTTPError
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
 
     patterns = ["model_index.json", *(f"{part}/{name}" for part in parts for name in _WANTED)]
     try:

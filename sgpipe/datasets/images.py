@@ -121,7 +121,7 @@ class ImageStore:
                 turned = f" once its EXIF orientation {orientation} is applied; store it upright, with boxes to match"
             raise AspectRatioError(
                 f"{source}: the image is {size[0]} × {size[1]}{turned or ';'} {SIZES} states {annotated[0]} × {annotated[1]}, "
-                "another aspect ratio"
+                "another aspect ratio; get the image again, or correct its entry"
             )
         return AnnotatedImage(pixels, annotated)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgpipe.backbones.images import crop_pixels
+from sgpipe.backbones.images import CropRejected, read_crop
 from sgpipe.datasets.images import ImageStore
 from sgpipe.datasets.tables import LATENT_REJECTS, write_table
 from sgpipe.errors import DataError
@@ -35,13 +35,9 @@ def true_pictures(cases: Sequence[Case], store: ImageStore, side: int) -> list[T
 
     def read(case: Case) -> Truth:
         try:
-            pixels = store.load(case.image_id)
-        except DataError as error:
-            return "image unreadable", str(error)
-        try:
-            return crop_pixels(pixels, case.crop, side)
-        except DataError as error:
-            return "crop outside image", str(error)
+            return read_crop(store.load, case.image_id, case.crop, side)[0]
+        except CropRejected as rejected:
+            return rejected.reason, str(rejected)
 
     found = [read(case) for case in cases]
     reasons = [each for each in found if isinstance(each, tuple)]

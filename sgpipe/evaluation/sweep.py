@@ -1,5 +1,6 @@
 """The arms over several training seeds, one experiment each."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,8 +41,16 @@ class Experiment:
         return Summary(self.verdicts, self.jury).outcomes(condition, self.judge, roles=True)
 
     def present(self, condition: Condition) -> Floats:
-        """1/0 `[T, S]`: both objects seen."""
-        return np.isfinite(self.verdicts.scored(condition, self.judge).positive).astype(float)
+        """1/0 `[T, S]`: both objects seen; NaN where the judge is no detector and cannot say."""
+        scores = self.verdicts.scored(condition, self.judge).positive
+        if self.jury.judges.judges[self.judge].kind == "open_clip":
+            return np.full(scores.shape, np.nan)
+        return np.isfinite(scores).astype(float)
+
+    def trained(self, arm: str) -> int:
+        """The training seed of an arm: the experiment's, or its own (`graph-seed1`)."""
+        own = re.fullmatch(r".+-seed(\d+)", arm)
+        return self.seed if own is None else int(own[1])
 
     def asked(self, arm: str) -> tuple[Condition, Condition]:
         """The conditions that count for the arm (`arms.asked`)."""
@@ -56,6 +65,11 @@ def _checked(experiments: Sequence[Experiment]) -> None:
             raise DataError(
                 f"{each.name}: draws other triples or seeds than {first.name}; the pictures of a table are of the same ones"
             )
+        if each.judge != first.judge or each.jury.used(each.judge) != first.jury.used(first.judge):
+            raise DataError(
+                f"{each.name}: its headline judge {each.judge}, or the classes that it may judge, differ from those of "
+                f"{first.name} ({first.judge}); judge both alike (judge, statistics.threshold), or leave one out"
+            )
 
 
 def _having(arm: str, experiments: Sequence[Experiment]) -> Sequence[Experiment]:
@@ -63,7 +77,7 @@ def _having(arm: str, experiments: Sequence[Experiment]) -> Sequence[Experiment]
     runs = [each for each in experiments if arm in each.arms]
     if arm == BASE:
         return runs[:1]
-    seeds = [each.seed for each in runs]
+    seeds = [each.trained(arm) for each in runs]
     if len(set(seeds)) != len(seeds):
         raise DataError(
             f"arm {arm}, training seeds {seeds}: each may come once; name the experiments of one sweep"
@@ -77,7 +91,7 @@ def _rows(runs: Sequence[Experiment], name: str, arm: str) -> list[pa.Table]:
     counted = dict(zip(CONDITIONS, (own, against, replace(own, graph="shuffled")), strict=True))
     return [
         sample_rows(
-            name, run.seed, label, [(case.triple_id, case.predicate) for case in run.verdicts.cases],
+            name, run.trained(arm), label, [(case.triple_id, case.predicate) for case in run.verdicts.cases],
             run.verdicts.seeds, run.present(condition), run.outcomes(condition),
         )
         for run in runs

@@ -32,7 +32,6 @@ from sgpipe.relations.predicates import DIRECTIONAL
 from sgpipe.runs.checkpoints import newest_checkpoint, save_checkpoint
 
 SAVE_SECONDS: Final = 20.0
-KEPT: Final = 2
 Log = Callable[[int, Mapping[str, float]], None]
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from sgpipe.errors import ParamsError
 
 _CACHED = "cache_prompts.conditions"
+_TRACED = ("relational", "wrong", "neutral")
+"""Conditions that the controls of the probes compare."""
 _GUIDED = ("evaluate", "saliency", "saliency_noised")
 
 
@@ -92,11 +94,11 @@ def _prompts(found: _Sections) -> Iterator[str]:
                 yield f"{knob}, whose {condition} prompts are not cached; {_CACHED}: {_list(cached)}; add {condition} there"
     if found.probes is not None and found.saliency_noised is not None:
         mapped = found.saliency_noised.conditions
-        for condition in found.probes.noise_aware.conditions:
+        for condition in dict.fromkeys((*found.probes.noise_aware.conditions, *_TRACED)):
             if condition not in mapped:
                 yield (
-                    f"probes.noise_aware.conditions: got {condition}, under which no maps are made; saliency_noised.conditions: "
-                    f"{_list(mapped)}; add {condition} there"
+                    f"saliency_noised.conditions: got {_list(mapped)}; the probes need maps under {condition} prompts "
+                    f"(probes.noise_aware.conditions, and the relation-word trace); add {condition} there"
                 )
 
 

@@ -9,13 +9,11 @@ from sgpipe.errors import SgpipeError
 
 app = typer.Typer(no_args_is_help=True, help="Tables for readers, from the metrics.")
 Evaluation = Annotated[Path, typer.Option(help="metrics of the evaluation")]
-Ablation = Annotated[Path, typer.Option(help="metrics of the ablation; left out if absent")]
 
 
 @app.command("readme-table")
 def readme_table(
     evaluation: Evaluation = Path("metrics/evaluation.json"),
-    ablation: Ablation = Path("metrics/ablation.json"),
     sweep: Annotated[Path, typer.Option(help="metrics of a sweep; left out if absent")] = Path(
         "metrics/sweep.json"
     ),
@@ -32,7 +30,7 @@ def readme_table(
     if not readme.is_file():
         raise SgpipeError(f"{readme}: no such file; run from the repository root or give --readme")
     before = readme.read_text(encoding="utf-8")
-    after = replace_table(before, "evaluation", headline_table(evaluation, ablation).markdown())
+    after = replace_table(before, "evaluation", headline_table(evaluation).markdown())
     if sweep.is_file():
         after = replace_table(after, "sweep", sweep_table(read_metrics(sweep)).markdown())
     if check and after != before:
@@ -47,7 +45,6 @@ def readme_table(
 @app.command("headline")
 def headline(
     evaluation: Evaluation = Path("metrics/evaluation.json"),
-    ablation: Ablation = Path("metrics/ablation.json"),
     report: Annotated[Path, typer.Option(help="page with everything")] = Path("outputs/report/index.html"),
 ) -> None:
     """Print the headline table and where the report is: what `make repro` ends with."""
@@ -56,7 +53,7 @@ def headline(
 
     from sgpipe.report.readme import headline_table
 
-    found = headline_table(evaluation, ablation)
+    found = headline_table(evaluation)
     shown = Table(box=None, pad_edge=False)
     for index, name in enumerate(found.head):
         shown.add_column(name, justify="right" if index else "left", no_wrap=True)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.arms import read_metrics
-from sgpipe.evaluation.sampling_plan import NO_GRAPH
+from sgpipe.evaluation.config import HEADLINE
+from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH
 from sgpipe.report import tables
 
 END = "<!-- end of table -->"
@@ -15,34 +16,34 @@ def begin(name: str) -> str:
     return f"<!-- table: {name} -->"
 
 
-def headline_table(evaluation: Path, ablation: Path) -> tables.Table:
-    """Arms and epochs, each figure with its interval and beside its controls."""
+GRAPHS = {"positive": "g⁺", "negative": "g⁻", "empty": "empty graph", "shuffled": "another triple's graph"}
+
+
+def _asked(arm: str, prompt: str, graph: str) -> bool:
+    """Whether a condition stands in the headline: graphs under neutral prompts, words where no graph is given."""
+    if graph != NO_GRAPH:
+        return prompt == HEADLINE
+    return prompt == "relational" or (arm == BASE and prompt == HEADLINE)
+
+
+def headline_table(evaluation: Path) -> tables.Table:
+    """The conditions that answer the question, each figure with its interval; all of them stand in the report."""
     found = read_metrics(evaluation)
     rows = [
         (
-            f"{arm}, {prompt} prompt" + ("" if graph == NO_GRAPH else f", {graph} graph"),
+            f"{arm}, {prompt} prompt" + ("" if graph == NO_GRAPH else f", {GRAPHS[graph]}"),
             tables.figure(row.get("objects_present")),
             tables.with_interval(row, "role_accuracy"),
-            tables.with_interval(row, "accuracy"),
         )
         for arm, prompt, graph, row in tables.conditions(found)
+        if _asked(arm, prompt, graph)
     ]
-    if ablation.is_file():
-        for epoch, row in sorted(read_metrics(ablation)["epochs"].items(), key=lambda item: int(item[0])):
-            rows.append(
-                (
-                    f"after {epoch} epochs, neutral prompt, positive graph",
-                    tables.figure(row.get("objects_present")),
-                    tables.with_interval(row, "role_accuracy"),
-                    tables.with_interval(row, "accuracy"),
-                )
-            )
-    head = ("", "both objects", "roles as g⁺", "any class as g⁺")
+    head = ("arm, prompt, graph", "both objects present", "direction accuracy of g⁺")
     judge = found["headline"]["judge"]
     ceiling = found["judges"][judge]["ceiling"]
     note = (
-        f"{found['triples']} triples × {found['seeds']} seeds; judge `{judge}`, right on "
-        f"{tables.figure(ceiling)} of ground-truth pictures; 95 % intervals by bootstrap over triples. Of roles, a half is chance."
+        f"{found['triples']} val triples × {found['seeds']} seeds; judge `{judge}`, accuracy on ground truth "
+        f"{tables.figure(ceiling)}; chance 0.5; 95 % intervals by bootstrap over triples."
     )
     return tables.Table("", head, tuple(rows), note)
 

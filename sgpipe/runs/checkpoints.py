@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 
-from sgpipe.errors import StateError, first_line
+from sgpipe.errors import SgpipeError, StateError, first_line
 from sgpipe.runs.atomic import atomic_path
 from sgpipe.runs.command import is_out_of_memory
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
     """The mapping that `torch.save` wrote, tensors on `device`, read without running code.
 
-    None for a file that is absent or, with a warning, damaged.
+    None for a file that is absent or, with a warning, damaged. Raises `StateError` where the disk refuses to read it.
     """
     if not path.exists():
         return None
@@ -32,6 +32,10 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     except Exception as error:  # damaged bytes end in many: UnpicklingError, struct.error, EOFError …
         if is_out_of_memory(error):
             raise
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | IsADirectoryError):
+            raise StateError(
+                f"{path}: the disk does not give it ({first_line(error)}); nothing was removed, so run the same command again"
+            ) from error
         _passed_over(path, error)
         return None
     return found
@@ -50,7 +54,8 @@ def checkpoints(folder: Path) -> list[Path]:
 def save_checkpoint(content: Mapping[str, Any], step: int, folder: Path) -> Path:
     """Write `content` and its `step` whole or not at all, and drop all checkpoints but this one and the one before.
 
-    Those of later steps were passed over as damaged, and go, too. Raises `StateError` where the disk refuses.
+    Those of later steps were passed over as damaged; they are put aside as `step-<n>.damaged`. Raises `StateError` where the disk
+    refuses.
     """
     path = folder / f"step-{step:08d}.pt"
     try:
@@ -64,8 +69,10 @@ def save_checkpoint(content: Mapping[str, Any], step: int, folder: Path) -> Path
         ) from error
     found = checkpoints(folder)
     later = found.index(path) + 1
-    for other in (*found[: max(0, later - KEPT)], *found[later:]):
-        other.unlink()
+    for old in found[: max(0, later - KEPT)]:
+        old.unlink()
+    for damaged in found[later:]:
+        damaged.rename(damaged.with_suffix(".damaged"))
     return path
 
 
@@ -83,7 +90,7 @@ def newest_checkpoint(
             continue
         try:
             return accept(path, stored)
-        except Exception as error:
+        except (SgpipeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
             _passed_over(path, error)

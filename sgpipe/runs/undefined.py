@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 
 def plain(value: Any) -> Any:
@@ -16,8 +15,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
-
-
-def mean(values: NDArray[Any]) -> float:
-    """The mean of all values; NaN of none."""
-    return float(values.mean()) if values.size else float("nan")

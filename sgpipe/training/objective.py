@@ -127,8 +127,10 @@ class Objective:
         if times.density != "sampler":
             return None
         denoiser, first = self.model.denoiser, self.data.train[0]
-        *_, height, width = self.data.latents.latents([first.triple_id]).shape
-        return sampler_times(times, height * width // denoiser.layout.patch**2, denoiser.scheduler)
+        side = self.data.latents.latents([first.triple_id]).shape[-1] * denoiser.layout.vae_factor
+        return sampler_times(
+            times, denoiser.family.sigmas(times.steps, denoiser.layout, side, denoiser.scheduler)
+        )
 
     def velocity(self, noised: Noised, spoken: Spoken) -> Tensor:
         """v_θ under what is spoken; several times as many texts as samples repeat the samples."""

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from sgpipe.runs.checkpoints import newest_checkpoint, save_checkpoint
 
-KEPT = 2
-
 
 @dataclass
 class History:

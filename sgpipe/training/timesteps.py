@@ -1,14 +1,13 @@
 """What is random in training, as functions of (seed, step): order, prompts, times and noise. A resumed run draws the same."""
 
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sgpipe.backbones.rectified_flow import (
-    euler_times,
     generator,
     is_within,
     logit_normal_times,
@@ -36,13 +35,12 @@ def conditions_of(count: int, conditions: Conditions, random: torch.Generator) -
     return [names[index] for index in torch.multinomial(weights, count, True, generator=random).tolist()]
 
 
-def sampler_times(times: Times, tokens: int, scheduler: Mapping[str, Any]) -> Tensor:
-    """Sigmas within the bounds at which `times.steps` Euler steps evaluate the velocity, ascending, float32.
+def sampler_times(times: Times, sigmas: NDArray[np.float32]) -> Tensor:
+    """Of a sampler's `sigmas` `[steps + 1]` (`Family.sigmas`), those within the bounds at which it evaluates the velocity.
 
-    They are those of sampling with the configuration `scheduler` for so many image tokens: shifted by a constant, or by the
-    resolution. Raises `ParamsError` if none is within the bounds.
+    Ascending, float32. Raises `ParamsError` if none is within the bounds.
     """
-    sigmas = euler_times(times.steps, tokens, scheduler)[:-1]
+    sigmas = sigmas[:-1]
     found = [float(t) for t in sigmas[::-1] if is_within(t, times.low, times.high)]
     if not found:
         raise ParamsError(

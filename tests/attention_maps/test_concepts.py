@@ -4,26 +4,24 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from sgpipe.attention_maps.options import concept_embeddings, concept_token_mask
+from sgpipe.attention_maps.options import concept_embeddings
 from sgpipe.attention_maps.scores import resize_maps
 
-PAD, END = 0, 1
-IDS = torch.tensor([[7, 8, 9, END, PAD], [5, END, PAD, PAD, PAD]])
+OWN = torch.tensor([[True] * 3 + [False] * 2, [True] + [False] * 4])
+"""Each concept's own tokens."""
 
 
 def test_first_is_token_0_and_mean_the_words_own_tokens() -> None:
     states = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
-    mask = concept_token_mask(IDS, {PAD, END})
-    assert mask.tolist() == [[True] * 3 + [False] * 2, [True] + [False] * 4]
-    assert torch.equal(concept_embeddings(states, mask), states[:, 0])
-    mean = concept_embeddings(states, mask, "mean")
+    assert torch.equal(concept_embeddings(states, OWN), states[:, 0])
+    mean = concept_embeddings(states, OWN, "mean")
     torch.testing.assert_close(mean, torch.stack([states[0, :3].mean(0), states[1, 0]]))
-    assert concept_embeddings(states.bfloat16(), mask, "mean").dtype == torch.bfloat16
+    assert concept_embeddings(states.bfloat16(), OWN, "mean").dtype == torch.bfloat16
 
 
 def test_concepts_without_tokens_are_refused() -> None:
     states = torch.zeros(2, 5, 4)
-    mask = concept_token_mask(torch.tensor([[5, END, PAD, PAD, PAD], [END, PAD, PAD, PAD, PAD]]), {PAD, END})
+    mask = torch.tensor([[True] + [False] * 4, [False] * 5])
     with pytest.raises(ValueError, match=r"concepts \[1\] have no tokens"):
         concept_embeddings(states, mask)
     with pytest.raises(ValueError, match=r"need \[2, 5\]"):

@@ -8,18 +8,27 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
+from sgpipe.arms.adapter import build
 from sgpipe.arms.generation import GraphGenerator
+from sgpipe.arms.resolve import resolve
+from sgpipe.arms.targeting import target_modules
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.attention_maps.scores import GroupMaps
 from sgpipe.attention_maps.stream import concept_stream
+from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families import open_text_encoders
+from sgpipe.backbones.loading import load_plain
 from sgpipe.backbones.rectified_flow import noise
 from sgpipe.errors import ModelError, ParamsError
+from sgpipe.graph_encoder.config import GraphTokens
+from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.blocks import Blocks
+from sgpipe.training.config import Times
 from sgpipe.training.fit import fit
+from sgpipe.training.timesteps import sampler_times
 from tests.attention_maps.reference import Stream, attention
 from tests.lora.conftest import ALONE, World, tiny_lora, write_world
 from tests.tiny import DOUBLE, SIDE, TOKENS, backbone_of, write_sd3_pipeline
@@ -204,8 +213,47 @@ def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> No
     torch.testing.assert_close(together[:1], theirs, atol=1e-5, rtol=0)
 
 
-def test_a_target_that_no_block_has_is_refused(tmp_path: Path) -> None:
-    backbone = backbone_of(write_sd3_pipeline(tmp_path / "tiny"), single_blocks=0)
-    world = World(backbone, None)  # type: ignore[arg-type]
+def test_a_target_that_no_block_has_is_refused(backbone: Backbone) -> None:
+    layout = Denoiser.load(backbone, CPU).layout
+    last = tiny_lora(blocks=Blocks.parse(str(DOUBLE - 1)), targets=("to_add_out",))
+    with pytest.raises(ParamsError, match=r"to_add_out: none of them is in lora\.blocks"):
+        target_modules(layout, last)
+    both = tiny_lora(blocks=Blocks.parse(f"{DOUBLE - 2}..{DOUBLE - 1}"), targets=("to_add_out",))
+    assert target_modules(layout, both) == [f"transformer_blocks.{DOUBLE - 2}.attn.to_add_out"]
     with pytest.raises(ParamsError, match="single_blocks"):
-        world.arm(tiny_lora(single_blocks=Blocks.parse("0")))
+        World(backbone, None).arm(tiny_lora(single_blocks=Blocks.parse("0")))  # type: ignore[arg-type]
+
+
+def test_training_at_a_samplers_times_is_at_those_of_sampling(backbone: Backbone) -> None:
+    """Four steps of shift 3 evaluate at 1, .858, .602 and .009, where evenly spaced sigmas would be shifted to .9 and .75."""
+    denoiser = Denoiser.load(backbone, CPU)
+    text = open_text_encoders(backbone, CPU).prompts(TEXTS[:1])
+    sampled = [step.t for step in denoiser.trajectory(text, [1], SIDE, 4)]
+    sigmas = denoiser.family.sigmas(4, denoiser.layout, SIDE, denoiser.scheduler)
+    found = sampler_times(Times(density="sampler", low=0.5, high=1.0, steps=4), sigmas)
+    assert found.tolist() == sorted(t for t in sampled if t >= 0.5) and len(found) == 3
+
+
+def test_residual_tokens_are_added_at_the_words_of_t5(backbone: Backbone) -> None:
+    """T5's rows are the last ones of a condition; CLIP's rows before them keep their bits."""
+    denoiser = Denoiser.load(backbone, CPU)
+    tokens = GraphTokens(injection="residual", layout="objects", relation="table")
+    model = build(denoiser, backbone, resolve("graph", tiny_lora(), tokens, backbone), 1.0)
+    assert model.conditioner is not None and model.conditioner.residual is not None
+    model.conditioner.residual.gate.data.fill_(0.5)
+    prompt, graph = "a photo of dog and cat", SceneGraph.of("dog", "left of", "cat")
+    plain = open_text_encoders(backbone, CPU).prompts([prompt])
+    with torch.no_grad():
+        found = model.context([graph], [prompt], plain, NameTable({"": torch.zeros(48)}))
+    changed = (found.states != plain.states).any(-1)[0].nonzero().flatten().tolist()
+    ids = load_plain(backbone, "tokenizer_3")(prompt).input_ids
+    first = plain.states.shape[1] - TOKENS
+    words = [load_plain(backbone, "tokenizer_3")(name).input_ids[0] for name in ("dog", "cat")]
+    assert changed == [first + ids.index(word) for word in words]
+
+
+def test_conditions_with_and_without_a_mask_are_no_batch() -> None:
+    with_mask = TextCondition(torch.zeros(1, 2, 3), None, torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="with and without a mask"):
+        TextCondition.cat([with_mask, TextCondition(torch.zeros(1, 2, 3))])
+    assert TextCondition.cat(with_mask.rows()).mask is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
 from sgpipe.backbones.families import read_layout
 from sgpipe.backbones.families.flux import Flux
@@ -47,9 +47,10 @@ def hub_backbone(schnell: Path):
     return backbone_of(schnell, model="someone/flux", files="presets/hub", revision=COMMIT)
 
 
-def test_a_hub_id_without_weights_is_one_line_with_the_ways_out(schnell, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [LocalEntryNotFoundError, HTTPError])
+def test_a_hub_id_without_weights_is_one_line_with_the_ways_out(schnell, tmp_path, monkeypatch, kind):
     def unreachable(*args, **kwargs):
-        raise LocalEntryNotFoundError("Got: ConnectError\nAn error happened while trying to locate the files")
+        raise kind("Got: ConnectError\nAn error happened while trying to locate the files")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)

@@ -8,7 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from sgpipe.backbones.rectified_flow import generator
+from sgpipe.backbones.rectified_flow import euler_times, generator
 from sgpipe.errors import ParamsError
 from sgpipe.training.config import Conditions, Times
 from sgpipe.training.timesteps import (
@@ -68,21 +68,25 @@ def test_a_sampler_is_met_at_the_sigmas_of_its_scheduler(config: dict[str, Any],
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
     mu = calculate_shift(tokens, 256, 4096, scheduler.config.base_shift, scheduler.config.max_shift)
     scheduler.set_timesteps(28, sigmas=np.linspace(1.0, 1 / 28, 28), mu=mu)
-    found = sampler_times(Times(density="sampler", low=0.5, high=0.9, steps=28), tokens, scheduler.config)
+    found = sampler_times(
+        Times(density="sampler", low=0.5, high=0.9, steps=28), euler_times(28, tokens, scheduler.config)
+    )
     wanted = [t for t in scheduler.sigmas.tolist() if 0.5 <= t <= 0.9]
     assert found.dtype == torch.float32 and found.tolist() == wanted[::-1] and len(wanted) > 3
 
 
 def test_a_scheduler_without_shift_is_met_at_even_times() -> None:
     """To the bit, also where float32 rounds a time below the bound that it stands for."""
-    of_four = sampler_times(Times(density="sampler", low=0.7), 16, {"shift": 1.0})
+    of_four = sampler_times(Times(density="sampler", low=0.7), euler_times(4, 16, {"shift": 1.0}))
     assert torch.equal(of_four, torch.tensor([0.75, 1.0]))
-    of_ten = sampler_times(Times(density="sampler", low=0.7, high=0.9, steps=10), 16, {"shift": 1.0})
+    of_ten = sampler_times(
+        Times(density="sampler", low=0.7, high=0.9, steps=10), euler_times(10, 16, {"shift": 1.0})
+    )
     assert of_ten.tolist() == pytest.approx([0.7, 0.8, 0.9])
     with pytest.raises(
         ParamsError, match=r"lora\.times\.steps: got 4, .* 1, 0\.9, 0\.75, 0\.5.* within 0\.8 to 0\.85"
     ):
-        sampler_times(Times(density="sampler", low=0.8, high=0.85), 16, {"shift": 3.0})
+        sampler_times(Times(density="sampler", low=0.8, high=0.85), euler_times(4, 16, {"shift": 3.0}))
 
 
 def test_bins_divide_the_range() -> None:

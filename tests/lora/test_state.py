@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgpipe.errors import first_line
+from sgpipe.errors import StateError, first_line
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.runs.checkpoints import checkpoints
 from sgpipe.training import state
@@ -91,3 +91,19 @@ def test_deterministic_algorithms_train_and_give_the_same_bytes_again(
     for name in ("one", "other"):
         train(world, tmp_path / name, lora, tokens)
     assert files(tmp_path / "one" / "adapter") == files(tmp_path / "other" / "adapter")
+
+
+def test_a_disk_that_does_not_answer_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the file system is no damage: the training stops, and its checkpoints stay."""
+    for step in (3, 6):
+        state.save(state.Checkpoint(step, {"a": torch.ones(1)}, None, {}, state.History()), tmp_path)
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(StateError, match=r"the disk does not give it .*nothing was removed"):
+        state.load_last(tmp_path)
+    assert len(checkpoints(tmp_path)) == 2

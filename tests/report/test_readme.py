@@ -9,14 +9,14 @@ from typer.testing import CliRunner
 from sgpipe.cli import app
 from sgpipe.errors import DataError, SgpipeError
 from sgpipe.report.readme import END, begin, replace_table
-from tests.report.pages import ABLATION, FOUND, table
+from tests.report.pages import FOUND, table
 
 RUNNER = CliRunner()
 BEGIN = begin("evaluation")
 
 
 def test_the_table_is_written_once_and_checked(tmp_path: Path) -> None:
-    paths = {name: tmp_path / f"{name}.json" for name in ("evaluation", "ablation", "sweep")}
+    paths = {name: tmp_path / f"{name}.json" for name in ("evaluation", "sweep")}
     paths["evaluation"].write_text(json.dumps(FOUND))
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
@@ -28,14 +28,9 @@ def test_the_table_is_written_once_and_checked(tmp_path: Path) -> None:
     assert "written" in RUNNER.invoke(app, command).output
     text = readme.read_text()
     assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n") and "old" not in text
-    assert (
-        "| graph, neutral prompt, positive graph | 0.800 | 0.700 [0.600, 0.800] | 0.660 [0.600, 0.720] |"
-        in text
-    )
-    assert "| base, neutral prompt | 0.800 | – |" in text and "epochs" not in text
-    paths["ablation"].write_text(json.dumps(ABLATION))
-    assert "written" in RUNNER.invoke(app, command).output
-    assert "after 20 epochs" in readme.read_text()
+    assert "| graph, neutral prompt, g⁺ | 0.800 | 0.700 [0.600, 0.800] |" in text
+    assert "| base, neutral prompt | 0.800 | – |" in text
+    assert "graph, relational" not in text and "conflicting" not in text
     assert "already in step" in RUNNER.invoke(app, [*command, "--check"]).output
     FOUND_LATER = {**FOUND, "triples": 9}
     paths["evaluation"].write_text(json.dumps(FOUND_LATER))
@@ -59,11 +54,11 @@ def test_a_run_ends_with_the_table_and_the_page(tmp_path: Path) -> None:
     """Every row and figure whole, whatever the width of the terminal; without a page it says what makes one."""
     metrics, page = tmp_path / "evaluation.json", tmp_path / "index.html"
     metrics.write_text(json.dumps(FOUND))
-    options = {"evaluation": metrics, "ablation": tmp_path / "none", "report": page}
+    options = {"evaluation": metrics, "report": page}
     command = ["report", "headline", *(f"--{name}={path}" for name, path in options.items())]
     refused = RUNNER.invoke(app, command)
     assert isinstance(refused.exception, SgpipeError) and "dvc repro report" in str(refused.exception)
     page.touch()
     shown = RUNNER.invoke(app, command).output
-    assert "graph, neutral prompt, positive graph" in shown and "0.700 [0.600, 0.800]" in shown
+    assert "graph, neutral prompt, g⁺" in shown and "0.700 [0.600, 0.800]" in shown
     assert shown.endswith(f"report: {page}\n") and "…" not in shown
