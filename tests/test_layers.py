@@ -28,3 +28,31 @@ def test_the_pipeline_does_not_know_the_drawn_world() -> None:
     """The world joins by checkpoints, data files and the entry point `sgpipe.judges` alone."""
     assert len(FILES) > 100
     assert [path for path in FILES if "sgworld" in imported((ROOT / path).read_text(encoding="utf-8"))] == []
+
+
+LAYERS = (
+    ("relations", "runs", "params", "tracking"), ("datasets",), ("graphs",), ("backbones",), ("attention_maps",),
+    ("probes", "graph_encoder"), ("arms",), ("training",), ("evaluation",), ("report",), ("doctor", "fetch", "cli", "presets"),
+)  # fmt: skip
+"""Packages by what they may import: those before them, and beside them in a layer."""
+
+
+def packages(path: str) -> set[str]:
+    """Packages of sgpipe that a file imports; sections of params.yaml (`config`) are data and may be read from anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        module = node.module if isinstance(node, ast.ImportFrom) and node.module else ""
+        parts = module.split(".")
+        if parts[0] == "sgpipe" and len(parts) > 1 and parts[-1] != "config":
+            names.add(parts[1])
+    return names - {"errors"}
+
+
+def test_packages_import_those_below_them() -> None:
+    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    upwards = []
+    for path in FILES:
+        own = Path(path).with_suffix("").parts
+        if own[0] == "sgpipe" and own[1] in level:
+            upwards += [f"{path} imports {name}" for name in packages(path) if level[name] > level[own[1]]]
+    assert upwards == []

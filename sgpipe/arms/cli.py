@@ -73,7 +73,8 @@ def generate(
             raise ParamsError("generate: --size is needed without an adapter, whose training would name one")
         size = backbone_of(read_about(adapter), adapter).resolution
     backbone = backbone_for(model, adapter)
-    tokens = open_tokenizers(backbone).prompts([text]) + open_tokenizers(backbone).names(texts_of([scene]))
+    tokenizers = open_tokenizers(backbone)
+    tokens = tokenizers.prompts([text]) + tokenizers.names(texts_of([scene]))
     said = unknown_tokens(tokens)
     if adapter is not None:
         said += uncovered(scene, text, read_about(adapter).get(TRAINED_ON))

@@ -79,7 +79,7 @@ def resolve(name: str, lora: Lora, tokens: GraphTokens, backbone: Backbone, maps
     """The arm of this name in canonical form. Raises `ParamsError` for blocks that the model lacks.
 
     Block sets become ascending indices, targets take one order, and what a choice leaves without effect its default value:
-    settings of losses of weight 0, of another density, of an encoder that is not read.
+    settings of losses of weight 0 and of another density. `tokens` stay as they are.
     """
     kind, seed = split_arm(name)
     lora = lora if seed is None else replace(lora, seed=seed)

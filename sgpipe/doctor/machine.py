@@ -14,16 +14,11 @@ from sgpipe.doctor.findings import Finding, Level
 from sgpipe.doctor.memory import GIB, Need
 from sgpipe.doctor.plan import choose, gpu_room, ways
 from sgpipe.errors import ParamsError
+from sgpipe.runs.code import pinned
 
 AREA = "machine"
 LEAST_FREE = 5 * GIB
 """Room for caches, checkpoints and reports of the embedded experiment; less than this ends in a full disk."""
-
-
-def locked_versions(lock: Path) -> dict[str, str]:
-    """Version by normalised package name in a pip lock file."""
-    pins = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", lock.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[-_.]+", "-", name).lower(): pin for name, pin in pins}
 
 
 def check_python(root: Path) -> list[Finding]:
@@ -31,7 +26,7 @@ def check_python(root: Path) -> list[Finding]:
     remedy = "make venv"
     findings: list[Finding] = []
     try:
-        lock = locked_versions(root / "requirements.lock")
+        lock = pinned(root)
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
         what = f"{root} is not the project's folder: {error}"

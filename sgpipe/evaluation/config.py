@@ -68,7 +68,7 @@ class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Statistics(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `statistics`. What is drawn for the evaluation, by which arms, and how sure its figures are."""
+    """Section `statistics`. How sure figures are: when a judge may judge, the confidence of intervals, the power of tests."""
 
     threshold: Annotated[
         float,
@@ -88,9 +88,7 @@ class Statistics(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ablation(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `ablation`. What is drawn for the evaluation, by which arms, and how sure its figures are. Epochs of training
-    runs, judged on the same triples and seeds.
-    """
+    """Section `ablation`. Epochs of training runs, judged on the same triples and seeds."""
 
     epochs: Annotated[
         tuple[Annotated[int, Meta(ge=1)], ...],

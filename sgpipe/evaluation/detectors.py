@@ -82,6 +82,13 @@ class ZeroShotFinder:
         probabilities, by_name, start = outputs.logits[0].sigmoid().cpu(), [], 0
         for name in wanted:
             inside = [i for i, (a, b) in enumerate(offsets) if start <= a < b <= start + len(name)]
+            if not inside and name not in self._cut:
+                self._cut.add(name)
+                print(
+                    f"warning: {self._kind} reads {len(offsets)} tokens of an image's names; {name!r} lies beyond and is never "
+                    "found; shorten the names with aliases",
+                    file=sys.stderr,
+                )
             by_name.append(probabilities[:, inside].amax(1) if inside else torch.zeros(len(probabilities)))
             start += len(name) + 2
         scores, numbers = torch.stack(by_name, dim=1).max(dim=1)

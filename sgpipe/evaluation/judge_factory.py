@@ -35,7 +35,9 @@ def _local(named: Named) -> Path | None:
 def judge_identity(name: str, named: Named) -> dict[str, Any]:
     """What a judge's scores depend on: its knobs, and the content of local weights. Raises `ModelError` if those are missing."""
     if named.kind not in BUILT_IN:
-        _plugin(name, named.kind)
+        brought = _plugin(name, named.kind).dist
+        own = {"package": brought.name, "version": brought.version} if brought is not None else {}
+        return {**to_builtins(named), **own}
     folder = _local(named)
     if named.model and named.model.startswith(LOCAL) and not (folder and folder.is_dir()):
         raise ModelError(

@@ -280,7 +280,7 @@ def evaluation_figures(
             arm: sum(
                 row["arm"] == arm
                 and row["graph"] in ("positive", NO_GRAPH)
-                and row.get("p_holm", np.nan) < 0.05
+                and row.get("p_holm", np.nan) < 1 - jury.statistics.confidence
                 and row["difference"] > 0
                 for row in rows
             )

@@ -1,9 +1,8 @@
-"""Free-text predicates to the 24 classes, through `predicate_aliases.tsv` and, after it, the official alias file.
+"""Names in canonical form, and free-text predicates as classes: through `predicate_aliases.tsv`, then the official alias files.
 
-The official alias files (`object_alias.txt`, `relationship_alias.txt`) and names in canonical form.
-
-A line is `head,alias,alias...`. Some aliases are heads elsewhere (in relationship_alias.txt fifteen of them), so following
-heads until nothing changes merges what no line says is the same: here one step is taken, and a head stays itself.
+A line of an official file (`object_alias.txt`, `relationship_alias.txt`) is `head,alias,alias...`. Some aliases are heads elsewhere
+(in relationship_alias.txt fifteen of them), so following heads until nothing changes merges what no line says is the same: here
+one step is taken, and a head stays itself.
 """
 
 import string

@@ -65,6 +65,8 @@ def collect(root: Path, days: float) -> list[State]:
         except (Timeout, PermissionError):
             continue
         try:
+            if state.folder.exists() and _state(state.folder, time.time()).age < days * _DAY:
+                continue  # a stage ran since the list was made
             shutil.rmtree(state.folder, ignore_errors=True)
             _lock_file(state.folder).unlink(missing_ok=True)
         finally:

@@ -243,7 +243,6 @@ def _begin(
     plain = {name: to_builtins(section) for name, section in sections.items()}
     tags = experiment.experiment_tags(root, everything)
     client, experiment_id = open_store(root, tracking.experiment)
-    run = StageRun(client, stage=stage, alive=Alive(root))
     own = {
         "sgpipe.kind": "stage",
         "dvc.stage": stage,
@@ -252,6 +251,7 @@ def _begin(
         **{f"input.{path.as_posix()}"[:250]: file_hash(path)[:16] for path in inputs if path.exists()},
         **({} if fingerprint is None else {"sgpipe.fingerprint": fingerprint}),
     }
+    run = StageRun(client, stage=stage, alive=Alive(root))
     with run._recording():
         with FileLock(lock_path(root), timeout=LOCK_SECONDS):
             experiment.close_killed(client, experiment_id, root)

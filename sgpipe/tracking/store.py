@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from sgpipe.errors import TrackingError
+from sgpipe.errors import TrackingError, first_line
 from sgpipe.runs.state import shared_dir
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def tracking_uri(root: Path) -> str:
 
 def one_line(error: BaseException) -> str:
     """Type and first line of an error."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    kind, first = type(error).__name__, first_line(error)
+    return kind if first == kind else f"{kind}: {first}"
 
 
 def _check_sqlite(uri: str) -> None:

@@ -30,8 +30,8 @@ from sgpipe.training.config import Times
 from sgpipe.training.fit import fit
 from sgpipe.training.timesteps import sampler_times
 from tests.attention_maps.reference import Stream, attention
-from tests.lora.conftest import ALONE, World, tiny_lora, write_world
 from tests.tiny import DOUBLE, SIDE, TOKENS, backbone_of, write_sd3_pipeline
+from tests.training.world import ALONE, World, tiny_lora, write_world
 
 CPU = torch.device("cpu")
 TEXTS, SEEDS = ["a photo of dog above cat on a plain background", "", "a photo of ball"], [3, 1, 2]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from sgpipe.datasets.tables import write_table
 from sgpipe.errors import DataError, ParamsError
@@ -99,6 +100,22 @@ def test_what_does_not_belong_together_is_refused(one: Experiment, world: tuple)
     fewer = Verdicts(table.filter([row in SEEDS[:2] for row in table["seed"].to_pylist()]), cases, SEEDS[:2])
     with pytest.raises(DataError, match="other triples or seeds"):
         figures([one, replace(one, name="other", seed=1, verdicts=fewer)])
+
+
+def test_an_arm_with_a_seed_of_its_own_is_that_seed_in_every_experiment(one: Experiment) -> None:
+    """`graph-seed7` trains the same adapter in each: three experiments of it are one training seed, not three."""
+    arms = {"base": one.arms["base"], "graph-seed7": one.arms["graph"]}
+    runs = [replace(one, name=f"run-{seed}", seed=seed, arms=arms) for seed in range(3)]
+    assert [run.trained("graph-seed7") for run in runs] == [7, 7, 7] and runs[1].trained("graph") == 1
+    with pytest.raises(DataError, match=r"training seeds \[7, 7, 7\]: each may come once"):
+        figures(runs)
+
+
+def test_figures_of_other_judges_are_not_pooled(one: Experiment) -> None:
+    strict = replace(one.jury, statistics=structs.replace(one.jury.statistics, threshold=1.0))
+    assert strict.used(one.judge) != one.jury.used(one.judge)
+    with pytest.raises(DataError, match=r"arms-2: its headline judge .* differ from those of arms-1"):
+        figures([one, replace(one, name="arms-2", seed=1, jury=strict)])
 
 
 def test_an_arm_without_one_of_the_seeds_is_refused(one: Experiment) -> None:

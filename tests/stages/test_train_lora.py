@@ -18,10 +18,10 @@ import yaml
 from msgspec import to_builtins
 from safetensors.torch import load
 
-from tests.lora.conftest import tiny_lora, write_world
 from tests.stages.test_caches import set_params
 from tests.stages.test_pipeline import clone, dvc, run
 from tests.tiny import DOUBLE, SIDE, SINGLE, TOKENS
+from tests.training.world import tiny_lora, write_world
 
 pytestmark = pytest.mark.slow
 COMMAND = (sys.executable, "-m", "stages.train_lora", "--arm", "graph")

@@ -7,7 +7,7 @@ from sgpipe.backbones.families import open_tokenizers
 from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.errors import DataError
 from sgpipe.graphs.scene_graph import SceneGraph
-from tests.lora.conftest import World
+from tests.training.world import World
 
 
 def test_names_and_predicates_outside_the_training_are_said() -> None:

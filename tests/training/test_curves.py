@@ -9,7 +9,7 @@ from sgpipe.tracking.run import StageRun
 from sgpipe.training import loop as training
 from sgpipe.training.fit import fit
 from sgpipe.training.optimise import schedule
-from tests.lora.conftest import ALONE, TOKENS, World, tiny_lora
+from tests.training.world import ALONE, TOKENS, World, tiny_lora
 
 
 class Kept(StageRun):

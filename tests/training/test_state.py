@@ -14,8 +14,8 @@ from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.runs.checkpoints import checkpoints
 from sgpipe.training import state
 from sgpipe.training.config import Losses, Preference
-from tests.lora.conftest import World, tiny_lora
-from tests.lora.test_training import files, train
+from tests.training.test_training import files, train
+from tests.training.world import World, tiny_lora
 
 
 def archive(path: Path) -> None:

@@ -14,8 +14,8 @@ from sgpipe.training.controls import measure, spoken
 from sgpipe.training.examples import Data, development_pairs, prompt_of
 from sgpipe.training.loop import spoken as both
 from sgpipe.training.objective import Noised, Objective, Probe, sample_losses
-from tests.lora.conftest import World, tiny_lora
 from tests.tiny import curated_triples
+from tests.training.world import World, tiny_lora
 
 MAPS = MapOptions({"middle": "0..1"})
 

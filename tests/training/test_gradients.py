@@ -21,7 +21,7 @@ SAMPLES = torch.tensor([[1.0, -2.0, 4.0], [3.0, 5.0, -7.0]])
 PROGRAM = """
 import json
 from accelerate import PartialState
-from tests.lora.test_gradients import step
+from tests.training.test_gradients import step
 state = PartialState(cpu=True)
 found = step([state.process_index], state.num_processes)
 if state.is_main_process:

@@ -30,8 +30,8 @@ from sgpipe.training.config import Conditions, Lora, Losses, Margin, Optimiser, 
 from sgpipe.training.fit import Fitted, fit
 from sgpipe.training.loop import Training
 from sgpipe.training.optimise import schedule
-from tests.lora.conftest import ALONE, TOKENS, World, tiny_lora
 from tests.tiny import SIDE, write_pipeline
+from tests.training.world import ALONE, TOKENS, World, tiny_lora
 
 SLOW = pytest.mark.slow
 

@@ -21,8 +21,8 @@ from sgpipe.training.examples import Data
 from sgpipe.training.fit import Fitted, draw_samples, fit, prepare
 from sgpipe.training.loop import Training
 from sgpipe.training.objective import Objective
-from tests.lora.conftest import ALONE, World, tiny_lora
 from tests.tiny import SIDE
+from tests.training.world import ALONE, World, tiny_lora
 
 LORA: Lora = tiny_lora(
     epochs=1, dropout=0.5, keep_epochs=(), batch_size=8, optimiser=Optimiser(rate=0.3),

@@ -11,7 +11,7 @@ from sgpipe.backbones.families.flux import Flux
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
 from sgpipe.training.config import Lora
-from tests.lora.conftest import World, tiny_lora
+from tests.training.world import World, tiny_lora
 
 VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
 MIDDLE = Lora(Blocks.parse("7..12"))

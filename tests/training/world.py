@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pytest
 import torch
 from msgspec.structs import replace
 
@@ -127,8 +126,3 @@ def write_world(root: Path, train: int = 20, val: int = 8, backbone: Backbone | 
     )
     merge_latents(shards, state, sources.latents, crops, who, Scaling.of(vae.config))
     return World(backbone, sources)
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return write_world(tmp_path_factory.mktemp("world"))
