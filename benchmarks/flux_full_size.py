@@ -28,9 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks._random_flux import Dataless, Work, open_training, work_of
 from sgpipe.arms.adapter import counts
-from sgpipe.doctor.memory import GIB, Setup, measure
+from sgpipe.backbones.families.flux import Flux
+from sgpipe.doctor.memory import GIB, PUBLISHED, measure
 from sgpipe.doctor.plan import ways
-from sgpipe.doctor.published import PUBLISHED
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import pick_device
 
@@ -79,17 +79,9 @@ def count_flops(work: Work) -> dict[str, Any]:
 def plan(work: Work) -> dict[str, float]:
     """Bytes that `sgpipe doctor` plans for the step, with its allowance for as many graph tokens as SGDiff gives."""
     backbone, lora = work.sections["backbone"], work.sections["lora"]
-    setup = Setup(
-        backbone.resolution,
-        backbone.max_sequence_length,
-        lora.batch_size,
-        2 if lora.losses.contrastive else 1,
-        lora.blocks,
-        lora.rank,
-        backbone.dtype,
-    )
-    plain, twice, *_ = ways(measure(PUBLISHED[backbone.model], setup))["LoRA training"]
-    return {"eager": plain.bytes, "eager, checkpointing": twice.bytes}
+    layout = Flux().layout(work.transformer, work.vae)
+    options = ways(measure(PUBLISHED[backbone.model], layout, backbone, lora))["LoRA training"]
+    return {"eager": options[backbone.dtype], "eager, checkpointing": options["checkpointing"]}
 
 
 def peak_rate(name: str) -> float | None:

@@ -5,13 +5,6 @@ from typing import Annotated
 
 import typer
 
-from sgpipe.backbones.config import Backbone
-from sgpipe.datasets.config import Data
-from sgpipe.params.blocks import Blocks
-from sgpipe.params.load import read_section
-from sgpipe.runs.config import Compute
-from sgpipe.training.config import Lora
-
 TRIPLES = (Path("outputs/curated/triples.parquet"), Path("outputs/curated/map_triples.parquet"))
 
 
@@ -30,81 +23,69 @@ def doctor(
     gpu: Annotated[list[float] | None, typer.Option(help="GPU sizes to plan for, GiB")] = None,
     memory: Annotated[bool, typer.Option(help="plan the memory (a dry run; ~15 s at full size)")] = True,
 ) -> None:
-    """Say what a run would miss: data, weights, memory, disk, GPU, packages, DVC. Ends with 1 if something is
-    missing.
+    """Say what a run would miss: data, weights, memory, disk, GPU, packages, DVC. Ends with 1 if something is missing.
 
     Run it from the repository's folder. Nothing is downloaded and nothing is changed.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
+    from msgspec.structs import replace
     from rich.console import Console
 
     from sgpipe.backbones.source import snapshot_folder
-    from sgpipe.doctor.architecture import configs_of
-    from sgpipe.doctor.data import check_data
-    from sgpipe.doctor.findings import Finding, Level, show
-    from sgpipe.doctor.machine import (
-        check_disk,
-        check_download,
-        check_memory,
-        check_python,
-        check_quantisation,
-        gpus,
-    )
-    from sgpipe.doctor.memory import Setup, measure
-    from sgpipe.doctor.parameters import check_parameters
+    from sgpipe.doctor import inputs, machine
+    from sgpipe.doctor.findings import Finding, Level, show, warn
+    from sgpipe.doctor.memory import configs_of, measure, planned_lora
     from sgpipe.doctor.plan import GPU_SIZES, plan_table
-    from sgpipe.doctor.repository import check_dvc, tracked
-    from sgpipe.doctor.weights import check_pipeline
     from sgpipe.errors import ModelError, ParamsError
+    from sgpipe.params.blocks import Blocks
+    from sgpipe.params.show import load_all
 
-    console, root = Console(), params.parent
-    backbone = read_section(params, "backbone", Backbone)
-    data = read_section(params, "data", Data)
-    compute = read_section(params, "compute", Compute)
-    lora = read_section(params, "lora", Lora)
+    console, root, sections = Console(), params.parent, load_all(params)
+    backbone, data = sections["backbone"], root / sections["data"].root
+    device, found = sections["compute"].device, machine.gpus()
     try:
-        trained = lora.blocks if blocks is None else Blocks.parse(blocks)
+        chosen = None if blocks is None else Blocks.parse(blocks)
     except ValueError as error:
         raise ParamsError(f"--blocks: {error}") from None
-    setup = Setup(
-        backbone.resolution,
-        backbone.max_sequence_length,
-        batch_size or lora.batch_size,
-        2 if lora.losses.contrastive else 1,
-        trained,
-        rank or lora.rank,
-        backbone.dtype,
-    )
-    need, problem = None, None
+    given = {"blocks": chosen, "rank": rank, "batch_size": batch_size}
+    lora = replace(sections["lora"], **{name: value for name, value in given.items() if value is not None})
+    need, unplanned, planned = None, [], model or backbone.model
     if memory:
         try:
+            configs, layout = configs_of(planned, None if model else backbone.revision)
+            if chosen is not None:
+                chosen.resolve(layout.double_blocks, "--blocks")
+            lora = planned_lora({**sections, "lora": lora}, layout)
             with console.status("dry run on the meta device"):
-                need = measure(
-                    configs_of(model or backbone.model, None if model else backbone.revision), setup
-                )
+                need = measure(configs, layout, backbone, lora)
         except ModelError as error:
-            problem = Finding(Level.WARN, "memory", str(error), "--no-memory leaves the plan out")
+            unplanned = [warn("memory", str(error), "--no-memory leaves the plan out")]
+        except ParamsError as error:
+            if chosen is not None:
+                raise
+            unplanned = [Finding.of(error, "parameters")]
     absent = model is None and snapshot_folder(backbone.model, backbone.revision) is None
-    pulled = (root / data.root).resolve() in {path.resolve() for path in tracked(root)}
+    pulled = data.resolve() in {path.resolve() for path in inputs.tracked(root)}
     findings = [
-        *check_python(root),
-        *check_dvc(root),
-        *check_data(root / data.root, [root / path for path in TRIPLES], pulled),
-        *check_parameters(params),
-        *check_pipeline(backbone),
-        *check_disk({"outputs": root / "outputs", "the data": root / data.root}),
-        *([check_download(need, Path(HF_HUB_CACHE))] if need and absent else []),
-        *check_memory(need, compute.device, gpus()),
-        *check_quantisation(backbone, compute.device in ("auto", "cuda") and bool(gpus())),
-        *([problem] if problem else []),
+        *machine.check_python(root),
+        *inputs.check_dvc(root),
+        *inputs.check_data(data, [root / path for path in TRIPLES], pulled),
+        *inputs.check_parameters(params, sections),
+        *inputs.check_pipeline(backbone),
+        *machine.check_disk({"outputs": root / "outputs", "the data": data}),
+        *([machine.check_download(need, Path(HF_HUB_CACHE))] if need and absent else []),
+        *machine.check_memory(need, device, found),
+        *machine.check_quantisation(backbone, device in ("auto", "cuda") and bool(found)),
+        *unplanned,
     ]
-    show(findings, console)
+    show(dict.fromkeys(findings), console)
     if need is not None:
-        transformer = need.sizes["transformer"].total
+        single = f" and single blocks {lora.single_blocks}" if lora.single_blocks.indices else ""
         console.print(
-            f"{model or backbone.model}: {transformer:,} parameters in the transformer, {need.lora:,} in "
-            f"LoRA of rank {setup.rank} on "
-            f"blocks {setup.blocks}; {setup.resolution} px, batch {setup.batch_size} × {setup.graphs} graphs, {backbone.dtype}"
+            f"{planned}: {need.sizes['transformer'].total:,} parameters in the transformer, {need.lora:,} in LoRA of rank "
+            f"{lora.rank} on blocks {lora.blocks}{single}; {backbone.resolution} px, batch {lora.batch_size} × "
+            f"{2 if lora.losses.contrastive else 1} graphs, {backbone.dtype}",
+            markup=False,
         )
         console.print(plan_table(need, gpu or GPU_SIZES))
     if any(finding.level is Level.FAIL for finding in findings):

@@ -1,11 +1,16 @@
 """What a check has to say."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
+from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from sgpipe.errors import SgpipeError
 
 
 class Level(Enum):
@@ -25,16 +30,32 @@ class Finding:
     what: str
     remedy: str = ""
 
+    @classmethod
+    def of(cls, error: SgpipeError, area: str) -> Self:
+        """What a stage would refuse, the remedy as its error states it."""
+        what, _, remedy = str(error).rpartition("; ")
+        return cls(Level.FAIL, area, what or str(error), remedy if what else "mend what the finding names")
 
-_STYLE = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
+
+ok, warn, fail = (partial(Finding, level) for level in (Level.OK, Level.WARN, Level.FAIL))
+
+
+def refused(check: Callable[[], Any], area: str) -> list[Finding]:
+    """The finding for what `check` refuses; nothing where it refuses nothing."""
+    try:
+        check()
+    except SgpipeError as error:
+        return [Finding.of(error, area)]
+    return []
 
 
 def show(findings: Iterable[Finding], console: Console) -> None:
     """Print findings as a table, in the order given."""
+    style = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
     table = Table("", "area")
     table.add_column("finding", overflow="fold")
     table.add_column("remedy", overflow="fold")
-    for finding in findings:
-        style = _STYLE[finding.level]
-        table.add_row(f"[{style}]{finding.level.value}[/]", finding.area, finding.what, finding.remedy)
+    for each in findings:
+        level = f"[{style[each.level]}]{each.level.value}[/]"
+        table.add_row(level, each.area, escape(each.what), escape(each.remedy))
     console.print(table)

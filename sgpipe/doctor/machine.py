@@ -1,107 +1,82 @@
-"""Is the machine what the lock file and the run expect: Python, packages, memory, disk, GPU?"""
+"""Is the machine what the lock file and the run expect: packages, disk, memory, GPU?"""
 
 import re
 import shutil
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 
 import psutil
 
 from sgpipe.backbones.config import Backbone
-from sgpipe.doctor.findings import Finding, Level
+from sgpipe.doctor.findings import Finding, fail, ok, refused, warn
 from sgpipe.doctor.memory import GIB, Need
 from sgpipe.doctor.plan import choose, gpu_room, ways
-from sgpipe.errors import ParamsError
-from sgpipe.runs.code import pinned
+from sgpipe.runs.code import installed, pinned
 
-AREA = "machine"
 LEAST_FREE = 5 * GIB
 """Room for caches, checkpoints and reports of the embedded experiment; less than this ends in a full disk."""
 
 
 def check_python(root: Path) -> list[Finding]:
     """Every package that the project depends on itself, against requirements.lock."""
-    remedy = "make venv"
-    findings: list[Finding] = []
     try:
-        lock = pinned(root)
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
         what = f"{root} is not the project's folder: {error}"
-        return [Finding(Level.FAIL, "python", what, "run from the repository's folder")]
-    absent, other = [], []
-    for requirement in project["dependencies"]:
-        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
-        pin = lock.get(re.sub(r"[-_.]+", "-", name).lower())
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            absent.append(name)
-            continue
-        if pin is not None and found.split("+")[0] != pin.split("+")[0]:
-            other.append(f"{name} {found} (locked {pin})")
+        return [fail("python", what, "run from the repository's folder")]
+    names = [re.split(r"[^\w.-]", each, maxsplit=1)[0] for each in project["dependencies"]]
+    found, lock = installed(re.sub(r"[-_.]+", "-", name).lower() for name in names), pinned(root)
+    absent = [name for name, there in found.items() if there is None]
+    other = [
+        f"{name} {there} (locked {lock[name]})"
+        for name, there in found.items()
+        if there and name in lock and there.partition("+")[0] != lock[name].partition("+")[0]
+    ]
+    findings = []
     if absent:
-        findings.append(Finding(Level.FAIL, "python", f"not installed: {', '.join(absent)}", remedy))
+        findings.append(fail("python", f"not installed: {', '.join(absent)}", "make venv"))
     if other:
-        findings.append(Finding(Level.WARN, "python", f"not as locked: {', '.join(other)}", remedy))
-    if not findings:
-        count = len(project["dependencies"])
-        what = f"Python {sys.version.split()[0]}, {count} direct dependencies as locked"
-        findings.append(Finding(Level.OK, "python", what))
-    return findings
+        findings.append(warn("python", f"not as locked: {', '.join(other)}", "make venv"))
+    what = f"Python {sys.version.split()[0]}, {len(found)} direct dependencies as locked"
+    return findings or [ok("python", what)]
 
 
 def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def check_disk(folders: dict[str, Path]) -> list[Finding]:
+    """Free space under each named folder; one line per file system."""
+    findings: dict[int, Finding] = {}
+    for name, folder in ((name, _existing(folder)) for name, folder in folders.items()):
+        free = shutil.disk_usage(folder).free
+        what = f"{free / GIB:.1f} GiB free for {name} ({folder})"
+        remedy = f"free some space ({LEAST_FREE / GIB:.0f} GiB at least), e.g. `dvc gc --workspace`"
+        found = fail("disk", what, remedy) if free < LEAST_FREE else ok("disk", what)
+        findings.setdefault(folder.stat().st_dev, found)
+    return list(findings.values())
 
 
 def check_download(need: Need, cache: Path) -> Finding:
-    """Whether a pipeline that is still to be downloaded (16 bits per parameter) fits into the hub
-    cache's disk.
-    """
+    """Whether a pipeline that is still to be downloaded (16 bits per parameter) fits the disk of the hub's cache."""
     size = sum(part.bytes("bfloat16") for part in need.sizes.values())
     free = shutil.disk_usage(_existing(cache)).free
     what = (
         f"{size / GIB:.1f} GiB of weights to download, {free / GIB:.1f} GiB free for the hub cache ({cache})"
     )
-    if size + LEAST_FREE > free:
-        return Finding(Level.FAIL, "disk", what, "free some space, or set HF_HOME to a larger disk")
-    return Finding(Level.OK, "disk", what)
-
-
-def check_disk(folders: dict[str, Path]) -> list[Finding]:
-    """Free space under each named folder; one line per file system."""
-    findings: list[Finding] = []
-    seen: set[int] = set()
-    for name, folder in ((name, _existing(folder)) for name, folder in folders.items()):
-        device = folder.stat().st_dev
-        if device in seen:
-            continue
-        seen.add(device)
-        free = shutil.disk_usage(folder).free
-        what = f"{free / GIB:.1f} GiB free for {name} ({folder})"
-        if free < LEAST_FREE:
-            remedy = f"free some space ({LEAST_FREE / GIB:.0f} GiB at least), e.g. `dvc gc --workspace`"
-            findings.append(Finding(Level.FAIL, "disk", what, remedy))
-        else:
-            findings.append(Finding(Level.OK, "disk", what))
-    return findings
+    remedy = "free some space, or set HF_HOME to a larger disk"
+    return fail("disk", what, remedy) if size + LEAST_FREE > free else ok("disk", what)
 
 
 def available_memory() -> int:
-    """Bytes that a new process can take: the machine's, or less where a control group (container)
-    allows less.
-    """
+    """Bytes that a new process can take: the machine's, or less where a control group (container) allows less."""
     room = psutil.virtual_memory().available
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     try:
-        text = limit.read_text().strip()
-        return room if text == "max" else max(0, min(room, int(text) - int(used.read_text())))
-    except (OSError, ValueError):
+        return max(0, min(room, int(limit.read_text()) - int(used.read_text())))
+    except (OSError, ValueError):  # no control groups, or the limit is `max`
         return room
 
 
@@ -115,39 +90,27 @@ def gpus() -> list[tuple[str, float]]:
 
 
 def check_memory(need: Need | None, device: str, found: list[tuple[str, float]]) -> list[Finding]:
-    """Where the run would take place, and whether every phase fits there; `need` None leaves the latter
-    out.
-    """
-    on_gpu = device == "cuda" or (device == "auto" and bool(found))
+    """Where the run would take place, and whether every phase fits there; `need` None leaves the latter out."""
     if device == "cuda" and not found:
-        return [
-            Finding(
-                Level.FAIL,
-                "gpu",
-                "compute.device is cuda and no CUDA GPU is visible",
-                "set compute.device to auto",
-            )
-        ]
-    if on_gpu:
-        findings = [Finding(Level.OK, "gpu", ", ".join(f"{name} ({gib:.1f} GiB)" for name, gib in found))]
-        for choice in choose(need, gpu_room(found[0][1])) if need else []:
-            way, total = choice.way, choice.way.bytes / GIB
-            if choice.fits:
-                findings.append(Finding(Level.OK, "gpu", f"{choice.phase}: {way.how}, {total:.1f} GiB"))
+        what = "compute.device is cuda and no CUDA GPU is visible"
+        return [fail("gpu", what, "set compute.device to auto")]
+    if found and device in ("auto", "cuda"):
+        findings = [ok("gpu", ", ".join(f"{name} ({gib:.1f} GiB)" for name, gib in found))]
+        for phase, how, size, fits in choose(need, gpu_room(found[0][1])) if need else ():
+            if fits:
+                findings.append(ok("gpu", f"{phase}: {how}, {size / GIB:.1f} GiB"))
             else:
+                what = f"{phase}: {size / GIB:.1f} GiB even with {how}"
                 remedy = "a larger GPU, a smaller batch or a lower resolution"
-                findings.append(
-                    Finding(Level.FAIL, "gpu", f"{choice.phase}: {total:.1f} GiB even with {way.how}", remedy)
-                )
+                findings.append(fail("gpu", what, remedy))
         return findings
     room = available_memory()
-    findings = [Finding(Level.OK, "memory", f"no GPU in use; {room / GIB:.1f} GiB of memory available")]
+    findings = [ok("memory", f"no GPU in use; {room / GIB:.1f} GiB of memory available")]
     for phase, options in ways(need).items() if need else ():
-        if options[0].bytes > room:
-            what = f"{phase}: {options[0].bytes / GIB:.1f} GiB on the CPU, {room / GIB:.1f} GiB are available"
-            findings.append(
-                Finding(Level.FAIL, "memory", what, "a machine with more memory, or a GPU (see the plan)")
-            )
+        if (size := next(iter(options.values()))) > room:
+            what = f"{phase}: {size / GIB:.1f} GiB on the CPU, {room / GIB:.1f} GiB are available"
+            remedy = "a machine with more memory, or a GPU (see the plan)"
+            findings.append(fail("memory", what, remedy))
     return findings
 
 
@@ -159,9 +122,6 @@ def check_quantisation(backbone: Backbone, on_gpu: bool) -> list[Finding]:
 
     if backbone.quantisation is None:
         return []
-    try:
-        quantiser(backbone, torch.device("cuda" if on_gpu else "cpu"))
-    except ParamsError as error:
-        what, _, remedy = str(error).rpartition("; ")
-        return [Finding(Level.FAIL, "gpu", what, remedy)]
-    return [Finding(Level.OK, "gpu", f"backbone.quantisation: {backbone.quantisation} by bitsandbytes")]
+    device = torch.device("cuda" if on_gpu else "cpu")
+    what = f"backbone.quantisation: {backbone.quantisation} by bitsandbytes"
+    return refused(partial(quantiser, backbone, device), "gpu") or [ok("gpu", what)]

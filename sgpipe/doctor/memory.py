@@ -1,50 +1,164 @@
-"""How much memory each phase takes, from a dry run on the meta device, and how it fits on GPUs of several
-sizes.
+"""How much memory each phase takes, from a dry run on the meta device: real classes and shapes, no weights and no memory.
 
-The dry run executes the real modules on tensors without data: every operator runs, forward and backward, and
-the bytes of all storages alive are added up. Attention is counted as the fused kernel that a GPU would run.
+The dry run executes the real modules on tensors without data: every operator runs, forward and backward, and the bytes of all
+storages alive are added up. Attention is counted as the fused kernel that a GPU would run. Only FLUX.1 is planned.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
-from torch import nn
+from msgspec.structs import replace
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from sgpipe.doctor.architecture import Size, build, lora_parameters, lora_targets, size_of
+from sgpipe.arms.resolve import resolve
+from sgpipe.arms.targeting import attach, count, target_modules
+from sgpipe.backbones.base import Layout
+from sgpipe.backbones.config import Backbone
+from sgpipe.backbones.families import FAMILIES, family_of, layout_of
+from sgpipe.backbones.loading import DTYPES
+from sgpipe.backbones.source import part_configs, snapshot_folder
 from sgpipe.errors import ModelError
-from sgpipe.params.blocks import Blocks
+from sgpipe.training.config import Lora
 
-GIB = 2**30
-GRAPH_TOKENS = 16
+GIB: Final = 2**30
+FAMILY: Final = FAMILIES["FluxPipeline"]
+ENCODERS: Final = tuple(part for part in FAMILY.text_parts if not part.startswith("tokenizer"))
+GRAPH_TOKENS: Final = 16
 """Graph tokens prepended to the text context: 15 triples and the whole graph (facts of SGDiff's encoder)."""
-CONTEXT_BYTES = 0.6 * GIB
-"""CUDA context and library workspaces of one process."""
-USABLE = 0.97
-"""Share of a GPU's nominal memory that an allocator can fill before it fragments."""
-TRAINED_BYTES = 16
-"""Bytes per trained parameter: float32 value, gradient and two AdamW moments."""
+CACHE_BATCH: Final = 8
+"""Prompts or images that are encoded, and latents that are decoded, at a time."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Precision = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
+_FLUX: Final[dict[str, Any]] = {
+    "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38,
+    "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+}  # fmt: skip
+_CLIP_L: Final[dict[str, Any]] = {
+    "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_size": 768, "intermediate_size": 3072,
+    "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 49408, "projection_dim": 768,
+    "max_position_embeddings": 77,
+}  # fmt: skip
+_T5_XXL: Final[dict[str, Any]] = {
+    "architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240,
+    "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+_VAE: Final[dict[str, Any]] = {
+    "_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512], "latent_channels": 16, "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "norm_num_groups": 32,
+    "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
+PUBLISHED: Final[dict[str, dict[str, dict[str, Any]]]] = {
+    f"black-forest-labs/FLUX.1-{name}": {
+        "transformer": {**_FLUX, "guidance_embeds": guidance},
+        "text_encoder": _CLIP_L,
+        "text_encoder_2": _T5_XXL,
+        "vae": _VAE,
+    }
+    for name, guidance in (("schnell", False), ("dev", True))
+}
+"""config.json of parts by hub id, as published: a gated 34 GB checkpoint is planned before a byte of it is there."""
+
+
+def configs_of(model: str, revision: str | None) -> tuple[dict[str, dict[str, Any]], Layout]:
+    """Configurations of the parts of a folder, of a cached hub id, else as published; and their layout. Raises `ModelError`."""
+    folder = snapshot_folder(model, revision)
+    if folder is not None:
+        if (family := family_of(folder)) is not FAMILY:
+            raise ModelError(
+                f"backbone.model: {model} is a {family.pipeline}, and the memory plan knows FLUX.1 ({FAMILY.pipeline}) alone"
+            )
+        return part_configs(folder, ("transformer", *ENCODERS, "vae")), layout_of(folder)
+    if model not in PUBLISHED:
+        raise ModelError(
+            f"backbone.model: {model!r} is neither a folder nor in the hub cache, and its architecture is not known here "
+            f"(known: {', '.join(PUBLISHED)}); run `hf download {model}` or give a folder"
+        )
+    configs = PUBLISHED[model]
+    return configs, FAMILY.layout(configs["transformer"], configs["vae"])
+
+
+def build(config: dict[str, Any]) -> Any:
+    """The module that a config.json describes, on the meta device, frozen, in evaluation mode. Raises `ModelError`."""
+    import diffusers
+    import transformers
+
+    name = config.get("_class_name") or (config.get("architectures") or [None])[0]
+    kind: Any = getattr(diffusers, str(name), None) or getattr(transformers, str(name), None)
+    if kind is None:
+        raise ModelError(
+            f"config.json names the class {name!r}, which neither diffusers nor transformers has"
+        )
+    try:
+        with torch.device("meta"):
+            module = (
+                kind.from_config(config) if "_class_name" in config else kind(kind.config_class(**config))
+            )
+    except Exception as error:  # as loading does: classes of errors differ by library and by value
+        said = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{name} cannot be built from its config.json: {type(error).__name__}: {said}"
+        ) from error
+    return module.requires_grad_(False).eval()
+
+
+def planned_lora(sections: Mapping[str, Any], layout: Layout) -> Lora:
+    """Section `lora` as the arm of `lora.arms` that trains most modules of `layout` has it. Raises `ParamsError`."""
+    lora = sections["lora"]
+    blocks = {"double_blocks": layout.double_blocks, "single_blocks": layout.single_blocks}
+    backbone = replace(sections["backbone"], **blocks)
+    arms = (resolve(name, lora, sections["graph_tokens"], backbone, sections["maps"]) for name in lora.arms)
+    return max((arm.lora for arm in arms), key=lambda each: len(target_modules(layout, each)))
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters of a part: all, those in weights of linear layers (what quantisation shrinks), the largest such weight, the
+    largest of all.
+    """
+
+    total: int
+    linear: int
+    largest_linear: int
+    largest: int
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Size":
+        """A module's; shared parameters count once."""
+        linear = {id(m.weight): m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear)}
+        every = [weight.numel() for weight in module.parameters()]
+        return cls(sum(every), sum(linear.values()), max(linear.values(), default=0), max(every, default=0))
+
+    def bytes(self, precision: str) -> float:
+        """Bytes of the weights. `nf4` keeps one float32 scale per 64 weights (QLoRA §3, without double quantisation)."""
+        rest = 4.0 if precision == "float32" else 2.0
+        linear = {"int8": 1.0, "nf4": 0.5 + 4 / 64}.get(precision, rest)
+        return self.linear * linear + (self.total - self.linear) * rest
+
+
+@dataclass(frozen=True)
+class Need:
+    """Parameters of each part and of LoRA, and bytes that each phase takes on top of its weights."""
+
+    sizes: dict[str, Size]
+    lora: int
+    encode_prompts: int
+    encode_images: int
+    decode_images: int
+    forward: int
+    train: int
+    train_checkpointed: int
+    dtype: str
 
 
 def _fused(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+    *, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
     if attn_mask is None:
         aten = torch.ops.aten._scaled_dot_product_flash_attention
         return aten(query, key, value, dropout_p, is_causal, scale=scale)[0]
@@ -65,8 +179,7 @@ def _fused_attention() -> Iterator[None]:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Adds up the bytes of storages that operators make and that are still alive; `peak` is the most at any
-    time.
+    """Adds up the bytes of storages that operators make and that are still alive; `peak` is the most at any time.
 
     Storages of `known` modules (their weights) are not counted.
     """
@@ -77,7 +190,7 @@ class PeakMemory(TorchDispatchMode):
         tensors = [t for module in known for t in (*module.parameters(), *module.buffers())]
         self._seen = {t.untyped_storage()._cdata for t in tensors}
 
-    def _track(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _track(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._seen:
@@ -92,38 +205,7 @@ class PeakMemory(TorchDispatchMode):
         self.live -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return tree_map_only(torch.Tensor, self._track, func(*args, **(kwargs or {})))
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What is to be run. `resolution` in pixels, `text_tokens` per prompt, `blocks` the double-stream
-    blocks with LoRA; `graphs` forwards of a training batch go through the transformer at once: g⁺, or g⁺ and g⁻.
-    """
-
-    resolution: int = 256
-    text_tokens: int = 256
-    batch_size: int = 2
-    graphs: int = 1
-    blocks: Blocks = field(default_factory=lambda: Blocks.parse("7..12"))
-    rank: int = 16
-    dtype: Precision = "bfloat16"
-    cache_batch: int = 8
-
-
-@dataclass(frozen=True)
-class Need:
-    """Parameters of each part, and bytes that each phase takes on top of its weights."""
-
-    sizes: dict[str, Size]
-    lora: int
-    encode_prompts: int
-    encode_images: int
-    decode_images: int
-    forward: int
-    train: int
-    train_checkpointed: int
-    dtype: Precision
+        return tree_map_only(Tensor, self._track, func(*args, **(kwargs or {})))
 
 
 def _peak(modules: tuple[nn.Module, ...], run: Callable[[], object]) -> int:
@@ -132,84 +214,59 @@ def _peak(modules: tuple[nn.Module, ...], run: Callable[[], object]) -> int:
     return memory.peak
 
 
-def _step(transformer: Any, setup: Setup, side: int, train: bool, checkpointing: bool) -> int:
-    """Peak of one forward, or of forward and backward with the graph tokens (and so the text stream)
-    receiving gradients.
+def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbone, lora: Lora) -> Need:
+    """Dry-run every phase on the meta device, at the resolution, prompt length and precision of `backbone`.
+
+    A training batch of a contrastive loss goes through the transformer under g⁺ and g⁻ at once. Raises `ModelError`, or
+    `ParamsError` for blocks, targets or a resolution that do not fit the model.
     """
-    config = transformer.config
-    batch = setup.batch_size * (setup.graphs if train else 1)
-    tokens, context = (side // 2) ** 2, setup.text_tokens + GRAPH_TOKENS
-    (
-        transformer.enable_gradient_checkpointing
-        if checkpointing
-        else transformer.disable_gradient_checkpointing
-    )()
-    transformer.train(train)
+    dtype, shape = DTYPES[backbone.dtype], layout.latent_shape(backbone.resolution)
+    parts = {name: build(config) for name, config in configs.items()}
+    sizes = {name: Size.of(part) for name, part in parts.items()}
+    for part in parts.values():
+        nn.Module.to(part, dtype)
+    transformer, vae = parts["transformer"], parts["vae"]
+    encoders = tuple(parts[name] for name in ENCODERS)
+    tokens, rows = layout.grid(backbone.resolution) ** 2, backbone.max_sequence_length + GRAPH_TOKENS
 
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, device="meta", dtype=DTYPES[setup.dtype])
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta", dtype=dtype)
 
-    def run() -> None:
+    def encode_prompts() -> None:
+        for encoder in encoders:
+            length = getattr(encoder.config, "max_position_embeddings", backbone.max_sequence_length)
+            encoder(torch.zeros(CACHE_BATCH, length, dtype=torch.long, device="meta"))
+
+    def step(train: bool) -> None:
+        """A forward, or forward and backward with the graph tokens (and so the text stream) receiving gradients."""
+        batch = lora.batch_size * (2 if train and lora.losses.contrastive else 1)
+        transformer.train(train)
         with torch.set_grad_enabled(train):
             velocity = transformer(
-                hidden_states=empty(batch, tokens, config.in_channels),
-                encoder_hidden_states=empty(batch, context, config.joint_attention_dim).requires_grad_(train),
-                pooled_projections=empty(batch, config.pooled_projection_dim),
+                hidden_states=empty(batch, tokens, transformer.config.in_channels),
+                encoder_hidden_states=empty(batch, rows, layout.text_width).requires_grad_(train),
+                pooled_projections=empty(batch, transformer.config.pooled_projection_dim),
                 timestep=empty(batch),
-                guidance=empty(batch) if config.guidance_embeds else None,
+                guidance=empty(batch) if layout.guidance else None,
                 img_ids=empty(tokens, 3),
-                txt_ids=empty(context, 3),
+                txt_ids=empty(rows, 3),
                 return_dict=False,
             )[0]
             if train:
                 (velocity - torch.empty_like(velocity)).square().mean().backward()
-
-    try:
-        return _peak((transformer,), run)
-    finally:
         transformer.zero_grad(set_to_none=True)
 
-
-def measure(configs: dict[str, dict[str, Any]], setup: Setup) -> Need:
-    """Dry-run every phase of `setup` on the meta device. Raises `ModelError` for a transformer of
-    another family.
-    """
-    from diffusers import FluxTransformer2DModel
-    from peft import LoraConfig
-
-    dtype = DTYPES[setup.dtype]
-    parts: dict[str, Any] = {name: build(config) for name, config in configs.items()}
-    sizes = {name: size_of(part) for name, part in parts.items()}
-    for part in parts.values():
-        nn.Module.to(part, dtype)
-    transformer, vae = parts["transformer"], parts["vae"]
-    if not isinstance(transformer, FluxTransformer2DModel):
-        raise ModelError(
-            f"the memory of {type(transformer).__name__} cannot be planned; valid: a pipeline whose "
-            "transformer is a "
-            "FluxTransformer2DModel"
-        )
-    blocks = setup.blocks.resolve(transformer.config.num_layers, "--blocks")
-    targets = lora_targets(transformer, blocks)
-    lora = lora_parameters(transformer, targets, setup.rank)
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    side, batch = setup.resolution // factor, setup.cache_batch
-
-    def encode_prompts() -> None:
-        for name, tokens in (("text_encoder", 77), ("text_encoder_2", setup.text_tokens)):
-            length = min(tokens, getattr(parts[name].config, "max_position_embeddings", tokens))
-            parts[name](torch.zeros(batch, length, dtype=torch.long, device="meta"))
-
-    pixels = torch.empty(batch, 3, setup.resolution, setup.resolution, device="meta", dtype=dtype)
-    latents = torch.empty(batch, vae.config.latent_channels, side, side, device="meta", dtype=dtype)
     with torch.no_grad():
-        prompts = _peak((parts["text_encoder"], parts["text_encoder_2"]), encode_prompts)
+        pixels = empty(CACHE_BATCH, 3, backbone.resolution, backbone.resolution)
+        latents = empty(CACHE_BATCH, *shape)
+        prompts = _peak(encoders, encode_prompts)
         encode = _peak((vae,), lambda: vae.encode(pixels))
         decode = _peak((vae,), lambda: vae.decode(latents))
-    forward = _step(transformer, setup, side, train=False, checkpointing=False)
-    if targets:
-        adapter = LoraConfig(r=setup.rank, lora_alpha=setup.rank, target_modules=targets)
-        transformer.add_adapter(adapter)
-    train = _step(transformer, setup, side, train=True, checkpointing=False)
-    checkpointed = _step(transformer, setup, side, train=True, checkpointing=True)
-    return Need(sizes, lora, prompts, encode, decode, forward, train, checkpointed, setup.dtype)
+    forward = _peak((transformer,), lambda: step(False))
+    weights = attach(transformer, target_modules(layout, lora), lora)
+    nn.Module.to(transformer, dtype)
+    train = _peak((transformer,), lambda: step(True))
+    transformer.enable_gradient_checkpointing()
+    checkpointed = _peak((transformer,), lambda: step(True))
+    phases = prompts, encode, decode, forward, train, checkpointed
+    return Need(sizes, count(weights), *phases, backbone.dtype)

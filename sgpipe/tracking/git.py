@@ -7,7 +7,7 @@ from pathlib import Path
 from sgpipe.errors import SgpipeError
 from sgpipe.runs.state import config_hash
 
-CODE = ("sgpipe", "stages")
+CODE = ("sgpipe", "sgworld", "stages")
 """Folders whose files are the experiment's code."""
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from sgpipe.doctor.architecture import build
-from sgpipe.doctor.memory import Need, Setup, measure
+from sgpipe.backbones.config import Backbone
+from sgpipe.doctor.memory import FAMILY, Need, build, measure
 from sgpipe.params.blocks import Blocks
+from sgpipe.training.config import Lora, Losses, Margin
 from sgworld.language import clip_tokenizer, t5_tokenizer
 
 TINY: dict[str, dict[str, Any]] = {
@@ -93,12 +94,12 @@ def pipeline(tmp_path: Path) -> Path:
     return write_pipeline(tmp_path / "models" / "tiny")
 
 
-SETUP = Setup(
-    resolution=32, text_tokens=8, batch_size=2, blocks=Blocks.parse("1..2"), rank=4, dtype="float32"
-)
+LAYOUT = FAMILY.layout(TINY["transformer"], TINY["vae"])
+BACKBONE = Backbone("tiny", 3, 1, resolution=32, max_sequence_length=8)
+LORA = Lora(Blocks.parse("1..2"), rank=4, batch_size=2, losses=Losses(margin=Margin(weight=0.0)))
 
 
 @pytest.fixture(scope="session")
 def need() -> Need:
     """The dry run of the tiny pipeline, once for all tests."""
-    return measure(TINY, SETUP)
+    return measure(TINY, LAYOUT, BACKBONE, LORA)

@@ -23,14 +23,12 @@ from sgpipe.backbones.weights import tensors
 from sgpipe.datasets.tables import TRIPLES, write_table
 from sgpipe.doctor import machine
 from sgpipe.doctor.cli import doctor
-from sgpipe.doctor.data import check_data
 from sgpipe.doctor.findings import Finding, Level
+from sgpipe.doctor.inputs import check_data, check_dvc, check_parameters, check_pipeline
 from sgpipe.doctor.memory import GIB
-from sgpipe.doctor.parameters import check_parameters
-from sgpipe.doctor.repository import check_dvc
-from sgpipe.doctor.weights import check_pipeline
 from sgpipe.errors import ModelError, ParamsError, SgpipeError
 from sgpipe.fetch.visual_genome import REJECTS
+from sgpipe.params.show import load_all
 
 BACKBONE = {"double_blocks": 3, "single_blocks": 1, "resolution": 32, "max_sequence_length": 8}
 
@@ -228,19 +226,40 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     sections["backbone"] = {"model": str(pipeline), "files": str(pipeline), **BACKBONE}
     sections["lora"] |= {"blocks": "0..2", "rank": 4, "batch_size": 3}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
-    words = ["--params", str(tmp_path / "params.yaml"), "--blocks", "1..2", "--gpu", "16"]
+    words = ["--params", str(tmp_path / "params.yaml"), "--gpu", "16"]
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(machine, "LEAST_FREE", GIB // 1024)
     result = CliRunner().invoke(app, [*words, "--no-memory"])
     assert "LoRA training" not in result.output
     assert result.exit_code == 1 and "missing" in result.output and "weights.bin" in result.output
     (tmp_path / "weights.bin").write_bytes(b"four")
+
+    def output(*more: str) -> str:
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split())
+
+    text = output("--blocks", "1..2")
+    assert "4,096 in LoRA of rank 4 on blocks [1..2]; 32 px" in text and "LoRA training" in text
+    assert "batch 3 × 2 graphs" in text
+    for wrong, says in (
+        ("2..1", "--blocks: got '2..1'"),
+        ("7", "--blocks: block 7 is out of range; valid: 0..2"),
+    ):
+        error = CliRunner().invoke(app, [*words, "--blocks", wrong]).exception
+        assert isinstance(error, SgpipeError) and says in str(error)
+    sections["lora"] |= {"targets": ["to_q", "proj_out"], "single_blocks": "0", "blocks": "1..2"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
+    assert "3,072 in LoRA of rank 4 on blocks [1..2] and single blocks [0]; 32 px" in output()
+    sections["lora"] |= {"targets": ["proj_out"], "arms": ["graph"]}
+    sections["evaluate"]["adapters"] = {"graph": "graphs"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
     result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output
-    assert "4,096 in LoRA of rank 4 on blocks [1..2]" in result.output and "LoRA training" in result.output
-    assert "batch 3 × 2 graphs" in result.output
-    reversed_ = CliRunner().invoke(app, [*words, "--blocks", "2..1"])
-    assert isinstance(reversed_.exception, SgpipeError) and "--blocks: got '2..1'" in str(reversed_.exception)
+    assert result.exit_code == 1 and "none of them is in lora.blocks" in result.output
+    del sections["report"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
+    error = CliRunner().invoke(app, words).exception
+    assert isinstance(error, ParamsError) and "sections missing: report" in str(error)
 
 
 def test_commands_are_listed_without_loading_what_they_need(repo_root):
@@ -293,22 +312,21 @@ def test_what_the_stages_refuse_the_doctor_refuses(pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("section", "changes", "says"),
     [
-        ("curate", {"train": -1}, "curate.train: got -1"),
         ("lora", {"blocks": "7..40"}, "40 is out of range -> valid: 0..18"),
         ("lora", {"arms": ["graph", "text_only", "random_blocks"], "blocks": "0..18"}, "there is no other set of as many"),
         ("judge", {"judges": {"clip": {"kind": "open_clip", "model": "local-dir:nowhere"}}, "headline": "clip"},
          "local-dir:nowhere: no such folder"),
         ("graph_encoder", {"tower": "local-dir:nowhere", "files": "nowhere"}, "graph_encoder.tower"),
-        ("probes", {"widht": 1}, "probes.widht: unknown key"),
     ],
 )  # fmt: skip
 def test_parameters_that_a_stage_refuses(tmp_path, repo_root, monkeypatch, section, changes, says):
     monkeypatch.chdir(repo_root)
-    assert failures(check_parameters(repo_root / "params.yaml")) == ""
-    sections = yaml.safe_load((repo_root / "params.yaml").read_text())
+    assert failures(check_parameters(Path("params.yaml"), load_all(Path("params.yaml")))) == ""
+    sections = yaml.safe_load(Path("params.yaml").read_text())
     sections[section] |= changes
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
-    assert says in failures(check_parameters(tmp_path / "params.yaml"))
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    assert says in failures(check_parameters(path, load_all(path)))
 
 
 def test_a_shared_cache_that_this_user_cannot_write_is_said(tmp_path, monkeypatch):

@@ -1,43 +1,99 @@
 """Parameters and peak memory from configurations alone."""
 
-from dataclasses import replace
+import json
 
 import pytest
 import torch
+from msgspec.structs import replace
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from sgpipe.doctor import memory
-from sgpipe.doctor.architecture import build, lora_parameters, lora_targets, read_configs, size_of
-from sgpipe.doctor.memory import GIB, PeakMemory, measure
+from sgpipe.doctor.memory import (
+    FAMILY,
+    GIB,
+    PUBLISHED,
+    PeakMemory,
+    Size,
+    build,
+    configs_of,
+    measure,
+    planned_lora,
+)
 from sgpipe.doctor.plan import choose, gpu_room, plan_table, ways
-from sgpipe.doctor.published import PUBLISHED
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.blocks import Blocks
-from tests.doctor.conftest import SETUP, TINY
+from sgpipe.params.show import load_all
+from sgpipe.presets import with_preset
+from sgpipe.training.config import Losses, Margin
+from tests.doctor.conftest import BACKBONE, LAYOUT, LORA, TINY
 
 
-def test_flux_schnell_has_its_published_size_and_lora_the_predecessors():
-    transformer = build(PUBLISHED["black-forest-labs/FLUX.1-schnell"]["transformer"])
-    assert size_of(transformer).total == 11_891_178_560
-    targets = lora_targets(transformer, range(7, 13))
-    assert len(targets) == 6 * 4
-    assert lora_parameters(transformer, targets, rank=16) == 2_359_296
-    assert all(parameter.device.type == "meta" for parameter in transformer.parameters())
+def test_flux_schnell_has_its_published_size_and_lora_the_predecessors(repo_root):
+    """The preset's LoRA on the whole transformer; the other parts are tiny, and few image tokens do."""
+    sections = with_preset(repo_root / "params.yaml", repo_root / "presets" / "flux-schnell-vg.yaml")
+    published = PUBLISHED[sections["backbone"].model]
+    configs = {**TINY, "transformer": published["transformer"]}
+    configs["vae"] = {**TINY["vae"], "latent_channels": 16}
+    layout = FAMILY.layout(configs["transformer"], configs["vae"])
+    lora = planned_lora(sections, layout)
+    need = measure(configs, layout, replace(BACKBONE, resolution=16), lora)
+    assert (need.sizes["transformer"].total, need.lora) == (11_891_178_560, 2_359_296)
+    assert (lora.blocks, lora.rank, lora.batch_size) == (Blocks.parse("7..12"), 16, 2)
+
+
+WIDE = {**PUBLISHED["black-forest-labs/FLUX.1-dev"]["transformer"], "num_layers": 3, "num_single_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "single_blocks", "targets", "pattern"),
+    [
+        ("1..2", "none", LORA.targets, r"transformer_blocks\.[12]\.attn\.(to_q|to_k|to_v|to_out\.0)"),
+        ("[0,2]", "none", ("to_q", "add_k_proj", "to_add_out"), r"transformer_blocks\.[02]\.attn\.(to_q|add_k_proj|to_add_out)"),
+        ("none", "all", ("to_q", "proj_out"), r"single_transformer_blocks\.\d\.(attn\.to_q|proj_out)"),
+        ("0", "1", ("to_v", "to_out.0", "proj_out"),
+         r"transformer_blocks\.0\.attn\.(to_v|to_out\.0)|single_transformer_blocks\.1\.(attn\.to_v|proj_out)"),
+        ("none", "none", LORA.targets, None),
+    ],
+)  # fmt: skip
+def test_planned_lora_is_that_of_peft(blocks, single_blocks, targets, pattern):
+    """FLUX.1's widths with few blocks; peft gets a regular expression of its own for the modules."""
+    configs = {**TINY, "transformer": WIDE, "vae": {**TINY["vae"], "latent_channels": 16}}
+    layout = FAMILY.layout(configs["transformer"], configs["vae"])
+    lora = replace(
+        LORA, blocks=Blocks.parse(blocks), single_blocks=Blocks.parse(single_blocks), targets=targets
+    )
+    transformer, expected = build(WIDE), 0
+    if pattern is not None:
+        adapter = LoraConfig(r=lora.rank, target_modules=pattern)
+        names = inject_adapter_in_model(adapter, transformer).named_parameters()
+        expected = sum(weight.numel() for name, weight in names if ".lora_" in name)
+        assert expected > 0
+    assert measure(configs, layout, replace(BACKBONE, resolution=16), lora).lora == expected
+
+
+def test_the_planned_arm_is_the_one_with_most_lora(repo_root):
+    """Arms are resolved on the planned model's blocks, not on those of params.yaml."""
+    sections = load_all(repo_root / "params.yaml")
+
+    def planned(arms, **changes):
+        return planned_lora({**sections, "lora": replace(sections["lora"], arms=arms, **changes)}, LAYOUT)
+
+    all_blocks = {"blocks": Blocks.parse("all"), "single_blocks": Blocks.parse("all")}
+    lora = planned(("projector_only", "graph"), **all_blocks)
+    assert (lora.blocks, lora.single_blocks) == (Blocks((0, 1, 2)), Blocks((0,)))
+    assert planned(("projector_only",), **all_blocks).blocks == Blocks(())
+    random = planned(("projector_only", "random_blocks"), blocks=Blocks.parse("0..1")).blocks
+    assert len(random.indices) == 2 and random != Blocks((0, 1))
+    with pytest.raises(ParamsError, match=r"lora\.targets: proj_out: none of them is in lora\.blocks"):
+        planned(("graph",), blocks=Blocks.parse("0"), targets=("proj_out",))
 
 
 def test_published_text_encoders_and_autoencoder():
     parts = PUBLISHED["black-forest-labs/FLUX.1-dev"]
-    sizes = {name: size_of(build(config)).total for name, config in parts.items() if name != "transformer"}
+    sizes = {name: Size.of(build(config)).total for name, config in parts.items() if name != "transformer"}
     assert sizes == {"text_encoder": 123_060_480, "text_encoder_2": 4_762_310_656, "vae": 83_819_683}
     assert parts["transformer"]["guidance_embeds"] is True
-
-
-def test_lora_targets_are_of_double_blocks_only():
-    transformer = build(TINY["transformer"])
-    assert lora_targets(transformer, []) == []
-    names = lora_targets(transformer, [1])
-    assert names == [f"transformer_blocks.1.attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")]
-    assert lora_parameters(transformer, names, 4) == 4 * 4 * (64 + 64)
 
 
 def test_peak_counts_storages_once_and_forgets_the_dead():
@@ -83,23 +139,23 @@ def test_attention_stores_no_scores_and_the_override_ends():
 
 
 def test_dry_run_of_every_phase(need):
-    twice = measure(TINY, replace(SETUP, batch_size=4))
+    twice = measure(TINY, LAYOUT, BACKBONE, replace(LORA, batch_size=4))
     assert need.lora == 2 * 4 * 4 * (64 + 64)
     assert need.train > need.train_checkpointed > need.forward > 0
     for phase in ("forward", "train", "train_checkpointed"):
         assert getattr(twice, phase) == pytest.approx(2 * getattr(need, phase), rel=0.1), phase
     assert (twice.lora, twice.sizes, twice.decode_images) == (need.lora, need.sizes, need.decode_images)
-    contrast = measure(TINY, replace(SETUP, graphs=2))
+    contrast = measure(TINY, LAYOUT, BACKBONE, replace(LORA, losses=Losses(margin=Margin(weight=1.0))))
     assert (contrast.train, contrast.forward) == (twice.train, need.forward)
 
 
 def test_blocks_out_of_range_are_named():
-    with pytest.raises(ParamsError, match=r"--blocks: block 7 is out of range; valid: 0..2"):
-        measure(TINY, replace(SETUP, blocks=Blocks.parse("7")))
+    with pytest.raises(ParamsError, match=r"lora.blocks: block 7 is out of range; valid: 0..2"):
+        measure(TINY, LAYOUT, BACKBONE, replace(LORA, blocks=Blocks.parse("7")))
 
 
 def test_weights_in_bytes_by_precision():
-    size = size_of(build(TINY["transformer"]))
+    size = Size.of(build(TINY["transformer"]))
     assert size.bytes("float32") == 2 * size.bytes("bfloat16") == 4 * size.total
     assert size.bytes("int8") == size.linear + 2 * (size.total - size.linear)
     assert size.bytes("nf4") < size.bytes("int8") < size.bytes("bfloat16")
@@ -107,11 +163,15 @@ def test_weights_in_bytes_by_precision():
 
 def test_plan_takes_the_first_way_that_fits_and_says_when_none_does(need):
     for phase, options in ways(need).items():
-        for way in options:
-            choice = next(c for c in choose(need, way.bytes) if c.phase == phase)
-            assert choice.fits and choice.way.bytes <= way.bytes
-        assert next(c for c in choose(need, options[0].bytes) if c.phase == phase).way == options[0]
+        for size in options.values():
+            choice = next(c for c in choose(need, size) if c.phase == phase)
+            assert choice.fits and choice.bytes == options[choice.how] <= size
+        first, size = next(iter(options.items()))
+        assert next(c for c in choose(need, size) if c.phase == phase).how == first
     assert not any(choice.fits for choice in choose(need, 0))
+    assert [choice.bytes for choice in choose(need, 0)] == [
+        min(each.values()) for each in ways(need).values()
+    ]
     assert gpu_room(24) == pytest.approx((24 * 0.97 - 0.6) * GIB)
     table = plan_table(need, [16, 24])
     assert [column.header for column in table.columns] == [
@@ -123,8 +183,17 @@ def test_plan_takes_the_first_way_that_fits_and_says_when_none_does(need):
 
 def test_broken_architectures_are_named(tmp_path):
     with pytest.raises(ModelError, match="not a whole diffusers pipeline"):
-        read_configs(tmp_path)
+        configs_of(str(tmp_path), None)
     with pytest.raises(ModelError, match="the class 'Nonsense'"):
         build({"_class_name": "Nonsense"})
-    with pytest.raises(ModelError, match="cannot be planned; valid: a pipeline whose transformer"):
-        measure({**TINY, "transformer": TINY["vae"]}, SETUP)
+    with pytest.raises(ModelError, match=r"known: black-forest-labs/FLUX\.1-schnell"):
+        configs_of("nobody/nothing", None)
+
+
+def test_another_family_is_not_planned(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
+    with pytest.raises(
+        ModelError,
+        match=r"is a StableDiffusion3Pipeline, and the memory plan knows FLUX\.1 \(FluxPipeline\) alone",
+    ):
+        configs_of(str(tmp_path), None)

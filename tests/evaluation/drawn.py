@@ -149,7 +149,7 @@ def tiny_params() -> dict[str, Any]:
 
 def write_repository(root: Path) -> None:
     """Code by links, tiny checkpoints, ground-truth pictures with their triples and negatives, and params.yaml for them."""
-    for name in ("sgpipe", "stages"):
+    for name in ("sgpipe", "sgworld", "stages"):
         (root / name).symlink_to(ROOT / name)
     write_models(root)
     write_triples(root)

@@ -53,7 +53,7 @@ def test_messages_name_knobs_that_exist(repo_root: Path) -> None:
     ]
     texts = [
         (path.name, text)
-        for folder in ("sgpipe", "stages")
+        for folder in ("sgpipe", "sgworld", "stages")
         for path in sorted((repo_root / folder).rglob("*.py"))
         for text in strings(path)
     ]

@@ -77,7 +77,7 @@ def baseline(root: Path) -> Path:
             "model": "models/tiny", "files": "models/tiny", "double_blocks": DOUBLE, "single_blocks": SINGLE,
             "resolution": SIDE, "max_sequence_length": TOKENS,
         },
-        "graph_encoder": {"files": "models/clip"},
+        "graph_encoder": {"tower": "local-dir:models/clip", "files": "models/clip"},
         "maps": {"groups": {"middle": "0..1"}},
         "lora": lora | {"blocks": "1..2"},
         "evaluate": {"adapters": {"graph": "graphs"}, "draw": {"neutral": ["positive", "negative"]}, "seeds": [0]},
@@ -88,7 +88,7 @@ def baseline(root: Path) -> Path:
         "compute": {"device": "cpu", "threads": 1},
     }  # fmt: skip
     set_params(root, **changes)
-    for name in ("image_data", "objects", "relationships"):
+    for name in ("objects", "relationships"):
         (root / f"data/{name}.json").write_text("[]")
     stand_in(root, EARLY)
     for name in ("canonical/images", "canonical/relations", "saliency/middle", "saliency_noised/middle"):

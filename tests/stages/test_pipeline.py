@@ -17,7 +17,8 @@ from sgpipe.runs.state import config_hash
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_STAGES = ("canonicalize", "curate", "negatives")
 COPIED = (
-    "sgpipe", "stages", "presets/unused", "dvc.yaml", "requirements.lock", "pyproject.toml", ".dvc", ".dvcignore", ".gitignore",
+    "sgpipe", "sgworld", "stages",
+    "presets/unused", "dvc.yaml", "requirements.lock", "pyproject.toml", ".dvc", ".dvcignore", ".gitignore",
 )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root,
         maps={"groups": GROUPS, "batch_size": 4, "shard_size": 8, "side": None},
         saliency={"steps": 2, "pictures": 1},
-        saliency_noised={"conditions": ["relational", "wrong"], "times": [0.25, 0.75]},
+        saliency_noised={"conditions": ["relational", "wrong", "neutral"], "times": [0.25, 0.75]},
     )
     for name in ("prompts", "latents"):
         stage(root, name)
@@ -74,7 +74,7 @@ def test_a_noised_map_is_that_of_one_forward(cached: Path, monkeypatch: pytest.M
     backbone = read_section(Path("params.yaml"), "backbone", Backbone)
     file = MapFile(Path("outputs/saliency_noised/late.parquet"))
     assert file.facts["blocks"] == f"[{GROUPS['late']}]" and file.facts["times"] == [0.25, 0.75]
-    row = file.items.slice(101, 1).to_pylist()[0]
+    row = file.items.slice(151, 1).to_pylist()[0]
     assert row["condition"] == "relational" and row["t"] == 0.75
     prompts = PromptCache([Path("outputs/prompts")], backbone)
     triples = {t["triple_id"]: t for t in map_triples(cached)}
@@ -89,8 +89,8 @@ def test_a_noised_map_is_that_of_one_forward(cached: Path, monkeypatch: pytest.M
     with torch.no_grad(), concept_stream(denoiser.transformer, embeds, file.shape[1:], options) as stream:
         denoiser.velocity(z_t, t, prompts.get([triple["prompt"]]))
     expected = stream.maps()["late"]
-    assert np.allclose(file.read("saliency")[101], expected.saliency[0].numpy(), atol=1e-3)
-    assert np.allclose(file.read("cross")[101], expected.cross[0].numpy(), atol=2e-3)
+    assert np.allclose(file.read("saliency")[151], expected.saliency[0].numpy(), atol=1e-3)
+    assert np.allclose(file.read("cross")[151], expected.cross[0].numpy(), atol=2e-3)
 
 
 def map_triples(root: Path) -> list[dict]:
