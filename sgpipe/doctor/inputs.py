@@ -184,10 +184,17 @@ def check_data(root: Path, triples: list[Path], pulled: bool) -> list[Finding]:
     if present:
         shown = [_shown_images(root, path, present) for path in triples if path.is_file()]
         findings += shown or [ok("data", f"{root}: {len(present)} images")]
-    if rejects := read_rejects(root / REJECTS):
-        what = f"{root / REJECTS}: {len(rejects)} images could not be fetched (first: {rejects[0]['reason']})"
-        findings.append(warn("data", what, "run the same `sgpipe fetch` again"))
-    return findings
+    return [*findings, *_fetch_rejects(root / REJECTS)]
+
+
+def _fetch_rejects(path: Path) -> list[Finding]:
+    remedy = "run the same `sgpipe fetch` again"
+    try:
+        rejects = read_rejects(path)
+    except DataError as error:
+        return [warn("data", str(error), remedy)]
+    what = f"{path}: {len(rejects)} images could not be fetched"
+    return [warn("data", f"{what} (first: {rejects[0]['reason']})", remedy)] if rejects else []
 
 
 def _parts(folder: Path) -> list[str]:

@@ -221,5 +221,11 @@ def fetch_images(
 
 
 def read_rejects(path: Path) -> list[dict[str, Any]]:
-    """The rejects that an earlier run recorded; empty where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8"))["rejects"] if path.is_file() else []
+    """The rejects that an earlier run recorded; empty where there is no such file. Raises `DataError` for a damaged one."""
+    if not path.is_file():
+        return []
+    try:
+        rejects = json.loads(path.read_bytes())["rejects"]
+        return [{**row, "reason": row["reason"]} for row in rejects]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not what `sgpipe fetch` wrote ({error}); delete it") from None

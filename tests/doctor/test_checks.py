@@ -96,6 +96,15 @@ def test_what_a_data_folder_lacks(data, tmp_path):
     assert "no image, neither loose nor zipped" in failures(check_data(data, [], False))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"rejects"', "[]", '{"rejects": [7]}', '{"rejects": [{"image_id": 7}]}', '{"rejects": null}'],
+)
+def test_a_damaged_list_of_rejects_is_a_finding(data: Path, text: str) -> None:
+    (data / REJECTS).write_text(text)
+    assert f"{data / REJECTS}: not what `sgpipe fetch` wrote" in failures(check_data(data, [], False))
+
+
 def test_whole_pipeline(pipeline):
     findings = check_pipeline(local(pipeline))
     assert failures(findings) == "" and "7 parts" in findings[0].what

@@ -272,7 +272,7 @@ def test_an_arm_without_a_decided_image_has_dashes(
     assert headline_figure(read["evaluation"]).svg
     page = [each(read["evaluation"]) for each in (tables.headline, tables.comparisons, tables.sensitivity)]
     page += [tables.ablation(read["ablation"]), sweep_table(read["sweep"])]
-    page.append(headline_table(tmp_path / "evaluation.json", tmp_path / "ablation.json"))
+    page.append(headline_table(tmp_path / "evaluation.json"))
     known = {name: plain(asdict(each)) for name, each in jury.by_class["oracle"].items()}
     page.append(tables.by_predicate(read["rows"], known, {"base": "none", "graph": "graphs"}))
     for each in page:
@@ -287,7 +287,7 @@ def test_a_judge_that_was_shown_no_ground_truth_of_its_own_has_dashes(world: tup
     assert found["judges"]["oracle"]["ceiling"] is None and found["judges"]["oracle"]["classes_used"] == 0
     write_json(found, tmp_path / "evaluation.json")
     assert "right on – of" in tables.headline(found).caption
-    assert "right on – of" in headline_table(tmp_path / "evaluation.json", tmp_path / "none").note
+    assert "accuracy on ground truth –;" in headline_table(tmp_path / "evaluation.json").note
 
 
 def test_training_seeds_of_an_ablation_are_crossed_with_triples(world: tuple) -> None:

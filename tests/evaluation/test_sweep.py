@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from msgspec import structs
 
 from sgpipe.datasets.tables import write_table
 from sgpipe.errors import DataError, ParamsError
@@ -112,8 +111,11 @@ def test_an_arm_with_a_seed_of_its_own_is_that_seed_in_every_experiment(one: Exp
 
 
 def test_figures_of_other_judges_are_not_pooled(one: Experiment) -> None:
-    strict = replace(one.jury, statistics=structs.replace(one.jury.statistics, threshold=1.0))
-    assert strict.used(one.judge) != one.jury.used(one.judge)
+    predicate = min(one.jury.used(one.judge))
+    worse = replace(one.jury.by_class[one.judge][predicate], ceiling=0.5)
+    known = {**one.jury.by_class, one.judge: {**one.jury.by_class[one.judge], predicate: worse}}
+    strict = replace(one.jury, by_class=known)
+    assert strict.used(one.judge) == one.jury.used(one.judge) - {predicate}
     with pytest.raises(DataError, match=r"arms-2: its headline judge .* differ from those of arms-1"):
         figures([one, replace(one, name="arms-2", seed=1, jury=strict)])
 
