@@ -169,7 +169,11 @@ def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(
         read_table(Path("outputs/negatives/negatives.parquet"), NEGATIVES),
     )
     kept = [cases[question.picture].image_id != 3 for question in questions(cases)] * 2
-    assert found["asked"].equals(whole["asked"].filter(pa.array(kept))) and not all(kept)
+    expected = whole["asked"].filter(pa.array(kept))
+    scores = ["positive", "negative"]  # CLIP's last digits depend on which pictures share a batch
+    assert found["asked"].drop_columns(scores).equals(expected.drop_columns(scores)) and not all(kept)
+    for name in scores:
+        np.testing.assert_allclose(found["asked"][name].to_numpy(), expected[name].to_numpy(), rtol=1e-4)
     call(stages.evaluate.main)
     counted = json.loads(Path("metrics/evaluation.json").read_text())
     assert counted["ground_truth"] == {
