@@ -28,8 +28,10 @@ from sgpipe.evaluation.sampling import open_generator
 from sgpipe.evaluation.sampling_plan import BASE, Case, plan
 from sgpipe.evaluation.statistics import Bootstrap
 from sgpipe.evaluation.summary import bounds
+from sgpipe.graphs.prompts import words
+from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.load import read_section
-from sgpipe.relations.predicates import INVERSE, neutral_prompt
+from sgpipe.relations.predicates import INVERSE
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.hashing import hashed
 
@@ -55,16 +57,16 @@ def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> 
         pair = frozenset((subject, object_))
         if predicate not in classes or len(pair) < 2 or pair in seen:
             continue
-        positive = (subject, predicate, object_)
-        names = (subject, object_) if rank % 2 else (object_, subject)
+        graph = SceneGraph.of(subject, predicate, object_)
+        order = (0, 1) if rank % 2 else (1, 0)
         case = Case(
             f"{row['image_id']}-{row['relationship_id']}",
             row["image_id"],
             (0.0, 0.0, 0.0, 0.0),
-            positive,
-            (object_, predicate, subject),
+            graph,
+            graph.negated("swap", predicate),
             "swap",
-            neutral_prompt(*names),
+            {"neutral": words(graph, "neutral", order)},
         )
         found.setdefault((pair, frozenset((predicate, INVERSE[predicate]))), case)
     if not found:

@@ -20,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from sgpipe.backbones.config import Backbone
 from sgpipe.datasets.tables import TRIPLES, write_table
+from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import PREDICATES, concepts, neutral_prompt, relational_prompt
 from sgworld.language import clip_tokenizer, t5_tokenizer
 
@@ -139,6 +140,15 @@ def backbone_of(folder: Path, **changes: Any) -> Backbone:
     return Backbone(**{**values, **changes})
 
 
+def graph_columns(graph: SceneGraph) -> dict[str, Any]:
+    """The columns of curated triples that hold a graph."""
+    return {
+        "objects": list(graph.objects),
+        "boxes": [list(box) for box in graph.boxes if box is not None],
+        "triples": [{"subject": s, "predicate": p, "object": o} for s, p, o in graph.triples],
+    }
+
+
 def curated_triples(count: int, split: str, first_image: int = 1) -> pa.Table:
     """Triples with prompts and 40 px crops of images `first_image`, `first_image + 1`, … of 60 × 50 pixels."""
     rows = []
@@ -162,6 +172,7 @@ def curated_triples(count: int, split: str, first_image: int = 1) -> pa.Table:
             "crop_y": 1.5,
             "crop_w": 40.0,
             "crop_h": 40.0,
+            **graph_columns(SceneGraph.of(*said)),
         }
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=TRIPLES)

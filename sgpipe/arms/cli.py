@@ -51,6 +51,7 @@ def generate(
     from sgpipe.backbones.truncation import describe
     from sgpipe.errors import ParamsError
     from sgpipe.graph_encoder.open_vocabulary import texts_of
+    from sgpipe.graphs.prompts import words
     from sgpipe.graphs.scene_graph import SceneGraph, parse_graph, read_graph
     from sgpipe.runs.atomic import atomic_path
     from sgpipe.runs.processes import pick_device
@@ -67,7 +68,7 @@ def generate(
         raise ParamsError(
             "generate: --graph needs --adapter: the base reads no graph; give one, or --prompt alone"
         )
-    text = prompt if prompt is not None else prompt_of(scene.objects)
+    text = prompt if prompt is not None else words(scene, "neutral")
     if size is None:
         if adapter is None:
             raise ParamsError("generate: --size is needed without an adapter, whose training would name one")
@@ -99,11 +100,3 @@ def generate(
         with atomic_path(path) as temporary:
             Image.fromarray(picture).save(temporary, format="PNG")
         print(path)
-
-
-def prompt_of(names: tuple[str, ...]) -> str:
-    """The neutral prompt of any number of names."""
-    from sgpipe.relations.predicates import neutral_prompt
-
-    first, last = ", ".join(names[:-1]), names[-1]
-    return neutral_prompt(first, last) if first else f"a photo of {last} on a plain background"

@@ -76,9 +76,19 @@ TRIPLES: Final = pa.schema(
         *[(f"crop_{name}", dtype) for name, dtype in _BOX],
         *_SUBJECT_BOX,
         *_OBJECT_BOX,
+        ("objects", pa.list_(pa.string())),
+        ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
+        (
+            "triples",
+            pa.list_(
+                pa.struct([("subject", pa.int32()), ("predicate", pa.string()), ("object", pa.int32())])
+            ),
+        ),
     ]
 )
-"""Curated triples. `crop_*` is the region of the image that stands for the triple; `s*`/`o*` are boxes in full-image pixels."""
+"""Curated triples, each with its scene graph. `crop_*` is the region of the image that stands for the graph; `s*`/`o*` are boxes in
+full-image pixels. The graph is `objects` (names), their `boxes` (fractions of the crop) and `triples` by number of object, the
+row's own triple first."""
 NEGATIVES: Final = pa.schema(
     [
         ("triple_id", pa.string()),
@@ -86,8 +96,10 @@ NEGATIVES: Final = pa.schema(
         ("subject", pa.string()),
         ("predicate", pa.string()),
         ("object", pa.string()),
+        ("prompt", pa.string()),
     ]
 )
+"""What g⁻ says in the place of the graph's first triple, how it was made (`swap`, `replace`), and all of g⁻ in words."""
 PROMPTS: Final = pa.schema(
     [
         ("triple_id", pa.string()),

@@ -13,8 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sgpipe.evaluation.sampling_plan import Case, Triple, others
-from sgpipe.graphs.negatives import may_hold
-from sgpipe.relations.predicates import INVERSE
+from sgpipe.relations.predicates import INVERSE, may_hold
 
 QUESTIONS: Final[dict[str, str]] = {
     "own": "c⁺ against c⁻ on the triple's own picture: right if c⁺",

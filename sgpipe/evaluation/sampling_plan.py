@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.config import Graph, Prompt
+from sgpipe.graphs.rows import graph_of
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.relations.predicates import relational_prompt
 from sgpipe.runs.hashing import hashed, text_ids
 
 Triple = tuple[str, str, str]
@@ -23,15 +23,29 @@ NO_GRAPH: Final = "none"
 
 @dataclass(frozen=True)
 class Case:
-    """A validation triple, its negative, and whether that swaps the roles (`swap`) or replaces the predicate (`replace`)."""
+    """A validation triple's graph and its negative, which swaps its roles (`swap`) or replaces its predicate (`replace`).
+
+    The triple is the first one of `graph`; the first one of `negative_graph` stands against it. `prompts` are those of sampling, by
+    condition.
+    """
 
     triple_id: str
     image_id: int
     crop: tuple[float, float, float, float]
-    positive: Triple
-    negative: Triple
+    graph: SceneGraph
+    negative_graph: SceneGraph
     kind: str
-    neutral_prompt: str
+    prompts: Mapping[str, str]
+
+    @property
+    def positive(self) -> Triple:
+        """The triple by names."""
+        return self.graph.named[0]
+
+    @property
+    def negative(self) -> Triple:
+        """What the negative graph says in its place."""
+        return self.negative_graph.named[0]
 
     @property
     def predicate(self) -> str:
@@ -60,23 +74,25 @@ def read_cases(triples: pa.Table, negatives: pa.Table, per_class: int | None = N
     chosen = triples.filter(pc.equal(triples["split"], "val"))
     if chosen.num_rows == 0:
         raise DataError("there are no val triples to evaluate; set curate.val and run `dvc repro curate`")
-    columns = ("kind", "subject", "predicate", "object")
-    rows = zip(*(negatives[name].to_pylist() for name in ("triple_id", *columns)), strict=True)
-    against = {name: (kind, (s, p, o)) for name, kind, s, p, o in rows}
+    against = {row["triple_id"]: row for row in negatives.to_pylist()}
     cases = []
     for row in chosen.to_pylist():
         if row["triple_id"] not in against:
             raise DataError(f"triple {row['triple_id']} has no negative; run `dvc repro negatives`")
-        kind, negative = against[row["triple_id"]]
+        false, graph = against[row["triple_id"]], graph_of(row)
         cases.append(
             Case(
                 row["triple_id"],
                 row["image_id"],
                 (row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]),
-                (row["subject"], row["predicate"], row["object"]),
-                negative,
-                kind,
-                row["neutral_prompt"],
+                graph,
+                graph.negated(false["kind"], false["predicate"]),
+                false["kind"],
+                {
+                    "neutral": row["neutral_prompt"],
+                    "relational": row["prompt"],
+                    "conflicting": false["prompt"],
+                },
             )
         )
     if per_class is None:
@@ -142,15 +158,11 @@ def plan(
                     scene = SceneGraph() if given == "empty" else None
                     if given == "graphs":
                         scene = {
-                            "positive": SceneGraph.of(*case.positive),
-                            "negative": SceneGraph.of(*case.negative),
+                            "positive": case.graph,
+                            "negative": case.negative_graph,
                             "empty": SceneGraph(),
-                            "shuffled": SceneGraph.of(*cases[elsewhere[index]].positive),
+                            "shuffled": cases[elsewhere[index]].graph,
                         }[graph]
-                    text = {
-                        "neutral": case.neutral_prompt,
-                        "relational": relational_prompt(*case.positive),
-                        "conflicting": relational_prompt(*case.negative),
-                    }[prompt]
+                    text = case.prompts[prompt]
                     planned.append(Draw(case.triple_id, prompt, graph, seed, text, noise[seed][index], scene))
     return planned

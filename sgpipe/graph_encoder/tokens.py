@@ -8,7 +8,10 @@ With [s_t | r_t | o_t] the encoder's row of triple t, g its pooled vector, e(·)
              (predicate, role), or W_role LN[s_t | r_t | o_t]. An object without a triple has no token.
 - the global token c·(W_g LN(g) + ρ_g), if asked for.
 
-A graph without triples has no token at all. Tokens of a graph are a set: no generator used here gives text a position.
+A graph without triples has no token at all. Tokens of a graph are a set: no generator used here gives text a position. So that a
+graph of several triples says *which* two objects each relates, tokens of `roles`, and of `objects` with a table, carry a fixed
+code of their triple's number and of their role in it (`binding_codes`): the two ends of a triple are those with its codes.
+`triple` tokens, and `objects` that read the encoder, hold both ends already.
 """
 
 from collections.abc import Sequence
@@ -18,13 +21,27 @@ import torch
 from torch import Tensor, nn
 
 from sgpipe.errors import ModelError
-from sgpipe.graph_encoder.batches import GraphEncoding, first_rows
+from sgpipe.graph_encoder.batches import GraphEncoding, first_rows, rank_in_graph
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import PREDICATES
 
 SUBJECT, OBJECT = 0, 1
+
+
+def binding_codes(triples: Tensor, roles: int, width: int) -> Tensor:
+    """Codes `[T, roles, width]` of mean square 1 for triples numbered `[T]` in their graph.
+
+    Sinusoids of the number as in Vaswani et al. 2017, §3.5, but with wavelengths of 6 to 100 triples, and turned by another angle
+    for each role. Any two differ, and those of one triple are a turn apart, so attention can look for the other end of a triple;
+    language models bind names to attributes by such vectors of their own (Feng and Steinhardt 2024).
+    """
+    half = (width + 1) // 2
+    rates = 16.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    turn = torch.arange(roles, dtype=torch.float64) * (torch.pi / roles)
+    angle = (triples.double()[:, None, None] + 1) * rates + turn[:, None]
+    return (2**0.5 * torch.cat([angle.sin(), angle.cos()], dim=2)[..., :width]).float()
 
 
 @dataclass(frozen=True)
@@ -121,6 +138,12 @@ class GraphTokenizer(nn.Module):
         owners, _ = first_rows(owner + 1, graph, len(graphs), most)
         return Tokens(padded, tuple(counts.tolist()), owners - 1)
 
+    def _bound(self, graph: Tensor, roles: int) -> Tensor:
+        """Codes `[T, roles, D]` of the triples of these graphs `[T]`; zero where a graph has one, which needs none."""
+        count = graph.bincount()
+        codes = self.params.relation_scale * binding_codes(rank_in_graph(graph, len(count)), roles, self.text)
+        return codes * (count[graph] > 1)[:, None, None]
+
     def _triple_tokens(
         self, graphs: Sequence[SceneGraph], encoded: GraphEncoding | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,8 +157,14 @@ class GraphTokenizer(nn.Module):
             split = rows.chunk(3, dim=1)
             parts = [projection(part) for projection, part in zip(self.projections, split, strict=True)]
             owners = [owner[:, SUBJECT], torch.full_like(graph, -1), owner[:, OBJECT]]
-        states = torch.stack(parts, dim=1).flatten(0, 1)
-        return self.text_scale * states, graph.repeat_interleave(len(parts)), torch.stack(owners, 1).flatten()
+        states = torch.stack(parts, dim=1)
+        if self.params.layout == "roles":
+            states = states + self._bound(graph, 3).to(states)
+        return (
+            self.text_scale * states.flatten(0, 1),
+            graph.repeat_interleave(len(parts)),
+            torch.stack(owners, 1).flatten(),
+        )
 
     def _object_tokens(
         self, graphs: Sequence[SceneGraph], encoded: GraphEncoding | None, names: NameTable | None
@@ -153,6 +182,7 @@ class GraphTokenizer(nn.Module):
                 [self._rows[p] for each in graphs for _, p, _ in each.triples], dtype=torch.long
             )
             said = self.table[row.to(self.table.device)]
+            said = said + self._bound(graph, 2).to(said)
         pairs = torch.stack([graph[:, None].expand(-1, 2), ends], dim=2).flatten(0, 1)
         objects, place = pairs.unique(dim=0, return_inverse=True)
         device = said.device

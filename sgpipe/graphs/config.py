@@ -67,6 +67,22 @@ class Crop(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0.0
 
 
+class GraphSize(Struct, frozen=True, forbid_unknown_fields=True):
+    """How many triples a scene graph has: a chosen relation, and others of its image that share an object with the graph."""
+
+    min: Annotated[
+        int, Meta(ge=1, le=16, description="relations whose image gives fewer triples are no candidates")
+    ] = 1
+    max: Annotated[
+        int,
+        Meta(ge=1, le=16, description="most triples; each number from `min` on is aimed at equally often"),
+    ] = 1
+
+    def __post_init__(self) -> None:
+        if self.min > self.max:
+            raise ValueError(f"min: got min {self.min}, max {self.max}; min must not be above max")
+
+
 class Curate(Struct, frozen=True, forbid_unknown_fields=True):
     """Section `curate`. Which triples are chosen for training, validation and maps, and what part of the image stands for each."""
 
@@ -80,6 +96,7 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
         PREDICATES
     )
     maps_per_class: Annotated[int, Meta(ge=0, description="triples for the maps, of each class")] = 700
+    graph: Annotated[GraphSize, Meta(description="triples per scene graph")] = GraphSize()
     val_pairs: Annotated[
         float,
         Meta(

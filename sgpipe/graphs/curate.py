@@ -4,21 +4,30 @@ Every relation gets a rank: a hash of the seed, its image and its id. A class ta
 train or val by hash as well, so no two names, in either order, are in both; images keep the split that canonicalize gave them.
 """
 
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sgpipe.datasets.tables import TRIPLES
 from sgpipe.errors import DataError
 from sgpipe.graphs.config import Crop, Curate, Quality
+from sgpipe.graphs.prompts import mention_order, words
+from sgpipe.graphs.rows import PlacedGraph, Surroundings, columns_of
+from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.boxes import overlap, square_crop, union
-from sgpipe.relations.predicates import concepts, neutral_prompt, relational_prompt
+from sgpipe.relations.predicates import PREDICATES, concepts
 from sgpipe.runs.hashing import fraction, hashed, text_ids
 
 _BOXES = [f"{side}{name}" for side in "so" for name in "xywh"]
+_ORDER = ("derived", "rank", "image_id", "relationship_id")
+"""Annotated relations first, then by rank."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +65,20 @@ def quality_misses(frame: pl.DataFrame, params: Quality) -> dict[str, np.ndarray
     }
 
 
-def candidates(relations: pa.Table, images: pa.Table, params: Curate) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Relations that pass the quality bounds, ranked, and how many each bound turned away (the first that was missed)."""
-    classes = sorted({*params.predicates, *params.map_predicates})
-    frame = pl.DataFrame(relations).filter(pl.col("predicate").is_in(classes))
+def pair_sides(pairs: Iterable[tuple[str, str]], params: Curate) -> np.ndarray:
+    """`val` for pairs of names that are kept for validation, in either order, else `train`."""
+    pair = text_ids(["\n".join(sorted(two)) for two in pairs])
+    return np.where(fraction(params.seed, "pair", pair) < params.val_pairs, "val", "train")
+
+
+def candidates(
+    relations: pa.Table, images: pa.Table, params: Curate, classes: Collection[str] = ()
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Relations of `classes` (by default those that triples are chosen of) that pass the quality bounds, ranked, and how many each
+    bound rejected (the first that was missed).
+    """
+    wanted = sorted(classes or {*params.predicates, *params.map_predicates})
+    frame = pl.DataFrame(relations).filter(pl.col("predicate").is_in(wanted))
     if not params.geometric:
         frame = frame.filter(pl.col("source") == "annotated")
     sizes = pl.DataFrame(images).select("image_id", "width", "height", pl.col("split").alias("image_split"))
@@ -69,20 +88,18 @@ def candidates(relations: pa.Table, images: pa.Table, params: Curate) -> tuple[p
     )
     misses = quality_misses(frame, params.quality)
     passed = np.ones(len(frame), dtype=bool)
-    turned_away: dict[str, int] = {}
+    rejected: dict[str, int] = {}
     for name, missed in misses.items():
-        turned_away[name] = int((passed & missed).sum())
+        rejected[name] = int((passed & missed).sum())
         passed &= ~missed
     frame = frame.filter(pl.Series(passed))
     rank = hashed(params.seed, "curate", frame["image_id"].to_numpy(), frame["relationship_id"].to_numpy())
-    names = zip(frame["subject"], frame["object"], strict=True)
-    pair = text_ids(["\n".join(sorted(two)) for two in names])
-    side = np.where(fraction(params.seed, "pair", pair) < params.val_pairs, "val", "train")
+    side = pair_sides(zip(frame["subject"], frame["object"], strict=True), params)
     return frame.with_columns(
         rank=pl.Series(rank, dtype=pl.UInt64),
         side=pl.Series(side, dtype=pl.String),
         derived=pl.col("source") != "annotated",
-    ), turned_away
+    ), rejected
 
 
 def choose(
@@ -97,41 +114,85 @@ def choose(
         & (pl.col("side") == split)
         & pl.col("predicate").is_in(list(classes))
     )
-    frame = frame.sort("predicate", "derived", "rank", "image_id", "relationship_id")
+    frame = frame.sort("predicate", *_ORDER)
     if per_pair:
         frame = frame.filter(pl.int_range(pl.len()).over("predicate", "subject", "object") < per_pair)
     return frame.filter(pl.int_range(pl.len()).over("predicate") < count)
 
 
-def crops(frame: pl.DataFrame, params: Crop) -> np.ndarray:
-    """`[N, 4]` region of the image that stands for each row: the full image, or the square around both boxes."""
+def crops(frame: pl.DataFrame, params: Crop, regions: np.ndarray | None = None) -> np.ndarray:
+    """`[N, 4]` region of the image that stands for each row: the full image, or the square around both boxes, or `regions`."""
     width, height = (
         frame["width"].to_numpy().astype(np.float64),
         frame["height"].to_numpy().astype(np.float64),
     )
     if params.kind == "image":
         return np.stack([np.zeros_like(width), np.zeros_like(height), width, height], axis=1)
-    boxes = union(boxes_of(frame, "s"), boxes_of(frame, "o"))
-    return square_crop(boxes, params.margin, width, height, params.min_side, params.align)
+    if regions is None:
+        regions = union(boxes_of(frame, "s"), boxes_of(frame, "o"))
+    return square_crop(regions, params.margin, width, height, params.min_side, params.align)
 
 
-def triples_table(frame: pl.DataFrame, split: str, params: Curate) -> pa.Table:
-    """Chosen rows as triples: prompts, concepts and crop. The mention order of the neutral prompt is drawn by hash."""
+class Graphs:
+    """The scene graphs of relations, of as many triples as `params.graph` asks for."""
+
+    def __init__(self, relations: pa.Table, images: pa.Table, params: Curate) -> None:
+        self._params = params
+        around = pl.DataFrame(schema={"image_id": pl.Int64})
+        if params.graph.max > 1:
+            around, _ = candidates(relations, images, params, PREDICATES)
+            around = around.sort(*_ORDER)
+        self._around = Surroundings(around)
+
+    def of(self, frame: pl.DataFrame, split: str) -> list[PlacedGraph]:
+        """Of each row. No two objects of a graph are a name pair of validation, unless `split` is `val`."""
+        params, size = self._params, self._params.graph
+        draw = fraction(
+            params.seed, "graph size", frame["image_id"].to_numpy(), frame["relationship_id"].to_numpy()
+        )
+        aims = size.min + (draw * (size.max - size.min + 1)).astype(np.int64)
+
+        @cache
+        def allowed(one: str, other: str) -> bool:
+            if one == other and params.quality.distinct_names:
+                return False
+            return split == "val" or pair_sides([(one, other)], params)[0] == "train"
+
+        rows = zip(frame.iter_rows(named=True), aims.tolist(), strict=True)
+        return [self._around.grow(row, most, allowed) for row, most in rows]
+
+    def large_enough(self, frame: pl.DataFrame, split: str) -> pl.DataFrame:
+        """The rows whose graph reaches the least size."""
+        if self._params.graph.min == 1:
+            return frame
+        return frame.filter(
+            pl.Series(
+                [len(graph.triples) >= self._params.graph.min for graph in self.of(frame, split)],
+                dtype=pl.Boolean,
+            )
+        )
+
+
+def triples_table(frame: pl.DataFrame, split: str, graphs: Sequence[PlacedGraph], params: Curate) -> pa.Table:
+    """Chosen rows as triples with their graphs: prompts, concepts and crop. A hash orders the names of the neutral prompt."""
     image, relation = frame["image_id"].to_numpy(), frame["relationship_id"].to_numpy()
-    swapped = (fraction(params.seed, "mention order", image, relation) < 0.5).tolist()
+    draws = fraction(params.seed, "mention order", image, relation).tolist()
     said = list(zip(frame["subject"], frame["predicate"], frame["object"], strict=True))
-    crop = crops(frame, params.crop).astype(np.float32)
+    regions = np.array([graph.region for graph in graphs]).reshape(-1, 4)
+    crop = crops(frame, params.crop, regions)
+    scenes = [SceneGraph(graph.objects, graph.triples) for graph in graphs]
     columns: dict[str, Any] = {
         "triple_id": [f"{i}-{r}" for i, r in zip(image.tolist(), relation.tolist(), strict=True)],
         "split": pa.repeat(split, len(frame)),
-        "prompt": [relational_prompt(*triple) for triple in said],
+        "prompt": [words(scene) for scene in scenes],
         "neutral_prompt": [
-            neutral_prompt(o, s) if swap else neutral_prompt(s, o)
-            for (s, _, o), swap in zip(said, swapped, strict=True)
+            words(scene, "neutral", mention_order(len(scene.objects), draw))
+            for scene, draw in zip(scenes, draws, strict=True)
         ],
         "concepts": pa.array([concepts(*triple) for triple in said], TRIPLES.field("concepts").type),
+        **columns_of(graphs, crop),
     }
-    columns |= {f"crop_{name}": crop[:, i] for i, name in enumerate("xywh")}
+    columns |= {f"crop_{name}": crop[:, i].astype(np.float32) for i, name in enumerate("xywh")}
     for name in ("image_id", "relationship_id", "subject", "predicate", "object", "source", *_BOXES):
         columns[name] = frame[name].to_arrow()
     return pa.table({name: columns[name] for name in TRIPLES.names}).cast(TRIPLES)
@@ -139,7 +200,8 @@ def triples_table(frame: pl.DataFrame, split: str, params: Curate) -> pa.Table:
 
 def curate(relations: pa.Table, images: pa.Table, params: Curate) -> Curated:
     """Choose the triples. Raises `DataError` naming every class that is too small, unless `allow_short`, and if none is left."""
-    ranked, turned_away = candidates(relations, images, params)
+    ranked, rejected = candidates(relations, images, params)
+    graphs = Graphs(relations, images, params)
     wanted = {
         "train": ("train", params.predicates, params.train // len(params.predicates), params.max_per_pair),
         "val": ("val", params.predicates, params.val // len(params.predicates), params.max_per_pair),
@@ -149,30 +211,43 @@ def curate(relations: pa.Table, images: pa.Table, params: Curate) -> Curated:
     found: dict[str, dict[str, int]] = {}
     short: list[str] = []
     for name, (split, classes, count, per_pair) in wanted.items():
-        chosen = choose(ranked, split, classes, count, per_pair)
+        chosen = choose(graphs.large_enough(ranked, split), split, classes, count, per_pair)
         have = dict(chosen.group_by("predicate").len().iter_rows())
         found[name] = {predicate: have.get(predicate, 0) for predicate in classes}
         short += [f"{name} {predicate} {n} of {count}" for predicate, n in found[name].items() if n < count]
-        tables[name] = triples_table(chosen, name, params)
+        tables[name] = triples_table(chosen, name, graphs.of(chosen, split), params)
     if short and not params.allow_short:
         raise DataError(
             f"curate: too few relations after the quality filters: {'; '.join(short)}; lower the counts or the bounds in "
             "curate.quality, let canonicalize.geometric add relations, or set curate.allow_short"
         )
     if not any(table.num_rows for table in tables.values()):
-        missed = ", ".join(f"{name} {count}" for name, count in turned_away.items() if count)
+        missed = ", ".join(f"{name} {count}" for name, count in rejected.items() if count)
         raise DataError(
             f"curate: no triple is left of {relations.num_rows} relations: {len(ranked)} of the chosen predicates pass "
             "curate.quality"
-            + (f" (turned away: {missed})" if missed else "")
+            + (f" (rejected: {missed})" if missed else "")
             + "; lower its bounds, choose other predicates or counts, or see the splits in canonicalize"
         )
     metrics = {
-        **{name: {"triples": tables[name].num_rows, "by_class": found[name]} for name in wanted},
+        **{
+            name: {
+                "triples": tables[name].num_rows,
+                "by_class": found[name],
+                "by_graph_size": _sizes(tables[name]),
+            }
+            for name in wanted
+        },
         "candidates": len(ranked),
-        "filtered": turned_away,
+        "filtered": rejected,
         "shortfall": {
             name: sum(max(wanted[name][2] - n, 0) for n in found[name].values()) for name in wanted
         },
     }
     return Curated(pa.concat_tables([tables["train"], tables["val"]]), tables["maps"], metrics)
+
+
+def _sizes(table: pa.Table) -> dict[str, int]:
+    """How many graphs have one triple, two, …"""
+    sizes = Counter(pc.list_value_length(table["triples"]).to_pylist())
+    return {str(size): sizes[size] for size in sorted(sizes)}

@@ -1,5 +1,7 @@
 """The negative graph g⁻ of every triple: subject and object swapped for a directional predicate, else another predicate.
 
+In a graph of several triples the first is turned and the others stay as they are.
+
 A swap is used only where it contradicts: never for a symmetric predicate. A replacement is taken from a table of confusions
 and must not hold as well: not a class that can be true beside the annotated one, nor one that the image's annotations give to
 the same two names.
@@ -16,6 +18,8 @@ import pyarrow as pa
 from sgpipe.datasets.tables import NEGATIVES
 from sgpipe.errors import DataError
 from sgpipe.graphs.config import Negatives
+from sgpipe.graphs.prompts import words
+from sgpipe.graphs.rows import graphs_of
 from sgpipe.relations.predicates import (
     DIRECTIONAL,
     INVERSE,
@@ -23,6 +27,7 @@ from sgpipe.relations.predicates import (
     PREDICATES,
     RELATIONS,
     SYMMETRIC,
+    may_hold,
 )
 from sgpipe.runs.hashing import fraction
 
@@ -51,11 +56,6 @@ def read_confusions(path: Path) -> dict[str, dict[str, float]]:
             if count < 0:
                 raise DataError(f"{path}: {name} taken for {other}: count {count:g}; counts are not negative")
     return table
-
-
-def may_hold(other: str, annotated: str) -> bool:
-    """Whether `other` can be true of a subject and object for which `annotated` is."""
-    return other == annotated or RELATIONS[other].weak or other in RELATIONS[annotated].may_hold
 
 
 def replacements(predicate: str, confusions: Confusions, true: frozenset[str]) -> list[tuple[str, float]]:
@@ -99,7 +99,10 @@ def negatives(triples: pa.Table, relations: pa.Table, params: Negatives) -> pa.T
         params.seed, "negatives", triples["image_id"].to_numpy(), triples["relationship_id"].to_numpy()
     )
     rows: dict[str, list[str]] = {name: [] for name in NEGATIVES.names}
-    for row, draw in zip(triples.select(["triple_id", *columns]).to_pylist(), draws.tolist(), strict=True):
+    asked = zip(
+        triples.select(["triple_id", *columns]).to_pylist(), graphs_of(triples), draws.tolist(), strict=True
+    )
+    for row, graph, draw in asked:
         subject, predicate, object_ = row["subject"], row["predicate"], row["object"]
         true = frozenset(held.get((row["image_id"], subject, object_), set()) - {predicate})
         made = (row["triple_id"], "swap", object_, predicate, subject)
@@ -108,7 +111,8 @@ def negatives(triples: pa.Table, relations: pa.Table, params: Negatives) -> pa.T
                 predicate, confusions, frozenset()
             )
             made = (row["triple_id"], "replace", subject, _pick(options, draw, params.choice), object_)
-        for name, value in zip(NEGATIVES.names, made, strict=True):
+        prompt = words(graph.negated(made[1], made[3]))
+        for name, value in zip(NEGATIVES.names, (*made, prompt), strict=True):
             rows[name].append(value)
     return pa.table(rows, schema=NEGATIVES)
 

@@ -1,6 +1,8 @@
 """The prompts that later stages ask for, and the concepts whose maps they make."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -8,8 +10,9 @@ import pyarrow as pa
 
 from sgpipe.datasets.tables import PROMPTS
 from sgpipe.errors import DataError
-from sgpipe.graphs.negatives import may_hold
-from sgpipe.relations.predicates import PREDICATES, phrase, relational_prompt
+from sgpipe.graphs.rows import graphs_of
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import PREDICATES, may_hold, phrase
 from sgpipe.runs.hashing import fraction
 
 NO_RELATION: Final = "and"
@@ -32,8 +35,44 @@ def wrong_predicates(triples: pa.Table, seed: int) -> list[str]:
     ]
 
 
+def words(graph: SceneGraph, condition: str = "relational", order: Sequence[int] | None = None) -> str:
+    """The prompt of a graph: every triple in words (`relational`), the same without the words of the relations (`dropped`), or the
+    names of all objects (`neutral`, in `order`, else as numbered). Each names every object of the graph.
+
+    Raises `DataError` for another condition, and for a graph without objects.
+    """
+    if not graph.objects:
+        raise DataError("a graph without objects has no prompt; name an object, or give a prompt")
+    mentioned = {index for s, _, o in graph.triples for index in (s, o)}
+    lone = [name for index, name in enumerate(graph.objects) if index not in mentioned]
+    ends = [(graph.objects[s], phrase(p), graph.objects[o]) for s, p, o in graph.triples]
+    if condition == "relational":
+        parts = [" ".join(said) for said in ends] + lone
+    elif condition == "dropped":
+        parts = [f"{subject} {object_}" for subject, _, object_ in ends] + lone
+    elif condition == "neutral":
+        parts = [graph.objects[index] for index in (range(len(graph.objects)) if order is None else order)]
+    else:
+        raise DataError(f"a graph has no {condition!r} prompt; valid: relational, dropped, neutral")
+    listed = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+    return f"a photo of {listed} on a plain background"
+
+
+def mention_order(count: int, draw: float) -> tuple[int, ...]:
+    """One of the orders of `count` objects, each equally likely for a uniform `draw` in [0, 1); two change places below 0.5."""
+    left, order = list(range(count)), []
+    number = min(math.factorial(count) - 1, int((1 - draw) * math.factorial(count)))
+    for remaining in range(count - 1, -1, -1):
+        place, number = divmod(number, math.factorial(remaining))
+        order.append(left.pop(place))
+    return tuple(order)
+
+
 def curated_prompts(triples: pa.Table, conditions: Collection[str], seed: int) -> pa.Table:
-    """Prompts of curated triples in the order of the rows, conditions one after the other; a triple given twice counts once."""
+    """Prompts of curated triples in the order of the rows, conditions one after the other; a triple given twice counts once.
+
+    The predicate beside a prompt is that of the graph's first triple as the prompt says it, null where it says none.
+    """
     first = np.unique(triples["triple_id"].to_numpy(zero_copy_only=False), return_index=True)[1]
     triples = triples.take(pa.array(np.sort(first)))
     parts: list[pa.Table] = []
@@ -43,28 +82,18 @@ def curated_prompts(triples: pa.Table, conditions: Collection[str], seed: int) -
             predicates, prompts = pa.nulls(triples.num_rows, pa.string()), triples["neutral_prompt"]
         elif condition == "dropped":
             predicates = pa.nulls(triples.num_rows, pa.string())
-            pairs = zip(triples["subject"].to_pylist(), triples["object"].to_pylist(), strict=True)
-            prompts = [dropped_prompt(*names) for names in pairs]
+            prompts = [words(graph, "dropped") for graph in graphs_of(triples)]
         elif condition == "wrong":
             predicates = wrong_predicates(triples, seed)
-            names = zip(
-                triples["subject"].to_pylist(), predicates, triples["object"].to_pylist(), strict=True
-            )
-            prompts = [relational_prompt(*said) for said in names]
+            told = zip(graphs_of(triples), predicates, strict=True)
+            prompts = [words(graph.negated("replace", predicate)) for graph, predicate in told]
         parts.append(_rows(triples["triple_id"], condition, predicates, prompts))
     return pa.concat_tables(parts)
 
 
-def dropped_prompt(subject: str, object_: str) -> str:
-    """The relational prompt without the words of its relation: the names stay in their places."""
-    return f"a photo of {subject} {object_} on a plain background"
-
-
 def conflicting_prompts(negatives: pa.Table) -> pa.Table:
-    """The relational prompt of each triple's negative graph."""
-    columns = (negatives[name].to_pylist() for name in ("subject", "predicate", "object"))
-    prompts = [relational_prompt(*said) for said in zip(*columns, strict=True)]
-    return _rows(negatives["triple_id"], "conflicting", negatives["predicate"], prompts)
+    """What each triple's negative graph says in words."""
+    return _rows(negatives["triple_id"], "conflicting", negatives["predicate"], negatives["prompt"])
 
 
 def _rows(ids: pa.ChunkedArray, condition: str, predicates: object, prompts: object) -> pa.Table:
@@ -83,8 +112,8 @@ def unique_texts(prompts: pa.Table) -> list[str]:
 
 
 def unique_concepts(triples: pa.Table) -> list[str]:
-    """Every subject and object, the phrases of all classes (a negative may need any) and `NO_RELATION`, each once and sorted."""
+    """Every object of the graphs, the phrases of all classes (a negative may need any) and `NO_RELATION`, each once and sorted."""
     if triples.num_rows == 0:
         raise DataError("there are no curated triples; run `dvc repro curate`")
-    said = triples["concepts"].combine_chunks().flatten().to_pylist()
-    return sorted({*said, *map(phrase, PREDICATES), NO_RELATION})
+    named = (triples[name].combine_chunks().flatten().to_pylist() for name in ("concepts", "objects"))
+    return sorted({*chain(*named), *map(phrase, PREDICATES), NO_RELATION})

@@ -1,10 +1,12 @@
 """A scene graph as a value: objects by name, triples (subject, predicate, object) by index; and how people write one.
 
 `dog, left of, cat` is one triple, `;` separates several, and a name stands for one object throughout. JSON can name two objects
-alike, and has names with a comma or semicolon: `{"objects": ["dog", "cat"], "triples": [[0, "left of", 1]]}`.
+alike, and has names with a comma or semicolon: `{"objects": ["dog", "cat"], "triples": [[0, "left of", 1]]}`; it may give
+`"boxes": [[x, y, width, height], null]` as well, in fractions of the image.
 """
 
 import difflib
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from sgpipe.relations.names import LONGEST, RULE, name_fault
 from sgpipe.relations.predicates import PREDICATES, phrase
 
 Triple = tuple[int, str, int]
+Box = tuple[float, float, float, float]
+"""x, y, w, h as fractions of the image, origin at the top left."""
 
 _PHRASES: Final = {phrase(name): name for name in PREDICATES}
 
@@ -35,13 +39,24 @@ def suggestion(name: str, known: Collection[str]) -> str:
 class SceneGraph:
     """Objects and the directed triples among them. Raises `DataError` for anything that is no scene graph.
 
-    An object without a triple and a graph without triples are allowed; so is a triple that is given twice.
+    An object without a triple and a graph without triples are allowed; so is a triple that is given twice. `boxes` has one entry
+    per object, None for one of unknown place, or is empty.
     """
 
     objects: tuple[str, ...] = ()
     triples: tuple[Triple, ...] = ()
+    boxes: tuple[Box | None, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.boxes and len(self.boxes) != len(self.objects):
+            raise DataError(
+                f"{len(self.boxes)} boxes for {len(self.objects)} objects; give each object a box or null, or no boxes at all"
+            )
+        for name, box in zip(self.objects, self.boxes, strict=False):
+            if box is not None and not (all(map(math.isfinite, box)) and min(box[2:]) > 0):
+                raise DataError(
+                    f"box {list(box)} of {name!r}: valid is [x, y, width, height] in fractions of the image, both sides above 0"
+                )
         for name in self.objects:
             _check_name(name, "object")
         for subject, predicate, object_ in self.triples:
@@ -74,10 +89,39 @@ class SceneGraph:
 
     def reversed(self) -> Self:
         """The same objects with subject and object of every triple exchanged: g⁻ of a graph of directional triples."""
-        return type(self)(self.objects, tuple((o, p, s) for s, p, o in self.triples))
+        return type(self)(self.objects, tuple((o, p, s) for s, p, o in self.triples), self.boxes)
+
+    def negated(self, kind: str, predicate: str) -> Self:
+        """g⁻: the first triple with its ends exchanged (`swap`) or with another predicate (`replace`), the others as they are.
+
+        Objects are numbered by their first mention in the triples. Raises `DataError` for another kind and a graph without triples.
+        """
+        if kind not in ("swap", "replace") or not self.triples:
+            raise DataError(
+                f"graph `{self}`: no negative of kind {kind!r}; valid: swap, replace, of a graph with a triple"
+            )
+        (s, _, o), *others = self.triples
+        first = (o, predicate, s) if kind == "swap" else (s, predicate, o)
+        return type(self)(self.objects, (first, *others), self.boxes).numbered()
+
+    def numbered(self) -> Self:
+        """The same graph with objects numbered by their first mention in the triples, those without a triple last."""
+        mentioned = dict.fromkeys(index for s, _, o in self.triples for index in (s, o))
+        order = list(dict.fromkeys([*mentioned, *range(len(self.objects))]))
+        place = {index: new for new, index in enumerate(order)}
+        return type(self)(
+            tuple(self.objects[index] for index in order),
+            tuple((place[s], p, place[o]) for s, p, o in self.triples),
+            tuple(self.boxes[index] for index in order) if self.boxes else (),
+        )
+
+    @property
+    def named(self) -> tuple[tuple[str, str, str], ...]:
+        """The triples with the names of their objects."""
+        return tuple((self.objects[s], p, self.objects[o]) for s, p, o in self.triples)
 
     def __str__(self) -> str:
-        return "; ".join(f"{self.objects[s]}, {p}, {self.objects[o]}" for s, p, o in self.triples)
+        return "; ".join(map(", ".join, self.named))
 
 
 def _check_name(name: str, what: str) -> None:
@@ -127,6 +171,7 @@ def read_graph(path: Path, predicates: Collection[str] = PREDICATES) -> SceneGra
 class _Written(msgspec.Struct, forbid_unknown_fields=True):
     objects: list[str]
     triples: list[tuple[int, str, int]] = []
+    boxes: list[Box | None] = []
 
 
 def _from_json(text: bytes, where: str, predicates: Collection[str]) -> SceneGraph:
@@ -139,7 +184,9 @@ def _from_json(text: bytes, where: str, predicates: Collection[str]) -> SceneGra
     triples = [(s, plain_name(p), o) for s, p, o in written.triples]
     try:
         graph = SceneGraph(
-            tuple(map(plain_name, written.objects)), tuple((s, _PHRASES.get(p, p), o) for s, p, o in triples)
+            tuple(map(plain_name, written.objects)),
+            tuple((s, _PHRASES.get(p, p), o) for s, p, o in triples),
+            tuple(written.boxes),
         )
         graph.check_predicates(predicates)
     except DataError as error:

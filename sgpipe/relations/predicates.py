@@ -53,6 +53,11 @@ SYMMETRIC: Final[frozenset[str]] = frozenset(name for name, each in RELATIONS.it
 """`(s, p, o)` and `(o, p, s)` say the same: swapping the two makes no negative."""
 
 
+def may_hold(other: str, annotated: str) -> bool:
+    """Whether `other` can be true of a subject and object for which `annotated` is."""
+    return other == annotated or RELATIONS[other].weak or other in RELATIONS[annotated].may_hold
+
+
 def phrase(predicate: str) -> str:
     """The words that stand for a class in prompts and concepts: its name, but "near" for `around/near`."""
     relation = RELATIONS.get(predicate)

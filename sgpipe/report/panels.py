@@ -188,10 +188,10 @@ def panels(
         made.append(
             Panel(
                 case.triple_id,
-                case.neutral_prompt,
-                " ".join(case.positive),
-                " ".join(case.negative),
-                scene_graph(*case.positive),
+                case.prompts["neutral"],
+                "; ".join(map(" ".join, case.graph.named)),
+                "; ".join(map(" ".join, case.negative_graph.named)),
+                "".join(scene_graph(*triple) for triple in case.graph.named),
                 tuple(shown),
             )
         )

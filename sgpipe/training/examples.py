@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +18,14 @@ from sgpipe.backbones.truncation import check_names_kept, warn
 from sgpipe.datasets.tables import NEGATIVES, PROMPTS, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
+from sgpipe.graphs.rows import graph_of
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.runs.hashing import fraction, text_ids
 
 
 @dataclass(frozen=True)
 class Example:
-    """A triple with its negative graph, and its prompts by condition."""
+    """A triple's graph with its negative, and its prompts by condition."""
 
     triple_id: str
     graph: SceneGraph
@@ -33,7 +35,7 @@ class Example:
 
     @property
     def predicate(self) -> str:
-        """Class of the graph's relation."""
+        """Class of the graph's first triple, which the negative turns."""
         return self.graph.triples[0][1]
 
 
@@ -130,23 +132,16 @@ def _prompts(sources: Sources) -> dict[str, dict[str, str]]:
 
 
 def _example(
-    row: Mapping[str, object],
+    row: Mapping[str, Any],
     said: Mapping[str, Mapping[str, str]],
     negatives: Mapping[str, Mapping[str, str]],
 ) -> Example:
     name = str(row["triple_id"])
     if name not in negatives:
         raise DataError(f"triple {name} has no negative; run `dvc repro negatives`")
-    false = negatives[name]
-    concepts = row["concepts"]
-    assert isinstance(concepts, list)
-    return Example(
-        name,
-        SceneGraph.of(str(row["subject"]), str(row["predicate"]), str(row["object"])),
-        SceneGraph.of(false["subject"], false["predicate"], false["object"]),
-        said.get(name, {}),
-        tuple(concepts),
-    )
+    graph, false = graph_of(row), negatives[name]
+    negative = graph.negated(false["kind"], false["predicate"])
+    return Example(name, graph, negative, said.get(name, {}), tuple(row["concepts"]))
 
 
 def prompt_of(example: Example, condition: str) -> str:

@@ -15,7 +15,8 @@ from sgpipe.backbones.truncation import (
     warn,
 )
 from sgpipe.errors import DataError
-from sgpipe.graphs.prompts import dropped_prompt
+from sgpipe.graphs.prompts import words
+from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import PREDICATES, neutral_prompt, relational_prompt
 from sgworld.language import clip_tokenizer, t5_tokenizer
 from tests.tiny import backbone_of
@@ -33,7 +34,8 @@ def tokenizers() -> Tokenizers:
 def test_every_template_ends_with_what_may_be_lost() -> None:
     said = [relational_prompt("a", predicate, "b") for predicate in PREDICATES]
     assert all(
-        each.endswith(TEMPLATE_END) for each in [*said, neutral_prompt("a", "b"), dropped_prompt("a", "b")]
+        each.endswith(TEMPLATE_END)
+        for each in [*said, neutral_prompt("a", "b"), words(SceneGraph.of("a", "on", "b"), "dropped")]
     )
 
 

@@ -56,7 +56,7 @@ def test_a_pair_counts_once_per_axis_and_only_if_no_triple_names_it() -> None:
     )
     for case in cases:
         assert case.negative == case.positive[::-1] and case.kind == "swap"
-        assert case.predicate not in case.neutral_prompt and case.positive[0] in case.neutral_prompt
+        assert case.predicate not in case.prompts["neutral"] and case.positive[0] in case.prompts["neutral"]
     assert unseen(table(RELATIONS, SAID), CHOSEN, 2) == cases[:2]
     with pytest.raises(DataError, match="every pair of names"):
         unseen(table(RELATIONS, SAID[3:4]), CHOSEN)

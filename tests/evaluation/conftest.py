@@ -8,8 +8,9 @@ import pytest
 from sgpipe.evaluation.judges import Scores
 from sgpipe.evaluation.samples import Pixels
 from sgpipe.evaluation.sampling_plan import Case, Triple
+from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.relations.predicates import DIRECTIONAL, neutral_prompt
+from sgpipe.relations.predicates import DIRECTIONAL
 
 PAIRS = (("dog", "cat"), ("apple", "horse"), ("cup", "bird"), ("car", "person"))
 PREDICATES = ("left of", "right of", "above", "below", "riding")
@@ -17,17 +18,15 @@ PREDICATES = ("left of", "right of", "above", "below", "riding")
 
 def make_case(index: int, subject: str, predicate: str, object_: str) -> Case:
     kind = "swap" if predicate in DIRECTIONAL else "replace"
-    negative = (object_, predicate, subject) if kind == "swap" else (subject, "pulling", object_)
+    graph = SceneGraph.of(subject, predicate, object_)
+    negative = graph.negated(kind, predicate if kind == "swap" else "pulling")
+    prompts = {
+        "neutral": words(graph, "neutral"),
+        "relational": words(graph),
+        "conflicting": words(negative),
+    }
     name = f"{index:03d}-{predicate}"
-    return Case(
-        name,
-        index,
-        (0.0, 0.0, 64.0, 64.0),
-        (subject, predicate, object_),
-        negative,
-        kind,
-        neutral_prompt(subject, object_),
-    )
+    return Case(name, index, (0.0, 0.0, 64.0, 64.0), graph, negative, kind, prompts)
 
 
 @pytest.fixture(scope="session")

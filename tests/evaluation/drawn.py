@@ -16,7 +16,7 @@ from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import DIRECTIONAL, concepts, neutral_prompt, relational_prompt
 from sgworld.contrast import Tower, build_clip, save_local
 from sgworld.scenes import fits, pair_scene, render
-from tests.tiny import write_pipeline
+from tests.tiny import graph_columns, write_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = 64
@@ -103,10 +103,12 @@ def write_triples(
                 "source": "annotated",
                 **crop,
                 **boxes,
+                **graph_columns(SceneGraph.of(*triple)),
             }
         )
         swapped = {"subject": triple[2], "predicate": predicate, "object": triple[0]}
-        negatives.append({"triple_id": f"{number}-1", "kind": "swap", **swapped})
+        said = relational_prompt(triple[2], predicate, triple[0])
+        negatives.append({"triple_id": f"{number}-1", "kind": "swap", **swapped, "prompt": said})
     sizes = [{"image_id": row["image_id"], "width": PICTURE, "height": PICTURE} for row in rows]
     (root / "data/image_data.json").write_text(json.dumps(sizes))
     write_table(pa.Table.from_pylist(rows, schema=TRIPLES), root / "outputs/curated/triples.parquet")

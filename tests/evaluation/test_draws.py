@@ -13,6 +13,7 @@ from sgpipe.evaluation.samples import FILE, PICTURES, PictureFile, from_png, to_
 from sgpipe.evaluation.sampling_plan import Case, noise_seeds, others, plan, read_cases
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import neutral_prompt, relational_prompt
+from tests.tiny import graph_columns
 
 DRAW = {
     "neutral": ("positive", "negative", "empty", "shuffled"),
@@ -70,15 +71,16 @@ def test_cases_are_the_val_triples(cases: list[Case]) -> None:
             "subject": case.positive[0],
             "predicate": case.predicate,
             "object": case.positive[2],
-            "neutral_prompt": case.neutral_prompt,
+            "neutral_prompt": case.prompts["neutral"],
+            "prompt": case.prompts["relational"],
+            **graph_columns(case.graph),
             **dict.fromkeys(("crop_x", "crop_y"), 0.0),
             **dict.fromkeys(("crop_w", "crop_h"), 64.0),
         }
         for i, case in enumerate(cases)
     ]
-    names = ("triple_id", "kind", "subject", "predicate", "object")
-    values = [(c.triple_id, c.kind, *c.negative) for c in cases]
-    negatives = pa.table(dict(zip(names, zip(*values, strict=True), strict=True)), schema=NEGATIVES)
+    values = [(c.triple_id, c.kind, *c.negative, c.prompts["conflicting"]) for c in cases]
+    negatives = pa.table(dict(zip(NEGATIVES.names, zip(*values, strict=True), strict=True)), schema=NEGATIVES)
     triples = pa.Table.from_pylist(rows)
     assert read_cases(triples, negatives) == cases[1:]
     assert some_cases(triples, negatives, len(cases)) == [*cases[1:], cases[0]]

@@ -22,6 +22,7 @@ from sgpipe.evaluation.sensitivity import distances, two_by_two
 from sgpipe.evaluation.summary import Jury, evaluation_figures
 from sgpipe.evaluation.sweep import Experiment, sweep_figures, sweep_samples
 from sgpipe.evaluation.verdicts import Condition, Scored, Verdicts
+from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.report import tables
 from sgpipe.report.page import headline_figure
 from sgpipe.report.readme import headline_table
@@ -122,9 +123,8 @@ def test_a_judge_that_sees_is_certified_and_one_that_does_not_is_refused(world: 
 def test_the_false_question_needs_a_picture_of_what_is_true(cases: list[Case]) -> None:
     """Of `riding` replaced by `pulling` there is none here; with a triple of that class there is, and c⁻ is true of it."""
     assert not any(q.kind == "false" for q in questions(cases))
-    puller = Case(
-        "p", 99, cases[0].crop, ("horse", "pulling", "box"), ("horse", "pushing", "box"), "replace", ""
-    )
+    graph = SceneGraph.of("horse", "pulling", "box")
+    puller = Case("p", 99, cases[0].crop, graph, graph.negated("replace", "pushing"), "replace", {})
     asked = [q for q in questions([*cases, puller]) if q.kind == "false"]
     assert {q.predicate for q in asked} == {"riding"} and all(q.picture == len(cases) for q in asked)
     assert {(q.positive, q.negative) for q in asked} == {

@@ -30,9 +30,8 @@ from sgpipe.graph_encoder.pretraining import (
     same_graph,
 )
 from sgpipe.graph_encoder.vocabulary import Vocabulary
-from sgpipe.graphs.negatives import may_hold
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
+from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC, may_hold
 from tests.graph_encoder.golden import golden
 
 

@@ -9,8 +9,8 @@ from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
-from sgpipe.graph_encoder.tokens import GraphTokenizer, Tokens
-from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.graph_encoder.tokens import GraphTokenizer, Tokens, binding_codes
+from sgpipe.graphs.scene_graph import SceneGraph, Triple
 
 TEXT = 12
 ONE = SceneGraph.of("dog", "left of", "cat")
@@ -72,15 +72,61 @@ def test_tokens_of_an_object_are_its_own_embedding_plus_what_its_triples_say(nam
     found = made([MANY], None, names)
     table = {p: made.table[row] for p, row in made._rows.items()}
     dog, cat, other = (names.vectors[name] for name in ("dog", "cat", "dog"))
+    code = 0.5 * binding_codes(torch.arange(4), 2, TEXT)
     wanted = [
-        dog + 1.5 * (2 * table["left of"][0] + table["on"][0]),
-        cat + 1.5 * (2 * table["left of"][1] + table["behind"][0]),
-        other + 1.5 * (table["on"][1] + table["behind"][1]),
+        dog + 1.5 * (2 * table["left of"][0] + code[0, 0] + code[3, 0] + table["on"][0] + code[1, 0]),
+        cat + 1.5 * (2 * table["left of"][1] + code[0, 1] + code[3, 1] + table["behind"][0] + code[2, 0]),
+        other + 1.5 * (table["on"][1] + code[1, 1] + table["behind"][1] + code[2, 1]),
     ]
     assert found.owner.tolist() == [[1, 2, 3]]
     assert torch.allclose(found.states[0], torch.stack(wanted), atol=1e-5)
     added = tokenizer(GraphTokens(injection="residual"))([MANY])
     assert torch.allclose(added.states[0], torch.stack(wanted) - torch.stack([dog, cat, other]), atol=1e-5)
+
+
+def test_a_graph_of_one_triple_has_no_code(names: NameTable) -> None:
+    made = tokenizer(GraphTokens())
+    table = made.table[made._rows["left of"]]
+    wanted = torch.stack([names.vectors["dog"], names.vectors["cat"]]) + 1.5 * table
+    for alone in (made([ONE], None, names), made([SceneGraph(), ONE, MANY], None, names)):
+        row = alone.counts.index(2)
+        assert torch.equal(alone.states[row, :2], wanted)
+
+
+def test_codes_of_triples_and_roles_are_all_different_and_of_size_one() -> None:
+    codes = binding_codes(torch.arange(16), 3, 64).flatten(0, 1)
+    assert torch.allclose(codes.square().mean(1), torch.ones(48), atol=1e-5)
+    apart = torch.cdist(codes, codes) + torch.eye(48) * 9
+    assert apart.min() > 1.0
+    turned = binding_codes(torch.arange(16), 2, 64)
+    turns = (turned[:, 0] * turned[:, 1]).mean(1)
+    assert turns.std() < 1e-6, "the other end of a triple is the same turn away for every triple"
+
+
+TWO = (
+    ("pairs", ((0, "left of", 1), (2, "left of", 3)), ((0, "left of", 3), (2, "left of", 1))),
+    ("cycle", ((0, "on", 1), (1, "on", 2), (2, "on", 0)), ((0, "on", 2), (2, "on", 1), (1, "on", 0))),
+)
+
+
+@pytest.mark.parametrize("params", LAYOUTS)
+@pytest.mark.parametrize(("one", "other"), [each[1:] for each in TWO], ids=[each[0] for each in TWO])
+def test_tokens_say_which_two_objects_are_related(
+    params: GraphTokens, one: tuple[Triple, ...], other: tuple[Triple, ...], names: NameTable
+) -> None:
+    """The same objects, predicates and roles, told of other pairs: as sets, the tokens differ."""
+    objects = ("dog", "cat", "tree", "ball")
+    table = NameTable(names.vectors | {"ball": names.vectors["on"].flip(0)})
+    states = []
+    for triples in (one, other):
+        made = make(params, table, SceneGraph(objects, triples))
+        said = made.states[0]
+        if params.injection == "residual":
+            said = said + torch.stack([table.vectors[objects[owner]] for owner in made.owner[0].tolist()])
+        states.append(said)
+    first, second = states
+    nearest = torch.cdist(first, second).min(1).values
+    assert nearest.max() > 0.3
 
 
 @pytest.mark.parametrize("params", LAYOUTS)

@@ -190,6 +190,6 @@ def test_nothing_left_is_an_error_that_says_why() -> None:
     with pytest.raises(
         DataError,
         match=r"no triple is left of 1200 relations: 0 of the chosen predicates pass curate.quality "
-        r"\(turned away: area \d+, side \d+\)",
+        r"\(rejected: area \d+, side \d+\)",
     ):
         curate(relations, images, strict)

@@ -11,13 +11,21 @@ from sgpipe.errors import DataError
 from sgpipe.graphs.config import Negatives
 from sgpipe.graphs.negatives import (
     DEFAULT_CONFUSIONS,
-    may_hold,
     negatives,
     read_confusions,
     replacements,
     stated,
 )
-from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
+from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import (
+    DIRECTIONAL,
+    INVERSE,
+    PREDICATES,
+    SYMMETRIC,
+    may_hold,
+    relational_prompt,
+)
+from tests.tiny import graph_columns
 
 NONE = frozenset[str]()
 
@@ -31,6 +39,7 @@ def triples(*said: tuple[str, str, str]) -> pa.Table:
             "subject": s,
             "predicate": p,
             "object": o,
+            **graph_columns(SceneGraph.of(s, p, o)),
         }
         for n, (s, p, o) in enumerate(said)
     ]
@@ -48,11 +57,36 @@ def test_every_class_has_a_negative_of_the_right_kind(predicate: str) -> None:
             "subject": "dog",
             "predicate": predicate,
             "object": "cat",
+            "prompt": relational_prompt("dog", predicate, "cat"),
         }
     else:
         assert (row["kind"], row["subject"], row["object"]) == ("replace", "cat", "dog")
         assert not may_hold(row["predicate"], predicate)
     assert not (row["kind"] == "swap" and predicate in SYMMETRIC)
+
+
+def test_the_first_triple_of_a_graph_is_turned_and_the_others_stay() -> None:
+    graph = SceneGraph(("cat", "dog", "hat"), ((0, "left of", 1), (2, "on", 0)))
+    swap = graph.negated("swap", "left of")
+    assert swap.named == (("dog", "left of", "cat"), ("hat", "on", "cat"))
+    assert swap.objects == ("dog", "cat", "hat"), "numbered by first mention, as the graph of one triple is"
+    assert graph.negated("replace", "above").named == (("cat", "above", "dog"), ("hat", "on", "cat"))
+    placed = SceneGraph(graph.objects, graph.triples, ((0, 0, 0.5, 1), (0.5, 0, 0.5, 1), (0, 0, 0.1, 0.1)))
+    assert placed.negated("swap", "left of").boxes == (placed.boxes[1], placed.boxes[0], placed.boxes[2])
+    for kind, scene in (("shuffle", graph), ("swap", SceneGraph(("cat",)))):
+        with pytest.raises(DataError, match="valid: swap, replace"):
+            scene.negated(kind, "left of")
+    row = {
+        "triple_id": "0-7",
+        "image_id": 0,
+        "relationship_id": 7,
+        "subject": "cat",
+        "predicate": "left of",
+        "object": "dog",
+    }
+    table = pa.Table.from_pylist([row | graph_columns(graph)])
+    (made,) = negatives(table, table, Negatives()).to_pylist()
+    assert made["prompt"] == "a photo of dog left of cat and hat on cat on a plain background"
 
 
 def test_the_built_in_table_covers_what_is_not_directional_and_holds_no_true_classes() -> None:

@@ -3,7 +3,6 @@
 import pyarrow as pa
 
 from sgpipe.datasets.tables import NEGATIVES
-from sgpipe.graphs.negatives import may_hold
 from sgpipe.graphs.prompts import (
     conflicting_prompts,
     curated_prompts,
@@ -11,7 +10,7 @@ from sgpipe.graphs.prompts import (
     unique_texts,
     wrong_predicates,
 )
-from sgpipe.relations.predicates import PREDICATES, phrase, relational_prompt
+from sgpipe.relations.predicates import PREDICATES, may_hold, phrase, relational_prompt
 from tests.tiny import curated_triples
 
 TRIPLES = curated_triples(96, "maps")
@@ -47,11 +46,10 @@ def test_a_wrong_relation_does_not_hold_and_depends_on_seed_and_ids_alone():
 
 
 def test_conflicting_prompts_say_the_negative():
-    rows = [("1-2", "swap", "cat", "above", "dog"), ("1-3", "replace", "cat", "around/near", "dog")]
-    table = pa.table(list(zip(*rows, strict=True)), schema=NEGATIVES)
-    assert conflicting_prompts(table)["prompt"].to_pylist() == [
-        "a photo of cat above dog on a plain background",
-        "a photo of cat near dog on a plain background",
+    rows = [("1-2", "swap", "cat", "above", "dog", "a photo of cat above dog on a plain background")]
+    table = conflicting_prompts(pa.table(list(zip(*rows, strict=True)), schema=NEGATIVES))
+    assert table.to_pylist() == [
+        {"triple_id": "1-2", "condition": "conflicting", "predicate": "above", "prompt": rows[0][-1]}
     ]
 
 

@@ -19,6 +19,7 @@ from sgpipe.backbones.latent_cache import LatentCache
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.datasets.tables import NEGATIVES, write_table
 from sgpipe.params.load import read_section
+from sgpipe.relations.predicates import relational_prompt
 from tests.stages.test_pipeline import clone, dvc, run
 from tests.tiny import (
     DOUBLE,
@@ -67,6 +68,10 @@ def small_repository(folder: Path) -> Path:
     (folder / "data" / "VG_100K" / "25.png").write_bytes(b"cut off")
     rows = TRIPLES.select(["triple_id", "subject", "predicate", "object"]).to_pylist()
     swapped = [{**row, "kind": "swap", "subject": row["object"], "object": row["subject"]} for row in rows]
+    swapped = [
+        {**row, "prompt": relational_prompt(row["subject"], row["predicate"], row["object"])}
+        for row in swapped
+    ]
     write_table(pa.Table.from_pylist(swapped, schema=NEGATIVES), root / "outputs/negatives/negatives.parquet")
     set_params(
         root,
