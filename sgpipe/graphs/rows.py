@@ -67,6 +67,7 @@ class Surroundings:
         """The graph of a relation: its own triple, then relations that share an object with the graph, up to `most` triples.
 
         Two objects are related once. A relation that brings an object is left out unless its name is `allowed` beside all others.
+        So is one that calls an object by another name than the graph does: in Visual Genome one box is "taxi" here and "car" there.
         """
         number = {row["subject_id"]: 0, row["object_id"]: 1}
         names, boxes = [row["subject"], row["object"]], [_box(row, "s"), _box(row, "o")]
@@ -75,21 +76,23 @@ class Surroundings:
         rest = self._by_image.get(row["image_id"], [])
         while len(triples) < most:
             for other in rest:
-                ends = {"s": other["subject_id"], "o": other["object_id"]}
-                new = [side for side, end in ends.items() if end not in number]
-                if len(new) == 2 or frozenset(ends.values()) in related:
+                s, o = ends = other["subject_id"], other["object_id"]
+                told = dict(zip(ends, (other["subject"], other["object"]), strict=True))
+                new = [end for end in ends if end not in number]
+                if len(new) == 2 or frozenset(ends) in related:
                     continue
-                brought = [other["subject" if side == "s" else "object"] for side in new]
-                if all(allowed(name, known) for name in brought for known in names):
+                if any(names[number[end]] != told[end] for end in ends if end in number):
+                    continue
+                if all(allowed(told[end], known) for end in new for known in names):
                     break
             else:
                 break
-            for side, name in zip(new, brought, strict=True):
-                number[ends[side]] = len(names)
-                names.append(name)
-                boxes.append(_box(other, side))
-            related.add(frozenset(ends.values()))
-            triples.append((number[ends["s"]], other["predicate"], number[ends["o"]]))
+            for end in new:
+                number[end] = len(names)
+                names.append(told[end])
+                boxes.append(_box(other, "s" if end == s else "o"))
+            related.add(frozenset(ends))
+            triples.append((number[s], other["predicate"], number[o]))
         return PlacedGraph(tuple(names), tuple(triples), np.array(boxes, np.float64))
 
 
