@@ -56,8 +56,13 @@ def _clip(tokenizer: Any, width: int) -> CLIPTextConfig:
     )
 
 
-def write_pipeline(folder: Path, *, dev: bool = False, seed: int = 0, **scheduler: Any) -> Path:
-    """A `FluxPipeline` folder: like FLUX.1-schnell, or with `dev` like FLUX.1-dev (guidance as an input, dynamic shifting)."""
+def write_pipeline(
+    folder: Path, *, dev: bool = False, seed: int = 0, longest: int | None = None, **scheduler: Any
+) -> Path:
+    """A `FluxPipeline` folder: like FLUX.1-schnell, or with `dev` like FLUX.1-dev (guidance as an input, dynamic shifting).
+
+    `longest` is the most tokens of a text.
+    """
     torch.manual_seed(seed)
     transformer = FluxTransformer2DModel(
         in_channels=16,
@@ -74,6 +79,8 @@ def write_pipeline(folder: Path, *, dev: bool = False, seed: int = 0, **schedule
         clip_tokenizer([relational_prompt(name, said, name) for name in NAMES for said in PREDICATES]),
         t5_tokenizer(),
     )
+    for each in (tokenizer, tokenizer_2):
+        each.model_max_length = longest or each.model_max_length
     t5 = T5Config(d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=3, vocab_size=len(tokenizer_2))
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": dev, "shift": 1.0, **scheduler}),

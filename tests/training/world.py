@@ -93,10 +93,20 @@ def _prompt_cache(backbone: Backbone, table: pa.Table, concepts: list[str], out:
     write_table(table, out / "prompts.parquet")
 
 
-def write_world(root: Path, train: int = 20, val: int = 8, backbone: Backbone | None = None) -> World:
-    """All that `stages.train_lora` reads, under `root`; for a tiny FLUX, unless another backbone is given."""
+def write_world(
+    root: Path,
+    train: int = 20,
+    val: int = 8,
+    backbone: Backbone | None = None,
+    more: Callable[[pa.Table], pa.Table] = lambda triples: triples,
+) -> World:
+    """All that `stages.train_lora` reads, under `root`, of what `more` makes of tiny triples; for a tiny FLUX, unless a backbone is
+    given.
+    """
     backbone = backbone or backbone_of(write_pipeline(root / "models" / "tiny"))
-    triples = pa.concat_tables([curated_triples(train, "train"), curated_triples(val, "val", train + 1)])
+    triples = more(
+        pa.concat_tables([curated_triples(train, "train"), curated_triples(val, "val", train + 1)])
+    )
     outputs = root / "outputs"
     sources = Sources(
         *(outputs / name for name in ("curated", "negatives", "prompts", "negative_prompts", "latents"))
