@@ -11,8 +11,8 @@ its best and not at another recipe's rate:
     python -m benchmarks.lora_recipe --preset predecessor-miniature --rate 1e-4 --rate 3e-4 --rate 1e-3 --rate 3e-3 --rate 1e-2 \
         --prompt neutral --prompt relational --metrics metrics/predecessor_rate.json
 
-`role accuracy` counts, among pictures with both objects and of directional triples, those whose arrangement's direction is the
-triple's; `swapped followed`, among pairs of pictures of one noise under g⁺ and under its swap, both with both objects, those of
+`role accuracy` counts, among images with both objects and of directional triples, those whose arrangement's direction is the
+triple's; `swapped followed`, among pairs of images of one noise under g⁺ and under its swap, both with both objects, those of
 which each shows its own graph's direction.
 """
 
@@ -69,22 +69,22 @@ def changed(sections: dict[str, Any], settings: list[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Seen:
-    """Of each picture, where the subject stands from the object; None where one of the two is missing."""
+    """Of each image, where the subject stands from the object; None where one of the two is missing."""
 
     directions: list[str | None]
 
     @classmethod
-    def of(cls, pictures: NDArray[np.uint8], graphs: list[SceneGraph]) -> "Seen":
+    def of(cls, images: NDArray[np.uint8], graphs: list[SceneGraph]) -> "Seen":
         """By the exact detector."""
         found = []
-        for picture, graph in zip(detect_batch(pictures), graphs, strict=True):
-            boxes = boxes_of(picture, graph.objects)
+        for image, graph in zip(detect_batch(images), graphs, strict=True):
+            boxes = boxes_of(image, graph.objects)
             found.append(None if boxes is None else str(sector(*np.array(boxes, np.float64)[:, None])[0]))
         return cls(found)
 
     @property
     def present(self) -> float:
-        """Share of pictures with both objects."""
+        """Share of images with both objects."""
         return float(np.mean([way is not None for way in self.directions]))
 
 
@@ -106,7 +106,8 @@ def measure(
     }
     asked = [graph.triples[0][1] for graph in graphs]
     seen = {
-        name: Seen.of(generator.draw(texts, each, noises, size=size), graphs) for name, each in given.items()
+        name: Seen.of(generator.sample(texts, each, noises, size=size), graphs)
+        for name, each in given.items()
     }
     figures: dict[str, float] = {"images": float(len(graphs))}
     for name, found in seen.items():
@@ -122,7 +123,7 @@ def measure(
         for one, other, wish in zip(seen["graph"].directions, seen["swapped"].directions, asked, strict=True)
         if one is not None and other is not None
     ]
-    figures["swapped_followed"] = float(np.mean([a and b for a, b in both])) if both else 0.0
+    figures["swap_follow_rate"] = float(np.mean([a and b for a, b in both])) if both else 0.0
     return figures
 
 
@@ -157,15 +158,15 @@ def try_recipe(
 
 
 def summary(found: Mapping[str, float]) -> dict[str, float]:
-    """What a rate is chosen by: both objects present, direction accuracy of those, and the share of all images that have both."""
+    """What a rate is chosen by: both objects present, class and roles right of those, and the share that has both."""
     present, right = found["graph_present"], found["graph_right"]
     return {
         "images": found["images"],
         "objects_present": present,
-        "direction_accuracy": right,
+        "relation_accuracy": right,
         "present_and_right": present * right,
-        "role_accuracy": found["graph_role"],
-        "swapped_followed": found["swapped_followed"],
+        "direction_accuracy": found["graph_role"],
+        "swap_follow_rate": found["swap_follow_rate"],
         "base_objects_present": found["base_present"],
     }
 

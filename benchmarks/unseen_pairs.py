@@ -1,7 +1,7 @@
 """Who decides the roles of pairs that nobody picked: base, empty graph, g⁺ and g⁻ on far more pairs than the val split has.
 
-The val split has few pairs, and a model that is told nothing of the roles draws a pair much alike from every noise, so that a share
-of val pictures can lie far from a half by luck. Here each pair of names that no train or val triple has is asked once per axis
+The val split has few pairs, and a model that is told nothing of the roles samples a pair much alike from every noise, so that a
+share of val images can lie far from a half by luck. Here each pair of names that no train or val triple has is asked once per axis
 (above/below, left of/right of), under a neutral prompt and one noise, judged by the headline's judge. Nothing is chosen by these
 figures.
 
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from sgpipe.backbones.config import Backbone
 from sgpipe.datasets.tables import RELATIONS, TRIPLES, read_table
 from sgpipe.errors import DataError
-from sgpipe.evaluation.certificates import choices
+from sgpipe.evaluation.calibration import choices
 from sgpipe.evaluation.config import HEADLINE, Evaluate, JudgeParams, Statistics
 from sgpipe.evaluation.judge_factory import open_judge
 from sgpipe.evaluation.judges import Judge
 from sgpipe.evaluation.sampling import open_generator
-from sgpipe.evaluation.sampling_plan import BASE, Case, plan
+from sgpipe.evaluation.sampling_plan import BASE, EvaluationTriple, plan
 from sgpipe.evaluation.statistics import Bootstrap
 from sgpipe.evaluation.summary import bounds
 from sgpipe.graphs.prompts import words
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 GRAPHS = ("positive", "negative", "empty")
 
 
-def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> list[Case]:
+def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> list[EvaluationTriple]:
     """One relation, by hash, of each axis and pair of names that no triple has; classes are the directional ones of the triples.
 
     Raises `DataError` if there is no such pair.
@@ -50,7 +50,7 @@ def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> 
     classes = set(triples["predicate"].to_pylist()) & set(INVERSE)
     ids = [relations[name].to_numpy() for name in ("image_id", "relationship_id")]
     ranks = hashed(0, "unseen pairs", *ids)
-    found: dict[Any, Case] = {}
+    found: dict[Any, EvaluationTriple] = {}
     order = np.argsort(ranks, kind="stable")
     for rank, row in zip(ranks[order].tolist(), relations.take(order).to_pylist(), strict=True):
         subject, predicate, object_ = row["subject"], row["predicate"], row["object"]
@@ -59,7 +59,7 @@ def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> 
             continue
         graph = SceneGraph.of(subject, predicate, object_)
         order = (0, 1) if rank % 2 else (1, 0)
-        case = Case(
+        case = EvaluationTriple(
             f"{row['image_id']}-{row['relationship_id']}",
             row["image_id"],
             (0.0, 0.0, 0.0, 0.0),
@@ -75,16 +75,16 @@ def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> 
 
 
 def figures(
-    pictures: NDArray[np.uint8], cases: list[Case], judge: Judge, statistics: Statistics
+    images: NDArray[np.uint8], cases: list[EvaluationTriple], judge: Judge, statistics: Statistics
 ) -> dict[str, Any]:
-    """Roles as g⁺ has them, of pictures in the right kind of arrangement, and objects present, with intervals by pair."""
-    scores = judge.scores(pictures, [(case.positive, case.negative) for case in cases])
+    """Direction accuracy of g⁺ in images of the right kind of arrangement, and objects present, with intervals by pair."""
+    scores = judge.scores(images, [(case.positive, case.negative) for case in cases])
     chosen = choices(scores[:, :1].astype(float), scores[:, 1:].astype(float))
     bootstrap = Bootstrap(statistics.resamples, statistics.confidence, statistics.seed)
     roles = bootstrap.mean(chosen)
     return {
-        **bounds("role_accuracy", roles),
-        "role_accuracy_pictures": roles.count,
+        **bounds("direction_accuracy", roles),
+        "direction_accuracy_images": roles.count,
         "objects_present": float(np.isfinite(scores).all(1).mean()),
     }
 
@@ -93,11 +93,13 @@ def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     canonical: Annotated[Path, typer.Option(help="folder of the relations")] = Path("outputs/canonical"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    adapter: Annotated[Path, typer.Option(help="adapter that is asked")] = Path("outputs/lora/graph/adapter"),
+    adapter: Annotated[Path, typer.Option(help="adapter that is evaluated")] = Path(
+        "outputs/lora/graph/adapter"
+    ),
     count: Annotated[int | None, typer.Option(min=2, help="no more than so many; else all")] = None,
     out: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
 ) -> None:
-    """Draw and judge."""
+    """SampleRequest and judge."""
     backbone = read_section(params, "backbone", Backbone)
     evaluate = read_section(params, "evaluate", Evaluate)
     judges = read_section(params, "judge", JudgeParams)
@@ -109,23 +111,24 @@ def main(
     )
     judge = open_judge(judges.headline, judges.judges[judges.headline], CPU)
     found: dict[str, Any] = {"triples": len(cases), "judge": judges.headline, "conditions": {}}
-    for name, asked, given in ((BASE, ("positive",), "none"), ("graph", GRAPHS, "graphs")):
-        drawn = {graph: plan(cases, {HEADLINE: (graph,)}, (0,), given) for graph in asked}
-        every = [each for draws in drawn.values() for each in draws]
+    for name, shown, given in ((BASE, ("positive",), "none"), ("graph", GRAPHS, "graphs")):
+        planned = {graph: plan(cases, {HEADLINE: (graph,)}, (0,), given) for graph in shown}
+        every = [each for requests in planned.values() for each in requests]
         generator = open_generator(backbone, None if name == BASE else adapter, CPU, every)
-        for graph, draws in drawn.items():
-            pictures = generator.draw(
-                [each.text for each in draws],
-                [each.scene for each in draws],
-                [each.noise_seed for each in draws],
+        for graph, requests in planned.items():
+            images = generator.sample(
+                [each.text for each in requests],
+                [each.scene for each in requests],
+                [each.noise_seed for each in requests],
                 steps=evaluate.steps,
                 size=backbone.resolution,
             )
             key = name if name == BASE else f"{name}, {graph} graph"
-            found["conditions"][key] = row = figures(pictures, cases, judge, statistics)
+            found["conditions"][key] = row = figures(images, cases, judge, statistics)
             print(
-                f"{key}: roles as g⁺ {row['role_accuracy']:.3f} [{row['role_accuracy_low']:.3f}, "
-                f"{row['role_accuracy_high']:.3f}] of {row['role_accuracy_pictures']}, both objects {row['objects_present']:.3f}"
+                f"{key}: direction accuracy of g⁺ {row['direction_accuracy']:.3f} [{row['direction_accuracy_low']:.3f}, "
+                f"{row['direction_accuracy_high']:.3f}] of {row['direction_accuracy_images']}, "
+                f"both objects {row['objects_present']:.3f}"
             )
     if out:
         write_json(found, out, DIGITS)

@@ -21,11 +21,11 @@ class ExactDetector:
     def __init__(self) -> None:
         self._seen: dict[bytes, list[Detection]] = {}
 
-    def __call__(self, pictures: Pixels, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
+    def __call__(self, images: Pixels, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
         """Boxes `(x, y, w, h)` in pixels of images `[N, H, W, 3]`, 0–255; see `sgpipe.evaluation.judges.Finder`."""
-        keys = [hashlib.sha256(picture.tobytes()).digest() for picture in pictures]
-        new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._seen}
-        self._seen |= {key: detect(picture) for key, picture in new.items()}
+        keys = [hashlib.sha256(image.tobytes()).digest() for image in images]
+        new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._seen}
+        self._seen |= {key: detect(image) for key, image in new.items()}
         found: list[dict[str, Box]] = []
         for key, wanted in zip(keys, names, strict=True):
             by_score = sorted(self._seen[key], key=lambda detection: detection.score)

@@ -7,7 +7,7 @@ import typer
 
 from sgpipe.evaluation.ablation import ablation_figures, checkpoint_arm
 from sgpipe.evaluation.config import Ablation, Evaluate, JudgeParams, Statistics, check_runs
-from sgpipe.evaluation.judged import picture_files, read_judged
+from sgpipe.evaluation.judged import image_files, read_judged
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.tracking.run import track
@@ -22,7 +22,7 @@ def main(
     negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
         "outputs/negatives/negatives.parquet"
     ),
-    images: Annotated[Path, typer.Option(help="folder with a folder of pictures per checkpoint")] = Path(
+    images: Annotated[Path, typer.Option(help="folder with a folder of images per checkpoint")] = Path(
         "outputs/images_by_epoch"
     ),
     judged: Annotated[Path, typer.Option(help="folder of the verdicts")] = Path("outputs/judged_by_epoch"),
@@ -30,16 +30,16 @@ def main(
 ) -> None:
     """Count each epoch of `ablation.epochs`, and test each against the one before it."""
     config = read_section(params, "ablation", Ablation)
-    drawn = read_section(params, "evaluate", Evaluate)
-    check_runs(config.runs, drawn.adapters)
+    evaluate = read_section(params, "evaluate", Evaluate)
+    check_runs(config.runs, evaluate.adapters)
     judges = read_section(params, "judge", JudgeParams)
     statistics = read_section(params, "statistics", Statistics)
-    sections = {"ablation": config, "evaluate": drawn, "judge": judges, "statistics": statistics}
+    sections = {"ablation": config, "evaluate": evaluate, "judge": judges, "statistics": statistics}
     inputs = [curated / "triples.parquet", negatives, images, judged]
     with track("ablation", sections, inputs, params) as recorded:
         named = [checkpoint_arm(each, epoch) for each in config.runs for epoch in config.epochs]
-        verdicts, jury = read_judged(curated, negatives, judged, drawn, judges, statistics, named)
-        found = ablation_figures(verdicts, jury, picture_files(images), config.epochs, config.runs)
+        verdicts, qualified = read_judged(curated, negatives, judged, evaluate, judges, statistics, named)
+        found = ablation_figures(verdicts, qualified, image_files(images), config.epochs, config.runs)
         write_metrics(found, metrics, {name: to_builtins(section) for name, section in sections.items()})
         recorded.log_metrics(found)
 

@@ -1,4 +1,4 @@
-"""The tables of the evaluation, from stored pictures and verdicts: nothing is drawn or judged."""
+"""The tables of the evaluation, from stored images and verdicts: nothing is sampled or judged."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from sgpipe.evaluation.arms import arm_figures, read_metrics
 from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
-from sgpipe.evaluation.judged import picture_files, read_ground_truth, read_judged
+from sgpipe.evaluation.judged import image_files, read_ground_truth, read_judged
 from sgpipe.evaluation.sampling_plan import BASE
 from sgpipe.evaluation.summary import evaluation_figures
 from sgpipe.params.load import read_section, to_builtins
@@ -25,7 +25,7 @@ def main(
     negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
         "outputs/negatives/negatives.parquet"
     ),
-    images: Annotated[Path, typer.Option(help="folder with a folder of pictures per arm")] = Path(
+    images: Annotated[Path, typer.Option(help="folder with a folder of images per arm")] = Path(
         "outputs/images"
     ),
     judged: Annotated[Path, typer.Option(help="folder of the verdicts")] = Path("outputs/judged"),
@@ -38,17 +38,17 @@ def main(
         "metrics/lora.json"
     ),
 ) -> None:
-    """Count, with certificates, intervals and tests."""
-    drawn = read_section(params, "evaluate", Evaluate)
+    """Count, with calibrations, intervals and tests."""
+    evaluate = read_section(params, "evaluate", Evaluate)
     judges = read_section(params, "judge", JudgeParams)
     statistics = read_section(params, "statistics", Statistics)
-    sections = {"evaluate": drawn, "judge": judges, "statistics": statistics}
+    sections = {"evaluate": evaluate, "judge": judges, "statistics": statistics}
     inputs = [curated / "triples.parquet", negatives, images, judged]
     with track("evaluate", sections, inputs, params) as recorded:
-        losses = {arm: read_metrics(trained / f"{arm}.json") for arm in drawn.adapters}
-        named = [BASE, *drawn.adapters]
-        verdicts, jury = read_judged(curated, negatives, judged, drawn, judges, statistics, named)
-        found, rows = evaluation_figures(verdicts, jury, picture_files(images))
+        losses = {arm: read_metrics(trained / f"{arm}.json") for arm in evaluate.adapters}
+        named = [BASE, *evaluate.adapters]
+        verdicts, qualified = read_judged(curated, negatives, judged, evaluate, judges, statistics, named)
+        found, rows = evaluation_figures(verdicts, qualified, image_files(images))
         found["ground_truth"] = read_ground_truth(curated, judged)
         beside = {"arms": arm_figures(found["arms"], losses)}
         with new_folder(out) as folder:

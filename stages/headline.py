@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sgpipe.evaluation.arms import asked, read_metrics
+from sgpipe.evaluation.arms import headline_conditions, read_metrics
 from sgpipe.evaluation.config import HEADLINE, Evaluate
 from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH
 from sgpipe.params.load import read_section
@@ -35,20 +35,20 @@ def headline(
         if arm not in arms:
             continue
         sampled = {(prompt, graph): row for prompt, rows in arms[arm].items() for graph, row in rows.items()}
-        own, against = asked(sampled)
-        found[name], found[f"{name}_high"] = own["role_accuracy"], own["role_accuracy_high"]
+        own, against = headline_conditions(sampled)
+        found[name], found[f"{name}_high"] = own["direction_accuracy"], own["direction_accuracy_high"]
         if name == "base":
-            found["base_neutral"] = sampled[HEADLINE, NO_GRAPH]["role_accuracy"]
+            found["base_neutral"] = sampled[HEADLINE, NO_GRAPH]["direction_accuracy"]
         elif name == "graph":
-            followed = against["role_accuracy"]
+            followed = against["direction_accuracy"]
             found |= {
-                "graph_low": own["role_accuracy_low"],
+                "graph_low": own["direction_accuracy_low"],
                 "swapped": None if followed is None else 1 - followed,
                 "objects": own.get("objects_present"),
             }
             for graph in ("empty", "shuffled"):
                 if (HEADLINE, graph) in sampled:
-                    found[graph] = sampled[HEADLINE, graph]["role_accuracy"]
+                    found[graph] = sampled[HEADLINE, graph]["direction_accuracy"]
     for group, best in probes["best"].items():
         found[f"probe_{group}"] = probes["cells"][best["probe"]][best["feature"]][group]["selectivity"]
     return found

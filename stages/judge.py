@@ -1,4 +1,4 @@
-"""What the judges say of the arms' pictures, and of ground-truth ones for their certificates."""
+"""What the judges say of the arms' images, and of ground-truth ones for their calibrations."""
 
 import sys
 from contextlib import nullcontext
@@ -12,12 +12,12 @@ from sgpipe.datasets.config import Data
 from sgpipe.datasets.images import ImageStore
 from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table, write_table
 from sgpipe.errors import DataError
-from sgpipe.evaluation.certificates import ground_truth_figures, questions
+from sgpipe.evaluation.calibration import ground_truth_figures, questions
 from sgpipe.evaluation.config import JudgeParams
 from sgpipe.evaluation.judge_factory import judge_identity, open_judge
-from sgpipe.evaluation.judging import Work, judge_maker, merge_verdicts, true_pictures
-from sgpipe.evaluation.samples import FILE, PictureFile
-from sgpipe.evaluation.sampling_plan import read_cases
+from sgpipe.evaluation.judging import Work, ground_truth_images, judge_maker, merge_verdicts
+from sgpipe.evaluation.samples import FILE, ImageFile
+from sgpipe.evaluation.sampling_plan import read_evaluation_triples
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run
@@ -37,12 +37,12 @@ def main(
     negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
         "outputs/negatives/negatives.parquet"
     ),
-    images: Annotated[Path, typer.Option(help="folder with a folder of pictures per arm")] = Path(
+    images: Annotated[Path, typer.Option(help="folder with a folder of images per arm")] = Path(
         "outputs/images"
     ),
     out: Annotated[Path, typer.Option(help="folder of the verdicts")] = Path("outputs/judged"),
 ) -> None:
-    """Let every judge see every picture; killed at any point, the same command goes on. Nothing is drawn."""
+    """Let every judge see every image; killed at any point, the same command goes on. Nothing is sampled."""
     config = read_section(params, "judge", JudgeParams)
     backbone = read_section(params, "backbone", Backbone)
     compute = read_section(params, "compute", Compute)
@@ -50,16 +50,16 @@ def main(
     who = {name: judge_identity(name, each) for name, each in config.judges.items()}
     folders = sorted(path.parent for path in images.glob(f"*/{FILE}"))
     if not folders:
-        raise DataError(f"{images}: no arm's pictures there; run `dvc repro draw_base draw_images`")
+        raise DataError(f"{images}: no arm's images there; run `dvc repro sample_base sample_images`")
     tables = [curated / "triples.parquet", negatives]
-    cases = read_cases(read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES))
-    files = {file.arm: file for file in map(PictureFile, folders)}
+    cases = read_evaluation_triples(read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES))
+    files = {file.arm: file for file in map(ImageFile, folders)}
     known = {case.triple_id for case in cases}
     for file in files.values():
         if not known.issuperset(file.items["triple_id"].unique().to_pylist()):
             raise DataError(
-                f"{file.path}: pictures of triples that are not among the curated ones; DVC leaves the folder of an arm or epoch "
-                f"that is asked for no more: remove {file.path.parent}, or draw it again"
+                f"{file.path}: images of triples that are not among the curated ones; DVC leaves the folder of an arm or epoch "
+                f"that is asked for no more: remove {file.path.parent}, or sample it again"
             )
     work = Work(cases, files, questions(cases), tuple(config.judges))
     processes, store = start(compute), ImageStore(Path(data.root))
@@ -69,7 +69,7 @@ def main(
         return judge_maker(
             work,
             lambda name: open_judge(name, config.judges[name], processes.device),
-            lambda: true_pictures(cases, store, backbone.resolution),
+            lambda: ground_truth_images(cases, store, backbone.resolution),
             config.batch_size,
         )
 
@@ -87,12 +87,12 @@ def main(
         else nullcontext(StageRun())
     )
     with shared_state("judge", digest, Path(), processes) as state, recording as recorded:
-        run_shards(shards, state, processes, open_maker, "picture")
+        run_shards(shards, state, processes, open_maker, "image")
         if processes.is_main:
             said = merge_verdicts(work, shards, state)
             with new_folder(out) as folder:
                 write_table(said.verdicts, folder / "verdicts.parquet")
-                write_table(said.asked, folder / "asked.parquet")
+                write_table(said.calibration, folder / "calibration.parquet")
                 write_table(said.rejects, folder / "rejects.parquet")
             truth = ground_truth_figures(len(cases), said.rejects)
             if said.rejects.num_rows:
@@ -102,7 +102,7 @@ def main(
                     f"({reasons}); judges are calibrated on the others, and {out / 'rejects.parquet'} names these",
                     file=sys.stderr,
                 )
-            counts = {"verdicts": said.verdicts.num_rows, "questions": said.asked.num_rows}
+            counts = {"verdicts": said.verdicts.num_rows, "questions": said.calibration.num_rows}
             recorded.log_metrics({**counts, "ground_truth": truth})
 
 

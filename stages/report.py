@@ -12,13 +12,13 @@ import typer
 from sgpipe.backbones.config import Backbone
 from sgpipe.evaluation.arms import read_metrics
 from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
-from sgpipe.evaluation.judged import picture_files, read_judged
+from sgpipe.evaluation.judged import image_files, read_judged
 from sgpipe.evaluation.sampling_plan import BASE
 from sgpipe.params.load import read_section
 from sgpipe.relations.predicates import phrase
 from sgpipe.report import tables
 from sgpipe.report.config import Report
-from sgpipe.report.page import Picture, Section, control_figure, headline_figure, render
+from sgpipe.report.page import Image, Section, control_figure, headline_figure, render
 from sgpipe.report.panels import file_uri, panels, pick
 from sgpipe.runs.atomic import atomic_path
 from sgpipe.runs.command import run
@@ -69,7 +69,7 @@ def main(
     negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
         "outputs/negatives/negatives.parquet"
     ),
-    images: Annotated[Path, typer.Option(help="folder with a folder of pictures per arm")] = Path(
+    images: Annotated[Path, typer.Option(help="folder with a folder of images per arm")] = Path(
         "outputs/images"
     ),
     judged: Annotated[Path, typer.Option(help="folder of the verdicts")] = Path("outputs/judged"),
@@ -82,18 +82,20 @@ def main(
 ) -> None:
     """Put metrics, figures and panels into one self-contained page; parts that were not run are named as missing."""
     config = read_section(params, "report", Report)
-    drawn = read_section(params, "evaluate", Evaluate)
+    evaluate = read_section(params, "evaluate", Evaluate)
     judges = read_section(params, "judge", JudgeParams)
     statistics = read_section(params, "statistics", Statistics)
     backbone = read_section(params, "backbone", Backbone)
-    arms = {BASE: "none", **drawn.adapters}
+    arms = {BASE: "none", **evaluate.adapters}
     inputs = [images, judged, evaluation]
     with track("report", {"report": config}, inputs, params) as recorded:
         found = read_metrics(metrics / "evaluation.json")
         rows = read_metrics(evaluation / "predicates.json")
-        verdicts, jury = read_judged(curated, negatives, judged, drawn, judges, statistics, list(arms))
-        files = picture_files(images)
-        known = {name: plain(asdict(each)) for name, each in jury.by_class[judges.headline].items()}
+        verdicts, qualified = read_judged(
+            curated, negatives, judged, evaluate, judges, statistics, list(arms)
+        )
+        files = image_files(images)
+        known = {name: plain(asdict(each)) for name, each in qualified.by_class[judges.headline].items()}
         sections = [
             Section(
                 "results", "Results",
@@ -101,7 +103,7 @@ def main(
                 "words, the adapter without a graph and with another triple's graph.",
                 [tables.headline(found), tables.comparisons(found)], [headline_figure(found)],
             ),
-            Section("judges", "Judges", tables=[tables.certificates(found), tables.by_predicate(rows, known, arms)]),
+            Section("judges", "Judges", tables=[tables.calibrations(found), tables.by_predicate(rows, known, arms)]),
             Section("sensitivity", "Sensitivity", tables=[tables.sensitivity(found)]),
         ]  # fmt: skip
         path = metrics / "ablation.json"
@@ -110,22 +112,22 @@ def main(
             or Section("ablation", "Ablation", tables=[tables.ablation(read_metrics(path))])
         )
         graphs = [arm for arm, given in arms.items() if given == "graphs"]
-        picked = pick(config, verdicts, jury, graphs[0]) if graphs else {}
+        picked = pick(config, verdicts, qualified, graphs[0]) if graphs else {}
         shown = {
             kind: panels(cases, arms, files, verdicts, judges.headline) for kind, cases in picked.items()
         }
         intro = (
-            f"Neutral prompt, seed {verdicts.seeds[0]}, the same noise in a row; below each picture what judge "
+            f"Neutral prompt, seed {verdicts.seeds[0]}, the same noise in a row; below each image what judge "
             f"{judges.headline} says of it."
         )
-        sections.append(Section("panels", "Pictures", intro, panels=shown))
-        curves = [plots / "lora" / arm / "controls.csv" for arm in drawn.adapters]
+        sections.append(Section("panels", "Images", intro, panels=shown))
+        curves = [plots / "lora" / arm / "controls.csv" for arm in evaluate.adapters]
         sections.append(
             optional("training", "Training", curves, "dvc repro train_lora")
             or Section(
                 "training",
                 "Training",
-                pictures=[control_figure(p, arm) for p, arm in zip(curves, drawn.adapters, strict=True)],
+                images=[control_figure(p, arm) for p, arm in zip(curves, evaluate.adapters, strict=True)],
             )
         )
         path = metrics / "probes.json"
@@ -134,7 +136,7 @@ def main(
             section = Section(
                 "probes",
                 "Probes",
-                "Selectivity is accuracy less that of the strongest control: what is read from the picture and not from the words.",
+                "Selectivity is accuracy less that of the strongest control: what is read from the image and not from the words.",
                 [tables.probes(of, "accuracy", "Accuracy"), tables.probes(of, "selectivity", "Selectivity")],
             )
         sections.append(section)
@@ -146,10 +148,8 @@ def main(
             or Section(
                 "saliency",
                 "Saliency",
-                pictures=[
-                    Picture(
-                        f"Saliency by layer group of pictures of “{name}”", name, uri=file_uri(each, 1200)
-                    )
+                images=[
+                    Image(f"Saliency by layer group of images of “{name}”", name, uri=file_uri(each, 1200))
                     for name, each in sheets.items()
                 ],
             )

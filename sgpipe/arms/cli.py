@@ -88,7 +88,7 @@ def generate(
     generator = GraphGenerator.load(
         model, adapter, device=str(where), backbone=backbone, ahead=([text], [scene])
     )
-    pictures = generator.draw(
+    pictures = generator.sample(
         [text] * count,
         [scene if adapter else None] * count,
         range(seed, seed + count),

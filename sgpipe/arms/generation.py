@@ -115,7 +115,7 @@ class GraphGenerator:
             place(made.vae, where, "none")
         return made
 
-    def draw(
+    def sample(
         self,
         prompts: Sequence[str],
         graphs: Sequence[SceneGraph | None],
@@ -132,7 +132,7 @@ class GraphGenerator:
         """
         if not len(prompts) == len(graphs) == len(seeds):
             raise ParamsError(
-                f"draw: got {len(prompts)} prompts, {len(graphs)} graphs, {len(seeds)} seeds; one of each per picture"
+                f"sample: got {len(prompts)} prompts, {len(graphs)} graphs, {len(seeds)} seeds; one of each per picture"
             )
         self.denoiser.layout.grid(size)
         groups: dict[tuple[int, int] | None, list[int]] = {}
@@ -168,7 +168,7 @@ class GraphGenerator:
         given = [graph for graph in graphs if graph is not None]
         if self.adapter is None:
             if given:
-                raise ModelError("draw: a graph is given, but no adapter is loaded; load one, or give None")
+                raise ModelError("sample: a graph is given, but no adapter is loaded; load one, or give None")
             return self.denoiser.sample(encoded, seeds, size, steps, self.guidance)
         if not given:
             with self.adapter.off():

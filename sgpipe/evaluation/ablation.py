@@ -8,10 +8,10 @@ import numpy as np
 
 from sgpipe.evaluation.config import HEADLINE
 from sgpipe.evaluation.crossed import LOG, Crossed
-from sgpipe.evaluation.samples import PictureFile
+from sgpipe.evaluation.samples import ImageFile
 from sgpipe.evaluation.sensitivity import distances
 from sgpipe.evaluation.statistics import Bootstrap, Floats, mcnemar
-from sgpipe.evaluation.summary import Jury, Summary, bounds
+from sgpipe.evaluation.summary import QualifiedJudges, Summary, bounds
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.runs.undefined import plain
 
@@ -30,34 +30,37 @@ def checkpoint_arm(run: str, epoch: int) -> str:
 class Epochs:
     """Checkpoints by epoch; intervals over runs of several training seeds hold the training seed's variance (`Crossed`)."""
 
-    def __init__(self, verdicts: Verdicts, jury: Jury, runs: Sequence[str]) -> None:
+    def __init__(self, verdicts: Verdicts, qualified: QualifiedJudges, runs: Sequence[str]) -> None:
         self._verdicts, self._runs = verdicts, runs
-        self._judge, self._kind = jury.judges.headline, jury.judges.judges[jury.judges.headline].kind
-        self._summary = Summary(verdicts, jury)
-        wanted = jury.statistics
+        self._judge, self._kind = (
+            qualified.judges.headline,
+            qualified.judges.judges[qualified.judges.headline].kind,
+        )
+        self._summary = Summary(verdicts, qualified)
+        wanted = qualified.statistics
         self._crossed = Crossed(Bootstrap(wanted.resamples, wanted.confidence, wanted.seed))
 
-    def outcomes(self, epoch: int, graph: str, roles: bool = True) -> list[Floats]:
+    def outcomes(self, epoch: int, graph: str, directional: bool = True) -> list[Floats]:
         """1/0/NaN `[T, S]` of each run: c⁺ or c⁻ chosen under the neutral prompt from this kind of graph."""
         conditions = [Condition(checkpoint_arm(run, epoch), HEADLINE, graph) for run in self._runs]
-        return [self._summary.outcomes(each, self._judge, roles) for each in conditions]
+        return [self._summary.outcomes(each, self._judge, directional) for each in conditions]
 
-    def figures(self, epoch: int, files: Mapping[str, PictureFile]) -> dict[str, Any]:
+    def figures(self, epoch: int, files: Mapping[str, ImageFile]) -> dict[str, Any]:
         """Of one epoch: roles under g⁺ and g⁻, objects present, MSE."""
         shown = self.outcomes(epoch, "positive")
         role = self._crossed.mean(shown)
         names = [checkpoint_arm(run, epoch) for run in self._runs]
         found: dict[str, Any] = {
-            **bounds("role_accuracy", role),
-            "role_accuracy_pictures": role.count,
-            "role_accuracy_by_run": {
+            **bounds("direction_accuracy", role),
+            "direction_accuracy_images": role.count,
+            "direction_accuracy_by_run": {
                 run: float(np.nanmean(part)) if np.isfinite(part).any() else float("nan")
                 for run, part in zip(self._runs, shown, strict=True)
             },
             **bounds(
-                "swapped_followed", self._crossed.mean([1 - o for o in self.outcomes(epoch, "negative")])
+                "swap_follow_rate", self._crossed.mean([1 - o for o in self.outcomes(epoch, "negative")])
             ),
-            **bounds("accuracy", self._crossed.mean(self.outcomes(epoch, "positive", roles=False))),
+            **bounds("accuracy", self._crossed.mean(self.outcomes(epoch, "positive", directional=False))),
         }
         if self._kind != "open_clip":
             present = [
@@ -95,19 +98,19 @@ class Epochs:
 
 def ablation_figures(
     verdicts: Verdicts,
-    jury: Jury,
-    files: Mapping[str, PictureFile],
+    qualified: QualifiedJudges,
+    files: Mapping[str, ImageFile],
     epochs: Sequence[int],
     runs: Sequence[str],
 ) -> dict[str, Any]:
     """Metrics of the ablation: each epoch, and each against the one before it."""
-    side = Epochs(verdicts, jury, runs)
+    side = Epochs(verdicts, qualified, runs)
     return plain(
         {
             "triples": len(verdicts.cases),
             "seeds": len(verdicts.seeds),
             "runs": len(runs),
-            "judge": jury.judges.headline,
+            "judge": qualified.judges.headline,
             "epochs": {str(epoch): side.figures(epoch, files) for epoch in epochs},
             "comparisons": {
                 f"{later}-{earlier}": side.compare(later, earlier) for earlier, later in pairwise(epochs)

@@ -1,4 +1,4 @@
-"""The arms side by side: what the pictures show, and what the training measured on noise (`metrics/lora.json`)."""
+"""The arms side by side: what the images show, and what the training measured on noise (`metrics/lora.json`)."""
 
 import json
 from collections.abc import Mapping
@@ -26,34 +26,36 @@ def read_metrics(path: Path) -> Any:
 Named = TypeVar("Named")
 
 
-def asked(drawn: Mapping[tuple[str, str], Named]) -> tuple[Named, Named]:
-    """What counts for an arm, of all that was drawn of it by (prompt, graph): that for g⁺, and that for g⁻.
+def headline_conditions(sampled: Mapping[tuple[str, str], Named]) -> tuple[Named, Named]:
+    """What counts for an arm, of all that was sampled of it by (prompt, graph): that for g⁺, and that for g⁻.
 
     An arm that is given graphs is asked under neutral prompts, by g⁺ and g⁻. One that is given none is asked in words, by
-    relational and conflicting prompts where those were drawn.
+    relational and conflicting prompts where those were sampled.
     """
-    if (HEADLINE, "positive") in drawn:
-        return drawn[HEADLINE, "positive"], drawn[HEADLINE, "negative"]
-    own = drawn.get(("relational", NO_GRAPH), drawn[HEADLINE, NO_GRAPH])
-    return own, drawn.get(("conflicting", NO_GRAPH), own)
+    if (HEADLINE, "positive") in sampled:
+        return sampled[HEADLINE, "positive"], sampled[HEADLINE, "negative"]
+    own = sampled.get(("relational", NO_GRAPH), sampled[HEADLINE, NO_GRAPH])
+    return own, sampled.get(("conflicting", NO_GRAPH), own)
 
 
 def arm_figures(arms: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """`<arm>` with roles, objects and control losses; `arms` is that of the evaluation, `trained` are the metrics of training.
 
-    `prompt` says how the arm was asked (`asked`). Raises `DataError` where training states no control loss.
+    `prompt` says how the arm was asked (`headline_conditions`). Raises `DataError` where training states no control loss.
     """
     found: dict[str, Any] = {}
     for arm, by_prompt in arms.items():
-        own_name, against_name = asked({(p, g): (p, g) for p, shown in by_prompt.items() for g in shown})
+        own_name, against_name = headline_conditions(
+            {(p, g): (p, g) for p, shown in by_prompt.items() for g in shown}
+        )
         prompt = own_name[0]
         own, against = (by_prompt[p][g] for p, g in (own_name, against_name))
-        followed = against["role_accuracy"]
+        followed = against["direction_accuracy"]
         found[arm] = {
             "prompt": prompt,
-            "role_accuracy": own["role_accuracy"],
-            "role_accuracy_low": own["role_accuracy_low"],
-            "swapped_followed": None if followed is None else 1 - followed,
+            "direction_accuracy": own["direction_accuracy"],
+            "direction_accuracy_low": own["direction_accuracy_low"],
+            "swap_follow_rate": None if followed is None else 1 - followed,
             "objects_present": own.get("objects_present"),
         }
         if arm in trained:

@@ -10,11 +10,11 @@ from sgpipe.errors import ParamsError
 Prompt = Literal["neutral", "relational", "conflicting"]
 Graph = Literal["positive", "negative", "empty", "shuffled"]
 HEADLINE: Final = "neutral"
-"""The prompt that names no relation: whatever a picture shows of one comes from the graph."""
+"""The prompt that names no relation: whatever a image shows of one comes from the graph."""
 
 
 class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `evaluate`. What is drawn for the evaluation, by which arms, and how sure its figures are. The batch size is part
+    """Section `evaluate`. What is sampled for the evaluation, by which arms, and how sure its figures are. The batch size is part
     of the result: another one may round differently.
     """
 
@@ -22,10 +22,10 @@ class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):
         dict[str, Literal["graphs", "empty"]],
         Meta(
             description="arms beside the base model, as `outputs/lora/<arm>` names them: what each is given, the graphs of "
-            "`draw` or always the empty one (an arm trained on text alone)"
+            "`conditions` or always the empty one (an arm trained on text alone)"
         ),
     ]
-    draw: Annotated[
+    conditions: Annotated[
         dict[Prompt, Annotated[tuple[Graph, ...], Meta(min_length=1)]],
         Meta(
             description="prompts, and the graphs under each: the triple's, its negative's, none, another triple's. "
@@ -36,32 +36,32 @@ class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):
         tuple[Annotated[int, Meta(ge=0, lt=1 << 31)], ...],
         Meta(
             min_length=1,
-            description="pictures of each triple and condition; one seed is one noise per triple",
+            description="images of each triple and condition; one seed is one noise per triple",
         ),
     ] = (0, 1, 2)
     per_class: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="val triples of each class that are evaluated; null takes all"),
     ] = None
-    steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to picture")] = 4
+    steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to image")] = 4
     guidance: Annotated[
         Annotated[float, Meta(ge=0)] | None,
         Meta(
             description="scale that a guidance-distilled transformer takes, of the base and of every arm; null for others"
         ),
     ] = None
-    batch_size: Annotated[int, Meta(ge=1, description="pictures per forward of the transformer")] = 16
-    shard_size: Annotated[int, Meta(ge=1, description="pictures per shard, the unit of resuming")] = 96
+    batch_size: Annotated[int, Meta(ge=1, description="images per forward of the transformer")] = 16
+    shard_size: Annotated[int, Meta(ge=1, description="images per shard, the unit of resuming")] = 96
 
     def __post_init__(self) -> None:
         if "base" in self.adapters:
             raise ValueError("adapters: base is the arm without an adapter; name the others only")
-        for graphs in self.draw.values():
+        for graphs in self.conditions.values():
             if len(set(graphs)) != len(graphs):
-                raise ValueError(f"draw: got {list(graphs)}; name each graph once")
-        if not {"positive", "negative"} <= set(self.draw.get(HEADLINE, ())):
+                raise ValueError(f"conditions: got {list(graphs)}; name each graph once")
+        if not {"positive", "negative"} <= set(self.conditions.get(HEADLINE, ())):
             raise ValueError(
-                f"draw: {HEADLINE} needs at least positive and negative, which the headline compares"
+                f"conditions: {HEADLINE} needs at least positive and negative, which the headline compares"
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: got {list(self.seeds)}; name each once")
@@ -75,7 +75,7 @@ class Statistics(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             gt=0.5,
             le=1.0,
-            description="least share of ground-truth pictures of a predicate on which a judge must be right to be used for it",
+            description="least share of ground-truth images of a predicate on which a judge must be right to be used for it",
         ),
     ] = 0.8
     confidence: Annotated[float, Meta(gt=0.5, lt=1.0, description="of the intervals")] = 0.95
@@ -172,7 +172,7 @@ class Judge(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class JudgeParams(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `judge`. Who judges the pictures. Judges may be changed without drawing anything again."""
+    """Section `judge`. Who judges the images. Judges may be changed without sampling anything again."""
 
     judges: Annotated[dict[str, Judge], Meta(min_length=1, description="judges by the name that tables use")]
     headline: Annotated[str, Meta(description="the judge whose figures stand in the first table")]
@@ -180,8 +180,8 @@ class JudgeParams(Struct, frozen=True, forbid_unknown_fields=True):
         str,
         Meta(min_length=1, description="folder of weights that DVC watches, presets/hub where there is none"),
     ] = "presets/hub"
-    batch_size: Annotated[int, Meta(ge=1, description="pictures per forward of a judge")] = 64
-    shard_size: Annotated[int, Meta(ge=1, description="pictures per shard, the unit of resuming")] = 1024
+    batch_size: Annotated[int, Meta(ge=1, description="images per forward of a judge")] = 64
+    shard_size: Annotated[int, Meta(ge=1, description="images per shard, the unit of resuming")] = 1024
 
     def __post_init__(self) -> None:
         for name in self.judges:

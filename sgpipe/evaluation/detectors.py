@@ -33,20 +33,20 @@ class ZeroShotFinder:
         self._cut: set[str] = set()
 
     @torch.no_grad()
-    def __call__(self, pictures: Pixels, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
-        """See `judges.Finder`. One picture at a time: pictures differ in how many names they are asked for."""
-        return [self._find(picture, list(wanted)) for picture, wanted in zip(pictures, names, strict=True)]
+    def __call__(self, images: Pixels, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
+        """See `judges.Finder`. One image at a time: images differ in how many names they are asked for."""
+        return [self._find(image, list(wanted)) for image, wanted in zip(images, names, strict=True)]
 
-    def _find(self, picture: Pixels, wanted: list[str]) -> dict[str, Box]:
+    def _find(self, image: Pixels, wanted: list[str]) -> dict[str, Box]:
         seen = self._by_tokens if self._kind == "grounding-dino" else self._by_queries
         best: dict[str, tuple[float, Box]] = {}
-        for score, number, (left, top, right, bottom) in seen(picture, wanted):
+        for score, number, (left, top, right, bottom) in seen(image, wanted):
             name = wanted[number]
             if score > best.get(name, (0.0,))[0]:
                 best[name] = (score, (left, top, right - left, bottom - top))
         return {name: box for name, (_, box) in best.items()}
 
-    def _by_queries(self, picture: Pixels, wanted: list[str]) -> Iterator[Found]:
+    def _by_queries(self, image: Pixels, wanted: list[str]) -> Iterator[Found]:
         """OWL: a text query per name."""
         queries = [f"a photo of a {name}" for name in wanted]
         tokenizer = self._processor.tokenizer
@@ -59,14 +59,14 @@ class ZeroShotFinder:
                     file=sys.stderr,
                 )
         inputs = self._processor(
-            text=[queries], images=Image.fromarray(picture), return_tensors="pt", truncation=True
+            text=[queries], images=Image.fromarray(image), return_tensors="pt", truncation=True
         ).to(self._device)
         (result,) = self._processor.post_process_grounded_object_detection(
-            self._model(**inputs), threshold=self._threshold, target_sizes=torch.tensor([picture.shape[:2]])
+            self._model(**inputs), threshold=self._threshold, target_sizes=torch.tensor([image.shape[:2]])
         )
         yield from zip(*(result[name].tolist() for name in ("scores", "labels", "boxes")), strict=True)
 
-    def _by_tokens(self, picture: Pixels, wanted: list[str]) -> Iterator[Found]:
+    def _by_tokens(self, image: Pixels, wanted: list[str]) -> Iterator[Found]:
         """Grounding DINO: all names as one text; a box belongs to the name of the token that it is surest of.
 
         The library joins tokens to text again, which spells `t-shirt` as `t - shirt`; here the tokens' places
@@ -75,7 +75,7 @@ class ZeroShotFinder:
         from transformers.image_transforms import center_to_corners_format
 
         inputs = self._processor(
-            text=". ".join(wanted) + ".", images=Image.fromarray(picture), return_tensors="pt", return_offsets_mapping=True
+            text=". ".join(wanted) + ".", images=Image.fromarray(image), return_tensors="pt", return_offsets_mapping=True
         ).to(self._device)  # fmt: skip
         offsets = inputs.pop("offset_mapping")[0].tolist()
         outputs = self._model(**inputs)
@@ -92,7 +92,7 @@ class ZeroShotFinder:
             by_name.append(probabilities[:, inside].amax(1) if inside else torch.zeros(len(probabilities)))
             start += len(name) + 2
         scores, numbers = torch.stack(by_name, dim=1).max(dim=1)
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         corners = center_to_corners_format(outputs.pred_boxes[0].cpu()) * torch.tensor([width, height] * 2)
         kept = scores > self._threshold
         yield from zip(*(each[kept].tolist() for each in (scores, numbers, corners)), strict=True)

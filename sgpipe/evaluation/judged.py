@@ -8,30 +8,30 @@ import pyarrow.compute as pc
 
 from sgpipe.datasets.tables import LATENT_REJECTS, NEGATIVES, TRIPLES, read_table
 from sgpipe.errors import DataError
-from sgpipe.evaluation.certificates import ground_truth_figures
+from sgpipe.evaluation.calibration import ground_truth_figures
 from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
-from sgpipe.evaluation.samples import ASKED, FILE, VERDICTS, PictureFile
-from sgpipe.evaluation.sampling_plan import read_cases
-from sgpipe.evaluation.summary import Jury
+from sgpipe.evaluation.samples import CALIBRATION, FILE, VERDICTS, ImageFile
+from sgpipe.evaluation.sampling_plan import read_evaluation_triples
+from sgpipe.evaluation.summary import QualifiedJudges
 from sgpipe.evaluation.verdicts import Verdicts
 
 
 def read_judged(
-    curated: Path, negatives: Path, judged: Path, drawn: Evaluate, judges: JudgeParams, statistics: Statistics,
+    curated: Path, negatives: Path, judged: Path, evaluate: Evaluate, judges: JudgeParams, statistics: Statistics,
     arms: list[str],
-) -> tuple[Verdicts, Jury]:  # fmt: skip
-    """What judges said of these arms' pictures, and what the judges are worth.
+) -> tuple[Verdicts, QualifiedJudges]:  # fmt: skip
+    """What judges said of these arms' images, and what the judges are worth.
 
-    Raises `DataError` where a judge of params.yaml has not seen an arm, or was asked nothing about ground truth.
+    Raises `DataError` where a judge of params.yaml has not seen an arm, or has not been calibrated on ground truth.
     """
-    cases = read_cases(
-        read_table(curated / "triples.parquet", TRIPLES), read_table(negatives, NEGATIVES), drawn.per_class
+    cases = read_evaluation_triples(
+        read_table(curated / "triples.parquet", TRIPLES), read_table(negatives, NEGATIVES), evaluate.per_class
     )
     table = read_table(judged / "verdicts.parquet", VERDICTS)
-    asked = read_table(judged / "asked.parquet", ASKED)
+    answers = read_table(judged / "calibration.parquet", CALIBRATION)
     table = table.filter(pc.is_in(table["arm"], pa.array(arms)))
     seen = set(zip(table["judge"].to_pylist(), table["arm"].to_pylist(), strict=True))
-    calibrated = set(asked["judge"].to_pylist())
+    calibrated = set(answers["judge"].to_pylist())
     for judge in judges.judges:
         for arm in arms:
             if (judge, arm) not in seen:
@@ -40,9 +40,9 @@ def read_judged(
                 )
         if judge not in calibrated:
             raise DataError(
-                f"{judged}: judge {judge} was asked nothing about ground truth; run `dvc repro judge judge_epochs`"
+                f"{judged}: judge {judge} has not been calibrated on ground truth; run `dvc repro judge judge_epochs`"
             )
-    return Verdicts(table, cases, drawn.seeds), Jury.of(judges, asked, statistics)
+    return Verdicts(table, cases, evaluate.seeds), QualifiedJudges.of(judges, answers, statistics)
 
 
 def read_ground_truth(curated: Path, judged: Path) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def read_ground_truth(curated: Path, judged: Path) -> dict[str, Any]:
     return ground_truth_figures(triples["split"].to_pylist().count("val"), rejects)
 
 
-def picture_files(images: Path) -> dict[str, PictureFile]:
-    """Files of pictures by arm."""
-    files = [PictureFile(path.parent) for path in sorted(images.glob(f"*/{FILE}"))]
+def image_files(images: Path) -> dict[str, ImageFile]:
+    """Files of images by arm."""
+    files = [ImageFile(path.parent) for path in sorted(images.glob(f"*/{FILE}"))]
     return {file.arm: file for file in files}

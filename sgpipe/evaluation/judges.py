@@ -1,6 +1,6 @@
-"""Judges behind one interface: pictures and statements in, a score per statement out.
+"""Judges behind one interface: images and statements in, a score per statement out.
 
-A score is higher the truer the statement; only scores of the same picture by the same judge are compared. NaN is an abstention.
+A score is higher the truer the statement; only scores of the same image by the same judge are compared. NaN is an abstention.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,29 +22,29 @@ Scores = NDArray[np.float32]
 class Judge(Protocol):
     """What judges."""
 
-    def scores(self, pictures: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
-        """`[N, K]` for pictures `[N, H, W, 3]`, 0–255, and K statements about each."""
+    def scores(self, images: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
+        """`[N, K]` for images `[N, H, W, 3]`, 0–255, and K statements about each."""
         ...
 
 
 class ContrastiveJudge:
-    """An open_clip model: logit scale × cosine of picture and caption, the units in which the predecessor gave its margin."""
+    """An open_clip model: logit scale × cosine of image and caption, the units in which the predecessor gave its margin."""
 
     def __init__(self, model: Any, preprocess: Any, tokenizer: Any, device: torch.device) -> None:
         self._model = model.requires_grad_(False).eval().to(device)
         self._preprocess, self._tokenizer, self._device = preprocess, tokenizer, device
 
     @torch.no_grad()
-    def scores(self, pictures: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
+    def scores(self, images: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
         """See `Judge`; the caption of a statement is its relational prompt."""
-        pixels = torch.stack([self._preprocess(Image.fromarray(picture)) for picture in pictures])
+        pixels = torch.stack([self._preprocess(Image.fromarray(image)) for image in images])
         image = self._model.encode_image(pixels.to(self._device), normalize=True)
         captions = [relational_prompt(*each) for several in statements for each in several]
         different = sorted(set(captions))
         encoded = self._model.encode_text(self._tokenizer(different).to(self._device), normalize=True)
         place = {caption: row for row, caption in enumerate(different)}
         rows = torch.tensor([place[caption] for caption in captions], device=self._device)
-        text = encoded[rows].reshape(len(pictures), -1, encoded.shape[-1])
+        text = encoded[rows].reshape(len(images), -1, encoded.shape[-1])
         cosine = torch.einsum("nd,nkd->nk", image, text)
         return (self._model.logit_scale.exp() * cosine).float().cpu().numpy()
 
@@ -52,8 +52,8 @@ class ContrastiveJudge:
 class Finder(Protocol):
     """What finds objects."""
 
-    def __call__(self, pictures: Pixels, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
-        """For each picture the box of the surest detection of each of its names; a name that is not there is left out."""
+    def __call__(self, images: Pixels, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
+        """For each image the box of the surest detection of each of its names; a name that is not there is left out."""
         ...
 
 
@@ -66,10 +66,10 @@ class BoxJudge:
     def __init__(self, find: Finder, rules: Mapping[str, Rule]) -> None:
         self._find, self._rules = find, rules
 
-    def scores(self, pictures: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
+    def scores(self, images: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
         """See `Judge`."""
         names = [sorted({n for s, _, o in several for n in (s, o)}) for several in statements]
-        found = self._find(pictures, names)
+        found = self._find(images, names)
         made = [
             [self._score(each, boxes) for each in several]
             for several, boxes in zip(statements, found, strict=True)

@@ -1,4 +1,4 @@
-"""Let judges see pictures, in shards: those of the arms, and the ground-truth ones for the certificates."""
+"""Let judges see images, in shards: those of the arms, and the ground-truth ones for the calibrations."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from sgpipe.backbones.images import CropRejected, read_crop
 from sgpipe.datasets.images import ImageStore
 from sgpipe.datasets.tables import LATENT_REJECTS, write_table
 from sgpipe.errors import DataError
-from sgpipe.evaluation.certificates import Question
+from sgpipe.evaluation.calibration import Question
 from sgpipe.evaluation.judges import Judge, Scores
-from sgpipe.evaluation.samples import ASKED, VERDICTS, PictureFile, Pixels
-from sgpipe.evaluation.sampling_plan import Case
+from sgpipe.evaluation.samples import CALIBRATION, VERDICTS, ImageFile, Pixels
+from sgpipe.evaluation.sampling_plan import EvaluationTriple
 from sgpipe.runs.shards import Make, Shard, Tick, cut
 
 _SCORES = ("positive", "negative")
@@ -30,10 +30,10 @@ def _nullable(values: np.ndarray) -> pa.Array:
     return pa.array(values, pa.float32(), mask=np.isnan(values))
 
 
-def true_pictures(cases: Sequence[Case], store: ImageStore, side: int) -> list[Truth]:
+def ground_truth_images(cases: Sequence[EvaluationTriple], store: ImageStore, side: int) -> list[Truth]:
     """The ground-truth crop of each triple, or why it cannot be read. Raises `DataError` where none can."""
 
-    def read(case: Case) -> Truth:
+    def read(case: EvaluationTriple) -> Truth:
         try:
             return read_crop(store.load, case.image_id, case.crop, side)[0]
         except CropRejected as rejected:
@@ -51,10 +51,10 @@ def true_pictures(cases: Sequence[Case], store: ImageStore, side: int) -> list[T
 
 @dataclass(frozen=True)
 class Work:
-    """What is judged: files of pictures by arm, and questions about ground-truth pictures."""
+    """What is judged: files of images by arm, and questions about ground-truth images."""
 
-    cases: Sequence[Case]
-    files: Mapping[str, PictureFile]
+    cases: Sequence[EvaluationTriple]
+    files: Mapping[str, ImageFile]
     questions: Sequence[Question]
     judges: Sequence[str]
 
@@ -68,16 +68,16 @@ class Work:
         return made
 
 
-def _true_scores(judge: Judge, asked: Sequence[Question], truth: Sequence[Truth]) -> pa.Table:
-    """Scores of questions about ground truth; those whose picture cannot be read have `reason` and `detail`
+def _true_scores(judge: Judge, questions: Sequence[Question], truth: Sequence[Truth]) -> pa.Table:
+    """Scores of questions about ground truth; those whose image cannot be read have `reason` and `detail`
     in place of scores."""
-    shown = [truth[question.picture] for question in asked]
+    shown = [truth[question.image] for question in questions]
     there = np.array([not isinstance(each, tuple) for each in shown])
-    scores = np.full((len(asked), len(_SCORES)), np.nan, np.float32)
+    scores = np.full((len(questions), len(_SCORES)), np.nan, np.float32)
     if there.any():
-        statements = [(q.positive, q.negative) for q, read in zip(asked, there, strict=True) if read]
-        pictures = np.stack([each for each in shown if not isinstance(each, tuple)])
-        scores[there] = judge.scores(pictures, statements)
+        statements = [(q.positive, q.negative) for q, read in zip(questions, there, strict=True) if read]
+        images = np.stack([each for each in shown if not isinstance(each, tuple)])
+        scores[there] = judge.scores(images, statements)
     why = [each if isinstance(each, tuple) else (None, None) for each in shown]
     columns = {name: pa.array([each[i] for each in why], pa.string()) for i, name in enumerate(_WHY)}
     return pa.table({**_score_columns(scores), **columns})
@@ -88,7 +88,7 @@ def _score_columns(scores: Scores) -> dict[str, pa.Array]:
 
 
 def judge_maker(work: Work, open_judge: Open, load_truth: Callable[[], list[Truth]], batch_size: int) -> Make:
-    """What fills a shard with the scores of its rows. Judges and ground-truth pictures are loaded when first needed."""
+    """What fills a shard with the scores of its rows. Judges and ground-truth images are loaded when first needed."""
     opened: dict[str, Judge] = {}
     truth: list[Truth] = []
     by_id = {case.triple_id: case for case in work.cases}
@@ -119,22 +119,22 @@ def judge_maker(work: Work, open_judge: Open, load_truth: Callable[[], list[Trut
 
 @dataclass(frozen=True)
 class Judged:
-    """Rows of `VERDICTS`, rows of `ASKED`, and the triples whose ground truth cannot be read, rows of
+    """Rows of `VERDICTS`, rows of `CALIBRATION`, and the triples whose ground truth cannot be read, rows of
     `LATENT_REJECTS`."""
 
     verdicts: pa.Table
-    asked: pa.Table
+    calibration: pa.Table
     rejects: pa.Table
 
 
 def merge_verdicts(work: Work, shards: Sequence[Shard], made: Path) -> Judged:
-    """What the finished shards in `made` say together. Questions about a picture that cannot be read are left
+    """What the finished shards in `made` say together. Questions about a image that cannot be read are left
     out."""
     scores: dict[str, list[pa.Table]] = {}
     for shard in shards:
         kind = shard.name.rpartition("-")[0]
         scores.setdefault(kind, []).append(pq.read_table(made / shard.name / "scores.parquet"))
-    verdicts, asked = [VERDICTS.empty_table()], [ASKED.empty_table()]
+    verdicts, answers = [VERDICTS.empty_table()], [CALIBRATION.empty_table()]
     rejects: dict[int, dict[str, Any]] = {}
     for kind, parts in scores.items():
         judge, _, arm = kind.partition(".")
@@ -147,12 +147,12 @@ def merge_verdicts(work: Work, shards: Sequence[Shard], made: Path) -> Judged:
                 ("question", "kind"),
             ):
                 columns[name] = [getattr(question, attribute) for question in work.questions]
-            said = pa.table({name: columns[name] for name in ASKED.names}, schema=ASKED)
-            asked.append(said.filter(table["reason"].is_null()))
+            said = pa.table({name: columns[name] for name in CALIBRATION.names}, schema=CALIBRATION)
+            answers.append(said.filter(table["reason"].is_null()))
             for question, why in zip(work.questions, table.select(_WHY).to_pylist(), strict=True):
                 if why["reason"] is not None:
-                    case = work.cases[question.picture]
-                    rejects[question.picture] = {
+                    case = work.cases[question.image]
+                    rejects[question.image] = {
                         "triple_id": case.triple_id,
                         "image_id": case.image_id,
                         **why,
@@ -163,6 +163,6 @@ def merge_verdicts(work: Work, shards: Sequence[Shard], made: Path) -> Judged:
             verdicts.append(pa.table({name: columns[name] for name in VERDICTS.names}, schema=VERDICTS))
     return Judged(
         pa.concat_tables(verdicts),
-        pa.concat_tables(asked),
+        pa.concat_tables(answers),
         pa.Table.from_pylist([rejects[index] for index in sorted(rejects)], schema=LATENT_REJECTS),
     )

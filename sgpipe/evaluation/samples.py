@@ -1,6 +1,6 @@
-"""Arrow schemas of what the evaluation stores: packed pictures, what judges say of them, what they say of real ones.
+"""Arrow schemas of what the evaluation stores: packed images, what judges say of them, what they say of real ones.
 
-Pictures of one arm in one Parquet file: a row group per shard, each picture as PNG bytes, so that nothing is lost.
+Images of one arm in one Parquet file: a row group per shard, each image as PNG bytes, so that nothing is lost.
 """
 
 import io
@@ -18,13 +18,13 @@ from PIL import Image
 from sgpipe.errors import DataError
 from sgpipe.runs.atomic import atomic_path
 
-FILE = "pictures.parquet"
+FILE = "images.parquet"
 _KEY = b"sgpipe"
 Pixels = NDArray[np.uint8]
 
 
 def to_png(pixels: Pixels) -> bytes:
-    """PNG of a picture `[H, W, 3]`, 0–255."""
+    """PNG of a image `[H, W, 3]`, 0–255."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
@@ -36,47 +36,47 @@ def from_png(data: bytes) -> Pixels:
         return np.asarray(image.convert("RGB"))
 
 
-def write_pictures(tables: Iterable[pa.Table], path: Path, facts: Mapping[str, Any]) -> int:
-    """Write tables of `PICTURES` as one file, a row group each, with `facts` in its metadata; how many pictures it holds."""
+def write_image_file(tables: Iterable[pa.Table], path: Path, facts: Mapping[str, Any]) -> int:
+    """Write tables of `SAMPLES` as one file, a row group each, with `facts` in its metadata; how many images it holds."""
     count = 0
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(
-            temporary, PICTURES, compression="none", use_dictionary=PICTURES.names[:3], store_schema=False
+            temporary, SAMPLES, compression="none", use_dictionary=SAMPLES.names[:3], store_schema=False
         ) as writer,
     ):
         for table in tables:
             count += table.num_rows
-            writer.write_table(table.cast(PICTURES).combine_chunks(), row_group_size=max(1, table.num_rows))
+            writer.write_table(table.cast(SAMPLES).combine_chunks(), row_group_size=max(1, table.num_rows))
         writer.add_key_value_metadata({_KEY: json.dumps(dict(facts), sort_keys=True)})
     return count
 
 
-class PictureFile:
-    """A file of pictures. `facts` is its metadata (arm, adapter, …), `items` its rows without the pixels.
+class ImageFile:
+    """A file of images. `facts` is its metadata (arm, adapter, …), `items` its rows without the pixels.
 
-    Raises `DataError` for a file that is missing, broken or holds no pictures.
+    Raises `DataError` for a file that is missing, broken or holds no images.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         if not self.path.is_file():
             raise DataError(
-                f"{self.path}: no such file of pictures; run `dvc repro` for the arm that draws it"
+                f"{self.path}: no such file of images; run `dvc repro` for the arm that samples it"
             )
         try:
             self._file = pq.ParquetFile(self.path, memory_map=True)
             self.facts: dict[str, Any] = json.loads((self._file.metadata.metadata or {})[_KEY])
             self.arm: str = self.facts["arm"]
-            self.items = self._file.read(columns=PICTURES.names[:-1])
+            self.items = self._file.read(columns=SAMPLES.names[:-1])
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise DataError(f"{self.path}: no file of pictures ({error}); draw the arm again") from error
+            raise DataError(f"{self.path}: no file of images ({error}); sample the arm again") from error
 
     def __len__(self) -> int:
         return self.items.num_rows
 
     def read(self, rows: Sequence[int]) -> Pixels:
-        """Pictures `[N, H, W, 3]` at these rows, which are best close together."""
+        """Images `[N, H, W, 3]` at these rows, which are best close together."""
         starts = np.cumsum(
             [0] + [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         )
@@ -93,7 +93,7 @@ class PictureFile:
         )
 
 
-PICTURES: Final = pa.schema(
+SAMPLES: Final = pa.schema(
     [
         ("triple_id", pa.string()),
         ("prompt", pa.string()),
@@ -103,7 +103,7 @@ PICTURES: Final = pa.schema(
         ("png", pa.binary()),
     ]
 )
-"""Pictures of one arm: prompt condition, graph (`none` for an arm that is given no graphs), the words, lossless pixels."""
+"""Images of one arm: prompt condition, graph (`none` for an arm that is given no graphs), the words, lossless pixels."""
 VERDICTS: Final = pa.schema(
     [
         ("arm", pa.string()),
@@ -116,8 +116,8 @@ VERDICTS: Final = pa.schema(
         ("negative", pa.float32()),
     ]
 )
-"""A judge's scores of the triple's own statement c⁺ and of its negative c⁻ on one picture; null where it abstains."""
-ASKED: Final = pa.schema(
+"""A judge's scores of the triple's own statement c⁺ and of its negative c⁻ on one image; null where it abstains."""
+CALIBRATION: Final = pa.schema(
     [
         ("judge", pa.string()),
         ("triple_id", pa.string()),
@@ -127,7 +127,7 @@ ASKED: Final = pa.schema(
         ("negative", pa.float32()),
     ]
 )
-"""A judge's scores on ground-truth pictures, see `certificates.QUESTIONS`."""
+"""A judge's scores on ground-truth images, see `calibrations.QUESTIONS`."""
 SWEEP: Final = pa.schema(
     [
         ("arm", pa.string()),

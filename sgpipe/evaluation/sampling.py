@@ -1,4 +1,4 @@
-"""Draw the pictures of an arm in shards."""
+"""SampleRequest the images of an arm in shards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import pipeline_parts
 from sgpipe.backbones.source import locate
 from sgpipe.errors import ModelError
-from sgpipe.evaluation.samples import FILE, PICTURES, to_png, write_pictures
-from sgpipe.evaluation.sampling_plan import Draw
+from sgpipe.evaluation.samples import FILE, SAMPLES, to_png, write_image_file
+from sgpipe.evaluation.sampling_plan import SampleRequest
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.runs.shards import Make, Shard, Tick
 
@@ -23,9 +23,9 @@ ABOUT = "adapter.json"
 
 
 class Generator(Protocol):
-    """What draws: `None` for a graph switches the adapter off, an empty graph keeps it on without tokens."""
+    """What samples: `None` for a graph switches the adapter off, an empty graph keeps it on without tokens."""
 
-    def draw(
+    def sample(
         self,
         prompts: Sequence[str],
         graphs: Sequence[SceneGraph | None],
@@ -34,7 +34,7 @@ class Generator(Protocol):
         steps: int,
         size: int,
     ) -> NDArray[np.uint8]:
-        """One picture `[N, size, size, 3]` per prompt."""
+        """One image `[N, size, size, 3]` per prompt."""
         ...
 
 
@@ -51,11 +51,11 @@ def open_generator(
     backbone: Backbone,
     adapter: Path | None,
     device: torch.device,
-    draws: Sequence[Draw],
+    requests: Sequence[SampleRequest],
     guidance: float | None = None,
     offload: str = "none",
 ) -> Generator:
-    """The pipeline of `backbone` with an adapter, or alone. Texts of the draws are encoded before the transformer is loaded.
+    """The pipeline of `backbone` with an adapter, or alone. Texts of the requests are encoded before the transformer is loaded.
 
     Raises `ModelError` if pipeline and adapter do not fit one another.
     """
@@ -68,20 +68,20 @@ def open_generator(
         backbone=backbone,
         guidance=guidance,
         offload=offload,
-        ahead=([each.text for each in draws], [each.scene for each in draws]),
+        ahead=([each.text for each in requests], [each.scene for each in requests]),
     )
 
 
-def picture_maker(
-    generator: Generator, draws: Sequence[Draw], steps: int, size: int, batch_size: int
+def image_maker(
+    generator: Generator, requests: Sequence[SampleRequest], steps: int, size: int, batch_size: int
 ) -> Make:
-    """What fills a shard with its pictures. Raises `ModelError` if the generator's pictures are not what was asked for."""
+    """What fills a shard with its images. Raises `ModelError` if the generator's images are not what was asked for."""
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
-        columns: dict[str, list[Any]] = {name: [] for name in PICTURES.names}
+        columns: dict[str, list[Any]] = {name: [] for name in SAMPLES.names}
         for batch in shard.batches(batch_size):
-            part = draws[batch]
-            pixels = generator.draw(
+            part = requests[batch]
+            pixels = generator.sample(
                 [each.text for each in part],
                 [each.scene for each in part],
                 [each.noise_seed for each in part],
@@ -90,19 +90,19 @@ def picture_maker(
             )
             if pixels.shape != (len(part), size, size, 3) or pixels.dtype != np.uint8:
                 raise ModelError(
-                    f"the generator gave {pixels.dtype} {pixels.shape} for {len(part)} pictures of {size} px; "
-                    "set backbone.resolution to a size that the model draws"
+                    f"the generator gave {pixels.dtype} {pixels.shape} for {len(part)} images of {size} px; "
+                    "set backbone.resolution to a size that the model samples"
                 )
-            for each, picture in zip(part, pixels, strict=True):
-                row = (each.triple_id, each.prompt, each.graph, each.seed, each.text, to_png(picture))
-                for name, value in zip(PICTURES.names, row, strict=True):
+            for each, image in zip(part, pixels, strict=True):
+                row = (each.triple_id, each.prompt, each.graph, each.seed, each.text, to_png(image))
+                for name, value in zip(SAMPLES.names, row, strict=True):
                     columns[name].append(value)
             tick(len(part))
-        write_pictures([pa.table(columns, schema=PICTURES)], folder / FILE, {})
+        write_image_file([pa.table(columns, schema=SAMPLES)], folder / FILE, {})
 
     return make
 
 
-def merge_pictures(shards: Sequence[Shard], made: Path, out: Path, facts: dict[str, Any]) -> int:
-    """Make the file of pictures in `out` of the finished shards in `made`; how many pictures it holds."""
-    return write_pictures((pq.read_table(made / shard.name / FILE) for shard in shards), out / FILE, facts)
+def merge_images(shards: Sequence[Shard], made: Path, out: Path, facts: dict[str, Any]) -> int:
+    """Make the file of images in `out` of the finished shards in `made`; how many images it holds."""
+    return write_image_file((pq.read_table(made / shard.name / FILE) for shard in shards), out / FILE, facts)

@@ -1,4 +1,4 @@
-"""What is drawn: for each validation triple and seed, prompts × graphs, all with the same starting noise."""
+"""What is sampled: for each validation triple and seed, prompts × graphs, all with the same starting noise."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ NO_GRAPH: Final = "none"
 
 
 @dataclass(frozen=True)
-class Case:
+class EvaluationTriple:
     """A validation triple's graph and its negative, which swaps its roles (`swap`) or replaces its predicate (`replace`).
 
     The triple is the first one of `graph`; the first one of `negative_graph` stands against it. `prompts` are those of sampling, by
@@ -54,8 +54,8 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One picture to draw."""
+class SampleRequest:
+    """One image to sample."""
 
     triple_id: str
     prompt: str
@@ -66,7 +66,9 @@ class Draw:
     scene: SceneGraph | None
 
 
-def read_cases(triples: pa.Table, negatives: pa.Table, per_class: int | None = None) -> list[Case]:
+def read_evaluation_triples(
+    triples: pa.Table, negatives: pa.Table, per_class: int | None = None
+) -> list[EvaluationTriple]:
     """Validation triples with their negatives, in the table's order; with `per_class` that many of each, by hash of their ids.
 
     Raises `DataError` if there are none, if one lacks a negative, or if a class has too few.
@@ -81,7 +83,7 @@ def read_cases(triples: pa.Table, negatives: pa.Table, per_class: int | None = N
             raise DataError(f"triple {row['triple_id']} has no negative; run `dvc repro negatives`")
         false, graph = against[row["triple_id"]], graph_of(row)
         cases.append(
-            Case(
+            EvaluationTriple(
                 row["triple_id"],
                 row["image_id"],
                 (row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]),
@@ -112,11 +114,11 @@ def read_cases(triples: pa.Table, negatives: pa.Table, per_class: int | None = N
 
 
 def noise_seeds(triple_ids: Sequence[str], seed: int) -> list[int]:
-    """One seed below 2³¹ per triple: pictures of a triple share their noise, those of different triples do not."""
+    """One seed below 2³¹ per triple: images of a triple share their noise, those of different triples do not."""
     return [int(value >> np.uint64(33)) for value in hashed(seed, "evaluation noise", text_ids(triple_ids))]
 
 
-def others(cases: Sequence[Case]) -> list[int]:
+def others(cases: Sequence[EvaluationTriple]) -> list[int]:
     """For each case the index of another one with different names or predicate, a fixed one that looks random.
 
     Raises `DataError` if all cases say the same.
@@ -138,20 +140,20 @@ def others(cases: Sequence[Case]) -> list[int]:
 
 
 def plan(
-    cases: Sequence[Case],
-    draw: Mapping[Prompt, Sequence[Graph]],
+    cases: Sequence[EvaluationTriple],
+    conditions: Mapping[Prompt, Sequence[Graph]],
     seeds: Sequence[int],
     given: str,
-) -> list[Draw]:
-    """All pictures of one arm. `given` is `graphs`, or `empty` or `none` for an arm whose pictures depend on the prompt alone.
+) -> list[SampleRequest]:
+    """All images of one arm. `given` is `graphs`, or `empty` or `none` for an arm whose images depend on the prompt alone.
 
-    The order is that of prompts, graphs, seeds, triples; every picture of a triple and seed has the same noise.
+    The order is that of prompts, graphs, seeds, triples; every image of a triple and seed has the same noise.
     """
     names = [case.triple_id for case in cases]
     noise = {seed: noise_seeds(names, seed) for seed in seeds}
     elsewhere = others(cases) if given == "graphs" else []
     planned = []
-    for prompt, graphs in draw.items():
+    for prompt, graphs in conditions.items():
         for graph in graphs if given == "graphs" else (NO_GRAPH,):
             for seed in seeds:
                 for index, case in enumerate(cases):
@@ -164,5 +166,7 @@ def plan(
                             "shuffled": cases[elsewhere[index]].graph,
                         }[graph]
                     text = case.prompts[prompt]
-                    planned.append(Draw(case.triple_id, prompt, graph, seed, text, noise[seed][index], scene))
+                    planned.append(
+                        SampleRequest(case.triple_id, prompt, graph, seed, text, noise[seed][index], scene)
+                    )
     return planned

@@ -1,4 +1,4 @@
-"""Does the picture change with the graph, and in the direction that the graph says: the 2×2 of pictures and captions, and MSE."""
+"""Does the image change with the graph, and in the direction that the graph says: the 2×2 of images and captions, and MSE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 
 from sgpipe.errors import DataError
-from sgpipe.evaluation.samples import PictureFile
-from sgpipe.evaluation.sampling_plan import Case
+from sgpipe.evaluation.samples import ImageFile
+from sgpipe.evaluation.sampling_plan import EvaluationTriple
 from sgpipe.evaluation.statistics import Floats
 from sgpipe.evaluation.verdicts import Condition, Scored
 
@@ -20,7 +20,7 @@ CHANCE: Final = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6, "crossed": 1 / 2
 def two_by_two(shown: Scored, swapped: Scored) -> dict[str, Floats]:
     """Four scores 0/1 `[T, S]` of I⁺ (`shown`) and I⁻ (`swapped`) with c⁺ and c⁻; NaN where one of the four is missing.
 
-    text: each picture prefers its own caption. image: each caption prefers its own picture. group: both. crossed: the two
+    text: each image prefers its own caption. image: each caption prefers its own image. group: both. crossed: the two
     right pairs together beat the two wrong ones. Equal scores win nothing (Thrush et al. 2022, eq. 1–3).
     """
     a, b, c, d = shown.positive, shown.negative, swapped.positive, swapped.negative
@@ -41,10 +41,12 @@ class Distances:
     other_seed: Floats
 
 
-def distances(file: PictureFile, cases: Sequence[Case], seeds: Sequence[int], prompt: str) -> Distances:
-    """MSE(I⁺, I⁻) at equal seeds, and MSE of the I⁺ of one triple between seeds: what two pictures differ by anyway.
+def distances(
+    file: ImageFile, cases: Sequence[EvaluationTriple], seeds: Sequence[int], prompt: str
+) -> Distances:
+    """MSE(I⁺, I⁻) at equal seeds, and MSE of the I⁺ of one triple between seeds: what two images differ by anyway.
 
-    Raises `DataError` if a picture of the two conditions is missing.
+    Raises `DataError` if a image of the two conditions is missing.
     """
     place = {case.triple_id: row for row, case in enumerate(cases)}
     column = {seed: index for index, seed in enumerate(seeds)}
@@ -59,7 +61,7 @@ def distances(file: PictureFile, cases: Sequence[Case], seeds: Sequence[int], pr
     for graph in ("positive", "negative"):
         if sum(key[0] == graph for key in at) != needed:
             raise DataError(
-                f"{file.path}: not all {needed} pictures of {prompt}, {graph}; draw the arm again"
+                f"{file.path}: not all {needed} images of {prompt}, {graph}; sample the arm again"
             )
     shown, swapped = (
         np.stack([file.read([at[graph, row, s] for row in range(len(cases))]) for s in range(len(seeds))])
@@ -72,7 +74,7 @@ def distances(file: PictureFile, cases: Sequence[Case], seeds: Sequence[int], pr
 
 
 def _mse(first: np.ndarray, second: np.ndarray) -> Floats:
-    """Mean squared difference `[N]` of pictures `[N, H, W, 3]`."""
+    """Mean squared difference `[N]` of images `[N, H, W, 3]`."""
     return np.array(
         [
             np.square(a.astype(np.float32) - b).mean(dtype=np.float64)

@@ -1,7 +1,7 @@
 """How sure a share is: intervals by triple, paired tests, many tests at once, sizes of samples, errors of a judge.
 
-Arrays are `[T, S]`: T triples, which are drawn from a population, and S pictures of each, which share a triple and so are not
-independent. NaN in an outcome stands for a picture that does not count.
+Arrays are `[T, S]`: T triples, which are drawn from a population, and S images of each, which share a triple and so are not
+independent. NaN in an outcome stands for a image that does not count.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Combine = Callable[[list[Floats]], Floats]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `count` pictures, and its interval; NaN where no picture counts."""
+    """A mean over `count` images, and its interval; NaN where no image counts."""
 
     value: float
     low: float
@@ -28,13 +28,13 @@ class Estimate:
 
 
 @lru_cache(maxsize=8)
-def _draws(resamples: int, seed: int, triples: int, pictures: int) -> Floats:
-    """How often each picture is in each draw, `[resamples, T · S]`."""
-    rng = np.random.default_rng((seed, triples, pictures))
+def _draws(resamples: int, seed: int, triples: int, images: int) -> Floats:
+    """How often each image is in each draw, `[resamples, T · S]`."""
+    rng = np.random.default_rng((seed, triples, images))
     rows = rng.integers(triples, size=(resamples, triples, 1))
-    columns = rng.integers(pictures, size=(resamples, triples, pictures))
-    size = triples * pictures
-    places = np.arange(resamples)[:, None, None] * size + rows * pictures + columns
+    columns = rng.integers(images, size=(resamples, triples, images))
+    size = triples * images
+    places = np.arange(resamples)[:, None, None] * size + rows * images + columns
     return (
         np.bincount(places.reshape(-1), minlength=resamples * size)
         .reshape(resamples, size)
@@ -43,7 +43,7 @@ def _draws(resamples: int, seed: int, triples: int, pictures: int) -> Floats:
 
 
 def exact_share(values: Floats, confidence: float) -> Estimate:
-    """A share of 0 or 1 with the exact binomial interval (Clopper & Pearson 1934) of as many pictures as triples count."""
+    """A share of 0 or 1 with the exact binomial interval (Clopper & Pearson 1934) of as many images as triples count."""
     counted = np.isfinite(values)
     width = 1 - ((1 - confidence) / 2) ** (1 / int(counted.any(1).sum()))
     share = float(values[counted].max())
@@ -61,7 +61,7 @@ def of_means(combine: Combine, arrays: Sequence[Floats]) -> float:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Draws of T triples with replacement and, within each, of its S pictures with replacement (Davison & Hinkley 1997, §3.8).
+    """Draws of T triples with replacement and, within each, of its S images with replacement (Davison & Hinkley 1997, §3.8).
 
     The same object resamples all arrays of one shape alike, so that differences are paired.
     """
@@ -99,7 +99,7 @@ class Bootstrap:
         return found
 
     def difference(self, first: Floats, second: Floats) -> Estimate:
-        """Mean of `first` less mean of `second`, triples and pictures drawn together; counts pictures finite in both."""
+        """Mean of `first` less mean of `second`, triples and images drawn together; counts images finite in both."""
         both = np.isfinite(first) & np.isfinite(second)
         return self.function(lambda means: means[0] - means[1], [first, second], int(both.sum()))
 
@@ -130,9 +130,9 @@ class Paired:
 def mcnemar(first: Floats, second: Floats) -> Paired:
     """Compare two arms by their outcomes 0/1 `[T, S]` on the same triples and seeds; pairs with a NaN are left out.
 
-    `exact` is the binomial test on discordant pairs, as if all pictures were independent. `clustered` is Durkalski et al. 2003,
+    `exact` is the binomial test on discordant pairs, as if all images were independent. `clustered` is Durkalski et al. 2003,
     (Σ_k d_k / n_k)² / Σ_k (d_k / n_k)² ~ χ²(1) with d_k the difference of discordant pairs of triple k and n_k its pairs: it
-    lets the pictures of a triple agree. With one picture per triple it is McNemar's own (b − c)² / (b + c).
+    lets the images of a triple agree. With one image per triple it is McNemar's own (b − c)² / (b + c).
     """
     both = np.isfinite(first) & np.isfinite(second)
     difference = np.where(both, first, 0.0) - np.where(both, second, 0.0)

@@ -1,4 +1,4 @@
-"""The figures of the evaluation, from what judges said and from the pictures. Nothing is drawn or judged here."""
+"""The figures of the evaluation, from what judges said and from the images. Nothing is sampled or judged here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgpipe.evaluation.certificates import Certificate, certificates, certify
+from sgpipe.evaluation.calibration import Calibration, calibrate, calibrations
 from sgpipe.evaluation.config import HEADLINE, JudgeParams, Statistics
-from sgpipe.evaluation.samples import PictureFile
-from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH, Case
+from sgpipe.evaluation.samples import ImageFile
+from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH, EvaluationTriple
 from sgpipe.evaluation.sensitivity import CHANCE, condition_pairs, distances, two_by_two
 from sgpipe.evaluation.statistics import (
     Bootstrap,
@@ -32,32 +32,34 @@ def bounds(name: str, estimate: Estimate) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Jury:
-    """Judges with their certificates: who may judge which class."""
+class QualifiedJudges:
+    """Judges with their calibrations: who may judge which class."""
 
     judges: JudgeParams
-    by_class: Mapping[str, Mapping[str, Certificate]]
-    asked: pa.Table
+    by_class: Mapping[str, Mapping[str, Calibration]]
+    answers: pa.Table
     statistics: Statistics
 
     @classmethod
-    def of(cls, judges: JudgeParams, asked: pa.Table, statistics: Statistics) -> "Jury":
-        """From rows of `ASKED`."""
-        return cls(judges, certificates(asked), asked, statistics)
+    def of(cls, judges: JudgeParams, answers: pa.Table, statistics: Statistics) -> "QualifiedJudges":
+        """From rows of `CALIBRATION`."""
+        return cls(judges, calibrations(answers), answers, statistics)
 
     def used(self, judge: str) -> set[str]:
         """Classes that a judge may judge."""
         return {name for name, each in self.by_class[judge].items() if each.used(self.statistics.threshold)}
 
-    def together(self, judge: str, predicates: set[str]) -> Certificate:
-        """One certificate over several classes."""
-        rows = self.asked.filter(pc.equal(self.asked["judge"], judge))
-        return certify(rows, predicates, "all")
+    def together(self, judge: str, predicates: set[str]) -> Calibration:
+        """One calibration over several classes."""
+        rows = self.answers.filter(pc.equal(self.answers["judge"], judge))
+        return calibrate(rows, predicates, "all")
 
-    def mask(self, judge: str, cases: Sequence[Case], roles: bool) -> np.ndarray:
+    def mask(self, judge: str, cases: Sequence[EvaluationTriple], directional: bool) -> np.ndarray:
         """`[T]`: triples whose class the judge may judge; with `roles` those alone whose negative swaps the roles."""
         used = self.used(judge)
-        return np.array([case.predicate in used and (case.kind == "swap" or not roles) for case in cases])
+        return np.array(
+            [case.predicate in used and (case.kind == "swap" or not directional) for case in cases]
+        )
 
     def figures(self) -> dict[str, Any]:
         """Each judge over all classes, and those it is refused."""
@@ -76,38 +78,40 @@ class Jury:
 
 
 class Summary:
-    """Figures of the arms under one jury."""
+    """Figures of the arms under one qualified."""
 
-    def __init__(self, verdicts: Verdicts, jury: Jury) -> None:
-        self._verdicts, self._jury = verdicts, jury
-        wanted = jury.statistics
+    def __init__(self, verdicts: Verdicts, qualified: QualifiedJudges) -> None:
+        self._verdicts, self._qualified = verdicts, qualified
+        wanted = qualified.statistics
         self._bootstrap = Bootstrap(wanted.resamples, wanted.confidence, wanted.seed)
-        self._judge = jury.judges.headline
+        self._judge = qualified.judges.headline
 
-    def outcomes(self, condition: Condition, judge: str, roles: bool) -> Floats:
+    def outcomes(self, condition: Condition, judge: str, directional: bool) -> Floats:
         """1/0/NaN `[T, S]`: c⁺ or c⁻ chosen; NaN too for classes that the judge may not judge."""
-        mask = self._jury.mask(judge, self._verdicts.cases, roles)
+        mask = self._qualified.mask(judge, self._verdicts.cases, directional)
         return np.where(mask[:, None], self._verdicts.scored(condition, judge).choices, np.nan)
 
-    def _classes(self, roles: bool) -> set[str]:
-        mask = self._jury.mask(self._judge, self._verdicts.cases, roles)
+    def _classes(self, directional: bool) -> set[str]:
+        mask = self._qualified.mask(self._judge, self._verdicts.cases, directional)
         return {case.predicate for case, kept in zip(self._verdicts.cases, mask, strict=True) if kept}
 
     def condition(self, condition: Condition) -> dict[str, Any]:
         """By the headline judge: objects present, roles as the graph g⁺ has them, any class right.
 
-        `role_accuracy` is of pictures with both objects in the right kind of arrangement (where the judge chooses), of
+        `direction_accuracy` is of images with both objects in the right kind of arrangement (where the judge chooses), of
         directional classes; `accuracy` is of all classes that it may judge; both count c⁺, whatever graph was given.
         """
         found: dict[str, Any] = {}
-        if self._jury.judges.judges[self._judge].kind != "open_clip":
+        if self._qualified.judges.judges[self._judge].kind != "open_clip":
             present = np.isfinite(self._verdicts.scored(condition, self._judge).positive)
             found["objects_present"] = float(present.mean())
-        for name, roles in (("role_accuracy", True), ("accuracy", False)):
-            estimate = self._bootstrap.mean(self.outcomes(condition, self._judge, roles))
+        for name, directional in (("direction_accuracy", True), ("accuracy", False)):
+            estimate = self._bootstrap.mean(self.outcomes(condition, self._judge, directional))
             found |= bounds(name, estimate)
-            found[f"{name}_corrected"] = self._jury.corrected(self._judge, estimate, self._classes(roles))
-            found[f"{name}_pictures"] = estimate.count
+            found[f"{name}_corrected"] = self._qualified.corrected(
+                self._judge, estimate, self._classes(directional)
+            )
+            found[f"{name}_images"] = estimate.count
         return found
 
     def arms(self) -> dict[str, Any]:
@@ -117,11 +121,11 @@ class Summary:
             found.setdefault(each.arm, {}).setdefault(each.prompt, {})[each.graph] = self.condition(each)
         return found
 
-    def sensitivity(self, files: Mapping[str, PictureFile]) -> dict[str, Any]:
+    def sensitivity(self, files: Mapping[str, ImageFile]) -> dict[str, Any]:
         """`<arm>.<prompt>`: MSE(I⁺, I⁻) beside that of other seeds; per judge the 2×2, accuracy and margin on I⁺.
 
         Accuracy (share of I⁺ with a higher score for c⁺) and margin (mean score of c⁺ less that of c⁻) are the predecessor's, over
-        all classes and without a certificate.
+        all classes and without a calibration.
         """
         found: dict[str, Any] = {}
         cases, seeds = self._verdicts.cases, self._verdicts.seeds
@@ -137,13 +141,13 @@ class Summary:
                 **bounds("mse_ratio", ratio),
                 "judges": {},
             }
-            for judge in self._jury.judges.judges:
+            for judge in self._qualified.judges.judges:
                 scores = self._verdicts.scored(shown, judge)
                 table = two_by_two(scores, self._verdicts.scored(swapped, judge))
                 right = self._bootstrap.mean(scores.choices)
                 entry["judges"][judge] = {
                     **{name: self._bootstrap.mean(values).value for name, values in table.items()},
-                    "pictures": int(np.isfinite(table["text"]).sum()),
+                    "images": int(np.isfinite(table["text"]).sum()),
                     **bounds("accuracy", right),
                     "margin": self._bootstrap.mean(scores.positive - scores.negative).value,
                 }
@@ -152,7 +156,7 @@ class Summary:
 
     def compare(self, first: Condition, second: Condition) -> dict[str, Any]:
         """Role accuracy of two conditions on the same triples and seeds: difference, interval, McNemar."""
-        a, b = (self.outcomes(each, self._judge, roles=True) for each in (first, second))
+        a, b = (self.outcomes(each, self._judge, directional=True) for each in (first, second))
         difference = self._bootstrap.difference(a, b)
         test = mcnemar(a, b)
         return {
@@ -203,12 +207,12 @@ class Summary:
         return found
 
     def needed(self, condition: Condition) -> dict[str, Any]:
-        """Triples with one decided picture each that show this role accuracy against a half, and against no effect seen yet."""
-        share = self._bootstrap.mean(self.outcomes(condition, self._judge, roles=True)).value
-        power, level = self._jury.statistics.power, 1 - self._jury.statistics.confidence
+        """Triples with one decided image each that show this role accuracy against a half, and against no effect seen yet."""
+        share = self._bootstrap.mean(self.outcomes(condition, self._judge, directional=True)).value
+        power, level = self._qualified.statistics.power, 1 - self._qualified.statistics.confidence
         needed = triples_needed(share, power=power, level=level) if np.isfinite(share) else None
         return {
-            "role_accuracy": share,
+            "direction_accuracy": share,
             "triples": needed,
             "for_0.60": triples_needed(0.6, power=power, level=level),
             "for_0.55": triples_needed(0.55, power=power, level=level),
@@ -221,8 +225,8 @@ class Summary:
         that have a pair. Classes that the judge may not judge have `used` false and no accuracy.
         """
         rows: list[dict[str, Any]] = []
-        classes = list(self._jury.by_class[self._judge])
-        used = self._jury.used(self._judge)
+        classes = list(self._qualified.by_class[self._judge])
+        used = self._qualified.used(self._judge)
         base = Condition(BASE, HEADLINE, NO_GRAPH)
         for condition in self._verdicts.conditions(self._judge):
             if condition.prompt != HEADLINE:
@@ -232,13 +236,13 @@ class Summary:
                 row: dict[str, Any] = {**asdict(condition), "predicate": predicate, "used": predicate in used}
                 if predicate in used:
                     mine = np.array([case.predicate == predicate for case in self._verdicts.cases])[:, None]
-                    outcome = np.where(mine, self.outcomes(condition, self._judge, roles=False), np.nan)
+                    outcome = np.where(mine, self.outcomes(condition, self._judge, directional=False), np.nan)
                     estimate = self._bootstrap.mean(outcome)
                     row |= bounds("accuracy", estimate)
-                    row["pictures"] = estimate.count
-                    row["corrected"] = self._jury.corrected(self._judge, estimate, {predicate})
+                    row["images"] = estimate.count
+                    row["corrected"] = self._qualified.corrected(self._judge, estimate, {predicate})
                     if condition.arm != BASE and self._verdicts.has(base, self._judge):
-                        against = np.where(mine, self.outcomes(base, self._judge, roles=False), np.nan)
+                        against = np.where(mine, self.outcomes(base, self._judge, directional=False), np.nan)
                         test = mcnemar(outcome, against)
                         row |= {"difference": test.difference, "p": test.clustered, "p_holm": np.nan}
                 of_arm.append(row)
@@ -256,31 +260,31 @@ def _label(condition: Condition) -> str:
 
 
 def evaluation_figures(
-    verdicts: Verdicts, jury: Jury, files: Mapping[str, PictureFile]
+    verdicts: Verdicts, qualified: QualifiedJudges, files: Mapping[str, ImageFile]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Metrics of the evaluation, and its rows by class."""
-    summary = Summary(verdicts, jury)
+    summary = Summary(verdicts, qualified)
     rows = summary.by_predicate()
     arms = summary.arms()
     figures = {
         "triples": len(verdicts.cases),
         "seeds": len(verdicts.seeds),
-        "headline": {"judge": jury.judges.headline, "prompt": HEADLINE},
-        "judges": jury.figures(),
+        "headline": {"judge": qualified.judges.headline, "prompt": HEADLINE},
+        "judges": qualified.figures(),
         "arms": arms,
         "sensitivity": summary.sensitivity(files),
         "chance": CHANCE,
         "comparisons": summary.comparisons(),
         "needed": {
             each.arm: summary.needed(each)
-            for each in verdicts.conditions(jury.judges.headline)
+            for each in verdicts.conditions(qualified.judges.headline)
             if each.prompt == HEADLINE and each.graph in ("positive", NO_GRAPH)
         },
         "classes_better_than_base": {
             arm: sum(
                 row["arm"] == arm
                 and row["graph"] in ("positive", NO_GRAPH)
-                and row.get("p_holm", np.nan) < 1 - jury.statistics.confidence
+                and row.get("p_holm", np.nan) < 1 - qualified.statistics.confidence
                 and row["difference"] > 0
                 for row in rows
             )

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from sgpipe.errors import DataError
-from sgpipe.evaluation.arms import LOSSES, asked
+from sgpipe.evaluation.arms import LOSSES, headline_conditions
 from sgpipe.evaluation.crossed import Crossed
 from sgpipe.evaluation.sampling_plan import BASE
 from sgpipe.evaluation.statistics import Bootstrap, Floats, of_means
-from sgpipe.evaluation.summary import Jury, Summary, bounds
+from sgpipe.evaluation.summary import QualifiedJudges, Summary, bounds
 from sgpipe.evaluation.sweep_samples import CONDITIONS, SweepSamples, sample_rows
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.runs.undefined import plain
@@ -21,29 +21,29 @@ from sgpipe.runs.undefined import plain
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training seed: where its results are recorded, what judges said of its pictures, `arms` of its metrics/lora.json."""
+    """One training seed: where its results are recorded, what judges said of its images, `arms` of its metrics/lora.json."""
 
     name: str
     commit: str
     seed: int
     config: str
     verdicts: Verdicts
-    jury: Jury
+    qualified: QualifiedJudges
     arms: Mapping[str, Any]
 
     @property
     def judge(self) -> str:
         """The judge that the headline goes by."""
-        return self.jury.judges.headline
+        return self.qualified.judges.headline
 
     def outcomes(self, condition: Condition) -> Floats:
-        """1/0/NaN `[T, S]`: roles as g⁺ has them."""
-        return Summary(self.verdicts, self.jury).outcomes(condition, self.judge, roles=True)
+        """1/0/NaN `[T, S]`: direction accuracy of g⁺ has them."""
+        return Summary(self.verdicts, self.qualified).outcomes(condition, self.judge, directional=True)
 
     def present(self, condition: Condition) -> Floats:
         """1/0 `[T, S]`: both objects seen; NaN where the judge is no detector and cannot say."""
         scores = self.verdicts.scored(condition, self.judge).positive
-        if self.jury.judges.judges[self.judge].kind == "open_clip":
+        if self.qualified.judges.judges[self.judge].kind == "open_clip":
             return np.full(scores.shape, np.nan)
         return np.isfinite(scores).astype(float)
 
@@ -52,10 +52,10 @@ class Experiment:
         own = re.fullmatch(r".+-seed(\d+)", arm)
         return self.seed if own is None else int(own[1])
 
-    def asked(self, arm: str) -> tuple[Condition, Condition]:
-        """The conditions that count for the arm (`arms.asked`)."""
+    def headline_conditions(self, arm: str) -> tuple[Condition, Condition]:
+        """The conditions that count for the arm (`arms.headline_conditions`)."""
         seen = [each for each in self.verdicts.conditions(self.judge) if each.arm == arm]
-        return asked({(each.prompt, each.graph): each for each in seen})
+        return headline_conditions({(each.prompt, each.graph): each for each in seen})
 
 
 def _checked(experiments: Sequence[Experiment]) -> None:
@@ -63,9 +63,9 @@ def _checked(experiments: Sequence[Experiment]) -> None:
     for each in experiments[1:]:
         if each.verdicts.cases != first.verdicts.cases or each.verdicts.seeds != first.verdicts.seeds:
             raise DataError(
-                f"{each.name}: draws other triples or seeds than {first.name}; the pictures of a table are of the same ones"
+                f"{each.name}: samples other triples or seeds than {first.name}; the images of a table are of the same ones"
             )
-        if each.judge != first.judge or each.jury.used(each.judge) != first.jury.used(first.judge):
+        if each.judge != first.judge or each.qualified.used(each.judge) != first.qualified.used(first.judge):
             raise DataError(
                 f"{each.name}: its headline judge {each.judge}, or the classes that it may judge, differ from those of "
                 f"{first.name} ({first.judge}); judge both alike (judge, statistics.threshold), or leave one out"
@@ -87,7 +87,7 @@ def _having(arm: str, experiments: Sequence[Experiment]) -> Sequence[Experiment]
 
 def _rows(runs: Sequence[Experiment], name: str, arm: str) -> list[pa.Table]:
     """The samples of an arm, which stands under `name`, of all its runs."""
-    own, against = runs[0].asked(arm)
+    own, against = runs[0].headline_conditions(arm)
     counted = dict(zip(CONDITIONS, (own, against, replace(own, graph="shuffled")), strict=True))
     return [
         sample_rows(
@@ -114,12 +114,12 @@ def sweep_samples(
     names = list(dict.fromkeys(arm for each in experiments for arm in each.arms))
     rows = {arm: (arm, _having(arm, experiments)) for arm in names}
     rows |= {name: ("graph", _having("graph", runs)) for name, runs in others.items()}
-    wanted = experiments[0].jury.statistics
+    wanted = experiments[0].qualified.statistics
     arms: dict[str, dict[str, Any]] = {}
     for name, (arm, runs) in rows.items():
         losses = {loss: [run.arms[arm].get(f"val_loss_{loss}") for run in runs] for loss in LOSSES}
         arms[name] = {
-            "prompt": runs[0].asked(arm)[0].prompt,
+            "prompt": runs[0].headline_conditions(arm)[0].prompt,
             "losses": {f"val_loss_{loss}": each for loss, each in losses.items() if None not in each},
         }
     facts = {
@@ -147,15 +147,15 @@ def _figures(samples: SweepSamples, arm: str, crossed: Crossed) -> dict[str, Any
     values = np.array(list(by_seed.values()))
     found = {
         "prompt": samples.facts["arms"][arm]["prompt"],
-        **bounds("role_accuracy", roles),
-        "role_accuracy_pictures": roles.count,
-        "role_accuracy_by_seed": by_seed,
-        "role_accuracy_deviation": float(values.std(ddof=1)) if len(values) > 1 else None,
-        **bounds("swapped_followed", crossed.mean([1 - each for each in samples.outcomes(arm, "swapped")])),
+        **bounds("direction_accuracy", roles),
+        "direction_accuracy_images": roles.count,
+        "direction_accuracy_by_seed": by_seed,
+        "direction_accuracy_deviation": float(values.std(ddof=1)) if len(values) > 1 else None,
+        **bounds("swap_follow_rate", crossed.mean([1 - each for each in samples.outcomes(arm, "swapped")])),
         **bounds("objects_present", crossed.mean(samples.present(arm))),
     }
     if shuffled := samples.outcomes(arm, "shuffled"):
-        found |= bounds("shuffled_role_accuracy", crossed.mean(shuffled))
+        found |= bounds("shuffled_direction_accuracy", crossed.mean(shuffled))
     losses = samples.facts["arms"][arm]["losses"]
     return found | {name: float(np.mean(each)) for name, each in losses.items()}
 
@@ -165,7 +165,7 @@ def sweep_figures(samples: SweepSamples, seeds: Sequence[int] | None = None) -> 
 
     Training seeds are crossed with triples; intervals of an arm with several hold their variance (`Crossed`),
     those of the base model and of an arm with one training seed are over triples alone.
-    `role_accuracy_by_seed` and its standard deviation show how much the training seed matters. Raises
+    `direction_accuracy_by_seed` and its standard deviation show how much the training seed matters. Raises
     `DataError`, with `seeds`, for an arm that was not trained with just these.
     """
     for arm, there in samples.arms.items():

@@ -18,7 +18,7 @@ from sgpipe.runs.atomic import atomic_path
 
 _KEY: Final = b"sgpipe"
 CONDITIONS: Final = ("own", "swapped", "shuffled")
-"""What counts for an arm (`arms.asked`): under g⁺ or its words, under g⁻ or its words, and under another
+"""What counts for an arm (`arms.headline_conditions`): under g⁺ or its words, under g⁻ or its words, and under another
 triple's graph."""
 
 
@@ -69,7 +69,7 @@ class SweepSamples:
         return [self._of[arm, seed, "own"][0] for seed in self.arms[arm]]
 
     def outcomes(self, arm: str, condition: str) -> list[Floats]:
-        """1/0/NaN `[T, S]` of each training seed: roles as g⁺ has them; empty for a condition that was not
+        """1/0/NaN `[T, S]` of each training seed: direction accuracy of g⁺ has them; empty for a condition that was not
         sampled."""
         keys = [(arm, seed, condition) for seed in self.arms[arm]]
         return [self._of[key][1] for key in keys if key in self._of]

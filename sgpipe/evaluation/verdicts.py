@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.errors import DataError
-from sgpipe.evaluation.certificates import choices
-from sgpipe.evaluation.sampling_plan import BASE, Case
+from sgpipe.evaluation.calibration import choices
+from sgpipe.evaluation.sampling_plan import BASE, EvaluationTriple
 from sgpipe.evaluation.statistics import Floats
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Pictures that one arm drew under one prompt from one kind of graph."""
+    """Images that one arm drew under one prompt from one kind of graph."""
 
     arm: str
     prompt: str
@@ -24,7 +24,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Scored:
-    """A judge's scores of c⁺ and c⁻ `[T, S]` on the pictures of a condition; NaN where it abstains."""
+    """A judge's scores of c⁺ and c⁻ `[T, S]` on the images of a condition; NaN where it abstains."""
 
     positive: Floats
     negative: Floats
@@ -38,7 +38,7 @@ class Scored:
 class Verdicts:
     """Rows of `VERDICTS` by condition and judge. Raises `DataError` for rows of other triples or seeds, or for missing ones."""
 
-    def __init__(self, table: pa.Table, cases: Sequence[Case], seeds: Sequence[int]) -> None:
+    def __init__(self, table: pa.Table, cases: Sequence[EvaluationTriple], seeds: Sequence[int]) -> None:
         self.cases, self.seeds = list(cases), list(seeds)
         rows = {case.triple_id: row for row, case in enumerate(cases)}
         columns = {seed: column for column, seed in enumerate(seeds)}

@@ -69,16 +69,16 @@ def headline(
 
 @app.command("sheet")
 def sheet_command(
-    images: Annotated[Path, typer.Option(help="folder of the arms' pictures")] = Path("outputs/images"),
+    images: Annotated[Path, typer.Option(help="folder of the arms' images")] = Path("outputs/images"),
     triples: Annotated[Path, typer.Option(help="curated triples")] = Path("outputs/curated/triples.parquet"),
     seed: Annotated[int, typer.Option(min=0, help="seed of the choice of triples")] = 0,
     count: Annotated[int, typer.Option(min=1, help="how many")] = 10,
-    out: Annotated[Path, typer.Option(help="picture file to write")] = Path("docs/images/graph.png"),
+    out: Annotated[Path, typer.Option(help="image file to write")] = Path("docs/images/graph.png"),
 ) -> None:
-    """Draw the README's sheet: random val triples by the base, under g⁺ and under g⁻."""
-    from sgpipe.report.panels import draw_sheet
+    """SampleRequest the README's sheet: random val triples by the base, under g⁺ and under g⁻."""
+    from sgpipe.report.panels import sample_sheet
 
-    draw_sheet(images, triples, seed, count, out)
+    sample_sheet(images, triples, seed, count, out)
     print(out)
 
 

@@ -11,7 +11,7 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True):
     chosen: Annotated[
         tuple[str, ...], Meta(description="triple ids whose panels come first; empty shows none")
     ] = ()
-    random: Annotated[int, Meta(ge=0, description="panels of triples drawn by seed, never chosen by eye")] = (
+    random: Annotated[int, Meta(ge=0, description="panels of triples taken by seed, never chosen by eye")] = (
         12
     )
     worst: Annotated[

@@ -18,7 +18,7 @@ _TEMPLATE, _STYLE = "page.html.j2", "page.css"
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """A figure of the page: SVG text or a data URI, with the words that stand for it."""
 
     alt: str
@@ -35,25 +35,27 @@ class Section:
     title: str
     intro: str = ""
     tables: Sequence[Table] = ()
-    pictures: Sequence[Picture] = ()
+    images: Sequence[Image] = ()
     panels: Mapping[str, Sequence[Panel]] = field(default_factory=dict)
     missing: str = ""
 
 
-def headline_figure(found: Mapping[str, Any]) -> Picture:
+def headline_figure(found: Mapping[str, Any]) -> Image:
     """Roles of every arm under every prompt and graph, with intervals."""
     rows = [
         (f"{arm}, {prompt}" + (f", {graph}" if graph != "none" else ""), row)
         for arm, prompt, graph, row in tables.conditions(found)
     ]
-    drawn = figures.intervals(rows, "role_accuracy", 0.5, "share of pictures with the roles of g⁺")
-    said = "; ".join(f"{label} {tables.with_interval(row, 'role_accuracy', 2)}" for label, row in rows)
-    return Picture(
-        f"Roles as g⁺ by arm, prompt and graph, with 95 % intervals: {said}", "Dashed: chance", svg=drawn
+    plot = figures.intervals(rows, "direction_accuracy", 0.5, "direction accuracy of g⁺")
+    said = "; ".join(f"{label} {tables.with_interval(row, 'direction_accuracy', 2)}" for label, row in rows)
+    return Image(
+        f"Direction accuracy of g⁺ by arm, prompt and graph, with 95 % intervals: {said}",
+        "Dashed: chance",
+        svg=plot,
     )
 
 
-def control_figure(path: Path, arm: str) -> Picture:
+def control_figure(path: Path, arm: str) -> Image:
     """Validation losses of an arm over training, beside those of its controls. Raises `DataError` for a file of another form."""
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
@@ -66,7 +68,7 @@ def control_figure(path: Path, arm: str) -> Picture:
             f"{path}: not a table of control losses ({error}); run `dvc repro train_lora` again"
         ) from None
     said = ", ".join(f"{name} {values[-1]:.4f}" for name, values in columns.items())
-    return Picture(
+    return Image(
         f"Validation loss of arm {arm} over {int(steps[-1])} steps; at the end {said}",
         f"Arm {arm}: the same noise and times under the graph, none, another's, the swapped one, and by the base model",
         svg=figures.curves(columns, steps, "validation loss"),

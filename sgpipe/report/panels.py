@@ -1,6 +1,6 @@
-"""Panels: prompt, scene graph, and the same noise drawn by every arm.
+"""Panels: prompt, scene graph, and the same noise sampled by every arm.
 
-A sheet of pictures for the README: random triples, the same noise without adapter, under g⁺ and under g⁻.
+A sheet of images for the README: random triples, the same noise without adapter, under g⁺ and under g⁻.
 """
 
 import base64
@@ -15,9 +15,9 @@ from PIL import Image
 
 from sgpipe.errors import ParamsError
 from sgpipe.evaluation.config import HEADLINE
-from sgpipe.evaluation.samples import PictureFile, Pixels
-from sgpipe.evaluation.sampling_plan import NO_GRAPH, Case
-from sgpipe.evaluation.summary import Jury
+from sgpipe.evaluation.samples import ImageFile, Pixels
+from sgpipe.evaluation.sampling_plan import NO_GRAPH, EvaluationTriple
+from sgpipe.evaluation.summary import QualifiedJudges
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.report.config import Report
 from sgpipe.report.figures import scene_graph
@@ -34,17 +34,17 @@ from sgpipe.runs.atomic import atomic_path
 ROWS = ((BASE, NO_GRAPH, "base"), ("graph", "positive", "graph g⁺"), ("graph", "negative", "graph g⁻"))
 
 
-def draw_sheet(images: Path, triples: Path, seed: int, count: int, out: Path) -> None:
+def sample_sheet(images: Path, triples: Path, seed: int, count: int, out: Path) -> None:
     """Write a PNG of `count` val triples in columns, under neutral prompts; the choice depends on `seed` and the ids alone.
 
-    `images` is the folder of the arms' pictures. Raises `DataError` where `base` or `graph` was not drawn.
+    `images` is the folder of the arms' images. Raises `DataError` where `base` or `graph` was not sampled.
     """
-    files = {arm: PictureFile(images / arm) for arm, _, _ in ROWS}
-    drawn = {arm: pl.DataFrame(file.items).with_row_index("row") for arm, file in files.items()}
+    files = {arm: ImageFile(images / arm) for arm, _, _ in ROWS}
+    items = {arm: pl.DataFrame(file.items).with_row_index("row") for arm, file in files.items()}
     known = pl.read_parquet(triples).filter(pl.col("split") == "val")
     ids = known["triple_id"].to_list()
     chosen = [ids[i] for i in np.argsort(hashed(seed, "panels", text_ids(ids)), kind="stable")[:count]]
-    first = drawn[BASE]["seed"].min()
+    first = items[BASE]["seed"].min()
     figure, axes = plt.subplots(
         len(ROWS), len(chosen), figsize=(1.15 * len(chosen), 3.9), squeeze=False, layout="constrained"
     )
@@ -52,7 +52,7 @@ def draw_sheet(images: Path, triples: Path, seed: int, count: int, out: Path) ->
         said = known.row(by_predicate=pl.col("triple_id") == triple, named=True)
         axes[0][column].set_title(f"{said['subject']}\n{said['predicate']}\n{said['object']}", fontsize=8)
         for row, (arm, graph, label) in enumerate(ROWS):
-            frame = drawn[arm].filter(
+            frame = items[arm].filter(
                 (pl.col("triple_id") == triple)
                 & (pl.col("prompt") == HEADLINE)
                 & (pl.col("graph") == graph)
@@ -68,12 +68,12 @@ def draw_sheet(images: Path, triples: Path, seed: int, count: int, out: Path) ->
 
 
 SIDE = 256
-"""Pictures are shown no larger than this many pixels."""
+"""Images are shown no larger than this many pixels."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture of a panel: what drew it, its data URI, and what the judge says of it."""
+    """One image of a panel: what drew it, its data URI, and what the judge says of it."""
 
     label: str
     uri: str
@@ -94,7 +94,7 @@ class Panel:
 
 
 def data_uri(pixels: Pixels, side: int = SIDE) -> str:
-    """A PNG in the page itself; larger pictures are shrunk."""
+    """A PNG in the page itself; larger images are shrunk."""
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -103,7 +103,7 @@ def data_uri(pixels: Pixels, side: int = SIDE) -> str:
 
 
 def file_uri(path: Path, width: int) -> str:
-    """A picture file in the page itself, no wider than `width` pixels."""
+    """A image file in the page itself, no wider than `width` pixels."""
     with Image.open(path) as image:
         converted = image.convert("RGB")
     converted.thumbnail((width, 4 * width), Image.Resampling.LANCZOS)
@@ -118,10 +118,12 @@ def _verdict(positive: float, negative: float) -> str:
     return "as g⁺" if positive > negative else "as g⁻"
 
 
-def pick(report: Report, verdicts: Verdicts, jury: Jury, arm: str) -> dict[str, list[Case]]:
+def pick(
+    report: Report, verdicts: Verdicts, qualified: QualifiedJudges, arm: str
+) -> dict[str, list[EvaluationTriple]]:
     """Triples of the chosen, the random and the worst panels. The random ones depend on the seed and the ids alone.
 
-    The worst are those of whose g⁺ pictures by `arm` the fewest are judged right, among classes that the judge may judge.
+    The worst are those of whose g⁺ images by `arm` the fewest are judged right, among classes that the judge may judge.
     """
     cases = {case.triple_id: case for case in verdicts.cases}
     for name in report.chosen:
@@ -130,21 +132,21 @@ def pick(report: Report, verdicts: Verdicts, jury: Jury, arm: str) -> dict[str, 
                 f"report.chosen: got {name!r}, which is no evaluated triple; valid are ids such as {next(iter(cases))}"
             )
     ranks = hashed(report.seed, "panels", text_ids(list(cases)))
-    drawn = [list(cases)[i] for i in np.argsort(ranks, kind="stable")[: report.random]]
-    judge = jury.judges.headline
+    chosen = [list(cases)[i] for i in np.argsort(ranks, kind="stable")[: report.random]]
+    judge = qualified.judges.headline
     right = (verdicts.scored(Condition(arm, HEADLINE, "positive"), judge).choices == 1).mean(1)
-    may = jury.mask(judge, verdicts.cases, roles=False)
+    may = qualified.mask(judge, verdicts.cases, directional=False)
     order = [i for i in np.argsort(right, kind="stable") if may[i]][: report.worst]
     picked = {
         "chosen": [cases[name] for name in report.chosen],
-        "random": [cases[name] for name in drawn],
+        "random": [cases[name] for name in chosen],
         "worst": [verdicts.cases[i] for i in order],
     }
     return {kind: several for kind, several in picked.items() if several}
 
 
 def columns(arms: Mapping[str, str]) -> list[tuple[str, Condition]]:
-    """Labels and conditions of a panel's pictures, from the arms and what each is given."""
+    """Labels and conditions of a panel's images, from the arms and what each is given."""
     found: list[tuple[str, Condition]] = []
     for arm, given in arms.items():
         if given == "graphs":
@@ -158,9 +160,9 @@ def columns(arms: Mapping[str, str]) -> list[tuple[str, Condition]]:
 
 
 def panels(
-    cases: Sequence[Case],
+    cases: Sequence[EvaluationTriple],
     arms: Mapping[str, str],
-    files: Mapping[str, PictureFile],
+    files: Mapping[str, ImageFile],
     verdicts: Verdicts,
     judge: str,
 ) -> list[Panel]:
@@ -179,12 +181,12 @@ def panels(
     for case in cases:
         shown = []
         for label, condition in shown_by:
-            picture = files[condition.arm].read([at[condition.arm, case.triple_id, condition.graph]])[0]
+            image = files[condition.arm].read([at[condition.arm, case.triple_id, condition.graph]])[0]
             scored = verdicts.scored(condition, judge)
             row = rows[case.triple_id]
             verdict = _verdict(scored.positive[row, 0], scored.negative[row, 0])
-            alt = f"{label}: picture for {' '.join(case.positive)}; judge {judge} says {verdict}"
-            shown.append(Shown(label, data_uri(picture), verdict, alt))
+            alt = f"{label}: image for {' '.join(case.positive)}; judge {judge} says {verdict}"
+            shown.append(Shown(label, data_uri(image), verdict, alt))
         made.append(
             Panel(
                 case.triple_id,

@@ -19,7 +19,7 @@ def begin(name: str) -> str:
 GRAPHS = {"positive": "g⁺", "negative": "g⁻", "empty": "empty graph", "shuffled": "another triple's graph"}
 
 
-def _asked(arm: str, prompt: str, graph: str) -> bool:
+def _shown(arm: str, prompt: str, graph: str) -> bool:
     """Whether a condition stands in the headline: graphs under neutral prompts, words where no graph is given."""
     if graph != NO_GRAPH:
         return prompt == HEADLINE
@@ -33,17 +33,17 @@ def headline_table(evaluation: Path) -> tables.Table:
         (
             f"{arm}, {prompt} prompt" + ("" if graph == NO_GRAPH else f", {GRAPHS[graph]}"),
             tables.figure(row.get("objects_present")),
-            tables.with_interval(row, "role_accuracy"),
+            tables.with_interval(row, "direction_accuracy"),
         )
         for arm, prompt, graph, row in tables.conditions(found)
-        if _asked(arm, prompt, graph)
+        if _shown(arm, prompt, graph)
     ]
     head = ("arm, prompt, graph", "both objects present", "direction accuracy of g⁺")
     judge = found["headline"]["judge"]
-    ceiling = found["judges"][judge]["ceiling"]
+    ground_truth_accuracy = found["judges"][judge]["ground_truth_accuracy"]
     note = (
         f"{found['triples']} val triples × {found['seeds']} seeds; judge `{judge}`, accuracy on ground truth "
-        f"{tables.figure(ceiling)}; chance 0.5; 95 % intervals by bootstrap over triples."
+        f"{tables.figure(ground_truth_accuracy)}; chance 0.5; 95 % intervals by bootstrap over triples."
     )
     return tables.Table("", head, tuple(rows), note)
 

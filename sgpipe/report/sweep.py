@@ -63,16 +63,16 @@ def read_experiment(root: Path, item: Recorded) -> Experiment:
     """An experiment with its verdicts, from git and from the DVC cache. Raises `DataError` for results that are no longer there."""
     params, metrics = at_commit(root, item.commit)
     source = f"{item.name}:params.yaml"
-    drawn = decode("evaluate", params["evaluate"], Evaluate, source)
+    evaluate = decode("evaluate", params["evaluate"], Evaluate, source)
     judges = decode("judge", params["judge"], JudgeParams, source)
     statistics = decode("statistics", params["statistics"], Statistics, source)
     arms = metrics["lora"]["arms"]
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
         get_outputs(root, item, _READ, at)
-        verdicts, jury = read_judged(
-            at / "curated", at / "negatives/negatives.parquet", at / "judged", drawn, judges, statistics,
-            [BASE, *drawn.adapters],
+        verdicts, qualified = read_judged(
+            at / "curated", at / "negatives/negatives.parquet", at / "judged", evaluate, judges, statistics,
+            [BASE, *evaluate.adapters],
         )  # fmt: skip
     return Experiment(
         str(item.name),
@@ -80,7 +80,7 @@ def read_experiment(root: Path, item: Recorded) -> Experiment:
         decode("lora", params["lora"], Lora, source).seed,
         metrics["lora"]["config"],
         verdicts,
-        jury,
+        qualified,
         arms,
     )
 
@@ -90,23 +90,23 @@ def sweep_table(found: dict[str, Any]) -> tables.Table:
     rows = [
         (
             f"{arm}, {row['prompt']} prompt",
-            tables.with_interval(row, "role_accuracy"),
-            ", ".join(tables.figure(value) for value in row["role_accuracy_by_seed"].values()),
-            tables.with_interval(row, "swapped_followed"),
-            tables.with_interval(row, "shuffled_role_accuracy"),
+            tables.with_interval(row, "direction_accuracy"),
+            ", ".join(tables.figure(value) for value in row["direction_accuracy_by_seed"].values()),
+            tables.with_interval(row, "swap_follow_rate"),
+            tables.with_interval(row, "shuffled_direction_accuracy"),
             tables.with_interval(row, "objects_present"),
-            str(row["role_accuracy_pictures"]),
+            str(row["direction_accuracy_images"]),
         )
         for arm, row in found["arms"].items()
     ]
     head = (
         "",
-        "roles as g⁺",
+        "direction accuracy of g⁺",
         "by training seed",
         "swapped graph followed",
         "roles under another's graph",
         "both objects",
-        "pictures counted",
+        "images counted",
     )
     names = ", ".join(f"{name} ({each['commit'][:7]})" for name, each in found["experiments"].items())
     note = (

@@ -10,7 +10,7 @@ from sgpipe.evaluation.sensitivity import CHANCE
 
 PREDECESSOR_NOTE = (
     "The predecessor compared 10 epochs on 10 samples (MSE 6460, CLIP 60 %, margin 1.01) with 20 epochs on 160 samples "
-    "(MSE 8613.7, CLIP 49.4 %, margin −0.022): different samples, so its two rows say nothing about epochs. Here all epochs draw "
+    "(MSE 8613.7, CLIP 49.4 %, margin −0.022): different samples, so its two rows say nothing about epochs. Here all epochs sample "
     "the same triples with the same noise."
 )
 
@@ -81,9 +81,9 @@ def headline(found: Mapping[str, Any]) -> Table:
             prompt,
             graph,
             figure(row.get("objects_present")),
-            with_interval(row, "role_accuracy"),
-            figure(row["role_accuracy_corrected"]),
-            str(row["role_accuracy_pictures"]),
+            with_interval(row, "direction_accuracy"),
+            figure(row["direction_accuracy_corrected"]),
+            str(row["direction_accuracy_images"]),
             with_interval(row, "accuracy"),
         )
         for arm, prompt, graph, row in conditions(found)
@@ -91,12 +91,21 @@ def headline(found: Mapping[str, Any]) -> Table:
     known = found["judges"][found["headline"]["judge"]]
     refused = ", ".join(known["refused"]) or "none"
     return Table(
-        f"What the pictures show, by judge {found['headline']['judge']} (right on {figure(known['ceiling'])} of ground-truth "
-        "pictures)",
-        ("arm", "prompt", "graph", "both objects", "roles as g⁺", "corrected", "pictures", "any class as g⁺"),
+        f"What the images show, by judge {found['headline']['judge']} (right on {figure(known['ground_truth_accuracy'])} of "
+        "ground-truth images)",
+        (
+            "arm",
+            "prompt",
+            "graph",
+            "both objects",
+            "direction accuracy of g⁺",
+            "corrected",
+            "images",
+            "any class as g⁺",
+        ),
         tuple(rows),
         f"{found['triples']} triples, {found['seeds']} seeds each; intervals by bootstrap over triples with seeds nested. Roles: "
-        "pictures with both objects in the right kind of arrangement, directional classes; under the graph “negative” a low figure "
+        "images with both objects in the right kind of arrangement, directional classes; under the graph “negative” a low figure "
         "is control, elsewhere a half is chance. Corrected for the judge's own errors (Rogan–Gladen). Classes the judge may "
         f"not judge, left out of the last column: {refused}.",
     )
@@ -121,7 +130,7 @@ def comparisons(found: Mapping[str, Any]) -> Table:
         "Paired comparisons of roles on the same triples, seeds and noise",
         ("first - second", "prompt", "difference", "pairs", "won : lost", "p", "p (Holm)"),
         tuple(rows),
-        "McNemar's test with pictures clustered by triple (Durkalski 2003), adjusted over all comparisons of a prompt.",
+        "McNemar's test with images clustered by triple (Durkalski 2003), adjusted over all comparisons of a prompt.",
     )
 
 
@@ -158,7 +167,7 @@ def sensitivity(found: Mapping[str, Any]) -> Table:
                 )
     chance = ", ".join(f"{name} {value:.3f}" for name, value in CHANCE.items())
     return Table(
-        "Does the picture change with the graph, and towards it",
+        "Does the image change with the graph, and towards it",
         (
             "arm",
             "prompt",
@@ -171,20 +180,20 @@ def sensitivity(found: Mapping[str, Any]) -> Table:
             *CHANCE,
         ),
         tuple(rows),
-        "MSE on 0–255 pixels; two unrelated pictures of deviation σ differ by 2σ², so only the ratio to what another seed changes "
-        f"says that the graph did something. Chance of the last four: {chance}. No certificate is asked for here.",
+        "MSE on 0–255 pixels; two unrelated images of deviation σ differ by 2σ², so only the ratio to what another seed changes "
+        f"says that the graph did something. Chance of the last four: {chance}. No calibration is needed here.",
     )
 
 
-def certificates(found: Mapping[str, Any]) -> Table:
+def calibrations(found: Mapping[str, Any]) -> Table:
     """Each judge over all classes."""
     rows = tuple(
         (
             name,
-            figure(row["ceiling"]),
+            figure(row["ground_truth_accuracy"]),
             figure(row["abstained"]),
-            figure(row["floor"]),
-            figure(row["floor_abstained"]),
+            figure(row["chance_level"]),
+            figure(row["chance_abstained"]),
             figure(row["order_bias"]),
             str(row["classes_used"]),
             ", ".join(row["refused"]) or "none",
@@ -198,34 +207,34 @@ def certificates(found: Mapping[str, Any]) -> Table:
         else ""
     )
     return Table(
-        "What the judges are worth, on ground-truth validation pictures",
+        "What the judges are worth, on ground-truth validation images",
         (
             "judge",
-            "ceiling",
+            "ground_truth_accuracy",
             "neither",
-            "floor",
-            "neither (floor)",
+            "chance_level",
+            "neither (chance_level)",
             "order bias",
             "classes used",
             "refused",
         ),
         rows,
-        "Ceiling: c⁺ chosen over c⁻ on the triple's own picture. Floor: c⁺ chosen on another triple's picture, of those where it "
+        "Ceiling: c⁺ chosen over c⁻ on the triple's own image. Floor: c⁺ chosen on another triple's image, of those where it "
         "chooses; a half is no preference. Order bias: right as told less right as told from the object's side."
         + unread,
     )
 
 
 def by_predicate(
-    rows: list[dict[str, Any]], certificate: Mapping[str, Mapping[str, Any]], arms: Mapping[str, str]
+    rows: list[dict[str, Any]], calibration: Mapping[str, Mapping[str, Any]], arms: Mapping[str, str]
 ) -> Table:
-    """A row per class: certificate, then accuracy of each arm."""
+    """A row per class: calibration, then accuracy of each arm."""
     graphs = {arm: "positive" if given == "graphs" else "none" for arm, given in arms.items()}
     cells = {(row["predicate"], row["arm"]): row for row in rows if graphs.get(row["arm"]) == row["graph"]}
     classes = list(dict.fromkeys(row["predicate"] for row in rows))
     made = []
     for predicate in classes:
-        known = certificate[predicate]
+        known = calibration[predicate]
         of_arms = [cells[predicate, arm] for arm in arms]
         shown = [with_interval(row, "accuracy", 2) if row["used"] else "refused" for row in of_arms]
         against = [
@@ -235,8 +244,8 @@ def by_predicate(
         made.append(
             (
                 predicate,
-                figure(known["ceiling"]),
-                figure(known["floor"]),
+                figure(known["ground_truth_accuracy"]),
+                figure(known["chance_level"]),
                 figure(known["abstained"]),
                 *shown,
                 *against,
@@ -244,8 +253,15 @@ def by_predicate(
         )
     others = list(arms)[1:]
     return Table(
-        "By class: the judge's certificate and the share of pictures as g⁺ has it",
-        ("class", "ceiling", "floor", "neither", *arms, *(f"{arm} − base" for arm in others)),
+        "By class: the judge's calibration and the share of images as g⁺ has it",
+        (
+            "class",
+            "ground_truth_accuracy",
+            "chance_level",
+            "neither",
+            *arms,
+            *(f"{arm} − base" for arm in others),
+        ),
         tuple(made),
         "Neutral prompt; g⁺ for arms that are given graphs. Against base: pairs won less pairs lost, as the mean share over "
         "triples, and McNemar's p adjusted over classes (Holm).",
@@ -258,8 +274,8 @@ def ablation(found: Mapping[str, Any]) -> Table:
     rows = tuple(
         (
             epoch,
-            with_interval(row, "role_accuracy"),
-            with_interval(row, "swapped_followed"),
+            with_interval(row, "direction_accuracy"),
+            with_interval(row, "swap_follow_rate"),
             figure(row.get("objects_present")),
             with_interval(row, "mse_ratio", 2),
             with_interval(tests[epoch], "difference") if epoch in tests else "–",
@@ -269,7 +285,15 @@ def ablation(found: Mapping[str, Any]) -> Table:
     )
     return Table(
         "Ablation of epochs",
-        ("epochs", "roles as g⁺", "roles as g⁻", "both objects", "MSE ratio", "against the row above", "p"),
+        (
+            "epochs",
+            "direction accuracy of g⁺",
+            "roles as g⁻",
+            "both objects",
+            "MSE ratio",
+            "against the row above",
+            "p",
+        ),
         rows,
         f"{found['triples']} triples, {found['seeds']} seeds, {found['runs']} training run(s); judge {found['judge']}. "
         f"{PREDECESSOR_NOTE}",

@@ -68,7 +68,7 @@ def test_a_generator_that_obeys_scores_full_and_one_that_cannot_read_does_not() 
         found["graph_right"]
         == found["graph_role"]
         == found["swapped_right"]
-        == found["swapped_followed"]
+        == found["swap_follow_rate"]
         == 1
     )
     assert found["base_present"] == found["graph_present"] == 1
@@ -95,7 +95,7 @@ def test_a_preset_is_tried_at_each_learning_rate(
     """Each with the preset's other values and on development triples; figures by rate, seed and prompt."""
     tried: list[Lora] = []
     shown = {
-        "graph_present": 0.5, "graph_right": 0.8, "graph_role": 0.9, "swapped_followed": 0.25, "images": 8.0,
+        "graph_present": 0.5, "graph_right": 0.8, "graph_role": 0.9, "swap_follow_rate": 0.25, "images": 8.0,
         "base_present": 1.0,
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Pairs that no triple names, each axis once, and figures of pictures whose content is known."""
+"""Pairs that no triple names, each axis once, and figures of images whose content is known."""
 
 import numpy as np
 import pyarrow as pa
@@ -67,9 +67,9 @@ def test_figures_of_drawn_pictures() -> None:
     rng = np.random.default_rng(0)
     judge = open_judge("exact", Named("sgworld"), torch.device("cpu"))
     told = [case.positive for case in cases[:2]] + [cases[2].negative]
-    pictures = np.stack([render(pair_scene(rng, *each)) for each in told])
-    found = figures(pictures, cases, judge, Statistics())
-    assert (found["role_accuracy"], found["role_accuracy_pictures"]) == (pytest.approx(2 / 3), 3)
+    images = np.stack([render(pair_scene(rng, *each)) for each in told])
+    found = figures(images, cases, judge, Statistics())
+    assert (found["direction_accuracy"], found["direction_accuracy_images"]) == (pytest.approx(2 / 3), 3)
     assert found["objects_present"] == 1.0
-    pictures[0] = 255
-    assert figures(pictures, cases, judge, Statistics())["objects_present"] == pytest.approx(2 / 3)
+    images[0] = 255
+    assert figures(images, cases, judge, Statistics())["objects_present"] == pytest.approx(2 / 3)

@@ -1,4 +1,4 @@
-"""Validation triples of the drawn world with ground-truth pictures, and judges whose verdicts are known."""
+"""Validation triples of the drawn world with ground-truth images, and judges whose verdicts are known."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import pytest
 
 from sgpipe.evaluation.judges import Scores
 from sgpipe.evaluation.samples import Pixels
-from sgpipe.evaluation.sampling_plan import Case, Triple
+from sgpipe.evaluation.sampling_plan import EvaluationTriple, Triple
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import DIRECTIONAL
@@ -16,7 +16,7 @@ PAIRS = (("dog", "cat"), ("apple", "horse"), ("cup", "bird"), ("car", "person"))
 PREDICATES = ("left of", "right of", "above", "below", "riding")
 
 
-def make_case(index: int, subject: str, predicate: str, object_: str) -> Case:
+def make_case(index: int, subject: str, predicate: str, object_: str) -> EvaluationTriple:
     kind = "swap" if predicate in DIRECTIONAL else "replace"
     graph = SceneGraph.of(subject, predicate, object_)
     negative = graph.negated(kind, predicate if kind == "swap" else "pulling")
@@ -26,41 +26,41 @@ def make_case(index: int, subject: str, predicate: str, object_: str) -> Case:
         "conflicting": words(negative),
     }
     name = f"{index:03d}-{predicate}"
-    return Case(name, index, (0.0, 0.0, 64.0, 64.0), graph, negative, kind, prompts)
+    return EvaluationTriple(name, index, (0.0, 0.0, 64.0, 64.0), graph, negative, kind, prompts)
 
 
 @pytest.fixture(scope="session")
-def cases() -> list[Case]:
+def cases() -> list[EvaluationTriple]:
     made = [(s, predicate, o) for predicate in PREDICATES for s, o in PAIRS]
     return [make_case(i, *triple) for i, triple in enumerate(made)]
 
 
 class Written:
-    """A picture of a triple is a code of it; `read` says what it shows. Noise fills the rest."""
+    """A image of a triple is a code of it; `read` says what it shows. Noise fills the rest."""
 
     def __init__(self, triples: Sequence[Triple]) -> None:
         self.triples = list(dict.fromkeys(triples))
 
-    def picture(self, triple: Triple | None, seed: int, side: int = 16) -> Pixels:
+    def image(self, triple: Triple | None, seed: int, side: int = 16) -> Pixels:
         pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
         pixels[0, 0] = (255, 255, 255) if triple is None else (self.triples.index(triple), 0, 0)
         return pixels
 
-    def read(self, picture: Pixels) -> Triple | None:
-        code = int(picture[0, 0, 0])
+    def read(self, image: Pixels) -> Triple | None:
+        code = int(image[0, 0, 0])
         return None if code == 255 else self.triples[code]
 
 
 class Oracle:
-    """Reads what a picture shows; abstains where that has other names than the statement's."""
+    """Reads what a image shows; abstains where that has other names than the statement's."""
 
     def __init__(self, written: Written) -> None:
         self._written = written
 
-    def scores(self, pictures: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
+    def scores(self, images: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
         made = []
-        for picture, several in zip(pictures, statements, strict=True):
-            shown = self._written.read(picture)
+        for image, several in zip(images, statements, strict=True):
+            shown = self._written.read(image)
             made.append([self._score(shown, each) for each in several])
         return np.array(made, np.float32)
 
@@ -76,7 +76,7 @@ class Oracle:
 class Blind:
     """Likes statements by their words alone: the alphabetically greater subject."""
 
-    def scores(self, pictures: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
+    def scores(self, images: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
         return np.array(
             [[float(ord(s[0])) + 0.01 * len(p) for s, p, _ in several] for several in statements], np.float32
         )
@@ -88,7 +88,7 @@ class FakeGenerator:
     def __init__(self, written: Written) -> None:
         self.written, self.calls = written, 0
 
-    def draw(
+    def sample(
         self,
         prompts: Sequence[str],
         graphs: Sequence[SceneGraph | None],
@@ -114,15 +114,15 @@ class FakeGenerator:
                 if t[1] == "left of" and all(f" {name} " in prompt for name in (t[0], t[2]))
             ]
             swapped = [(t[2], t[1], t[0]) for t in same]
-            return self.written.picture(
+            return self.written.image(
                 [*same, *swapped][int(rng.random() < 0.5)] if same else None, seed, size
             )
         (s, predicate, o), *_ = graph.triples
         said = (graph.objects[s], predicate, graph.objects[o])
         wrong = rng.random() < 0.1 and predicate != "riding" and predicate != "pulling"
-        return self.written.picture((said[2], said[1], said[0]) if wrong else said, seed, size)
+        return self.written.image((said[2], said[1], said[0]) if wrong else said, seed, size)
 
 
 @pytest.fixture(scope="session")
-def written(cases: list[Case]) -> Written:
+def written(cases: list[EvaluationTriple]) -> Written:
     return Written([triple for case in cases for triple in (case.positive, case.negative)])

@@ -1,4 +1,4 @@
-"""A generator that draws by the rules of the drawn world, and a repository with validation triples of it."""
+"""A generator that requests by the rules of the drawn world, and a repository with validation triples of it."""
 
 import json
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ PREDICATES = ("left of", "right of", "above", "below")
 
 
 class DrawnGenerator:
-    """Follows a graph in `faithful` of its pictures, otherwise swaps its roles; without one a coin decides who stands left.
+    """Follows a graph in `faithful` of its images, otherwise swaps its roles; without one a coin decides who stands left.
 
-    What it draws depends on prompt, graph and seed of each picture alone. `fails_after` calls it breaks.
+    What it requests depends on prompt, graph and seed of each image alone. `fails_after` calls it breaks.
     """
 
     def __init__(self, faithful: float = 0.9, fails_after: int | None = None) -> None:
         self.faithful, self.fails_after, self.calls = faithful, fails_after, 0
 
-    def draw(
+    def sample(
         self,
         prompts: Sequence[str],
         graphs: Sequence[SceneGraph | None],
@@ -68,7 +68,7 @@ class DrawnGenerator:
 def write_triples(
     root: Path, train: Sequence[tuple[str, str]] = (), val: Sequence[tuple[str, str]] = PAIRS
 ) -> None:
-    """Under `root`, curated triples of these name pairs and every planar class, their pictures and their swaps as negatives."""
+    """Under `root`, curated triples of these name pairs and every planar class, their images and their swaps as negatives."""
     rows: list[dict[str, Any]] = []
     negatives: list[dict[str, Any]] = []
     (root / "data/VG_100K").mkdir(parents=True)
@@ -150,7 +150,7 @@ def tiny_params() -> dict[str, Any]:
 
 
 def write_repository(root: Path) -> None:
-    """Code by links, tiny checkpoints, ground-truth pictures with their triples and negatives, and params.yaml for them."""
+    """Code by links, tiny checkpoints, ground-truth images with their triples and negatives, and params.yaml for them."""
     for name in ("sgpipe", "sgworld", "stages"):
         (root / name).symlink_to(ROOT / name)
     write_models(root)

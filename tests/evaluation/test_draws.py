@@ -1,4 +1,4 @@
-"""What is drawn: the plan of each arm, noise, and pictures that come back to the bit."""
+"""What is sampled: the plan of each arm, noise, and images that come back to the bit."""
 
 from pathlib import Path
 
@@ -9,8 +9,14 @@ import pytest
 from benchmarks.evaluation import some_cases
 from sgpipe.datasets.tables import NEGATIVES
 from sgpipe.errors import DataError
-from sgpipe.evaluation.samples import FILE, PICTURES, PictureFile, from_png, to_png, write_pictures
-from sgpipe.evaluation.sampling_plan import Case, noise_seeds, others, plan, read_cases
+from sgpipe.evaluation.samples import FILE, SAMPLES, ImageFile, from_png, to_png, write_image_file
+from sgpipe.evaluation.sampling_plan import (
+    EvaluationTriple,
+    noise_seeds,
+    others,
+    plan,
+    read_evaluation_triples,
+)
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import neutral_prompt, relational_prompt
 from tests.tiny import graph_columns
@@ -22,7 +28,7 @@ DRAW = {
 }
 
 
-def test_one_noise_per_triple_and_seed(cases: list[Case]) -> None:
+def test_one_noise_per_triple_and_seed(cases: list[EvaluationTriple]) -> None:
     """All prompts, graphs and arms of a triple start from the same noise; other triples and seeds from others."""
     planned = [each for given in ("graphs", "empty", "none") for each in plan(cases, DRAW, (0, 1, 2), given)]
     by_picture: dict[tuple[str, int], set[int]] = {}
@@ -33,7 +39,7 @@ def test_one_noise_per_triple_and_seed(cases: list[Case]) -> None:
     assert noise_seeds([cases[3].triple_id], 1) == [noise_seeds([c.triple_id for c in cases], 1)[3]]
 
 
-def test_each_arm_is_given_what_it_is_to_be_given(cases: list[Case]) -> None:
+def test_each_arm_is_given_what_it_is_to_be_given(cases: list[EvaluationTriple]) -> None:
     graphs = plan(cases, DRAW, (0,), "graphs")
     assert len(graphs) == 6 * len(cases)
     by = {(each.prompt, each.graph, each.triple_id): each for each in graphs}
@@ -55,14 +61,14 @@ def test_each_arm_is_given_what_it_is_to_be_given(cases: list[Case]) -> None:
         assert {each.graph for each in alone} == {"none"} and all(each.scene == scene for each in alone)
 
 
-def test_another_triple_is_another(cases: list[Case]) -> None:
+def test_another_triple_is_another(cases: list[EvaluationTriple]) -> None:
     found = others(cases)
     assert all(set(cases[i].positive) != set(cases[j].positive) for i, j in enumerate(found))
     with pytest.raises(DataError, match="all 2 val triples"):
         others([cases[0], cases[0]])
 
 
-def test_cases_are_the_val_triples(cases: list[Case]) -> None:
+def test_cases_are_the_val_triples(cases: list[EvaluationTriple]) -> None:
     rows = [
         {
             "triple_id": case.triple_id,
@@ -82,18 +88,18 @@ def test_cases_are_the_val_triples(cases: list[Case]) -> None:
     values = [(c.triple_id, c.kind, *c.negative, c.prompts["conflicting"]) for c in cases]
     negatives = pa.table(dict(zip(NEGATIVES.names, zip(*values, strict=True), strict=True)), schema=NEGATIVES)
     triples = pa.Table.from_pylist(rows)
-    assert read_cases(triples, negatives) == cases[1:]
+    assert read_evaluation_triples(triples, negatives) == cases[1:]
     assert some_cases(triples, negatives, len(cases)) == [*cases[1:], cases[0]]
     with pytest.raises(DataError, match="--triples: got 1000"):
         some_cases(triples, negatives, 1000)
-    few = read_cases(triples, negatives, per_class=2)
+    few = read_evaluation_triples(triples, negatives, per_class=2)
     assert len(few) == 10 and [c for c in cases if c in few] == few
     with pytest.raises(DataError, match=r"evaluate\.per_class: got 4; class 'left of' has 3"):
-        read_cases(triples, negatives, per_class=4)
+        read_evaluation_triples(triples, negatives, per_class=4)
     with pytest.raises(DataError, match="has no negative"):
-        read_cases(triples, negatives.slice(0, 5))
+        read_evaluation_triples(triples, negatives.slice(0, 5))
     with pytest.raises(DataError, match="no val triples"):
-        read_cases(triples.slice(0, 1), negatives)
+        read_evaluation_triples(triples.slice(0, 1), negatives)
 
 
 def test_pictures_come_back_to_the_bit(tmp_path: Path) -> None:
@@ -101,18 +107,18 @@ def test_pictures_come_back_to_the_bit(tmp_path: Path) -> None:
     pixels = rng.integers(0, 256, (7, 8, 12, 3)).astype(np.uint8)
     assert np.array_equal(from_png(to_png(pixels[0])), pixels[0])
     rows = [("t", "neutral", "none", i, "words", to_png(each)) for i, each in enumerate(pixels)]
-    table = pa.table(dict(zip(PICTURES.names, zip(*rows, strict=True), strict=True)), schema=PICTURES)
+    table = pa.table(dict(zip(SAMPLES.names, zip(*rows, strict=True), strict=True)), schema=SAMPLES)
     folder = tmp_path / "arm"
-    assert write_pictures([table.slice(0, 4), table.slice(4)], folder / FILE, {"arm": "base"}) == 7
-    file = PictureFile(folder)
+    assert write_image_file([table.slice(0, 4), table.slice(4)], folder / FILE, {"arm": "base"}) == 7
+    file = ImageFile(folder)
     assert file.arm == "base" and len(file) == 7
     assert np.array_equal(file.read(range(7)), pixels)
     assert np.array_equal(file.read([6, 0, 3]), pixels[[6, 0, 3]])
     written = (folder / FILE).read_bytes()
-    write_pictures([table.slice(0, 4), table.slice(4)], folder / FILE, {"arm": "base"})
+    write_image_file([table.slice(0, 4), table.slice(4)], folder / FILE, {"arm": "base"})
     assert (folder / FILE).read_bytes() == written
     (folder / FILE).write_bytes(written[:100])
-    with pytest.raises(DataError, match="no file of pictures"):
-        PictureFile(folder)
+    with pytest.raises(DataError, match="no file of images"):
+        ImageFile(folder)
     with pytest.raises(DataError, match="no such file"):
-        PictureFile(tmp_path)
+        ImageFile(tmp_path)

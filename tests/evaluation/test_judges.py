@@ -1,4 +1,4 @@
-"""Judges by kind: open_clip against its own arithmetic, detectors on tiny random weights, the exact one on drawn pictures."""
+"""Judges by kind: open_clip against its own arithmetic, detectors on tiny random weights, the exact one on drawn images."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 def test_a_box_judge_reads_its_finders_boxes() -> None:
     boxes: list[dict[str, Box]] = [{"dog": (0, 10, 10, 10), "cat": (40, 10, 10, 10)}, {"dog": (0, 0, 5, 5)}]
 
-    def find(pictures: Pixels, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
+    def find(images: Pixels, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
         assert list(names) == [["cat", "dog"]] * 2
         return boxes
 
@@ -50,19 +50,19 @@ def test_a_box_judge_reads_its_finders_boxes() -> None:
 
 
 def test_the_exact_detector_tells_roles_of_drawn_pictures() -> None:
-    """Ceiling on the spatial classes of this world: every one of 12 pictures."""
+    """Ceiling on the spatial classes of this world: every one of 12 images."""
     triples = [
         (s, p, o)
         for p in ("left of", "right of", "above", "below")
         for s, o in (("dog", "cat"), ("apple", "bird"), ("cup", "hat"))
     ]
-    pictures = np.stack([render(pair_scene(np.random.default_rng(i), *t)) for i, t in enumerate(triples)])
+    images = np.stack([render(pair_scene(np.random.default_rng(i), *t)) for i, t in enumerate(triples)])
     asked = [[t, (t[2], t[1], t[0])] for t in triples]
     judge = open_judge("exact", Judge(kind="sgworld"), CPU)
-    assert judge.scores(pictures, asked).tolist() == [[1.0, 0.0]] * 12
+    assert judge.scores(images, asked).tolist() == [[1.0, 0.0]] * 12
     others = [[("car", "left of", "tree")]] * 12
-    assert np.isnan(judge.scores(pictures, others)).all()
-    (boxes,) = ExactDetector()(pictures[:1], [["dog"]])
+    assert np.isnan(judge.scores(images, others)).all()
+    (boxes,) = ExactDetector()(images[:1], [["dog"]])
     assert set(boxes) == {"dog"}
 
 
@@ -78,13 +78,13 @@ def test_an_open_clip_judge_is_scaled_cosine(clip: Path) -> None:
     import open_clip
 
     named = Judge(kind="open_clip", model=f"local-dir:{clip}")
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.uint8)
     statements = [(a, "riding", b) for a, b in (("dog", "cat"), ("cat", "dog"))]
-    scores = open_judge("clip", named, CPU).scores(pictures, [statements, statements[::-1], statements])
+    scores = open_judge("clip", named, CPU).scores(images, [statements, statements[::-1], statements])
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{clip}")
     model.eval()
     with torch.no_grad():
-        image = model.encode_image(torch.stack([preprocess(Image.fromarray(p)) for p in pictures]))
+        image = model.encode_image(torch.stack([preprocess(Image.fromarray(p)) for p in images]))
         text = model.encode_text(
             open_clip.get_tokenizer(f"local-dir:{clip}")([relational_prompt(*s) for s in statements])
         )
@@ -143,19 +143,19 @@ def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_zero_shot_detector_finds_boxes_by_name(owl: Path) -> None:
-    """Random weights: at threshold 0+ a name has a box near the picture, at the top none has; no name that was not asked for."""
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3)).astype(np.uint8)
+    """Random weights: at threshold 0+ a name has a box near the image, at the top none has; no name that was not asked for."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3)).astype(np.uint8)
     names = [["cat", "dog"], ["dog"]]
     low = Judge(kind="zero_shot_detector", model=str(owl), box_threshold=1e-6)
     judge = open_judge("owl", low, CPU)
     assert isinstance(judge, BoxJudge)
-    found = judge._find(pictures, names)
+    found = judge._find(images, names)
     assert found[0] and set(found[0]) <= {"cat", "dog"} and set(found[1]) == {"dog"}
     for boxes in found:
         for x, y, w, h in boxes.values():
             assert -64 < x < 64 and -64 < y < 64 and 0 < w < 200 and 0 < h < 200
     high = open_judge("owl", Judge(kind="zero_shot_detector", model=str(owl), box_threshold=0.999), CPU)
-    scores = high.scores(pictures, [[("dog", "left of", "cat")]] * 2)
+    scores = high.scores(images, [[("dog", "left of", "cat")]] * 2)
     assert np.isnan(scores).all()
 
 
@@ -277,7 +277,7 @@ def test_a_judge_comes_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def blind_judge(device: torch.device) -> BoxJudge:
-    return BoxJudge(lambda pictures, names: [{} for _ in pictures], {})
+    return BoxJudge(lambda images, names: [{} for _ in images], {})
 
 
 def cut_off(path: Path, size: int) -> None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 def made(root: Path, launch: str | None) -> dict[str, bytes]:
     """What the two stages write."""
     set_params(root, compute={"device": "cpu", "threads": 1, "launch": launch})
-    run(root, sys.executable, "-m", "stages.draw_images", "--arm", "base")
+    run(root, sys.executable, "-m", "stages.sample_images", "--arm", "base")
     run(root, sys.executable, "-m", "stages.judge")
     folders = (root / "outputs/images/base", root / "outputs/judged")
     return {str(path.relative_to(root)): path.read_bytes() for f in folders for path in f.iterdir()}

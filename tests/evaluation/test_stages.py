@@ -1,4 +1,4 @@
-"""The stages from drawing to the page, with a generator that draws by rule: killed or not, the bytes are the same."""
+"""The stages from drawing to the page, with a generator that requests by rule: killed or not, the bytes are the same."""
 
 import json
 import shutil
@@ -15,16 +15,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import stages.ablation
-import stages.draw_images
 import stages.evaluate
 import stages.judge
 import stages.report
+import stages.sample_images
 from sgpipe.cli import app
 from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table
 from sgpipe.errors import DataError, ModelError, ParamsError
-from sgpipe.evaluation.certificates import questions
-from sgpipe.evaluation.sampling_plan import read_cases
-from sgpipe.report.panels import draw_sheet
+from sgpipe.evaluation.calibration import questions
+from sgpipe.evaluation.sampling_plan import read_evaluation_triples
+from sgpipe.report.panels import sample_sheet
 from tests.evaluation.drawn import DrawnGenerator, write_repository, write_training
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def root(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def opened(_: Any, adapter: Path | None, *__: Any) -> DrawnGenerator:
         return DrawnGenerator(0.6 if adapter is not None and adapter.name == "epoch-1" else 0.9)
 
-    monkeypatch.setattr(stages.draw_images, "open_generator", opened)
+    monkeypatch.setattr(stages.sample_images, "open_generator", opened)
     return root
 
 
@@ -73,7 +73,7 @@ def call(main: Any, **given: Any) -> None:
 
 def draw_all() -> None:
     for arm in ("base", "text_only", "graph"):
-        call(stages.draw_images.main, arm=arm)
+        call(stages.sample_images.main, arm=arm)
 
 
 def judge_all() -> None:
@@ -93,12 +93,12 @@ def test_killed_while_drawing_or_judging_the_bytes_are_the_same(
     assert not list(Path(".dvc/stage-state").glob("*/*"))
     shutil.rmtree("outputs/images/graph")
     with monkeypatch.context() as patched:
-        patched.setattr(stages.draw_images, "open_generator", lambda *_: DrawnGenerator(fails_after=5))
+        patched.setattr(stages.sample_images, "open_generator", lambda *_: DrawnGenerator(fails_after=5))
         with pytest.raises(KeyboardInterrupt):
-            call(stages.draw_images.main, arm="graph")
+            call(stages.sample_images.main, arm="graph")
     assert not Path("outputs/images/graph").exists()
-    assert len(list(Path(".dvc/stage-state").glob("draw_images-graph-*/pictures-*"))) == 2
-    call(stages.draw_images.main, arm="graph")
+    assert len(list(Path(".dvc/stage-state").glob("sample_images-graph-*/images-*"))) == 2
+    call(stages.sample_images.main, arm="graph")
     assert {path: path.read_bytes() for path in images} == images
     shutil.rmtree("outputs/judged")
     with monkeypatch.context() as patched:
@@ -113,14 +113,14 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path) -> None:
     judge_all()
     found = json.loads(Path("metrics/evaluation.json").read_text())
     exact = found["judges"]["exact"]
-    assert exact["ceiling"] >= 0.98 and exact["refused"] == [] and exact["order_bias"] == 0.0
-    assert found["judges"]["clip"]["ceiling"] < 0.9, "random weights"
+    assert exact["ground_truth_accuracy"] >= 0.98 and exact["refused"] == [] and exact["order_bias"] == 0.0
+    assert found["judges"]["clip"]["ground_truth_accuracy"] < 0.9, "random weights"
     graph = found["arms"]["graph"]["neutral"]
     assert graph["positive"]["objects_present"] == 1.0
-    assert graph["positive"]["role_accuracy"] > 0.75 > 0.5 > graph["negative"]["role_accuracy"]
+    assert graph["positive"]["direction_accuracy"] > 0.75 > 0.5 > graph["negative"]["direction_accuracy"]
     arms = json.loads(Path("metrics/lora.json").read_text())["arms"]
-    assert arms["graph"]["swapped_followed"] == pytest.approx(
-        1 - graph["negative"]["role_accuracy"], abs=1e-5
+    assert arms["graph"]["swap_follow_rate"] == pytest.approx(
+        1 - graph["negative"]["direction_accuracy"], abs=1e-5
     )
     assert arms["graph"]["val_loss_shuffled"] == 0.1 and arms["text_only"]["prompt"] == "relational"
     before = Path("metrics/evaluation.json").read_bytes()
@@ -133,13 +133,15 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path) -> None:
     assert page.count('class="panel"') == 3 + 2 + 1 and "<script" not in page
 
     for epoch in (1, 2):
-        call(stages.draw_images.main, arm="graph", epoch=epoch)
+        call(stages.sample_images.main, arm="graph", epoch=epoch)
     call(stages.judge.main, images=Path("outputs/images_by_epoch"), out=Path("outputs/judged_by_epoch"))
     call(stages.ablation.main)
     ablation = json.loads(Path("metrics/ablation.json").read_text())
     last = ablation["epochs"]["2"]
-    assert last["role_accuracy"] == graph["positive"]["role_accuracy"], "the same triples, seeds and noise"
-    assert last["role_accuracy"] > ablation["epochs"]["1"]["role_accuracy"]
+    assert last["direction_accuracy"] == graph["positive"]["direction_accuracy"], (
+        "the same triples, seeds and noise"
+    )
+    assert last["direction_accuracy"] > ablation["epochs"]["1"]["direction_accuracy"]
     assert ablation["comparisons"]["2-1"]["difference"] > 0
     call(stages.report.main)
     assert "different samples" in Path("outputs/report/index.html").read_text()
@@ -164,13 +166,13 @@ def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(
     assert found["verdicts"].equals(whole["verdicts"])
     (reject,) = found["rejects"].to_pylist()
     assert (reject["triple_id"], reject["image_id"], reject["reason"]) == ("3-1", 3, "image unreadable")
-    cases = read_cases(
+    cases = read_evaluation_triples(
         read_table(Path("outputs/curated/triples.parquet"), TRIPLES),
         read_table(Path("outputs/negatives/negatives.parquet"), NEGATIVES),
     )
-    kept = [cases[question.picture].image_id != 3 for question in questions(cases)] * 2
+    kept = [cases[question.image].image_id != 3 for question in questions(cases)] * 2
     expected = whole["asked"].filter(pa.array(kept))
-    scores = ["positive", "negative"]  # CLIP's last digits depend on which pictures share a batch
+    scores = ["positive", "negative"]  # CLIP's last digits depend on which images share a batch
     assert found["asked"].drop_columns(scores).equals(expected.drop_columns(scores)) and not all(kept)
     for name in scores:
         np.testing.assert_allclose(found["asked"][name].to_numpy(), expected[name].to_numpy(), rtol=1e-4)
@@ -181,11 +183,11 @@ def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(
         "read": 11,
         "rejected_by_reason": {"image unreadable": 1},
     }
-    assert counted["judges"]["exact"]["pictures"] == 11
+    assert counted["judges"]["exact"]["images"] == 11
 
     of_clip = found["asked"].filter(pc.equal(found["asked"]["judge"], "clip"))
-    pq.write_table(of_clip, "outputs/judged/asked.parquet")
-    with pytest.raises(DataError, match="judge exact was asked nothing about ground truth"):
+    pq.write_table(of_clip, "outputs/judged/calibration.parquet")
+    with pytest.raises(DataError, match="judge exact has not been calibrated on ground truth"):
         call(stages.evaluate.main)
     for path in Path("data/VG_100K").iterdir():
         path.write_bytes(b"")
@@ -202,11 +204,11 @@ def test_the_readmes_sheet_shows_every_picture_asked_for(root: Path) -> None:
     with Image.open("sheet.png") as image:
         pixels = np.asarray(image.convert("RGB"))
     assert pixels.shape[0] == 390 and (pixels != 255).any(axis=2).mean() > 0.3
-    draw_sheet(Path("outputs/images"), Path("outputs/curated/triples.parquet"), 0, 3, Path("again.png"))
+    sample_sheet(Path("outputs/images"), Path("outputs/curated/triples.parquet"), 0, 3, Path("again.png"))
     assert Path("again.png").read_bytes() == Path("sheet.png").read_bytes()
     shutil.rmtree("outputs/images/graph")
     with pytest.raises(DataError, match="run `dvc repro` for the arm"):
-        draw_sheet(Path("outputs/images"), Path("outputs/curated/triples.parquet"), 0, 3, Path("none.png"))
+        sample_sheet(Path("outputs/images"), Path("outputs/curated/triples.parquet"), 0, 3, Path("none.png"))
 
 
 def test_another_judge_draws_nothing_again(root: Path) -> None:
@@ -219,7 +221,7 @@ def test_another_judge_draws_nothing_again(root: Path) -> None:
             "headline": "clip",
         },
     )
-    with pytest.raises(DataError, match="no arm's pictures"):
+    with pytest.raises(DataError, match="no arm's images"):
         call(stages.judge.main, images=Path("outputs/nowhere"))
     call(stages.judge.main)
     assert set(pq.read_table("outputs/judged/verdicts.parquet")["judge"].to_pylist()) == {"clip"}
@@ -231,7 +233,7 @@ def test_another_judge_draws_nothing_again(root: Path) -> None:
 
 def test_pictures_of_an_earlier_choice_are_refused(root: Path) -> None:
     draw_all()
-    path = Path("outputs/images/text_only/pictures.parquet")
+    path = Path("outputs/images/text_only/images.parquet")
     table = pq.read_table(path)
     ids = ["0-0", *table["triple_id"].to_pylist()[1:]]
     pq.write_table(table.set_column(table.schema.get_field_index("triple_id"), "triple_id", [ids]), path)
@@ -248,21 +250,21 @@ def test_an_ablation_of_a_run_without_graphs_is_refused_by_name(root: Path) -> N
     with pytest.raises(ParamsError, match=said):
         call(stages.ablation.main)
     with pytest.raises(ParamsError, match=said):
-        call(stages.draw_images.main, arm="text_only", epoch=1)
+        call(stages.sample_images.main, arm="text_only", epoch=1)
     assert not Path("outputs/images_by_epoch").exists()
     with pytest.raises(ParamsError, match=r"base.*no training run.*valid here: graph"):
-        call(stages.draw_images.main, arm="base", epoch=1)
+        call(stages.sample_images.main, arm="base", epoch=1)
 
 
 def test_what_is_missing_is_said(root: Path) -> None:
     with pytest.raises(ParamsError, match="--arm: got 'garph'; valid: base, text_only, graph"):
-        call(stages.draw_images.main, arm="garph")
+        call(stages.sample_images.main, arm="garph")
     shutil.rmtree("outputs/lora/graph/adapter")
     with pytest.raises(ModelError, match=r"outputs/lora/graph/adapter: no adapter there.*train_lora"):
-        call(stages.draw_images.main, arm="graph")
+        call(stages.sample_images.main, arm="graph")
     with pytest.raises(ModelError, match=r"epoch-7: no adapter there.*keep_epochs"):
-        call(stages.draw_images.main, arm="graph", epoch=7)
-    call(stages.draw_images.main, arm="base")
+        call(stages.sample_images.main, arm="graph", epoch=7)
+    call(stages.sample_images.main, arm="base")
     Path("models/clip/open_clip_model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"judge\.judges\.clip: local-dir:models/clip cannot be loaded"):
         call(stages.judge.main)

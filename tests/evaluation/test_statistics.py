@@ -19,7 +19,7 @@ def test_interval_of_one_picture_per_triple_is_the_binomial_one() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_share_without_an_exception_is_not_certain(share: float) -> None:
-    """Clopper–Pearson over triples, as scipy computes it; the pictures of a triple add nothing."""
+    """Clopper–Pearson over triples, as scipy computes it; the images of a triple add nothing."""
     found = BOOTSTRAP.mean(np.full((20, 3), share))
     exact = stats.binomtest(int(20 * share), 20).proportion_ci(0.95, "exact")
     assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
@@ -35,7 +35,7 @@ def test_pictures_of_a_triple_that_agree_count_as_one() -> None:
 
 
 def test_intervals_cover_the_truth_at_their_rate() -> None:
-    """Triples of different difficulty, three pictures each, a third of them undecided: 95 % within the error of 200 tries."""
+    """Triples of different difficulty, three images each, a third of them undecided: 95 % within the error of 200 tries."""
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(200):
@@ -48,7 +48,7 @@ def test_intervals_cover_the_truth_at_their_rate() -> None:
 
 
 def test_differences_are_paired() -> None:
-    """Arms that agree on every picture differ by nothing, with no interval around it; undecided pictures do not count."""
+    """Arms that agree on every image differ by nothing, with no interval around it; undecided images do not count."""
     outcome = np.random.default_rng(2).integers(0, 2, (50, 3)).astype(float)
     outcome[::4] = np.nan
     same = BOOTSTRAP.difference(outcome, outcome)
@@ -65,7 +65,7 @@ def test_the_seed_decides_the_interval() -> None:
 
 
 def test_mcnemar_of_a_textbook_table() -> None:
-    """b = 121, c = 59 (Agresti 2013, §11.1 gives such tables): χ² = 62² / 180; one picture per triple is the plain test."""
+    """b = 121, c = 59 (Agresti 2013, §11.1 gives such tables): χ² = 62² / 180; one image per triple is the plain test."""
     first = np.repeat([1.0, 0.0, 1.0, 0.0], [121, 59, 100, 50])[:, None]
     second = np.repeat([0.0, 1.0, 1.0, 0.0], [121, 59, 100, 50])[:, None]
     found = mcnemar(first, second)

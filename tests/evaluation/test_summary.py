@@ -1,4 +1,4 @@
-"""Figures of arms whose pictures are known, by judges whose worth is known."""
+"""Figures of arms whose images are known, by judges whose worth is known."""
 
 import json
 from collections.abc import Sequence
@@ -12,14 +12,22 @@ import pytest
 from sgpipe.errors import DataError
 from sgpipe.evaluation.ablation import ablation_figures
 from sgpipe.evaluation.arms import arm_figures
-from sgpipe.evaluation.certificates import certificates, questions
+from sgpipe.evaluation.calibration import calibrations, questions
 from sgpipe.evaluation.config import Judge as Named
 from sgpipe.evaluation.config import JudgeParams, Statistics
 from sgpipe.evaluation.judges import Judge
-from sgpipe.evaluation.samples import ASKED, FILE, PICTURES, VERDICTS, PictureFile, to_png, write_pictures
-from sgpipe.evaluation.sampling_plan import Case, Draw, plan
+from sgpipe.evaluation.samples import (
+    CALIBRATION,
+    FILE,
+    SAMPLES,
+    VERDICTS,
+    ImageFile,
+    to_png,
+    write_image_file,
+)
+from sgpipe.evaluation.sampling_plan import EvaluationTriple, SampleRequest, plan
 from sgpipe.evaluation.sensitivity import distances, two_by_two
-from sgpipe.evaluation.summary import Jury, evaluation_figures
+from sgpipe.evaluation.summary import QualifiedJudges, evaluation_figures
 from sgpipe.evaluation.sweep import Experiment, sweep_figures, sweep_samples
 from sgpipe.evaluation.verdicts import Condition, Scored, Verdicts
 from sgpipe.graphs.scene_graph import SceneGraph
@@ -40,22 +48,28 @@ JUDGES = JudgeParams(
 STATISTICS = Statistics(resamples=200)
 
 
-def draw_arm(arm: str, given: str, cases: Sequence[Case], written: Written, folder: Path) -> PictureFile:
-    draws: list[Draw] = plan(cases, DRAW, SEEDS, given)
-    pixels = FakeGenerator(written).draw(
-        [d.text for d in draws], [d.scene for d in draws], [d.noise_seed for d in draws], steps=4, size=16
+def draw_arm(
+    arm: str, given: str, cases: Sequence[EvaluationTriple], written: Written, folder: Path
+) -> ImageFile:
+    requests: list[SampleRequest] = plan(cases, DRAW, SEEDS, given)
+    pixels = FakeGenerator(written).sample(
+        [d.text for d in requests],
+        [d.scene for d in requests],
+        [d.noise_seed for d in requests],
+        steps=4,
+        size=16,
     )
     rows = [
         (d.triple_id, d.prompt, d.graph, d.seed, d.text, to_png(p))
-        for d, p in zip(draws, pixels, strict=True)
+        for d, p in zip(requests, pixels, strict=True)
     ]
-    table = pa.table(dict(zip(PICTURES.names, zip(*rows, strict=True), strict=True)), schema=PICTURES)
-    write_pictures([table], folder / arm / FILE, {"arm": arm})
-    return PictureFile(folder / arm)
+    table = pa.table(dict(zip(SAMPLES.names, zip(*rows, strict=True), strict=True)), schema=SAMPLES)
+    write_image_file([table], folder / arm / FILE, {"arm": arm})
+    return ImageFile(folder / arm)
 
 
 def said(
-    judges: dict[str, Judge], files: dict[str, PictureFile], cases: Sequence[Case], written: Written
+    judges: dict[str, Judge], files: dict[str, ImageFile], cases: Sequence[EvaluationTriple], written: Written
 ) -> tuple[pa.Table, pa.Table]:
     """What `judging` stores, by a plain loop."""
     by_id = {case.triple_id: case for case in cases}
@@ -70,7 +84,7 @@ def said(
                 key = (arm, item["triple_id"], item["prompt"], item["graph"], item["seed"], name)
                 verdicts.append((*key, positive, negative))
         listed = questions(cases)
-        truth = np.stack([written.picture(cases[q.picture].positive, 0) for q in listed])
+        truth = np.stack([written.image(cases[q.image].positive, 0) for q in listed])
         scores = judge.scores(truth, [(q.positive, q.negative) for q in listed])
         for q, (positive, negative) in zip(listed, scores.tolist(), strict=True):
             asked.append((name, q.triple_id, q.predicate, q.kind, positive, negative))
@@ -82,14 +96,14 @@ def said(
         ]
         return pa.table(columns, schema=schema)
 
-    return table(verdicts, VERDICTS), table(asked, ASKED)
+    return table(verdicts, VERDICTS), table(asked, CALIBRATION)
 
 
 @pytest.fixture(scope="module")
 def world(
-    cases: list[Case], written: Written, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Verdicts, Jury, dict[str, PictureFile], pa.Table]:
-    folder = tmp_path_factory.mktemp("pictures")
+    cases: list[EvaluationTriple], written: Written, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Verdicts, QualifiedJudges, dict[str, ImageFile], pa.Table]:
+    folder = tmp_path_factory.mktemp("images")
     arms = {
         "base": "none",
         "text_only": "empty",
@@ -99,42 +113,52 @@ def world(
     }
     files = {arm: draw_arm(arm, given, cases, written, folder) for arm, given in arms.items()}
     verdicts, asked = said({"oracle": Oracle(written), "blind": Blind()}, files, cases, written)
-    return Verdicts(verdicts, cases, SEEDS), Jury.of(JUDGES, asked, STATISTICS), files, verdicts
+    return Verdicts(verdicts, cases, SEEDS), QualifiedJudges.of(JUDGES, asked, STATISTICS), files, verdicts
 
 
 def test_a_judge_that_sees_is_certified_and_one_that_does_not_is_refused(world: tuple) -> None:
-    _, jury, _, _ = world
-    seen, blind = jury.by_class["oracle"], jury.by_class["blind"]
+    _, qualified, _, _ = world
+    seen, blind = qualified.by_class["oracle"], qualified.by_class["blind"]
     for predicate in ("left of", "right of", "above", "below"):
-        certificate = seen[predicate]
-        assert (certificate.ceiling, certificate.abstained, certificate.order_bias) == (1.0, 0.0, 0.0)
-        assert (certificate.sensitivity, certificate.specificity) == (1.0, 1.0)
-        assert certificate.floor_abstained > 0.5
-    assert jury.used("oracle") == {"left of", "right of", "above", "below", "riding"}
+        calibration = seen[predicate]
+        assert (calibration.ground_truth_accuracy, calibration.abstained, calibration.order_bias) == (
+            1.0,
+            0.0,
+            0.0,
+        )
+        assert (calibration.sensitivity, calibration.specificity) == (1.0, 1.0)
+        assert calibration.chance_abstained > 0.5
+    assert qualified.used("oracle") == {"left of", "right of", "above", "below", "riding"}
     assert np.isnan(seen["riding"].order_bias) and np.isnan(seen["riding"].specificity)
-    assert blind["left of"].ceiling < 0.8 and jury.used("blind").isdisjoint({"left of", "above"})
-    assert blind["left of"].floor == blind["left of"].ceiling, "words alone decide, whatever the picture"
-    assert blind["left of"].order_bias == pytest.approx(2 * blind["left of"].ceiling - 1)
-    figures = jury.figures()
+    assert blind["left of"].ground_truth_accuracy < 0.8 and qualified.used("blind").isdisjoint(
+        {"left of", "above"}
+    )
+    assert blind["left of"].chance_level == blind["left of"].ground_truth_accuracy, (
+        "words alone decide, whatever the image"
+    )
+    assert blind["left of"].order_bias == pytest.approx(2 * blind["left of"].ground_truth_accuracy - 1)
+    figures = qualified.figures()
     assert figures["oracle"]["refused"] == [] and figures["oracle"]["classes_used"] == 5
     assert {"left of", "above"} <= set(figures["blind"]["refused"])
 
 
-def test_the_false_question_needs_a_picture_of_what_is_true(cases: list[Case]) -> None:
+def test_the_false_question_needs_a_picture_of_what_is_true(cases: list[EvaluationTriple]) -> None:
     """Of `riding` replaced by `pulling` there is none here; with a triple of that class there is, and c⁻ is true of it."""
     assert not any(q.kind == "false" for q in questions(cases))
     graph = SceneGraph.of("horse", "pulling", "box")
-    puller = Case("p", 99, cases[0].crop, graph, graph.negated("replace", "pushing"), "replace", {})
+    puller = EvaluationTriple(
+        "p", 99, cases[0].crop, graph, graph.negated("replace", "pushing"), "replace", {}
+    )
     asked = [q for q in questions([*cases, puller]) if q.kind == "false"]
-    assert {q.predicate for q in asked} == {"riding"} and all(q.picture == len(cases) for q in asked)
+    assert {q.predicate for q in asked} == {"riding"} and all(q.image == len(cases) for q in asked)
     assert {(q.positive, q.negative) for q in asked} == {
         (("horse", "riding", "box"), ("horse", "pulling", "box"))
     }
 
 
-def test_figures_of_known_arms(world: tuple, cases: list[Case]) -> None:
-    verdicts, jury, files, _ = world
-    found, rows = evaluation_figures(verdicts, jury, files)
+def test_figures_of_known_arms(world: tuple, cases: list[EvaluationTriple]) -> None:
+    verdicts, qualified, files, _ = world
+    found, rows = evaluation_figures(verdicts, qualified, files)
     graph = found["arms"]["graph"]["neutral"]
     directional = sum(case.kind == "swap" for case in cases) * len(SEEDS)
     truth = [
@@ -142,12 +166,16 @@ def test_figures_of_known_arms(world: tuple, cases: list[Case]) -> None:
         for row, case in enumerate(cases)
         if case.kind == "swap"
     ]
-    assert graph["positive"]["role_accuracy"] == pytest.approx(np.mean(truth))
-    assert graph["positive"]["role_accuracy_pictures"] == directional
-    assert 0.8 < graph["positive"]["role_accuracy"] < 1.0 and graph["positive"]["objects_present"] == 1.0
-    assert graph["negative"]["role_accuracy"] == pytest.approx(1 - graph["positive"]["role_accuracy"])
-    assert graph["positive"]["role_accuracy_corrected"] == pytest.approx(graph["positive"]["role_accuracy"])
-    assert 0.25 < found["arms"]["base"]["neutral"]["none"]["role_accuracy"] < 0.75
+    assert graph["positive"]["direction_accuracy"] == pytest.approx(np.mean(truth))
+    assert graph["positive"]["direction_accuracy_images"] == directional
+    assert 0.8 < graph["positive"]["direction_accuracy"] < 1.0 and graph["positive"]["objects_present"] == 1.0
+    assert graph["negative"]["direction_accuracy"] == pytest.approx(
+        1 - graph["positive"]["direction_accuracy"]
+    )
+    assert graph["positive"]["direction_accuracy_corrected"] == pytest.approx(
+        graph["positive"]["direction_accuracy"]
+    )
+    assert 0.25 < found["arms"]["base"]["neutral"]["none"]["direction_accuracy"] < 0.75
     compared = found["comparisons"]["neutral"]
     in_words = {f"{a}-{b}_in_words" for a in ("graph", "graph-10", "graph-20") for b in ("base", "text_only")}
     shuffled = {name for name in compared if name.endswith("_shuffled")}
@@ -168,14 +196,14 @@ def test_figures_of_known_arms(world: tuple, cases: list[Case]) -> None:
     assert not refused and len(rows) == 5 * (2 + 3 * 4)
     of_graph = {r["predicate"]: r for r in rows if (r["arm"], r["graph"]) == ("graph", "positive")}
     row = of_graph["left of"]
-    assert row["pictures"] == 12 and row["p_holm"] >= row["p"] and row["difference"] > 0
-    assert of_graph["above"]["pictures"] == 12 and of_graph["above"]["p"] is None, "the base draws none"
+    assert row["images"] == 12 and row["p_holm"] >= row["p"] and row["difference"] > 0
+    assert of_graph["above"]["images"] == 12 and of_graph["above"]["p"] is None, "the base requests none"
 
 
 @pytest.mark.parametrize("wins", [True, False])
-def test_classes_better_than_base_are_won(world: tuple, cases: list[Case], wins: bool) -> None:
+def test_classes_better_than_base_are_won(world: tuple, cases: list[EvaluationTriple], wins: bool) -> None:
     """All four triples of a class won, or all lost: the same p below 0.05, and only the former is better than the base."""
-    _, jury, files, table = world
+    _, qualified, files, table = world
     few = [case for case in cases if case.predicate == "below"]
     ids = {case.triple_id for case in few}
     table = table.filter([name in ids for name in table["triple_id"].to_pylist()])
@@ -183,7 +211,7 @@ def test_classes_better_than_base_are_won(world: tuple, cases: list[Case], wins:
     for name, values in (("positive", right), ("negative", [1 - value for value in right])):
         field = VERDICTS.field(name)
         table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
-    found, rows = evaluation_figures(Verdicts(table, few, SEEDS), jury, files)
+    found, rows = evaluation_figures(Verdicts(table, few, SEEDS), qualified, files)
     (row,) = [r for r in rows if (r["arm"], r["graph"]) == ("graph", "positive") and r.get("p") is not None]
     assert (row["predicate"], row["difference"]) == ("below", 1.0 if wins else -1.0)
     assert row["p_holm"] == row["p"] == pytest.approx(0.0455, abs=1e-4), (
@@ -193,40 +221,40 @@ def test_classes_better_than_base_are_won(world: tuple, cases: list[Case], wins:
 
 
 def test_a_refused_class_has_no_figure(world: tuple) -> None:
-    verdicts, jury, files, _ = world
+    verdicts, qualified, files, _ = world
     blind = JudgeParams(judges=JUDGES.judges, headline="blind")
-    found, rows = evaluation_figures(verdicts, Jury.of(blind, jury.asked, STATISTICS), files)
+    found, rows = evaluation_figures(verdicts, QualifiedJudges.of(blind, qualified.asked, STATISTICS), files)
     refused = [row for row in rows if not row["used"]]
     assert refused and all("accuracy" not in row for row in refused)
-    assert found["arms"]["graph"]["neutral"]["positive"]["role_accuracy_pictures"] < 48
+    assert found["arms"]["graph"]["neutral"]["positive"]["direction_accuracy_images"] < 48
     assert "objects_present" not in found["arms"]["graph"]["neutral"]["positive"]
 
 
 def test_arms_side_by_side(world: tuple) -> None:
-    verdicts, jury, files, _ = world
-    found, _ = evaluation_figures(verdicts, jury, files)
+    verdicts, qualified, files, _ = world
+    found, _ = evaluation_figures(verdicts, qualified, files)
     losses = {f"val_loss_{name}": 0.1 for name in ("graph", "empty", "shuffled", "swapped", "base")}
     arms = arm_figures(found["arms"], {"graph": losses})
     assert arms["graph"]["val_loss_swapped"] == 0.1 and "val_loss_graph" not in arms["base"]
     own = found["arms"]["graph"]["neutral"]
-    assert arms["graph"]["role_accuracy_low"] == own["positive"]["role_accuracy_low"]
-    assert arms["graph"]["swapped_followed"] == pytest.approx(1 - own["negative"]["role_accuracy"])
-    assert arms["base"]["swapped_followed"] == pytest.approx(1 - arms["base"]["role_accuracy"])
+    assert arms["graph"]["direction_accuracy_low"] == own["positive"]["direction_accuracy_low"]
+    assert arms["graph"]["swap_follow_rate"] == pytest.approx(1 - own["negative"]["direction_accuracy"])
+    assert arms["base"]["swap_follow_rate"] == pytest.approx(1 - arms["base"]["direction_accuracy"])
     with pytest.raises(DataError, match="val_loss_base is missing"):
         arm_figures(found["arms"], {"graph": {k: v for k, v in losses.items() if k != "val_loss_base"}})
 
 
 def test_epochs_that_are_the_same_do_not_differ(world: tuple) -> None:
-    verdicts, jury, files, _ = world
-    found = ablation_figures(verdicts, jury, files, (10, 20), ("graph",))
+    verdicts, qualified, files, _ = world
+    found = ablation_figures(verdicts, qualified, files, (10, 20), ("graph",))
     assert found["epochs"]["10"] == found["epochs"]["20"]
     compared = found["comparisons"]["20-10"]
     assert (compared["difference"], compared["difference_low"], compared["p"]) == (0.0, 0.0, 1.0)
     assert compared["pairs"] == 48
-    whole, _ = evaluation_figures(verdicts, jury, files)
+    whole, _ = evaluation_figures(verdicts, qualified, files)
     own = whole["arms"]["graph"]["neutral"]["positive"]
-    assert found["epochs"]["10"]["role_accuracy"] == own["role_accuracy"]
-    assert found["epochs"]["10"]["role_accuracy_low"] == own["role_accuracy_low"]
+    assert found["epochs"]["10"]["direction_accuracy"] == own["direction_accuracy"]
+    assert found["epochs"]["10"]["direction_accuracy_low"] == own["direction_accuracy_low"]
 
 
 def blinded(table: pa.Table, rows: Sequence[bool], schema: pa.Schema) -> pa.Table:
@@ -245,13 +273,14 @@ def test_an_arm_without_a_decided_image_has_dashes(
     world: tuple, tmp_path: Path, undecided: tuple[str, ...]
 ) -> None:
     """Undefined figures are null in the files and a dash in every table; the other arms have theirs."""
-    verdicts, jury, files, table = world
+    verdicts, qualified, files, table = world
     hidden = [arm in undecided for arm in table["arm"].to_pylist()]
     blind = Verdicts(blinded(table, hidden, VERDICTS), verdicts.cases, SEEDS)
-    found, rows = evaluation_figures(blind, jury, files)
-    ablation = ablation_figures(blind, jury, files, (10, 20), ("graph",))
+    found, rows = evaluation_figures(blind, qualified, files)
+    ablation = ablation_figures(blind, qualified, files, (10, 20), ("graph",))
     arms = [
-        Experiment(f"a-{seed}", "c" * 40, seed, "", blind, jury, {"base": {}, "graph": {}}) for seed in (0, 1)
+        Experiment(f"a-{seed}", "c" * 40, seed, "", blind, qualified, {"base": {}, "graph": {}})
+        for seed in (0, 1)
     ]
     sweep = sweep_figures(sweep_samples(arms))
     read = {}
@@ -259,21 +288,21 @@ def test_an_arm_without_a_decided_image_has_dashes(
         write_json(value, tmp_path / f"{name}.json")
         read[name] = json.loads((tmp_path / f"{name}.json").read_text())
     graph, base = (read["evaluation"]["arms"][arm]["neutral"] for arm in ("graph", "base"))
-    shown = {"graph": graph["positive"]["role_accuracy"], "base": base["none"]["role_accuracy"]}
+    shown = {"graph": graph["positive"]["direction_accuracy"], "base": base["none"]["direction_accuracy"]}
     assert {arm: value is None for arm, value in shown.items()} == {arm: arm in undecided for arm in shown}
     epochs = {
-        epoch: row["role_accuracy_by_run"]["graph"] for epoch, row in read["ablation"]["epochs"].items()
+        epoch: row["direction_accuracy_by_run"]["graph"] for epoch, row in read["ablation"]["epochs"].items()
     }
     assert {epoch: value is None for epoch, value in epochs.items()} == {
         epoch: f"graph-{epoch}" in undecided for epoch in epochs
     }
     assert (read["ablation"]["comparisons"]["20-10"]["p"] is None) == ("graph-10" in undecided)
-    assert (read["sweep"]["arms"]["graph"]["role_accuracy"] is None) == ("graph" in undecided)
+    assert (read["sweep"]["arms"]["graph"]["direction_accuracy"] is None) == ("graph" in undecided)
     assert headline_figure(read["evaluation"]).svg
     page = [each(read["evaluation"]) for each in (tables.headline, tables.comparisons, tables.sensitivity)]
     page += [tables.ablation(read["ablation"]), sweep_table(read["sweep"])]
     page.append(headline_table(tmp_path / "evaluation.json"))
-    known = {name: plain(asdict(each)) for name, each in jury.by_class["oracle"].items()}
+    known = {name: plain(asdict(each)) for name, each in qualified.by_class["oracle"].items()}
     page.append(tables.by_predicate(read["rows"], known, {"base": "none", "graph": "graphs"}))
     for each in page:
         assert not any(word in each.markdown() for word in ("nan", "None"))
@@ -281,10 +310,15 @@ def test_an_arm_without_a_decided_image_has_dashes(
 
 
 def test_a_judge_that_was_shown_no_ground_truth_of_its_own_has_dashes(world: tuple, tmp_path: Path) -> None:
-    verdicts, jury, files, _ = world
-    asked = jury.asked.filter(pa.array([kind != "own" for kind in jury.asked["question"].to_pylist()]))
-    found, _ = evaluation_figures(verdicts, Jury.of(JUDGES, asked, STATISTICS), files)
-    assert found["judges"]["oracle"]["ceiling"] is None and found["judges"]["oracle"]["classes_used"] == 0
+    verdicts, qualified, files, _ = world
+    asked = qualified.answers.filter(
+        pa.array([kind != "own" for kind in qualified.asked["question"].to_pylist()])
+    )
+    found, _ = evaluation_figures(verdicts, QualifiedJudges.of(JUDGES, asked, STATISTICS), files)
+    assert (
+        found["judges"]["oracle"]["ground_truth_accuracy"] is None
+        and found["judges"]["oracle"]["classes_used"] == 0
+    )
     write_json(found, tmp_path / "evaluation.json")
     assert "right on – of" in tables.headline(found).caption
     assert "accuracy on ground truth –;" in headline_table(tmp_path / "evaluation.json").note
@@ -292,7 +326,7 @@ def test_a_judge_that_was_shown_no_ground_truth_of_its_own_has_dashes(world: tup
 
 def test_training_seeds_of_an_ablation_are_crossed_with_triples(world: tuple) -> None:
     """Run `other` shows the opposite of `graph` after 20 epochs: two seeds that far apart leave nothing known of a third."""
-    verdicts, jury, files, table = world
+    verdicts, qualified, files, table = world
     arms, positive, negative = (table[name].to_pylist() for name in ("arm", "positive", "negative"))
     extra = [i for i, arm in enumerate(arms) if arm in ("graph-10", "graph-20")]
     opposite = [arms[i] == "graph-20" for i in extra]
@@ -306,26 +340,34 @@ def test_training_seeds_of_an_ablation_are_crossed_with_triples(world: tuple) ->
     other = other.set_column(table.schema.get_field_index("arm"), VERDICTS.field("arm"), named)
     both = Verdicts(pa.concat_tables([table, other]), verdicts.cases, SEEDS)
     more = {**files, "other-10": files["graph-10"], "other-20": files["graph-20"]}
-    found = ablation_figures(both, jury, more, (10, 20), ("graph", "other"))
-    alone = ablation_figures(verdicts, jury, files, (10, 20), ("graph",))["epochs"]["10"]
+    found = ablation_figures(both, qualified, more, (10, 20), ("graph", "other"))
+    alone = ablation_figures(verdicts, qualified, files, (10, 20), ("graph",))["epochs"]["10"]
     same, apart = found["epochs"]["10"], found["epochs"]["20"]
-    assert (same["role_accuracy"], same["mse"]) == pytest.approx((alone["role_accuracy"], alone["mse"]))
-    assert 0.7 < same["role_accuracy_low"] < same["role_accuracy"] < same["role_accuracy_high"] < 1
-    assert apart["role_accuracy"] == pytest.approx(0.5)
-    assert apart["role_accuracy_low"] < 0.01 and apart["role_accuracy_high"] > 0.99
+    assert (same["direction_accuracy"], same["mse"]) == pytest.approx(
+        (alone["direction_accuracy"], alone["mse"])
+    )
+    assert (
+        0.7
+        < same["direction_accuracy_low"]
+        < same["direction_accuracy"]
+        < same["direction_accuracy_high"]
+        < 1
+    )
+    assert apart["direction_accuracy"] == pytest.approx(0.5)
+    assert apart["direction_accuracy_low"] < 0.01 and apart["direction_accuracy_high"] > 0.99
     compared = found["comparisons"]["20-10"]
-    assert compared["difference"] == pytest.approx(0.5 - alone["role_accuracy"]) and compared["p"] > 0.2
+    assert compared["difference"] == pytest.approx(0.5 - alone["direction_accuracy"]) and compared["p"] > 0.2
     assert compared["difference_low"] < -1 and compared["difference_high"] > 0, (
         "one run lost all, the other nothing"
     )
 
 
-def test_mse_is_that_of_the_pixels(world: tuple, cases: list[Case]) -> None:
+def test_mse_is_that_of_the_pixels(world: tuple, cases: list[EvaluationTriple]) -> None:
     _, _, files, _ = world
     file = files["graph"]
     items = file.items.to_pylist()
 
-    def picture(graph: str, seed: int) -> np.ndarray:
+    def image(graph: str, seed: int) -> np.ndarray:
         row = next(
             i
             for i, item in enumerate(items)
@@ -335,9 +377,9 @@ def test_mse_is_that_of_the_pixels(world: tuple, cases: list[Case]) -> None:
         return file.read([row])[0].astype(float)
 
     found = distances(file, cases, SEEDS, "neutral")
-    by_graph = [np.mean((picture("positive", s) - picture("negative", s)) ** 2) for s in SEEDS]
+    by_graph = [np.mean((image("positive", s) - image("negative", s)) ** 2) for s in SEEDS]
     by_seed = [
-        np.mean((picture("positive", a) - picture("positive", b)) ** 2) for a, b in ((0, 1), (0, 2), (1, 2))
+        np.mean((image("positive", a) - image("positive", b)) ** 2) for a, b in ((0, 1), (0, 2), (1, 2))
     ]
     assert found.graphs[2, 0] == pytest.approx(np.mean(by_graph))
     assert found.other_seed[2, 0] == pytest.approx(np.mean(by_seed))
@@ -357,7 +399,7 @@ def test_two_by_two_of_chance_and_of_certainty() -> None:
     assert np.isnan(two_by_two(Scored(one, none * np.nan), Scored(none, one))["text"]).all()
 
 
-def test_verdicts_of_other_seeds_are_refused(world: tuple, cases: list[Case]) -> None:
+def test_verdicts_of_other_seeds_are_refused(world: tuple, cases: list[EvaluationTriple]) -> None:
     table = world[3]
     with pytest.raises(DataError, match="other triples or seeds"):
         Verdicts(table, cases, (0, 1))
@@ -368,5 +410,5 @@ def test_verdicts_of_other_seeds_are_refused(world: tuple, cases: list[Case]) ->
 
 
 def test_certificates_are_by_judge(world: tuple) -> None:
-    found = certificates(world[1].asked)
+    found = calibrations(world[1].asked)
     assert list(found) == ["oracle", "blind"] and list(found["oracle"]) == list(found["blind"])

@@ -1,4 +1,4 @@
-"""Training seeds side by side: what one run shows, two equal runs show with more pictures, and the base counts once."""
+"""Training seeds side by side: what one run shows, two equal runs show with more images, and the base counts once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,10 +24,10 @@ LOSSES = {f"val_loss_{name}": 0.1 for name in ("graph", "empty", "shuffled", "sw
 
 @pytest.fixture
 def one(world: tuple) -> Experiment:  # noqa: F811
-    verdicts, jury, files, _ = world
-    found, _ = evaluation_figures(verdicts, jury, files)
+    verdicts, qualified, files, _ = world
+    found, _ = evaluation_figures(verdicts, qualified, files)
     arms = arm_figures(found["arms"], {"graph": LOSSES})
-    return Experiment("arms-1", "c" * 40, 0, "config", verdicts, jury, arms)
+    return Experiment("arms-1", "c" * 40, 0, "config", verdicts, qualified, arms)
 
 
 def figures(
@@ -40,18 +40,21 @@ def figures(
 
 def test_equal_runs_pool_to_the_same_shares(one: Experiment) -> None:
     alone = figures([one])
-    assert {name: arm["role_accuracy"] for name, arm in alone["arms"].items()} == pytest.approx(
-        {name: arm["role_accuracy"] for name, arm in one.arms.items()}, abs=1e-6
+    assert {name: arm["direction_accuracy"] for name, arm in alone["arms"].items()} == pytest.approx(
+        {name: arm["direction_accuracy"] for name, arm in one.arms.items()}, abs=1e-6
     )
     again = replace(
         one, name="arms-2", seed=1, arms={**one.arms, "graph": {**one.arms["graph"], "val_loss_base": 0.3}}
     )
     both = figures([one, again])
     graph = both["arms"]["graph"]
-    assert graph["role_accuracy"] == alone["arms"]["graph"]["role_accuracy"]
-    assert graph["role_accuracy_pictures"] == 2 * alone["arms"]["graph"]["role_accuracy_pictures"]
-    assert set(graph["role_accuracy_by_seed"]) == {"0", "1"} and graph["role_accuracy_deviation"] == 0.0
-    assert graph["swapped_followed"] == alone["arms"]["graph"]["swapped_followed"]
+    assert graph["direction_accuracy"] == alone["arms"]["graph"]["direction_accuracy"]
+    assert graph["direction_accuracy_images"] == 2 * alone["arms"]["graph"]["direction_accuracy_images"]
+    assert (
+        set(graph["direction_accuracy_by_seed"]) == {"0", "1"}
+        and graph["direction_accuracy_deviation"] == 0.0
+    )
+    assert graph["swap_follow_rate"] == alone["arms"]["graph"]["swap_follow_rate"]
     assert graph["val_loss_base"] == pytest.approx(0.2) and "val_loss_base" not in both["arms"]["base"]
     assert both["arms"]["base"] == alone["arms"]["base"], "trained nothing, counted once"
     assert both["experiments"]["arms-2"] == {"commit": "c" * 40, "seed": 1, "config": "config"}
@@ -66,17 +69,19 @@ def test_training_seeds_are_crossed_with_triples(one: Experiment, world: tuple) 
     columns = [other.get(name, name) for name in table.column_names]
     turned = Verdicts(table.rename_columns(columns), one.verdicts.cases, SEEDS)
     found = figures([one, replace(one, name="arms-2", seed=1, verdicts=turned)])["arms"]["graph"]
-    first, second = found["role_accuracy_by_seed"].values()
+    first, second = found["direction_accuracy_by_seed"].values()
     assert (
-        first > 0.8 and first + second == pytest.approx(1.0) and found["role_accuracy"] == pytest.approx(0.5)
+        first > 0.8
+        and first + second == pytest.approx(1.0)
+        and found["direction_accuracy"] == pytest.approx(0.5)
     )
-    assert found["role_accuracy_low"] < second and found["role_accuracy_high"] > first
+    assert found["direction_accuracy_low"] < second and found["direction_accuracy_high"] > first
 
 
 def test_an_arm_is_pooled_over_the_experiments_that_trained_it(one: Experiment) -> None:
     part = {name: one.arms[name] for name in ("base", "graph")}
     found = figures([one, replace(one, name="part", seed=1, arms=part)])["arms"]
-    seeds = {name: list(arm["role_accuracy_by_seed"]) for name, arm in found.items()}
+    seeds = {name: list(arm["direction_accuracy_by_seed"]) for name, arm in found.items()}
     assert seeds == {name: ["0", "1"] if name == "graph" else ["0"] for name in one.arms}
 
 
@@ -85,8 +90,8 @@ def test_another_recipe_stands_beside_the_arms(one: Experiment) -> None:
     found = figures([one], {"old": runs})
     alone = figures([one])
     assert {name: row for name, row in found["arms"].items() if name != "old"} == alone["arms"]
-    assert found["arms"]["old"]["role_accuracy"] == alone["arms"]["graph"]["role_accuracy"]
-    assert set(found["arms"]["old"]["role_accuracy_by_seed"]) == {"5", "6"}
+    assert found["arms"]["old"]["direction_accuracy"] == alone["arms"]["graph"]["direction_accuracy"]
+    assert set(found["arms"]["old"]["direction_accuracy_by_seed"]) == {"5", "6"}
     assert (found["training_seeds"], set(found["experiments"])) == (1, {"arms-1", "old-5", "old-6"})
     with pytest.raises(DataError, match="each may come once"):
         figures([one], {"old": [runs[0], runs[0]]})
@@ -111,13 +116,13 @@ def test_an_arm_with_a_seed_of_its_own_is_that_seed_in_every_experiment(one: Exp
 
 
 def test_figures_of_other_judges_are_not_pooled(one: Experiment) -> None:
-    predicate = min(one.jury.used(one.judge))
-    worse = replace(one.jury.by_class[one.judge][predicate], ceiling=0.5)
-    known = {**one.jury.by_class, one.judge: {**one.jury.by_class[one.judge], predicate: worse}}
-    strict = replace(one.jury, by_class=known)
-    assert strict.used(one.judge) == one.jury.used(one.judge) - {predicate}
+    predicate = min(one.qualified.used(one.judge))
+    worse = replace(one.qualified.by_class[one.judge][predicate], ground_truth_accuracy=0.5)
+    known = {**one.qualified.by_class, one.judge: {**one.qualified.by_class[one.judge], predicate: worse}}
+    strict = replace(one.qualified, by_class=known)
+    assert strict.used(one.judge) == one.qualified.used(one.judge) - {predicate}
     with pytest.raises(DataError, match=r"arms-2: its headline judge .* differ from those of arms-1"):
-        figures([one, replace(one, name="arms-2", seed=1, jury=strict)])
+        figures([one, replace(one, name="arms-2", seed=1, qualified=strict)])
 
 
 def test_an_arm_without_one_of_the_seeds_is_refused(one: Experiment) -> None:

@@ -5,39 +5,40 @@ from pathlib import Path
 import numpy as np
 
 from sgpipe.report.figures import scene_graph
-from sgpipe.report.page import Picture, Section, control_figure, headline_figure, render
+from sgpipe.report.page import Image, Section, control_figure, headline_figure, render
 from sgpipe.report.panels import Panel, Shown, data_uri
-from sgpipe.report.tables import Table, ablation, certificates, comparisons, headline, probes, sensitivity
+from sgpipe.report.tables import Table, ablation, calibrations, comparisons, headline, probes, sensitivity
 
 ROW = {
-    "objects_present": 0.8, "role_accuracy": 0.7, "role_accuracy_low": 0.6, "role_accuracy_high": 0.8,
-    "role_accuracy_corrected": 0.71, "role_accuracy_pictures": 90, "accuracy": 0.66, "accuracy_low": 0.6,
-    "accuracy_high": 0.72, "accuracy_corrected": 0.67, "accuracy_pictures": 300,
+    "objects_present": 0.8, "direction_accuracy": 0.7, "direction_accuracy_low": 0.6, "direction_accuracy_high": 0.8,
+    "direction_accuracy_corrected": 0.71, "direction_accuracy_images": 90, "accuracy": 0.66, "accuracy_low": 0.6,
+    "accuracy_high": 0.72, "accuracy_corrected": 0.67, "accuracy_images": 300,
 }  # fmt: skip
 NOTHING = {
     **ROW,
-    "role_accuracy": None,
-    "role_accuracy_low": None,
-    "role_accuracy_high": None,
-    "role_accuracy_corrected": None,
+    "direction_accuracy": None,
+    "direction_accuracy_low": None,
+    "direction_accuracy_high": None,
+    "direction_accuracy_corrected": None,
 }
 TEST = {
     "difference": 0.2, "difference_low": 0.1, "difference_high": 0.3, "pairs": 80, "first_only": 25, "second_only": 9,
     "p": 0.0004, "p_exact": 0.009, "p_holm": 0.0012,
 }  # fmt: skip
 JUDGED = {
-    "text": 0.5, "image": 0.5, "group": 0.4, "crossed": 0.7, "pictures": 90, "accuracy": 0.6, "accuracy_low": 0.5,
+    "text": 0.5, "image": 0.5, "group": 0.4, "crossed": 0.7, "images": 90, "accuracy": 0.6, "accuracy_low": 0.5,
     "accuracy_high": 0.7, "margin": 0.4,
 }  # fmt: skip
-CERTIFICATE = {
-    "pictures": 162, "ceiling": 0.94, "abstained": 0.05, "floor": None, "floor_abstained": 1.0, "order_bias": 0.0,
-    "sensitivity": 1.0, "specificity": 1.0, "classes_used": 15, "refused": ["sitting on", "standing on", "riding"],
+CALIBRATION = {
+    "images": 162, "ground_truth_accuracy": 0.94, "abstained": 0.05, "chance_level": None, "chance_abstained": 1.0,
+    "order_bias": 0.0, "sensitivity": 1.0, "specificity": 1.0, "classes_used": 15,
+    "refused": ["sitting on", "standing on", "riding"],
 }  # fmt: skip
 FOUND = {
     "triples": 162,
     "seeds": 3,
     "headline": {"judge": "exact", "prompt": "neutral"},
-    "judges": {"exact": CERTIFICATE},
+    "judges": {"exact": CALIBRATION},
     "arms": {
         "base": {"neutral": {"none": NOTHING}},
         "graph": {"neutral": {"positive": ROW, "negative": ROW, "empty": ROW, "shuffled": ROW}, "relational": {"positive": ROW}},
@@ -53,7 +54,7 @@ FOUND = {
     },
 }  # fmt: skip
 EPOCH = {
-    **ROW, "swapped_followed": 0.66, "swapped_followed_low": 0.6, "swapped_followed_high": 0.7, "mse_ratio": 0.4,
+    **ROW, "swap_follow_rate": 0.66, "swap_follow_rate_low": 0.6, "swap_follow_rate_high": 0.7, "mse_ratio": 0.4,
     "mse_ratio_low": 0.3, "mse_ratio_high": 0.5,
 }  # fmt: skip
 ABLATION = {
@@ -78,23 +79,23 @@ def page(folder: Path) -> str:
     """The page of these figures, with two panels, curves and a part that is missing."""
     curves = folder / "controls.csv"
     curves.write_text("step,base,graph,shuffled,preferred\n0,0.3,0.3,0.31,0.5\n50,0.3,0.25,0.33,0.7\n")
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     labels = ("base", "text_only", "graph g⁺", "graph g⁻")
-    shown = tuple(Shown(label, data_uri(picture), "as g⁺", f"{label}: dog left of cat") for label in labels)
+    shown = tuple(Shown(label, data_uri(image), "as g⁺", f"{label}: dog left of cat") for label in labels)
     panel = Panel(
         "12-3", "a photo of cat and dog on a plain background", "dog left of cat", "cat left of dog <b>",
         scene_graph("dog", "left of", "cat"), shown,
     )  # fmt: skip
     sections = [
         Section("results", "Results", "Words & signs.", [headline(FOUND), comparisons(FOUND)], [headline_figure(FOUND)]),
-        Section("judges", "Judges", tables=[certificates(FOUND)]),
+        Section("judges", "Judges", tables=[calibrations(FOUND)]),
         Section("sensitivity", "Sensitivity", tables=[sensitivity(FOUND)]),
         Section("ablation", "Ablation", tables=[ablation(ABLATION)]),
-        Section("panels", "Pictures", panels={"random": [panel, panel]}),
-        Section("training", "Training", pictures=[control_figure(curves, "graph")]),
+        Section("panels", "Images", panels={"random": [panel, panel]}),
+        Section("training", "Training", images=[control_figure(curves, "graph")]),
         Section("probes", "Probes", tables=[probes(PROBES, "accuracy", "Accuracy")]),
         Section("saliency", "Saliency", missing="Not there: plots/saliency. `dvc repro saliency_sheets` makes it.",
-                pictures=[Picture("a sheet", "left of", uri=data_uri(picture))]),
+                images=[Image("a sheet", "left of", uri=data_uri(image))]),
     ]  # fmt: skip
     facts = {"commit": "0" * 40, "libraries": "torch 2, diffusers 0"}
     return render(sections, facts, "Scene-graph conditioning: what was measured")

@@ -13,7 +13,7 @@ from sgpipe.errors import DataError
 from sgpipe.report.figures import COLOURS, curves, intervals, scene_graph
 from sgpipe.report.page import control_figure
 from sgpipe.report.tables import by_predicate
-from tests.report.pages import BY_CLASS, CERTIFICATE, page
+from tests.report.pages import BY_CLASS, CALIBRATION, page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 VOID = {"meta", "link", "img", "br", "path", "rect", "use", "input", "hr"}
@@ -121,7 +121,7 @@ def test_a_table_of_another_form_is_refused(tmp_path: Path) -> None:
 
 def test_a_class_that_is_lost_is_told_from_one_that_is_won() -> None:
     arms = {"base": "none", "graph": "graphs", "other": "graphs"}
-    shown = by_predicate(BY_CLASS, {"on": CERTIFICATE}, arms)
+    shown = by_predicate(BY_CLASS, {"on": CALIBRATION}, arms)
     assert shown.head[-2:] == ("graph − base", "other − base")
     assert shown.rows[0][-2:] == ("-0.30, p 0.004", "–")
 

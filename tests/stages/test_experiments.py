@@ -28,7 +28,7 @@ EARLY = (
     "saliency", "saliency_noised", "saliency_sheets", "probe@middle", "probe_table",
 )  # fmt: skip
 LATE = (
-    "train_lora@graph", "draw_images@graph", "draw_epochs@graph-1", "draw_epochs@graph-2", "judge", "judge_epochs",
+    "train_lora@graph", "sample_images@graph", "sample_epochs@graph-1", "sample_epochs@graph-2", "judge", "judge_epochs",
     "evaluate", "ablation", "report", "headline",
 )  # fmt: skip
 """What runs where training has to, after `resolve`. `baseline` puts these stages' outputs there, like those of `EARLY`."""
@@ -96,7 +96,7 @@ def baseline(root: Path) -> Path:
     shutil.copy(ROOT / "metrics/probes.json", root / "metrics/probes.json")
     assert ran(dvc(root, "repro", "code")) == {"code"}
     dvc(root, "commit", "--quiet", "--force", *EARLY)
-    assert ran(dvc(root, "repro", "resolve", "draw_base")) == {"resolve", "draw_base"}
+    assert ran(dvc(root, "repro", "resolve", "sample_base")) == {"resolve", "sample_base"}
     stand_in(root, LATE)
     for name in ("adapter", "epoch-1", "epoch-2"):
         (root / "outputs/lora/graph" / name).mkdir()
@@ -140,9 +140,9 @@ def an_arm_is_added(root: Path) -> None:
     )
     status = dvc(root, "status")
     changed = set(re.findall(r"^([\w@-]+):$", status, re.MULTILINE))
-    assert {"resolve", "train_lora@projector_only", "draw_images@projector_only", "evaluate"} <= changed
+    assert {"resolve", "train_lora@projector_only", "sample_images@projector_only", "evaluate"} <= changed
     assert changed.isdisjoint(
-        {"train_lora@graph", "draw_base", "draw_images@graph", "draw_epochs@graph-1"}
+        {"train_lora@graph", "sample_base", "sample_images@graph", "sample_epochs@graph-1"}
     ), status
 
 

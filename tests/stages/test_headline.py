@@ -8,7 +8,12 @@ from stages.headline import headline
 
 
 def row(accuracy: float | None, **more: float) -> dict[str, Any]:
-    return {"role_accuracy": accuracy, "role_accuracy_low": 0.1, "role_accuracy_high": 0.9, **more}
+    return {
+        "direction_accuracy": accuracy,
+        "direction_accuracy_low": 0.1,
+        "direction_accuracy_high": 0.9,
+        **more,
+    }
 
 
 EVALUATION = {

@@ -71,7 +71,7 @@ COMMANDS = {
     "curate": ("stages.curate",),
     "negatives": ("stages.negatives",),
     "resolve": ("stages.resolve",),
-    "draw_base": ("stages.draw_images", "--arm", "base"),
+    "sample_base": ("stages.sample_images", "--arm", "base"),
     "headline": ("stages.headline",),
 }
 
@@ -174,7 +174,7 @@ def test_another_arm_changes_no_byte_of_the_base(root: Path, recorded: dict[str,
         root, evaluate={"adapters": {"graph": "graphs", "projector_only": "graphs", "text_only": "empty"}}
     )
     shutil.rmtree(images)
-    assert record(root, COMMANDS["draw_base"], root.parent / "again") == recorded["draw_base"]
+    assert record(root, COMMANDS["sample_base"], root.parent / "again") == recorded["sample_base"]
     assert before and {path.name: path.read_bytes() for path in images.iterdir()} == before
 
 
@@ -215,7 +215,7 @@ def test_the_stages_fit_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = done.stdout.splitlines()
     assert done.exit_code == 0 and len(lines) <= 40 and max(map(len, lines)) <= 110
     assert {line.split()[0] for line in lines} == set(stages()) - {"code"}
-    assert "judge                   ← draw_base, draw_images" in lines, "what others wait for is left out"
+    assert "judge                   ← sample_base, sample_images" in lines, "what others wait for is left out"
 
 
 def test_by_default_training_waits_for_neither_maps_probes_nor_encoder() -> None:

@@ -87,5 +87,5 @@ def test_an_adapter_of_larger_graphs_knows_their_size_and_reads_who_is_related_t
         SceneGraph(objects, ((0, "on", 1), (2, "on", 3))),
         SceneGraph(objects, ((0, "on", 3), (2, "on", 1))),
     ]
-    one, other = generator.draw([words(pairs[0], "neutral")] * 2, pairs, [5, 5], size=SIDE)
+    one, other = generator.sample([words(pairs[0], "neutral")] * 2, pairs, [5, 5], size=SIDE)
     assert np.abs(one.astype(int) - other).max() > 0, "the same objects and relations, told of other pairs"

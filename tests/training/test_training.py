@@ -193,9 +193,9 @@ def test_every_arm_trains_and_comes_back(world: World, tmp_path: Path, name: str
     assert (about["token_parameters"] == 0) == (name == "text_only")
     generator = GraphGenerator.load(world.backbone.model, tmp_path / "adapter")
     graphs = [None, SceneGraph(), SceneGraph.of("dog", "above", "cat")]
-    pictures = generator.draw(["a photo of dog and cat"] * 3, graphs, [1, 1, 1], steps=2, size=SIDE)
+    pictures = generator.sample(["a photo of dog and cat"] * 3, graphs, [1, 1, 1], steps=2, size=SIDE)
     base = GraphGenerator.load(world.backbone.model, None, backbone=world.backbone)
-    plain = base.draw(["a photo of dog and cat"], [None], [1], steps=2, size=SIDE)
+    plain = base.sample(["a photo of dog and cat"], [None], [1], steps=2, size=SIDE)
     assert np.array_equal(pictures[0], plain[0])
     assert np.array_equal(pictures[1], pictures[0]) == (name == "projector_only")
     assert np.array_equal(pictures[2], pictures[1]) == (name == "text_only")
@@ -211,13 +211,13 @@ def test_offloaded_and_encoded_ahead_the_pictures_are_the_same(
         [None, SceneGraph.of("dog", "above", "cat")],
         [1, 2],
     )
-    plain = GraphGenerator.load(model, adapter).draw(prompts, graphs, seeds, steps=2, size=SIDE)
+    plain = GraphGenerator.load(model, adapter).sample(prompts, graphs, seeds, steps=2, size=SIDE)
     generator = GraphGenerator.load(model, adapter, offload="model", ahead=(prompts, graphs))
     assert isinstance(generator.texts, EncodedTexts)
     moved: list[str] = []
     for name, module in (("transformer", generator.denoiser.transformer), ("vae", generator.vae)):
         monkeypatch.setattr(module, "to", lambda where, name=name: moved.append(f"{name} {where}"))
-    pictures = generator.draw(prompts, graphs, seeds, steps=2, size=SIDE)
+    pictures = generator.sample(prompts, graphs, seeds, steps=2, size=SIDE)
     assert np.abs(pictures.astype(int) - plain.astype(int)).max() <= 1
     assert moved == ["transformer cpu"] * 2 + ["vae cpu"] * 2 + ["transformer cpu"] * 2 + ["vae cpu"] * 2
 
@@ -300,11 +300,11 @@ def test_graphs_of_any_size_are_drawn_in_one_call_as_alone(world: World, whole: 
         SceneGraph.of("cat", "above", "dog"),
     ]
     prompts = ["a photo of dog and cat"] * len(graphs)
-    together = generator.draw(prompts, graphs, range(5), steps=2, size=SIDE)
+    together = generator.sample(prompts, graphs, range(5), steps=2, size=SIDE)
     for i, graph in enumerate(graphs):
-        alone = generator.draw(prompts[:1], [graph], [i], steps=2, size=SIDE)[0]
+        alone = generator.sample(prompts[:1], [graph], [i], steps=2, size=SIDE)[0]
         assert np.abs(together[i].astype(int) - alone).max() <= 1
-    swapped = generator.draw(prompts[:1], [graphs[0].reversed()], [0], steps=2, size=SIDE)[0]
+    swapped = generator.sample(prompts[:1], [graphs[0].reversed()], [0], steps=2, size=SIDE)[0]
     assert not np.array_equal(swapped, together[0])
 
 
@@ -313,9 +313,9 @@ def test_a_foreign_base_is_refused(world: World, whole: tuple[Path, Fitted], tmp
     with pytest.raises(ModelError, match="trained on another base"):
         GraphGenerator.load(other, whole[0] / "adapter")
     with pytest.raises(ModelError, match="no adapter is loaded"):
-        GraphGenerator.load(other, None).draw(["a"], [SceneGraph()], [0], size=SIDE)
+        GraphGenerator.load(other, None).sample(["a"], [SceneGraph()], [0], size=SIDE)
     with pytest.raises(ParamsError, match="1 prompts, 0 graphs"):
-        GraphGenerator.load(other, None).draw(["a"], [], [0], size=SIDE)
+        GraphGenerator.load(other, None).sample(["a"], [], [0], size=SIDE)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Fitted], tmp_pa
     assert runner.invoke(app, several).exit_code == 0
     generator = GraphGenerator.load(world.backbone.model, adapter)
     scene = SceneGraph.of("dog", "left of", "cat")
-    wanted = generator.draw([neutral_prompt("dog", "cat")], [scene], [3], steps=2, size=SIDE)[0]
+    wanted = generator.sample([neutral_prompt("dog", "cat")], [scene], [3], steps=2, size=SIDE)[0]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), wanted)
     assert sorted(path.name for path in tmp_path.glob("two*")) == ["two-3.png", "two-4.png"]
     assert "warning" not in done.stderr

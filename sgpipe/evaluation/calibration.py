@@ -1,4 +1,4 @@
-"""What a judge is worth, measured on ground-truth pictures before it judges anything.
+"""What a judge is worth, measured on ground-truth images before it judges anything.
 
 A judge chooses between a triple's own statement c⁺ and its negative c⁻; equal scores and abstentions choose neither.
 """
@@ -12,43 +12,43 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sgpipe.evaluation.sampling_plan import Case, Triple, others
+from sgpipe.evaluation.sampling_plan import EvaluationTriple, Triple, others
 from sgpipe.relations.predicates import INVERSE, may_hold
 
 QUESTIONS: Final[dict[str, str]] = {
-    "own": "c⁺ against c⁻ on the triple's own picture: right if c⁺",
-    "other": "c⁺ against c⁻ on the picture of another triple: a judge of pictures, not of words, has no preference",
+    "own": "c⁺ against c⁻ on the triple's own image: right if c⁺",
+    "other": "c⁺ against c⁻ on the image of another triple: a judge of images, not of words, has no preference",
     "inverse": "the same of a directional class told from the object's side (`b right of a` against `a right of b`): right if c⁺",
-    "false": "a class that does not hold against the one that does, on a picture of the latter: right if c⁻",
+    "false": "a class that does not hold against the one that does, on a image of the latter: right if c⁻",
 }
 
 
 @dataclass(frozen=True)
 class Question:
-    """Two statements about the picture of case number `picture`; `predicate` is the class whose certificate it counts for."""
+    """Two statements about the image of case number `image`; `predicate` is the class whose calibration it counts for."""
 
     kind: str
-    picture: int
+    image: int
     triple_id: str
     predicate: str
     positive: Triple
     negative: Triple
 
 
-def questions(cases: Sequence[Case]) -> list[Question]:
-    """Everything that is asked of a judge about the ground-truth pictures of `cases`."""
-    asked: list[Question] = []
+def questions(cases: Sequence[EvaluationTriple]) -> list[Question]:
+    """Everything that is asked of a judge about the ground-truth images of `cases`."""
+    made: list[Question] = []
     of_class: dict[str, list[int]] = {}
     for index, case in enumerate(cases):
         of_class.setdefault(case.predicate, []).append(index)
     used: Counter[str] = Counter()
     for index, (case, other) in enumerate(zip(cases, others(cases), strict=True)):
         own = (case.triple_id, case.predicate, case.positive, case.negative)
-        asked += [Question("own", index, *own), Question("other", other, *own)]
+        made += [Question("own", index, *own), Question("other", other, *own)]
         subject, predicate, object_ = case.positive
         if predicate in INVERSE:
             told = INVERSE[predicate]
-            asked.append(
+            made.append(
                 Question(
                     "inverse",
                     index,
@@ -63,7 +63,7 @@ def questions(cases: Sequence[Case]) -> list[Question]:
             shown = of_class[held][used[held] % len(of_class[held])]
             used[held] += 1
             first, _, second = cases[shown].positive
-            asked.append(
+            made.append(
                 Question(
                     "false",
                     shown,
@@ -73,7 +73,7 @@ def questions(cases: Sequence[Case]) -> list[Question]:
                     (first, held, second),
                 )
             )
-    return asked
+    return made
 
 
 def choices(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -83,28 +83,28 @@ def choices(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> N
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Calibration:
     """A judge on one class, or on several taken together (`predicate` is then `all`).
 
-    `ceiling`: share of own pictures on which it chooses c⁺; choosing neither is not right. `abstained`: share on which it
-    chooses neither. `floor`: share of other triples' pictures on which it chooses c⁺, of those where it chooses; a half is
+    `ground_truth_accuracy`: share of own images on which it chooses c⁺; choosing neither is not right. `abstained`: share on which
+    it chooses neither. `chance_level`: share of other triples' images on which it chooses c⁺, of those where it chooses; a half is
     no preference. `order_bias`: right as told less right as told from the object's side. `sensitivity`: right among its
     choices; `specificity`: c⁻ among its choices where c⁻ is true. NaN where nothing was asked.
     """
 
     predicate: str
-    pictures: int
-    ceiling: float
+    images: int
+    ground_truth_accuracy: float
     abstained: float
-    floor: float
-    floor_abstained: float
+    chance_level: float
+    chance_abstained: float
     order_bias: float
     sensitivity: float
     specificity: float
 
     def used(self, threshold: float) -> bool:
         """Whether the judge may judge this class."""
-        return self.ceiling >= threshold
+        return self.ground_truth_accuracy >= threshold
 
 
 def _mean(values: NDArray[np.float64]) -> float:
@@ -112,15 +112,15 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(kept.mean()) if len(kept) else float("nan")
 
 
-def certify(asked: pa.Table, predicates: Iterable[str], name: str) -> Certificate:
-    """The certificate `name` of one judge over `predicates`, from its rows of `ASKED`.
+def calibrate(answers: pa.Table, predicates: Iterable[str], name: str) -> Calibration:
+    """The calibration `name` of one judge over `predicates`, from its rows of `CALIBRATION`.
 
-    Of a directional class, c⁻ is true on the pictures of its inverse: those told from the object's side.
+    Of a directional class, c⁻ is true on the images of its inverse: those told from the object's side.
     """
     wanted = set(predicates)
-    predicate = np.array(asked["predicate"].to_pylist())
-    kind = np.array(asked["question"].to_pylist())
-    chosen = choices(*(asked[column].to_numpy() for column in ("positive", "negative")))
+    predicate = np.array(answers["predicate"].to_pylist())
+    kind = np.array(answers["question"].to_pylist())
+    chosen = choices(*(answers[column].to_numpy() for column in ("positive", "negative")))
 
     def at(question: str, classes: set[str]) -> NDArray[np.float64]:
         return chosen[(kind == question) & np.isin(predicate, sorted(classes))]
@@ -129,27 +129,27 @@ def certify(asked: pa.Table, predicates: Iterable[str], name: str) -> Certificat
     directional = {each for each in wanted if each in INVERSE}
     told, false = at("inverse", directional), at("false", wanted)
     opposite = at("inverse", {INVERSE[each] for each in directional})
-    return Certificate(
+    return Calibration(
         predicate=name,
-        pictures=len(own),
-        ceiling=float((own == 1).mean()) if len(own) else float("nan"),
+        images=len(own),
+        ground_truth_accuracy=float((own == 1).mean()) if len(own) else float("nan"),
         abstained=float(np.isnan(own).mean()) if len(own) else float("nan"),
-        floor=_mean(other),
-        floor_abstained=float(np.isnan(other).mean()) if len(other) else float("nan"),
+        chance_level=_mean(other),
+        chance_abstained=float(np.isnan(other).mean()) if len(other) else float("nan"),
         order_bias=_mean(at("own", directional)) - _mean(told),
         sensitivity=_mean(own),
         specificity=_mean(np.concatenate([opposite, 1 - false])),
     )
 
 
-def certificates(asked: pa.Table) -> Mapping[str, Mapping[str, Certificate]]:
-    """By judge and class, from rows of `ASKED`."""
-    found: dict[str, dict[str, Certificate]] = {}
-    judges = np.array(asked["judge"].to_pylist())
+def calibrations(answers: pa.Table) -> Mapping[str, Mapping[str, Calibration]]:
+    """By judge and class, from rows of `CALIBRATION`."""
+    found: dict[str, dict[str, Calibration]] = {}
+    judges = np.array(answers["judge"].to_pylist())
     for judge in dict.fromkeys(judges.tolist()):
-        rows = asked.filter(pa.array(judges == judge))
+        rows = answers.filter(pa.array(judges == judge))
         classes = dict.fromkeys(rows["predicate"].to_pylist())
-        found[judge] = {each: certify(rows, [each], each) for each in classes}
+        found[judge] = {each: calibrate(rows, [each], each) for each in classes}
     return found
 
 

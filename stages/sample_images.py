@@ -1,4 +1,4 @@
-"""The pictures of one arm for the evaluation: every validation triple, seed, prompt and graph."""
+"""The images of one arm for the evaluation: every validation triple, seed, prompt and graph."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,11 +15,11 @@ from sgpipe.errors import ParamsError
 from sgpipe.evaluation.config import HEADLINE, Evaluate, Graph, Prompt, check_runs
 from sgpipe.evaluation.sampling import (
     check_adapter,
-    merge_pictures,
+    image_maker,
+    merge_images,
     open_generator,
-    picture_maker,
 )
-from sgpipe.evaluation.sampling_plan import BASE, plan, read_cases
+from sgpipe.evaluation.sampling_plan import BASE, plan, read_evaluation_triples
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run
@@ -37,7 +37,7 @@ def main(
     arm: Annotated[str, typer.Option(help="base, or a training run in the folder of adapters")],
     epoch: Annotated[
         int | None,
-        typer.Option(help="draw from this epoch's checkpoint, neutral prompts with g⁺ and g⁻ alone"),
+        typer.Option(help="sample from this epoch's checkpoint, neutral prompts with g⁺ and g⁻ alone"),
     ] = None,
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
@@ -48,11 +48,11 @@ def main(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="folder of the pictures; outputs/images/<arm>, or outputs/images_by_epoch/<arm>-<epoch>"
+            help="folder of the images; outputs/images/<arm>, or outputs/images_by_epoch/<arm>-<epoch>"
         ),
     ] = None,
 ) -> None:
-    """Draw the pictures; killed at any point, the same command goes on."""
+    """SampleRequest the images; killed at any point, the same command goes on."""
     config = read_section(params, "evaluate", Evaluate)
     backbone = read_section(params, "backbone", Backbone)
     compute = read_section(params, "compute", Compute)
@@ -64,16 +64,18 @@ def main(
     adapter = None if arm == BASE else adapters / arm / ("adapter" if epoch is None else f"epoch-{epoch}")
     if adapter is not None:
         check_adapter(adapter)
-    draw: Mapping[Prompt, Sequence[Graph]] = config.draw
+    conditions: Mapping[Prompt, Sequence[Graph]] = config.conditions
     if epoch is not None:
-        draw = {HEADLINE: ("positive", "negative")}
+        conditions = {HEADLINE: ("positive", "negative")}
     name = arm if epoch is None else f"{arm}-{epoch}"
     out = out or Path("outputs/images" if epoch is None else "outputs/images_by_epoch") / name
     processes = start(compute)
     tables = [curated / "triples.parquet", negatives]
-    cases = read_cases(read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES), config.per_class)
-    draws = plan(cases, draw, config.seeds, given)
-    shards = cut("pictures", len(draws), config.shard_size)
+    cases = read_evaluation_triples(
+        read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES), config.per_class
+    )
+    requests = plan(cases, conditions, config.seeds, given)
+    shards = cut("images", len(requests), config.shard_size)
     who = {
         "arm": name,
         "given": given,
@@ -83,26 +85,26 @@ def main(
 
     def open_maker() -> Make:
         generator = open_generator(
-            backbone, adapter, processes.device, draws, config.guidance, compute.offload
+            backbone, adapter, processes.device, requests, config.guidance, compute.offload
         )
-        return picture_maker(generator, draws, config.steps, backbone.resolution, config.batch_size)
+        return image_maker(generator, requests, config.steps, backbone.resolution, config.batch_size)
 
-    read = {**to_builtins(config), "draw": to_builtins(draw)}
+    read = {**to_builtins(config), "conditions": to_builtins(conditions)}
     del read["adapters"]  # another arm samples nothing anew
     plain = {"evaluate": read, **who}
-    stage, inputs = f"draw_images@{name}", [*tables, *([adapter] if adapter else [])]
-    digest = fingerprint("stages.draw_images", plain, inputs, Path(), processes.device_kind)
+    stage, inputs = f"sample_images@{name}", [*tables, *([adapter] if adapter else [])]
+    digest = fingerprint("stages.sample_images", plain, inputs, Path(), processes.device_kind)
     recording = (
         track(stage, {"evaluate": config, "backbone": backbone}, inputs, params, fingerprint=digest)
         if processes.is_main
         else nullcontext(StageRun())
     )
     with shared_state(stage, digest, Path(), processes) as state, recording as recorded:
-        run_shards(shards, state, processes, open_maker, "picture")
+        run_shards(shards, state, processes, open_maker, "image")
         if processes.is_main:
             with new_folder(out) as folder:
-                count = merge_pictures(shards, state, folder, {**who, "config": config_hash(plain)})
-            recorded.log_metrics({"pictures": count})
+                count = merge_images(shards, state, folder, {**who, "config": config_hash(plain)})
+            recorded.log_metrics({"images": count})
 
 
 if __name__ == "__main__":
