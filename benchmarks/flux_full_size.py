@@ -109,14 +109,14 @@ def time_steps(work: Work, device: torch.device, steps: int, compiled: bool) -> 
                 else transformer.disable_gradient_checkpointing
             )()
             for _ in range(3):
-                training._update()
+                training.engine.update()
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             seconds = []
             for _ in range(steps):
                 wait()
                 start = time.perf_counter()
-                training._log(training._update())
+                training.engine.update()
                 wait()
                 seconds.append(time.perf_counter() - start)
             found[name] = {

@@ -34,8 +34,8 @@ from sgpipe.tracking.run import StageRun, track
 from sgpipe.training.controls import CONDITIONS
 from sgpipe.training.examples import Sources, read_data
 from sgpipe.training.fit import Fitted, draw_samples, fit
+from sgpipe.training.loop import History
 from sgpipe.training.objective import Probe
-from sgpipe.training.state import History
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy")
