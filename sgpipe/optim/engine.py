@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from accelerate.utils import reduce
@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sgpipe.errors import ModelError, StateError
-from sgpipe.optim.log import Interval, peak_memory
+from sgpipe.optim.log import LOG, Interval, peak_memory
 from sgpipe.optim.weights import Average, assign
 from sgpipe.runs.atomic import atomic_path
 from sgpipe.runs.checkpoints import checkpoints, newest_checkpoint, save_checkpoint
 from sgpipe.runs.processes import Processes
 
-LOG: Final = "log.jsonl"
 Parts = Mapping[str, Tensor | float]
 Losses = Callable[[int, int], tuple[Tensor, Parts]]
 """Of a step and one of its accumulated passes, both from 0: the scalar to minimise, and scalars to log beside it."""

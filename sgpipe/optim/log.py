@@ -7,6 +7,7 @@
 import json
 import math
 import resource
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,11 @@ from pathlib import Path
 
 import torch
 
+from sgpipe.runs.atomic import atomic_path
+
+LOG = "log.jsonl"
+TIMINGS = Path("outputs/timings")
+"""Where nothing depends on what lies there: it differs between runs of one training."""
 _STATUS = Path("/proc/self/status")
 
 
@@ -56,3 +62,9 @@ class Interval:
             name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in numbers.items()
         }
         return json.dumps({"step": self.step, **shown, "peak_memory_bytes": self.peak_memory})
+
+
+def publish_log(folder: Path, name: str) -> None:
+    """Copy the log of the training in `folder` to `TIMINGS/<name>.jsonl`, before its working state is removed."""
+    with atomic_path(TIMINGS / f"{name}.jsonl") as temporary:
+        shutil.copyfile(folder / LOG, temporary)

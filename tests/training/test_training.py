@@ -14,7 +14,8 @@ from sgpipe.arms.generation import GraphGenerator
 from sgpipe.errors import DataError, ParamsError, StateError
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.optim.engine import LOG, Engine
+from sgpipe.optim.engine import Engine
+from sgpipe.optim.log import LOG
 from sgpipe.optim.schedules import warmup_then
 from sgpipe.params.blocks import Blocks
 from sgpipe.relations.predicates import neutral_prompt
