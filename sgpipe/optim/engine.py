@@ -31,7 +31,9 @@ Losses = Callable[[int, int], tuple[Tensor, Parts]]
 
 @dataclass
 class Engine:
-    """Steps `tensors` from the last good checkpoint in `folder` to the end; without a folder nothing is written.
+    """One training: `resume` goes on from the last good checkpoint in `folder`, `run` takes the steps that are left.
+
+    Without a folder nothing is written.
 
     Raises `ModelError` for a parameter that requires a gradient and is in no optimiser.
     """
@@ -82,7 +84,8 @@ class Engine:
                 f"trainable weights that would never be trained: {', '.join(left)}; give them to an optimiser, or freeze them"
             )
         self._peaks = [group["lr"] for group in self._groups()]
-        self.step = 0
+        self.step, self.ended = 0, False
+        """Steps made, and whether `after` has ended the training."""
         self.taken, self.seconds = 0, 0.0
         """Steps of this process, and the seconds that they took."""
         self.intervals: list[Interval] = []
@@ -93,7 +96,7 @@ class Engine:
 
     def run(self) -> None:
         """Take the steps that are left. Raises `StateError` for a loss or a gradient that is not finite, and for a full disk."""
-        saved, over = time.monotonic(), False
+        saved = time.monotonic()
         with tqdm(
             total=self.steps,
             initial=self.step,
@@ -102,12 +105,13 @@ class Engine:
             mininterval=5,
             disable=self.progress is None or not self.processes.is_main,
         ) as bar:
-            while self.step < self.steps and not over:
+            while self.step < self.steps and not self.ended:
                 self.update()
                 bar.update()
-                over = bool(self.after(self.step)) or self.step == self.steps
+                self.ended = bool(self.after(self.step))
                 by_time = self.save_seconds is not None and time.monotonic() - saved > self.save_seconds
-                if over or by_time or (self.save_every and self.step % self.save_every == 0):
+                by_step = self.save_every is not None and self.step % self.save_every == 0
+                if by_time or by_step or self.ended or self.step == self.steps:
                     self.save()
                     saved = time.monotonic()
         self._look()
@@ -124,7 +128,8 @@ class Engine:
             group["lr"] = peak * factor
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        passes, norm = [], {}
+        passes: list[Parts] = []
+        norm = {}
         for pass_ in range(self.accumulation):
             loss, parts = self.losses(self.step, pass_)
             (loss / self.accumulation).backward()
@@ -199,6 +204,7 @@ class Engine:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "intervals": [asdict(interval) for interval in self.intervals],
             "extra": self.extra,
+            "ended": self.ended,
         }
         save_checkpoint(content, self.step, self.folder)
 
@@ -217,7 +223,7 @@ class Engine:
     def _accept(self, path: Path, stored: Mapping[str, Any]) -> None:
         """Take a checkpoint over, or raise with everything as it was."""
         intervals = [Interval(**row) for row in stored["intervals"]]
-        step, extra = int(stored["step"]), dict(stored["extra"])
+        step, ended, extra = int(stored["step"]), bool(stored["ended"]), dict(stored["extra"])
         averages = self.average.values if self.average else {}
         _check(path, "tensors", stored["tensors"], self.tensors)
         _check(path, "averages", stored["average"], averages)
@@ -228,7 +234,7 @@ class Engine:
             optimiser.load_state_dict(state)
         assign(self.tensors, stored["tensors"])
         assign(averages, stored["average"])
-        self.step, self.intervals = step, intervals
+        self.step, self.ended, self.intervals = step, ended, intervals
         self.extra.clear()
         self.extra |= extra
 

@@ -315,6 +315,8 @@ def test_what_follows_a_step_may_end_the_training(tmp_path: Path) -> None:
     assert made.step == 5
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004.pt", "step-00000005.pt"]
     assert [line["step"] for line in lines(tmp_path)] == [3, 5]
+    again = trained(tmp_path)
+    assert (again.step, again.taken) == (5, 0) and [line["step"] for line in lines(tmp_path)] == [3, 5]
 
 
 def test_checkpoints_by_time(tmp_path: Path) -> None:
