@@ -60,7 +60,7 @@ def count_flops(work: Work) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         training = open_training(work, torch.device("meta"), Path(folder))
         with FlopCounterMode(display=False) as counter:
-            loss, _ = training.objective(*training._batch(0))
+            loss, _ = training.objective(*training.batch(0))
             forward = counter.get_total_flops()
             loss.backward()
         model = training.objective.model

@@ -62,19 +62,12 @@ def train_model(
     """
     tensors = tensors_of(model.train())
     engine = Engine(
-        tensors,
-        optimisers_of(model, rate, weight_decay, muon, muon_rate),
-        losses,
+        tensors, optimisers_of(model, rate, weight_decay, muon, muon_rate), losses,
         lambda step: learning_rate(step, steps, warmup, decay),
-        steps=steps,
-        samples=samples,
-        advice="lower its rate in sgworld/recipe.py",
-        clip=1.0,
-        average=Average(dict(model.named_parameters()), average, first=0),
-        folder=folder,
-        save_seconds=SAVE_SECONDS,
+        steps=steps, samples=samples, advice="lower its rate in sgworld/recipe.py", clip=1.0,
+        average=Average(dict(model.named_parameters()), average, first=0), folder=folder, save_seconds=SAVE_SECONDS,
         progress=folder.name,
-    )
+    )  # fmt: skip
     engine.resume()
     engine.run()
     assert engine.average is not None

@@ -122,20 +122,11 @@ def pretrain(learner: Learner, lessons: Lessons, params: GraphEncoder, state: Pa
         log(interval.step, {**curves, "optimiser/learning_rate": interval.learning_rate})
 
     engine = Engine(
-        tensors_of(learner),
-        [_optimizer(learner, params)],
-        losses,
-        lambda step: learning_rate(step, params.steps),
-        steps=params.steps,
-        samples=params.batch_size,
-        advice=f"lower graph_encoder.rate ({params.rate:g})",
-        clip=1.0,
-        folder=state,
-        save_seconds=SAVE_SECONDS,
-        logged=logged,
-        after=lambda step: clamp_logit_scale(learner.encoder),
+        tensors_of(learner), [_optimizer(learner, params)], losses, lambda step: learning_rate(step, params.steps),
+        steps=params.steps, samples=params.batch_size, advice=f"lower graph_encoder.rate ({params.rate:g})", clip=1.0,
+        folder=state, save_seconds=SAVE_SECONDS, logged=logged, after=lambda _: clamp_logit_scale(learner.encoder),
         progress="",
-    )
+    )  # fmt: skip
     engine.resume()
     learner.train()
     engine.run()

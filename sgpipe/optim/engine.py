@@ -97,13 +97,14 @@ class Engine:
     def run(self) -> None:
         """Take the steps that are left. Raises `StateError` for a loss or a gradient that is not finite, and for a full disk."""
         saved = time.monotonic()
+        hidden = self.progress is None or not self.processes.is_main
         with tqdm(
             total=self.steps,
             initial=self.step,
             desc=self.progress,
             unit="step",
             mininterval=5,
-            disable=self.progress is None or not self.processes.is_main,
+            disable=hidden,
         ) as bar:
             while self.step < self.steps and not self.ended:
                 self.update()

@@ -193,10 +193,7 @@ def fit(
         torch.manual_seed(seed)
         model = build().to(device)
         optimizer = torch.optim.AdamW(
-            model.parameters(),
-            highest,
-            weight_decay=config.weight_decay,
-            fused=device.type != "mps",
+            model.parameters(), highest, weight_decay=config.weight_decay, fused=device.type != "mps"
         )
         best = Best(tensors_of(model))
 
@@ -224,17 +221,9 @@ def fit(
 
         steps = epochs * per_epoch
         engine = Engine(
-            best.tensors,
-            [optimizer],
-            losses,
-            lambda step: one_cycle(step, steps),
-            steps=steps,
-            samples=config.batch_size,
-            advice="lower probes.fitting.learning_rate",
-            log_every=per_epoch,
-            check_every=per_epoch,
-            after=validated,
-        )
+            best.tensors, [optimizer], losses, lambda step: one_cycle(step, steps), steps=steps, samples=config.batch_size,
+            advice="lower probes.fitting.learning_rate", log_every=per_epoch, check_every=per_epoch, after=validated,
+        )  # fmt: skip
         engine.run()
         best.restore()
     clock.total = time.perf_counter() - began

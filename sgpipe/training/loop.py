@@ -91,25 +91,13 @@ class Training:
         validated_epochs = range(0, lora.epochs, lora.validation.every)
         self._validations = {steps, *(lora.steps_after(epoch, triples) for epoch in validated_epochs)}
         self.engine = Engine(
-            weights,
-            [adamw(weights, optimiser)],
-            self._losses,
+            weights, [adamw(weights, optimiser)], self._losses,
             lambda step: warmup_then(optimiser.schedule, step, steps, optimiser.warmup),
-            steps=steps,
-            samples=per_step,
-            advice="lower lora.optimiser.rate, or set lora.precision to float32",
-            clip=optimiser.clip,
-            accumulation=lora.accumulation,
-            average=Average(weights, lora.ema) if lora.ema else None,
-            folder=folder,
-            save_every=lora.save_every,
-            log_every=LOGGED,
-            logged=self._logged,
-            after=self._after,
-            extra={"controls": []},
-            processes=processes,
-            progress="",
-        )
+            steps=steps, samples=per_step, advice="lower lora.optimiser.rate, or set lora.precision to float32",
+            clip=optimiser.clip, accumulation=lora.accumulation, average=Average(weights, lora.ema) if lora.ema else None,
+            folder=folder, save_every=lora.save_every, log_every=LOGGED, logged=self._logged, after=self._after,
+            extra={"controls": []}, processes=processes, progress="",
+        )  # fmt: skip
 
     @property
     def history(self) -> History:
