@@ -60,7 +60,7 @@ def count_flops(work: Work) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         training = open_training(work, torch.device("meta"), Path(folder))
         with FlopCounterMode(display=False) as counter:
-            loss, _ = training.objective(*training._batch(0))
+            loss, _ = training.objective(*training.batch(0))
             forward = counter.get_total_flops()
             loss.backward()
         model = training.objective.model
@@ -109,14 +109,14 @@ def time_steps(work: Work, device: torch.device, steps: int, compiled: bool) -> 
                 else transformer.disable_gradient_checkpointing
             )()
             for _ in range(3):
-                training._update()
+                training.engine.update()
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             seconds = []
             for _ in range(steps):
                 wait()
                 start = time.perf_counter()
-                training._log(training._update())
+                training.engine.update()
                 wait()
                 seconds.append(time.perf_counter() - start)
             found[name] = {

@@ -12,7 +12,6 @@ memory, 2 % of waiting or 8 minutes.
 
 import dataclasses
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.rectified_flow import interpolate, velocity_target
 from sgpipe.graph_encoder.config import GraphTokens
+from sgpipe.optim.log import peak_memory
 from sgpipe.params.load import read_section
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import Processes, pick_device
@@ -62,7 +62,7 @@ def open_training(params: Path, folder: Path) -> Training:
 
 def bare_step(training: Training) -> Callable[[], None]:
     """Forward and backward of the loop's first batch, whose inputs are made once."""
-    noised, positive, negative = training._batch(0)
+    noised, positive, negative = training.batch(0)
     said = positive + negative if training.lora.losses.contrastive else positive
     objective, model = training.objective, training.objective.model
     repeat = len(said.texts) // len(noised.latents)
@@ -76,7 +76,7 @@ def bare_step(training: Training) -> Callable[[], None]:
     t = noised.t.repeat(repeat)
 
     def step() -> None:
-        for weight in training.weights.values():
+        for weight in training.engine.weights.values():
             weight.grad = None
         states.grad = None
         velocity = model.velocity(z_t, t, fixed)
@@ -96,31 +96,14 @@ def loop_step(training: Training) -> Callable[[], None]:
     """One step of the loop."""
 
     def step() -> None:
-        start = time.perf_counter()
-        training._log(training._update())
+        training.engine.update()
         synchronise()
-        training.spent += time.perf_counter() - start
 
     return step
 
 
-def peak() -> int:
-    """Largest number of bytes that this process has held so far: allocated on the GPU, or resident.
-
-    Where /proc is, it tells; `ru_maxrss` starts at the size of the process that started this one, and is in bytes on macOS.
-    """
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return 1024 * next(
-            int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")
-        )
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def measured_memory(kind: str, params: Path) -> int:
-    """`peak` of a process that takes steps of one kind."""
+    """`peak_memory` of a process that takes steps of one kind."""
     command = [sys.executable, "-m", "benchmarks.lora", "--only", kind, "--params", str(params)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(json.loads(done.stdout.splitlines()[-1])["peak"])
@@ -142,13 +125,13 @@ def main(
         if only is not None:
             for _ in range(3):
                 steps[only]()
-            print(json.dumps({"peak": peak()}))
+            print(json.dumps({"peak": peak_memory(pick_device("auto", 0))}))
             return
         begun = time.perf_counter()
         for step in steps.values():
             step()
         warm = time.perf_counter() - begun
-        training.waiting = training.spent = 0.0
+        training.waiting = 0.0
         seconds: dict[str, list[float]] = {"bare": [], "loop": []}
         for pair in range(pairs):
             for name in ("bare", "loop") if pair % 2 else ("loop", "bare"):
@@ -164,20 +147,20 @@ def main(
         "ratio": statistics.median(ratios),
         "ratio_lowest": min(ratios),
         "ratio_highest": max(ratios),
-        "data_share": training.waiting / training.spent,
+        "data_share": training.waiting / sum(seconds["loop"]),
         "bare_peak_bytes": memory["bare"],
         "loop_peak_bytes": memory["loop"],
         "memory_ratio": memory["loop"] / memory["bare"],
         "warm_up_seconds": warm,
-        "training_steps": training.steps,
-        "training_seconds": warm + median * training.steps,
+        "training_steps": training.engine.steps,
+        "training_seconds": warm + median * training.engine.steps,
         "pairs": pairs,
         "threads": torch.get_num_threads(),
     }
     print(
         f"step {median:.3f} s, bare {found['bare_seconds']:.3f} s, ratio {found['ratio']:.3f} "
         f"({found['ratio_lowest']:.3f} to {found['ratio_highest']:.3f} over {pairs} pairs); waiting for data "
-        f"{found['data_share']:.2%}; peak × {found['memory_ratio']:.3f}; {training.steps} steps in about "
+        f"{found['data_share']:.2%}; peak × {found['memory_ratio']:.3f}; {training.engine.steps} steps in about "
         f"{found['training_seconds']:.0f} s"
     )
     write_json(found, out, DIGITS)

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC, relational_prompt
 from sgpipe.runs.atomic import atomic_path, write_json
 from sgworld.bank import Bank, Triple, to_unit
-from sgworld.training import Trainer
+from sgworld.training import train_model
 
 CONTEXT = 32
 """Text length: CLIP's tokenizer needs up to 20 tokens for the longest prompt."""
@@ -98,11 +98,8 @@ def train_contrast(
     """Train one model and save it as an open_clip `local-dir:` folder with half-precision weights."""
     model = build_clip(tower, seed)
     tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=CONTEXT)
-    trainer = Trainer(
-        model, folder, steps=steps, rate=1e-3, decay=steps // 2, warmup=100, average=0.995, weight_decay=0.05,
-        muon="resblocks", muon_rate=2e-3,
-    )  # fmt: skip
-    for step in trainer:
+
+    def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng((seed, step))
         rows = np.sort(rng.choice(len(bank.triples), batch, replace=False))
         triples = [bank.triples[row] for row in rows]
@@ -114,8 +111,13 @@ def train_contrast(
             image = model.encode_image(pixels, normalize=True).float()
         scale = model.logit_scale.exp().clamp(max=100)
         owner = torch.tensor([i for i, _ in false])
-        trainer.backward(contrastive_loss(image, encoded[:batch], encoded[batch:], owner, scale))
-    save_local(trainer.average.model, tower, out)
+        return contrastive_loss(image, encoded[:batch], encoded[batch:], owner, scale), {}
+
+    train_model(
+        model, losses, folder, steps=steps, samples=batch, rate=1e-3, decay=steps // 2, warmup=100, average=0.995,
+        weight_decay=0.05, muon="resblocks", muon_rate=2e-3,
+    )  # fmt: skip
+    save_local(model, tower, out)
 
 
 def save_local(model: open_clip.CLIP, tower: Tower, out: Path) -> None:

@@ -17,7 +17,7 @@ from sgworld.bank import NEUTRAL, SIDE, Bank, row_chances
 from sgworld.coupling import Coupling
 from sgworld.flow import STEPS, flow_loss
 from sgworld.language import POOLED_WIDTH, T5_WIDTH, TOKENS, token_ids
-from sgworld.training import Trainer, step_generator
+from sgworld.training import step_generator, train_model
 from sgworld.vae import CHANNELS, encode
 
 DOUBLE_BLOCKS, SHALLOW_BLOCKS = 19, 6
@@ -165,24 +165,19 @@ def fit(
     text_ids = torch.zeros(TOKENS, 3)
     chances = row_chances(bank.triples, schedule.rarity)
     coupling = Coupling(bank, latents)
-    trainer = Trainer(
-        model, folder, steps=steps, rate=rate, warmup=warmup, decay=decay, average=average,
-        muon="transformer_blocks", muon_rate=2 * rate,
-    )  # fmt: skip
     model.set_attention_backend("_native_math")
     if schedule.compiled:
         torch._dynamo.config.automatic_dynamic_shapes = False
         model.compile_repeated_blocks(fullgraph=True)
-    for step in trainer:
+
+    def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng, generator = np.random.default_rng((seed, step)), step_generator(seed, step)
         rows = rng.choice(len(chances), size=batch, p=chances)
         captions = coupling.captions(rows, rng.random(batch) < NEUTRAL)
         texts = [coupling.text(rng, number) for number in captions]
         encoded = encode_texts(encoders, texts)
 
-        def velocity(
-            states: Tensor, times: Tensor, first: int, encoded: tuple[Tensor, Tensor] = encoded
-        ) -> Tensor:
+        def velocity(states: Tensor, times: Tensor, first: int) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):
                 return model(
                     hidden_states=states,
@@ -193,8 +188,12 @@ def fit(
                     txt_ids=text_ids,
                 ).sample.float()
 
-        trainer.backward(flow_loss(generator, velocity, coupling, captions))
-    return trainer.average.model
+        return flow_loss(generator, velocity, coupling, captions), {}
+
+    return train_model(
+        model, losses, folder, steps=steps, samples=batch, rate=rate, warmup=warmup, decay=decay, average=average,
+        muon="transformer_blocks", muon_rate=2 * rate,
+    )  # fmt: skip
 
 
 def mean_weights(models: Sequence[FluxTransformer2DModel]) -> FluxTransformer2DModel:

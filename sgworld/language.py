@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 from sgpipe.relations.predicates import PREDICATES, phrase
 from sgworld.bank import NEUTRAL, caption, sample_triple
 from sgworld.pictograms import NAMES
-from sgworld.training import Trainer, step_generator
+from sgworld.training import step_generator, train_model
 
 T5_WIDTH = 96
 POOLED_WIDTH = 64
@@ -140,16 +140,17 @@ def train_language(folder: Path, out: Path, *, seed: int, steps: int, batch: int
     torch.manual_seed(seed)
     model = _Reading(build_t5(len(t5_tok)), build_clip(clip_tok), len(t5_tok))
     sentinel = t5_tok.convert_tokens_to_ids("<extra_id_0>")
-    trainer = Trainer(model, folder, steps=steps, rate=2e-3, decay=steps // 2, warmup=50)
-    for step in trainer:
+
+    def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng((seed, step))
         texts = [caption(rng, sample_triple(rng, unseen=False), rng.random() < NEUTRAL) for _ in range(batch)]
         ids = token_ids(t5_tok, texts)
         hidden = torch.rand(ids.shape, generator=step_generator(seed, step)) < MASKED
         masked = ids.masked_fill(hidden & (ids > 2), sentinel)
-        trainer.backward(model(ids, masked, token_ids(clip_tok, texts)))
-    trained = trainer.average.model
-    trained.t5.save_pretrained(out / "text_encoder_2", safe_serialization=True)
-    trained.clip.save_pretrained(out / "text_encoder", safe_serialization=True)
+        return model(ids, masked, token_ids(clip_tok, texts)), {}
+
+    train_model(model, losses, folder, steps=steps, samples=batch, rate=2e-3, decay=steps // 2, warmup=50)
+    model.t5.save_pretrained(out / "text_encoder_2", safe_serialization=True)
+    model.clip.save_pretrained(out / "text_encoder", safe_serialization=True)
     t5_tok.save_pretrained(out / "tokenizer_2")
     clip_tok.save_pretrained(out / "tokenizer")

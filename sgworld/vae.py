@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgworld.bank import SIDE, Bank, to_unit
-from sgworld.training import Trainer, step_generator
+from sgworld.training import step_generator, train_model
 
 CHANNELS = 4
 CROP, CROPPED = 32, 0.75
@@ -40,7 +40,7 @@ def build_vae(seed: int) -> AutoencoderKL:
     )
 
 
-def _loss(vae: AutoencoderKL, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+def _loss(vae: AutoencoderKL, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Evidence bound (Kingma & Welling 2014, eq. 7) with a light prior, plus an absolute error that keeps edges sharp.
 
     Returns the loss and the squared error alone.
@@ -49,14 +49,14 @@ def _loss(vae: AutoencoderKL, pixels: Tensor, generator: torch.Generator) -> tup
     decoded = vae.decode(moments.sample(generator)).sample.float()
     error = F.mse_loss(decoded, pixels)
     prior = KL_WEIGHT * moments.kl().mean() / moments.mean[0].numel()
-    return error + 0.1 * F.l1_loss(decoded, pixels) + prior, float(error.detach())
+    return error + 0.1 * F.l1_loss(decoded, pixels) + prior, error
 
 
 def train_vae(bank: Bank, folder: Path, out: Path, *, seed: int, steps: int, batch: int, rate: float) -> None:
     """Train and save to `out`; `scaling_factor` and `shift_factor` make the latents zero-mean and unit-variance."""
     vae = build_vae(seed)
-    trainer = Trainer(vae, folder, steps=steps, rate=rate, decay=steps // 2, average=0.99, warmup=50)
-    for step in trainer:
+
+    def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng((seed, step))
         rows = np.sort(rng.choice(len(bank.triples), batch, replace=False))
         pixels = torch.from_numpy(to_unit(bank.pictures[rows]))
@@ -65,8 +65,11 @@ def train_vae(bank: Bank, folder: Path, out: Path, *, seed: int, steps: int, bat
             pixels = pixels[:, :, top : top + CROP, left : left + CROP]
         with torch.autocast("cpu", torch.bfloat16):
             loss, error = _loss(vae, pixels, step_generator(seed, step))
-        trainer.backward(loss, mse=round(error, 5))
-    vae = trainer.average.model
+        return loss, {"mse": error}
+
+    train_model(
+        vae, losses, folder, steps=steps, samples=batch, rate=rate, decay=steps // 2, average=0.99, warmup=50
+    )
     means = encode(vae, bank.pictures[:2048])
     vae.register_to_config(scaling_factor=float(1.0 / means.std()), shift_factor=float(means.mean()))
     vae.save_pretrained(out, safe_serialization=True)

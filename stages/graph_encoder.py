@@ -31,6 +31,7 @@ from sgpipe.graph_encoder.vocabulary import Vocabulary
 from sgpipe.graphs.config import Curate
 from sgpipe.graphs.prompts import unique_concepts
 from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.optim.log import publish_log
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.relations.predicates import DIRECTIONAL, PREDICATES
 from sgpipe.runs.atomic import new_folder
@@ -147,6 +148,7 @@ def main(
         positive = _directional(examples, lessons["val"].rows)
         before = token_cosines(encoder, positive, names, texts, config.seed)
         pretrain(learner, lessons["train"], config, state, recorded.log_step)
+        publish_log(state, "graph_encoder")
         found: dict[str, Any] = {
             part: measure(learner, lessons[part])
             for part in ("development", "val")

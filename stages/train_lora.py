@@ -23,6 +23,7 @@ from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families import family_of_backbone
 from sgpipe.backbones.loading import load_module, place
 from sgpipe.backbones.source import identity
+from sgpipe.optim.log import TIMINGS, publish_log
 from sgpipe.params.load import read_section
 from sgpipe.runs.atomic import atomic_path, new_folder, write_json
 from sgpipe.runs.command import run, write_metrics
@@ -34,13 +35,13 @@ from sgpipe.tracking.run import StageRun, track
 from sgpipe.training.controls import CONDITIONS
 from sgpipe.training.examples import Sources, read_data
 from sgpipe.training.fit import Fitted, draw_samples, fit
+from sgpipe.training.loop import History
 from sgpipe.training.objective import Probe
-from sgpipe.training.state import History
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy")
-BESIDE = Path("outputs")
-"""Where `timings` and `provenance` are, on which nothing depends: they differ between runs of one training."""
+PROVENANCE = Path("outputs/provenance")
+"""Like `TIMINGS` a folder on which nothing depends: what it holds differs between runs of one training."""
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -195,10 +196,14 @@ def main(
             recorded.log_metrics(
                 {**{name: value for name, value in found.items() if name not in sizes}, **took}
             )
-            name = f"{stage.replace('@', '-')}.json"
-            write_json(took, BESIDE / "timings" / name)
-            write_json(provenance(processes.device), BESIDE / "provenance" / name)
-            recorded.log_artifact(BESIDE / "provenance" / name)
+            stem = stage.replace("@", "-")
+            name = f"{stem}.json"
+            publish_log(folder, stem)
+            for epochs in shorter:
+                publish_log(folder / f".{epochs}-epochs", f"{stem}-{epochs}-epochs")
+            write_json(took, TIMINGS / name)
+            write_json(provenance(processes.device), PROVENANCE / name)
+            recorded.log_artifact(PROVENANCE / name)
             recorded.log_artifact(out / "adapter", "adapter")
 
 

@@ -19,7 +19,7 @@ QUESTIONS: Final[dict[str, str]] = {
     "own": "c⁺ against c⁻ on the triple's own image: right if c⁺",
     "other": "c⁺ against c⁻ on the image of another triple: a judge of images, not of words, has no preference",
     "inverse": "the same of a directional class told from the object's side (`b right of a` against `a right of b`): right if c⁺",
-    "false": "a class that does not hold against the one that does, on a image of the latter: right if c⁻",
+    "false": "a class that does not hold against the one that does, on an image of the latter: right if c⁻",
 }
 
 

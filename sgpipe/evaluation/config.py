@@ -10,7 +10,7 @@ from sgpipe.errors import ParamsError
 Prompt = Literal["neutral", "relational", "conflicting"]
 Graph = Literal["positive", "negative", "empty", "shuffled"]
 HEADLINE: Final = "neutral"
-"""The prompt that names no relation: whatever a image shows of one comes from the graph."""
+"""The prompt that names no relation: whatever an image shows of one comes from the graph."""
 
 
 class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):

@@ -128,7 +128,7 @@ class Judged:
 
 
 def merge_verdicts(work: Work, shards: Sequence[Shard], made: Path) -> Judged:
-    """What the finished shards in `made` say together. Questions about a image that cannot be read are left
+    """What the finished shards in `made` say together. Questions about an image that cannot be read are left
     out."""
     scores: dict[str, list[pa.Table]] = {}
     for shard in shards:

@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 
 
 def to_png(pixels: Pixels) -> bytes:
-    """PNG of a image `[H, W, 3]`, 0–255."""
+    """PNG of an image `[H, W, 3]`, 0–255."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()

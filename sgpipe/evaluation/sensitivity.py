@@ -46,7 +46,7 @@ def distances(
 ) -> Distances:
     """MSE(I⁺, I⁻) at equal seeds, and MSE of the I⁺ of one triple between seeds: what two images differ by anyway.
 
-    Raises `DataError` if a image of the two conditions is missing.
+    Raises `DataError` if an image of the two conditions is missing.
     """
     place = {case.triple_id: row for row, case in enumerate(cases)}
     column = {seed: index for index, seed in enumerate(seeds)}

@@ -1,7 +1,7 @@
 """How sure a share is: intervals by triple, paired tests, many tests at once, sizes of samples, errors of a judge.
 
 Arrays are `[T, S]`: T triples, which are drawn from a population, and S images of each, which share a triple and so are not
-independent. NaN in an outcome stands for a image that does not count.
+independent. NaN in an outcome stands for an image that does not count.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,21 +1,19 @@
-"""The pre-training as a loop that a kill does not disturb: every draw is a function of (seed, step)."""
+"""The pre-training of a graph encoder; a kill does not disturb it: every draw is a function of (seed, step)."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from sgpipe.errors import DataError, StateError
+from sgpipe.errors import DataError
 from sgpipe.graph_encoder.batches import Names
-from sgpipe.graph_encoder.checkpoints import Encoder, load_strictly
+from sgpipe.graph_encoder.checkpoints import Encoder
 from sgpipe.graph_encoder.config import GraphEncoder
 from sgpipe.graph_encoder.examples import Examples
 from sgpipe.graph_encoder.features import Features
@@ -28,10 +26,14 @@ from sgpipe.graph_encoder.pretraining import (
     pretraining_losses,
     restated,
 )
+from sgpipe.optim.engine import Engine
+from sgpipe.optim.log import Interval
+from sgpipe.optim.schedules import trapezoid
+from sgpipe.optim.weights import tensors_of
 from sgpipe.relations.predicates import DIRECTIONAL
-from sgpipe.runs.checkpoints import newest_checkpoint, save_checkpoint
 
 SAVE_SECONDS: Final = 20.0
+CURVES: Final = {"loss": "loss/train", "gradient_norm": "optimiser/gradient_norm"}
 Log = Callable[[int, Mapping[str, float]], None]
 
 
@@ -92,10 +94,9 @@ class Lessons:
         return ImageFeatures(head(patches), patches[:masked], rest, region)
 
 
-def learning_rate(step: int, params: GraphEncoder) -> float:
-    """Linear warm-up over a twentieth of the steps, constant, linear decay over the last two fifths."""
-    done = step / params.steps
-    return params.rate * min(1.0, (step + 1) / max(1, params.steps // 20), (1 - done) / 0.4)
+def learning_rate(step: int, steps: int) -> float:
+    """Share of the highest learning rate: warm-up over a twentieth of the steps, constant, decay over the last two fifths."""
+    return trapezoid(step, steps // 20, (1 - step / steps) / 0.4)
 
 
 def _optimizer(learner: Learner, params: GraphEncoder) -> torch.optim.AdamW:
@@ -108,51 +109,27 @@ def _optimizer(learner: Learner, params: GraphEncoder) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, params.rate, betas=(0.9, 0.98))
 
 
-def _resumed(learner: Learner, params: GraphEncoder, state: Path) -> tuple[torch.optim.AdamW, int]:
-    """Load the newest checkpoint that can be read, passing damaged ones over; the optimiser and the steps made, 0 without one."""
-    device = next(learner.parameters()).device
-    found = newest_checkpoint(state, lambda path, stored: _accepted(learner, params, path, stored), device)
-    return found or (_optimizer(learner, params), 0)
-
-
-def _accepted(
-    learner: Learner, params: GraphEncoder, path: Path, stored: dict[str, Any]
-) -> tuple[torch.optim.AdamW, int]:
-    step, optimizer = int(stored["step"]), _optimizer(learner, params)
-    optimizer.load_state_dict(stored["optimizer"])
-    load_strictly(learner, stored["learner"], path)
-    return optimizer, step
-
-
 def pretrain(learner: Learner, lessons: Lessons, params: GraphEncoder, state: Path, log: Log) -> None:
     """Train in place, from `state`'s last good checkpoint. Raises `StateError` for a loss that is not finite and a full disk."""
     device = next(learner.parameters()).device
-    optimizer, first = _resumed(learner, params, state)
+
+    def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
+        parts = _losses(learner, lessons, params, step, device)
+        return parts["contrastive"] + params.masked_weight * parts["masked"], parts
+
+    def logged(interval: Interval) -> None:
+        curves = {CURVES.get(name, f"loss_terms/{name}"): value for name, value in interval.means.items()}
+        log(interval.step, {**curves, "optimiser/learning_rate": interval.learning_rate})
+
+    engine = Engine(
+        tensors_of(learner), [_optimizer(learner, params)], losses, lambda step: learning_rate(step, params.steps),
+        steps=params.steps, samples=params.batch_size, advice=f"lower graph_encoder.rate ({params.rate:g})", clip=1.0,
+        folder=state, save_seconds=SAVE_SECONDS, logged=logged, after=lambda _: clamp_logit_scale(learner.encoder),
+        progress="",
+    )  # fmt: skip
+    engine.resume()
     learner.train()
-    saved = time.monotonic()
-    for step in tqdm(range(first, params.steps), total=params.steps, initial=first, unit="step"):
-        losses = _losses(learner, lessons, params, step, device)
-        loss = losses["contrastive"] + params.masked_weight * losses["masked"]
-        if not torch.isfinite(loss):
-            raise StateError(
-                f"graph_encoder: the loss of step {step} is {loss.item()}; lower graph_encoder.rate ({params.rate:g})"
-            )
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, params)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-        optimizer.step()
-        clamp_logit_scale(learner.encoder)
-        if step % 20 == 0 or step + 1 == params.steps:
-            terms = {f"loss_terms/{name}": float(value.detach()) for name, value in losses.items()}
-            rate = optimizer.param_groups[0]["lr"]
-            log(step, {"loss/train": float(loss.detach()), **terms, "optimiser/learning_rate": rate})
-        if time.monotonic() - saved > SAVE_SECONDS or step + 1 == params.steps:
-            save_checkpoint(
-                {"learner": learner.state_dict(), "optimizer": optimizer.state_dict()}, step + 1, state
-            )
-            saved = time.monotonic()
+    engine.run()
     learner.eval()
 
 

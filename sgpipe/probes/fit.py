@@ -3,7 +3,6 @@
 Figures of predictions: accuracy, macro-F1, intervals by group, confusions, calibration.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,7 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sgpipe.errors import StateError
+from sgpipe.errors import DataError
+from sgpipe.optim.engine import Engine
+from sgpipe.optim.schedules import one_cycle
+from sgpipe.optim.weights import Best, tensors_of
 from sgpipe.probes.config import Fitting
 from sgpipe.probes.data import Indices, Source
 
@@ -164,14 +166,6 @@ def scale(source: Source, rows: Indices, size: int = 512) -> tuple[Tensor, Tenso
     return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
 
 
-def rate(step: int, steps: int) -> float:
-    """Share of the highest learning rate at step 0 … steps − 1: up a line over the first fifth, then down a half cosine."""
-    rising = max(1, steps // 5)
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
 def fit(
     build: Callable[[], Model],
     source: Source,
@@ -186,50 +180,54 @@ def fit(
 ) -> Fitted[Model]:
     """Fit `build()` on the rows `train` to `labels` `[N]` with AdamW and cross-entropy; keep the weights of the best epoch.
 
-    The learning rate is `highest` times `rate` over `epochs`; an epoch is better by validation accuracy, then by loss.
+    The learning rate is `highest` times `one_cycle` over `epochs`; an epoch is better by validation accuracy, then by loss.
     Weights, order and dropout are functions of `seed`; bfloat16 autocast on a GPU, float32 elsewhere. Raises `StateError` where
     the loss is not finite.
     """
     began = time.perf_counter()
     clock = Clock()
+    per_epoch = len(cut(train, config.batch_size))
+    if not per_epoch:
+        raise DataError("a probe cannot be fitted: there are no training rows; raise curate.maps_per_class")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = build().to(device)
         optimizer = torch.optim.AdamW(
-            model.parameters(),
-            highest,
-            weight_decay=config.weight_decay,
-            fused=device.type != "mps",
+            model.parameters(), highest, weight_decay=config.weight_decay, fused=device.type != "mps"
         )
-        steps = epochs * len(cut(train, config.batch_size))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
-        best, best_epoch, kept, epoch = (-1.0, -np.inf), 0, {}, 0
-        for epoch in range(1, epochs + 1):
-            model.train()
-            order = np.random.default_rng((seed, epoch)).permutation(train)
-            parts = cut(order, config.batch_size)
-            losses = torch.zeros((), device=device)
-            for part, inputs in zip(parts, _batches(source, parts, device, clock), strict=True):
-                with _autocast(device):
-                    loss = cross_entropy(model(inputs).float(), torch.from_numpy(labels[part]).to(device))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses += loss.detach()
-            if not losses.isfinite():
-                raise StateError(
-                    f"the loss is {losses.item()} in epoch {epoch}; lower probes.fitting.learning_rate"
-                )
+        best = Best(tensors_of(model))
+
+        def batches() -> Iterator[tuple[Indices, Tensor]]:
+            for epoch in range(1, epochs + 1):
+                model.train()
+                order = np.random.default_rng((seed, epoch)).permutation(train)
+                parts = cut(order, config.batch_size)
+                yield from zip(parts, _batches(source, parts, device, clock), strict=True)
+
+        batch = batches()
+
+        def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
+            part, inputs = next(batch)
+            with _autocast(device):
+                return cross_entropy(model(inputs).float(), torch.from_numpy(labels[part]).to(device)), {}
+
+        def validated(step: int) -> bool:
+            """Whether the fit ends here: after an epoch, for want of a better one."""
+            epoch, inside = divmod(step, per_epoch)
+            if inside:
+                return False
             score = _score(predict(model, source, val, device, clock), labels[val])
-            if score > best:
-                best, best_epoch = score, epoch
-                kept = {name: value.clone() for name, value in model.state_dict().items()}
-            elif epoch - best_epoch >= config.patience:
-                break
-        model.load_state_dict(kept)
+            return not best.offer(score, epoch) and epoch - best.at >= config.patience
+
+        steps = epochs * per_epoch
+        engine = Engine(
+            best.tensors, [optimizer], losses, lambda step: one_cycle(step, steps), steps=steps, samples=config.batch_size,
+            advice="lower probes.fitting.learning_rate", log_every=per_epoch, check_every=per_epoch, after=validated,
+        )  # fmt: skip
+        engine.run()
+        best.restore()
     clock.total = time.perf_counter() - began
-    return Fitted(model.eval(), epoch, best_epoch, best[0], clock)
+    return Fitted(model.eval(), engine.step // per_epoch, best.at, best.score[0], clock)
 
 
 def _score(logits: NDArray[np.float64], labels: Indices) -> tuple[float, float]:

@@ -103,7 +103,7 @@ def data_uri(pixels: Pixels, side: int = SIDE) -> str:
 
 
 def file_uri(path: Path, width: int) -> str:
-    """A image file in the page itself, no wider than `width` pixels."""
+    """An image file in the page itself, no wider than `width` pixels."""
     with Image.open(path) as image:
         converted = image.convert("RGB")
     converted.thumbnail((width, 4 * width), Image.Resampling.LANCZOS)

@@ -28,9 +28,8 @@ from sgpipe.tracking.run import StageRun
 from sgpipe.training.config import Lora
 from sgpipe.training.controls import chosen_condition, spoken
 from sgpipe.training.examples import Data, Example, check_prompts
-from sgpipe.training.loop import Training
+from sgpipe.training.loop import History, Training
 from sgpipe.training.objective import Objective, Probe
-from sgpipe.training.state import History
 
 COLUMNS = ("base", "graph", "swapped", "empty")
 
@@ -148,9 +147,10 @@ def fit(
     )
     history = training.run()
     if processes.is_main:
-        with training.exported():
+        with training.engine.averaged():
             keep("adapter")
-    return Fitted(model, history, training.steps, training.taken, training.spent, training.waiting)
+    engine = training.engine
+    return Fitted(model, history, engine.steps, engine.taken, engine.seconds, training.waiting)
 
 
 def _shortened(modules: list[str]) -> list[str]:

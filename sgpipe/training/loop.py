@@ -1,34 +1,52 @@
-"""The training loop. To resume, run the same command again: every draw is a function of (seed, step)."""
+"""The training of an arm: its batches, its validations and the epochs that are kept, on the engine of `sgpipe.optim`."""
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sgpipe.arms.model import Way
 from sgpipe.backbones.rectified_flow import generator
-from sgpipe.errors import ParamsError, StateError
+from sgpipe.errors import ParamsError
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.runs.checkpoints import checkpoints
+from sgpipe.optim.engine import Engine
+from sgpipe.optim.log import Interval
+from sgpipe.optim.schedules import warmup_then
+from sgpipe.optim.weights import Average
 from sgpipe.runs.processes import Processes
 from sgpipe.tracking.run import StageRun
-from sgpipe.training import controls, state
-from sgpipe.training.config import Lora
+from sgpipe.training import controls
+from sgpipe.training.config import Lora, Optimiser
 from sgpipe.training.examples import Example, prompt_of
 from sgpipe.training.objective import Noised, Objective, Spoken
-from sgpipe.training.optimise import Average, adamw, average_gradients, schedule, set_rates
 from sgpipe.training.timesteps import conditions_of, rows_of, times_of
 
 LOGGED = 10
 """Steps whose mean loss parts make one row of the log."""
-CURVES = {"loss": "loss/train", "preferred": "preference/train", "gradient": "optimiser/gradient_norm"}
+CURVES = {"loss": "loss/train", "preferred": "preference/train", "gradient_norm": "optimiser/gradient_norm"}
 """Groups of curves in MLflow, which shows them in alphabetical order: losses, their terms, optimiser, direction preference."""
+
+
+@dataclass
+class History:
+    """What was seen so far: mean loss parts by step, and controls by step; plain values only."""
+
+    steps: list[dict[str, float]] = field(default_factory=list)
+    controls: list[dict[str, Any]] = field(default_factory=list)
+
+
+def adamw(weights: Mapping[str, nn.Parameter], optimiser: Optimiser) -> torch.optim.AdamW:
+    """AdamW over LoRA weights (`lora.…`) and token weights (`tokens.…`), each group at its peak learning rate."""
+    groups = []
+    for prefix, factor in (("lora.", 1.0), ("tokens.", optimiser.token_rate)):
+        own = [weight for name, weight in weights.items() if name.startswith(prefix)]
+        if own:
+            groups.append({"params": own, "lr": optimiser.rate * factor})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=optimiser.weight_decay, foreach=True)
 
 
 class Training:
@@ -45,121 +63,76 @@ class Training:
         kept: Callable[[int], None] = lambda epoch: None,
         recorded: StageRun | None = None,
     ) -> None:
-        self.objective, self.lora, self.folder, self.processes = objective, lora, folder, processes
+        self.objective, self.lora, self.processes = objective, lora, processes
         self._validated, self._kept = validated, kept
         self.recorded = recorded or StageRun()
-        self.weights: dict[str, nn.Parameter] = objective.model.trainable()
-        if not self.weights:
+        weights: dict[str, nn.Parameter] = objective.model.trainable()
+        if not weights:
             raise ParamsError("lora: nothing is trained: no blocks, and no graph tokens; set lora.blocks")
         self._sigmas = objective.sigmas(lora.times)
-        self.optimiser = adamw(self.weights, lora.optimiser)
-        self.average = Average(self.weights, lora.ema) if lora.ema else None
-        self.history = state.History()
-        self.step = 0
-        self.taken, self.waiting, self.spent = 0, 0.0, 0.0
-        """Steps of this process, seconds spent on their data, and on them in all."""
-        per_step = lora.batch_size * lora.accumulation
-        self._triples = len(objective.data.train)
-        self.steps = lora.steps_after(lora.epochs, self._triples)
+        self.waiting = 0.0
+        """Seconds that the steps of this process waited for their data."""
+        optimiser, per_step = lora.optimiser, lora.batch_size * lora.accumulation
+        triples = len(objective.data.train)
+        steps = lora.steps_after(lora.epochs, triples)
         if lora.batch_size % processes.count:
             raise ParamsError(
                 f"lora.batch_size: got {lora.batch_size}; {processes.count} processes share it, so it must be a multiple"
             )
-        if self.steps == 0:
+        if steps == 0:
             raise ParamsError(
-                f"lora.batch_size × lora.accumulation = {per_step}, more than {lora.epochs} epochs of {self._triples} triples; "
+                f"lora.batch_size × lora.accumulation = {per_step}, more than {lora.epochs} epochs of {triples} triples; "
                 "lower one of the two"
             )
         try:
-            self._keep = lora.kept_steps(self._triples)
+            self._keep = lora.kept_steps(triples)
         except ValueError as error:
             raise ParamsError(str(error)) from None
+        validated_epochs = range(0, lora.epochs, lora.validation.every)
+        self._validations = {steps, *(lora.steps_after(epoch, triples) for epoch in validated_epochs)}
+        self.engine = Engine(
+            weights, [adamw(weights, optimiser)], self._losses,
+            lambda step: warmup_then(optimiser.schedule, step, steps, optimiser.warmup),
+            steps=steps, samples=per_step, advice="lower lora.optimiser.rate, or set lora.precision to float32",
+            clip=optimiser.clip, accumulation=lora.accumulation, average=Average(weights, lora.ema) if lora.ema else None,
+            folder=folder, save_every=lora.save_every, log_every=LOGGED, logged=self._logged, after=self._after,
+            extra={"controls": []}, processes=processes, progress="",
+        )  # fmt: skip
 
-    def run(self) -> state.History:
-        """Train to the end; the weights are then those of the last step, within `exported` those that are exported.
+    @property
+    def history(self) -> History:
+        """What was seen so far."""
+        names = {"gradient_norm": "gradient"}
+        rows = [
+            {"step": e.step, "steps": e.steps, **{names.get(name, name): v for name, v in e.means.items()}}
+            for e in self.engine.intervals
+        ]
+        return History(rows, self.engine.extra["controls"])
+
+    def run(self) -> History:
+        """Train to the end; the weights are then those of the last step, within `engine.averaged()` those that are exported.
 
         Raises `StateError` for a loss that is not finite.
         """
-        self._resume()
-        every = {
-            self.lora.steps_after(epoch, self._triples)
-            for epoch in range(0, self.lora.epochs, self.lora.validation.every)
-        }
-        if self.step == 0 and not self.history.controls:
-            self._validate()
-        bar = tqdm(
-            total=self.steps,
-            initial=self.step,
-            unit="step",
-            mininterval=5,
-            disable=not self.processes.is_main,
-        )
-        while self.step < self.steps:
-            start = time.perf_counter()
-            parts = self._update()
-            self.taken, self.spent = self.taken + 1, self.spent + time.perf_counter() - start
-            self._log(parts)
-            bar.update()
-            if self.step in every or self.step == self.steps:
-                self._validate()
-            if self.step in self._keep and self.processes.is_main:
-                with self.exported():
-                    self._kept(self._keep[self.step])
-            if self.step % self.lora.save_every == 0 or self.step == self.steps:
-                self._save()
-        bar.close()
+        self.engine.resume()
+        if self.engine.step == 0 and not self.engine.extra["controls"]:
+            self._validate(0)
+        self.engine.run()
         return self.history
 
-    @contextmanager
-    def exported(self) -> Iterator[None]:
-        """Within the body the model has the weights that are exported: the averaged ones, if there are any."""
-        if self.average is None:
-            yield
-            return
-        own = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        _assign(self.weights, self.average.values)
-        try:
-            yield
-        finally:
-            _assign(self.weights, own)
+    def _losses(self, step: int, pass_: int) -> tuple[Tensor, dict[str, Tensor]]:
+        start = time.perf_counter()
+        noised, positive, negative = self.batch(step, pass_)
+        self.waiting += time.perf_counter() - start
+        seed = generator(self.lora.seed, "dropout", step, pass_, self.processes.index).initial_seed()
+        torch.manual_seed(seed)
+        loss, parts = self.objective(noised, positive, negative)
+        return loss, {name: part.mean() for name, part in parts.items()}
 
-    def _update(self) -> dict[str, float]:
-        """One step of the optimiser; the mean of each loss part."""
-        set_rates(self.optimiser, schedule(self.step, self.steps, self.lora.optimiser))
-        self.optimiser.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
-        for pass_ in range(self.lora.accumulation):
-            start = time.perf_counter()
-            noised, positive, negative = self._batch(pass_)
-            self.waiting += time.perf_counter() - start
-            torch.manual_seed(
-                generator(self.lora.seed, "dropout", self.step, pass_, self.processes.index).initial_seed()
-            )
-            loss, parts = self.objective(noised, positive, negative)
-            values = {
-                "loss": float(loss.detach()),
-                **{name: float(part.mean()) for name, part in parts.items()},
-            }
-            if not math.isfinite(values["loss"]):
-                self._stop(values)
-            (loss / self.lora.accumulation).backward()
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value / self.lora.accumulation
-        average_gradients(self.weights, self.processes.count)
-        norm = nn.utils.clip_grad_norm_(self.weights.values(), self.lora.optimiser.clip)
-        sums["gradient"] = float(norm)
-        if not math.isfinite(sums["gradient"]):
-            self._stop(sums)
-        self.optimiser.step()
-        self.step += 1
-        if self.average is not None:
-            self.average.update(self.weights, self.step)
-        return sums
-
-    def _batch(self, pass_: int) -> tuple[Noised, Spoken, Spoken]:
+    def batch(self, step: int, pass_: int = 0) -> tuple[Noised, Spoken, Spoken]:
         """This process's part of a batch; what is drawn for a sample does not depend on how many processes share it."""
         lora, data = self.lora, self.objective.data
-        number = self.step * lora.accumulation + pass_
+        number = step * lora.accumulation + pass_
         rows = rows_of(number * lora.batch_size, lora.batch_size, len(data.train), lora.seed)
         kinds = conditions_of(lora.batch_size, lora.conditions, generator(lora.seed, "prompts", number))
         t = times_of(lora.batch_size, lora.times, generator(lora.seed, "times", number), self._sigmas)
@@ -173,62 +146,31 @@ class Training:
         noised = Noised(examples, latents.to(device), drawn[share].to(device), t[share].to(device))
         return (noised, *spoken(examples, kinds[share], self.objective.model.way))
 
-    def _validate(self) -> None:
+    def _after(self, step: int) -> None:
+        if step in self._validations:
+            self._validate(step)
+        if step in self._keep and self.processes.is_main:
+            with self.engine.averaged():
+                self._kept(self._keep[step])
+
+    def _validate(self, step: int) -> None:
         """Control losses with the weights that would be exported, in eager mode: compiled blocks are for training shapes."""
         chosen = self.objective.data.held_out[: self.lora.validation.triples or None]
         if not self.processes.is_main or not chosen:
             return
-        base = self.history.controls[0]["losses"]["base"] if self.history.controls else None
-        with self.exported(), torch.compiler.set_stance("force_eager"):
+        before = self.engine.extra["controls"]
+        base = before[0]["losses"]["base"] if before else None
+        with self.engine.averaged(), torch.compiler.set_stance("force_eager"):
             found = controls.measure(self.objective, chosen, self.lora, base)
-            self._validated(self.step)
-        self.history.controls.append({"step": self.step, **asdict(found)})
+            self._validated(step)
+        before.append({"step": step, **asdict(found)})
         curves = {f"loss/val_{name}": value for name, value in found.losses.items()}
-        self.recorded.log_step(self.step, {**curves, "preference/val": found.preferred})
+        self.recorded.log_step(step, {**curves, "preference/val": found.preferred})
 
-    def _log(self, parts: Mapping[str, float]) -> None:
-        """Keep running means; every `LOGGED` steps they become a row."""
-        rows = self.history.steps
-        if not rows or rows[-1]["steps"] == LOGGED:
-            rows.append({"step": self.step, "steps": 0, **dict.fromkeys(parts, 0.0)})
-        row, count = rows[-1], rows[-1]["steps"] + 1
-        for name, value in parts.items():
-            row[name] += (value - row[name]) / count
-        row |= {"step": self.step, "steps": count}
-        if count == LOGGED:
-            curves = {CURVES.get(name, f"loss_terms/{name}"): row[name] for name in parts}
-            rate = self.optimiser.param_groups[0]["lr"]
-            self.recorded.log_step(self.step, {**curves, "optimiser/learning_rate": rate})
-
-    def _resume(self) -> None:
-        found = state.load_last(self.folder)
-        if found is None:
-            return
-        _assign(self.weights, found.weights)
-        self.optimiser.load_state_dict(found.optimiser)
-        if self.average is not None and found.average is not None:
-            self.average.values = {
-                name: value.to(self.weights[name].device) for name, value in found.average.items()
-            }
-        self.step, self.history = found.step, found.history
-
-    def _save(self) -> None:
-        if not self.processes.is_main:
-            return
-        weights = {name: weight.detach().cpu().clone() for name, weight in self.weights.items()}
-        average = self.average.values if self.average is not None else None
-        state.save(
-            state.Checkpoint(self.step, weights, average, self.optimiser.state_dict(), self.history),
-            self.folder,
-        )
-
-    def _stop(self, values: Mapping[str, float]) -> None:
-        last = checkpoints(self.folder)
-        shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        raise StateError(
-            f"step {self.step}: the loss is not finite ({shown}); the last good checkpoint is {last[-1] if last else 'none'}; "
-            "lower lora.optimiser.rate, or set lora.precision to float32, and run again"
-        )
+    def _logged(self, interval: Interval) -> None:
+        curves = {CURVES.get(name, f"loss_terms/{name}"): value for name, value in interval.means.items()}
+        rates = {"optimiser/learning_rate": interval.learning_rate}
+        self.recorded.log_step(interval.step, {**curves, **rates})
 
 
 def spoken(examples: Sequence[Example], conditions: Sequence[str], way: Way) -> tuple[Spoken, Spoken]:
@@ -242,9 +184,3 @@ def spoken(examples: Sequence[Example], conditions: Sequence[str], way: Way) -> 
     return Spoken(texts, [each.graph for each in examples]), Spoken(
         texts, [each.negative for each in examples]
     )
-
-
-@torch.no_grad()
-def _assign(weights: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    for name, weight in weights.items():
-        weight.copy_(values[name])

@@ -62,7 +62,7 @@ def test_shapes_through_one_training_step(training: Training) -> None:
         )
         for name in ("transformer_blocks.12", "single_transformer_blocks.37")
     ]
-    noised, positive, negative = training._batch(0)
+    noised, positive, negative = training.batch(0)
     assert noised.latents.shape == noised.noise.shape == (2, 16, 32, 32) and noised.t.shape == (2,)
     loss, parts = training.objective(noised, positive, negative)
     for handle in handles:
@@ -86,8 +86,9 @@ def test_shapes_through_one_training_step(training: Training) -> None:
     assert model.given.grad is not None and model.given.grad.shape == (2, 2 + TEXT, 4096)
     others = [value for name, value in transformer.named_parameters() if name not in model.weights]
     assert all(value.grad is None for value in others)
-    training.optimiser.step()
-    state = training.optimiser.state
+    (optimiser,) = training.engine.optimisers
+    optimiser.step()
+    state = optimiser.state
     assert all(state[weight]["exp_avg"].shape == weight.shape for weight in model.weights.values())
 
 

@@ -1,8 +1,6 @@
 """Settings of the recipe trial, and figures that are what they say on pictures whose content is known."""
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks import lora_recipe
-from benchmarks.lora import peak
 from benchmarks.lora_recipe import changed, measure
 from sgpipe.errors import ParamsError
 from sgpipe.graphs.scene_graph import SceneGraph
@@ -74,19 +70,6 @@ def test_a_generator_that_obeys_scores_full_and_one_that_cannot_read_does_not() 
     assert found["base_present"] == found["graph_present"] == 1
     assert found["base_right"] == found["empty_right"] == 0.25 and found["base_role"] == 0.5
     assert found["shuffled_right"] == 0
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the peak is that of its memory")
-@pytest.mark.skipif(
-    not Path("/proc/self/status").is_file(), reason="only /proc tells a process from its parent"
-)
-def test_the_peak_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:
-    held = b"x" * (2 << 30)
-    told = subprocess.run(
-        [sys.executable, "-c", "from benchmarks.lora import peak; print(peak())"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert 50 << 20 < int(told.stdout) < len(held) <= peak()
 
 
 def test_a_preset_is_tried_at_each_learning_rate(

@@ -36,7 +36,7 @@ def cases() -> list[EvaluationTriple]:
 
 
 class Written:
-    """A image of a triple is a code of it; `read` says what it shows. Noise fills the rest."""
+    """An image of a triple is a code of it; `read` says what it shows. Noise fills the rest."""
 
     def __init__(self, triples: Sequence[Triple]) -> None:
         self.triples = list(dict.fromkeys(triples))
@@ -52,7 +52,7 @@ class Written:
 
 
 class Oracle:
-    """Reads what a image shows; abstains where that has other names than the statement's."""
+    """Reads what an image shows; abstains where that has other names than the statement's."""
 
     def __init__(self, written: Written) -> None:
         self._written = written

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import f1_score
 from torch import nn
 
-from sgpipe.errors import StateError
+from sgpipe.errors import DataError, StateError
 from sgpipe.probes.config import Fitting
 from sgpipe.probes.fit import (
     Fitted,
@@ -17,7 +17,6 @@ from sgpipe.probes.fit import (
     interval,
     macro_f1,
     predict,
-    rate,
     scale,
 )
 from tests.probes.world import Rows
@@ -88,16 +87,15 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
 
     values = inputs()
     values[7] = float("inf")
-    with pytest.raises(StateError, match=r"loss is nan in epoch 1; lower probes\.fitting\.learning_rate"):
+    with pytest.raises(
+        StateError, match=r"the loss is not finite \(loss nan\); lower probes\.fitting\.learning_rate"
+    ):
         fit(build, Rows(values), LABELS, TRAIN, VAL, 2, 0.01, Fitting(), 0, CPU)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 9, 100])
-def test_the_rate_rises_to_one_and_falls(steps: int) -> None:
-    rates = [rate(step, steps) for step in range(steps)]
-    top = rates.index(1.0)
-    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
-    assert min(rates) > 0 and max(rates) == 1 and top == max(0, steps // 5 - 1)
+def test_a_fit_without_rows_is_refused() -> None:
+    with pytest.raises(DataError, match="no training rows"):
+        fit(lambda: nn.Linear(5, 3), Rows(inputs()), LABELS, TRAIN[:0], VAL, 2, 0.01, Fitting(), 0, CPU)
 
 
 def test_batches_and_scale() -> None:

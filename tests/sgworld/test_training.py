@@ -1,5 +1,6 @@
 """The trainings end in standard formats, and one that was interrupted ends where an uninterrupted one does."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 from sgpipe.errors import DataError, StateError
 from sgpipe.relations.predicates import INVERSE
+from sgpipe.runs.checkpoints import checkpoints, read_checkpoint
 from sgworld.bank import draw_bank
 from sgworld.contrast import contrastive_loss, false_triples
 from sgworld.flux import (
@@ -25,23 +27,31 @@ from sgworld.flux import (
 from sgworld.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
 from sgworld.measure import images_per_second
 from sgworld.recipe import Recipe, continue_flux, train
-from sgworld.training import Trainer, learning_rate, step_generator
+from sgworld.training import learning_rate, step_generator, train_model
 
 
-def fit(folder: Path, stop: int | None = None) -> dict[str, torch.Tensor]:
-    """Nine steps of a small regression, perhaps stopped (with a checkpoint) on the way."""
+def fit(folder: Path, stop: int | None = None) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Nine steps of a small regression, perhaps stopped on the way: the averaged weights, and the last ones."""
     torch.manual_seed(0)
-    trainer = Trainer(nn.Linear(3, 1), folder, steps=9, rate=0.1, warmup=2, decay=4)
-    for step in trainer:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+
+    def losses(step: int, _: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if step == stop:
-            trainer.save()
-            break
+            raise KeyboardInterrupt
         x = torch.randn(8, 3, generator=step_generator(1, step))
-        trainer.backward((trainer.model(x) - x.sum(1, keepdim=True)).square().mean())
-    return {
-        **trainer.model.state_dict(),
-        **{f"ema.{k}": v for k, v in trainer.average.model.state_dict().items()},
-    }
+        return (model(x) - x.sum(1, keepdim=True)).square().mean(), {}
+
+    train_model(
+        model, losses, folder, steps=9, samples=8, rate=0.1, warmup=2, decay=4, muon="0.", muon_rate=0.2
+    )
+    stored = read_checkpoint(checkpoints(folder)[-1])
+    assert stored is not None
+    return model.state_dict(), stored["tensors"]
+
+
+def equal(one: tuple[dict[str, torch.Tensor], ...], other: tuple[dict[str, torch.Tensor], ...]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(a[name], b[name]) for a, b in pairs for name in a | b)
 
 
 def test_the_mean_of_two_models_is_that_of_each_weight() -> None:
@@ -51,30 +61,63 @@ def test_the_mean_of_two_models_is_that_of_each_weight() -> None:
     assert torch.allclose(mean_weights([second]).x_embedder.weight, second.x_embedder.weight)
 
 
-def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
+def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgworld.training.SAVE_SECONDS", 0.0)
     whole = fit(tmp_path / "whole")
-    fit(tmp_path / "cut", stop=5)
-    resumed = fit(tmp_path / "cut")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", stop=5)
+    assert [path.name for path in checkpoints(tmp_path / "cut")] == ["step-00000004.pt", "step-00000005.pt"]
+    assert equal(fit(tmp_path / "cut"), whole)
+    assert not torch.equal(whole[0]["0.weight"], whole[1]["0.weight"])
 
 
-def test_a_damaged_checkpoint_starts_the_training_again(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_starts_the_training_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sgworld.training.SAVE_SECONDS", 0.0)
     whole = fit(tmp_path / "whole")
-    fit(tmp_path / "cut", stop=5)
-    (tmp_path / "cut" / "checkpoint.pt").write_bytes(b"")
-    again = fit(tmp_path / "cut")
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", stop=5)
+    for path in checkpoints(tmp_path / "cut"):
+        path.write_bytes(b"")
+    assert equal(fit(tmp_path / "cut"), whole)
+
+
+def test_a_longer_training_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
+    """Of a model that was left with its averaged weights: what goes on are the last ones."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+
+    def losses(step: int, _: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return model(torch.randn(8, 3, generator=step_generator(1, step))).square().mean(), {}
+
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    found = []
+    for name, lengths in (("at once", (7,)), ("in two", (4, 7))):
+        model.load_state_dict(start)
+        for steps in lengths:
+            train_model(model, losses, tmp_path / name, steps=steps, samples=8, rate=0.1, warmup=1)
+        found.append({key: value.clone() for key, value in model.state_dict().items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in start)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "in two" / "log.jsonl").open()]
+    assert lines == [7] and not model.training
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path: Path) -> None:
-    trainer = Trainer(nn.Linear(1, 1), tmp_path, steps=3, rate=0.1)
-    next(iter(trainer))
-    with pytest.raises(StateError, match="step 0"):
-        trainer.backward(trainer.model(torch.tensor([[float("nan")]])).sum())
+    model = nn.Linear(1, 1)
+    with pytest.raises(StateError, match=r"step 0: .*sgworld/recipe\.py"):
+        train_model(
+            model,
+            lambda *_: (model(torch.tensor([[float("nan")]])).sum(), {}),
+            tmp_path,
+            steps=3,
+            samples=1,
+            rate=0.1,
+        )
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
-    rates = [learning_rate(step, 100, 1.0, 10, 20) for step in range(100)]
+    rates = [learning_rate(step, 100, 10, 20) for step in range(100)]
     assert rates[0] == 0.1 and rates[9:80] == [1.0] * 71
     assert rates[90] == 0.5 and rates[99] == 0.05
 

@@ -80,6 +80,8 @@ def test_killed_and_continued_the_bytes_are_the_same(
     next((prepared / ".dvc/stage-state").glob("*/features-0*/features.safetensors")).write_bytes(b"")
     stage(prepared, "graph_encoder")
     assert files(out) == whole and metrics.read_bytes() == measured
+    log = prepared / "outputs/timings/graph_encoder.jsonl"
+    assert [set(json.loads(line)) >= {"loss", "contrastive", "masked"} for line in log.open()] == [True]
     loaded, vocabulary = load_encoder(out)
     assert isinstance(loaded, encoder) and (vocabulary is None) == (kind == "open_vocabulary")
     found = json.loads(measured)

@@ -107,6 +107,9 @@ def test_what_a_training_took_and_what_made_it_lie_where_nothing_depends_on_them
     provenance = json.loads((made / "outputs/provenance/train_lora-graph.json").read_text())
     assert provenance["commit"] == run(made, "git", "rev-parse", "HEAD").strip()
     assert provenance["libraries"]["torch"] == version("torch") and provenance["device"] == "cpu"
+    log = [json.loads(line) for line in (made / "outputs/timings/train_lora-graph.jsonl").open()]
+    assert [line["step"] for line in log] == [10, 20, 30, 40]
+    assert all(line["samples_per_second"] > 0 and line["peak_memory_bytes"] > 0 for line in log)
     described = (made / "dvc.yaml").read_text()
     assert "outputs/timings" not in described and "outputs/provenance" not in described
 

@@ -1,10 +1,19 @@
-"""The tiny world that training reads, made once."""
+"""The tiny world that training reads, and one whole training in it, made once."""
+
+from pathlib import Path
 
 import pytest
 
-from tests.training.world import World, write_world
+from sgpipe.training.fit import Fitted
+from tests.training.world import World, tiny_lora, train, write_world
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fitted]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(world, folder, tiny_lora(ema=0.9))

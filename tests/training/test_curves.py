@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from sgpipe.optim.schedules import warmup_then
 from sgpipe.tracking.run import StageRun
 from sgpipe.training import loop as training
 from sgpipe.training.fit import fit
-from sgpipe.training.optimise import schedule
 from tests.training.world import ALONE, TOKENS, World, tiny_lora
 
 
@@ -45,7 +45,7 @@ def test_the_curves_are_those_of_the_history_with_the_losses_first(
     }.items():
         assert kept.curves[name] == {row["step"]: row[key] for row in rows}
     rates = {
-        step: lora.optimiser.rate * schedule(step - 1, fitted.steps, lora.optimiser)
+        step: lora.optimiser.rate * warmup_then(lora.optimiser.schedule, step - 1, fitted.steps, 0)
         for step in kept.curves["loss/train"]
     }
     assert kept.curves["optimiser/learning_rate"] == pytest.approx(rates)

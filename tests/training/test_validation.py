@@ -92,8 +92,8 @@ def test_a_shifted_base_is_trained_and_validated_at_the_times_at_which_it_is_sam
     said = data.prompts.get([data.train[0].prompts["neutral"]])
     model.denoiser.sample(said, [0], SIDE, 5, velocity=recorded(asked))
     training = Training(Objective(model, data, lora.losses), lora, tmp_path, ALONE)
-    for training.step in range(20):
-        met.update(training._batch(0)[0].t.tolist())
+    for step in range(20):
+        met.update(training.batch(step)[0].t.tolist())
     within = {t for t in asked if 0.3 <= t <= 0.95}
     assert met == within and len(within) == 4 and not within & {k / 5 for k in range(6)}
     model.velocity = recorded(met)  # type: ignore[method-assign]

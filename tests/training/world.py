@@ -36,6 +36,7 @@ from sgpipe.runs.shards import cut, run_shards
 from sgpipe.runs.state import config_hash
 from sgpipe.training.config import Lora, Optimiser, Validation
 from sgpipe.training.examples import Data, Sources, read_data
+from sgpipe.training.fit import Fitted, fit
 from tests.tiny import SIDE, backbone_of, curated_triples, write_curated, write_images, write_pipeline
 
 CPU = torch.device("cpu")
@@ -136,3 +137,16 @@ def write_world(
     )
     merge_latents(shards, state, sources.latents, crops, who, Scaling.of(vae.config))
     return World(backbone, sources)
+
+
+def train(
+    world: World, folder: Path, lora: Lora, tokens: GraphTokens = TOKENS, name: str = "graph"
+) -> Fitted:
+    folder.mkdir(parents=True, exist_ok=True)
+    return fit(
+        world.arm(lora, tokens, name), world.denoiser(), world.backbone, world.data(), folder, ALONE, {"config": "abc"}
+    )  # fmt: skip
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -1,0 +1,1 @@
+"""How anything here is trained: one step loop, learning-rate schedules, averaged and best weights, a log."""
