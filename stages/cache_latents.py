@@ -13,7 +13,7 @@ from sgpipe.backbones.latent_cache import Crops, latent_identity, latent_maker, 
 from sgpipe.backbones.loading import load_module, place
 from sgpipe.backbones.source import locate, part_configs
 from sgpipe.datasets.config import Data
-from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.images import ImageStore, open_images
 from sgpipe.datasets.tables import TRIPLES, read_table
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.atomic import new_folder
@@ -40,7 +40,7 @@ def main(
     compute = read_section(params, "compute", Compute)
     data = read_section(params, "data", Data)
     processes = start(compute)
-    who, store = latent_identity(backbone), ImageStore(Path(data.root))
+    who, store = latent_identity(backbone), ImageStore(open_images(data))
     inputs = [curated / "triples.parquet", curated / "map_triples.parquet"]
     crops = Crops.of(pa.concat_tables([read_table(path, TRIPLES) for path in inputs]))
     shards = cut("latents", len(crops), config.shard_size)

@@ -15,7 +15,7 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.images import say_rescaled
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.datasets.config import Data
-from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.images import ImageStore, open_images
 from sgpipe.datasets.tables import IMAGES, RELATIONS, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
@@ -95,7 +95,7 @@ def main(
     compute = read_section(params, "compute", Compute)
     data = read_section(params, "data", Data)
     processes = start(compute)
-    who, store = tower_identity(config), ImageStore(Path(data.root))
+    who, store = tower_identity(config), ImageStore(open_images(data))
     inputs = [canonical / "relations.parquet", canonical / "images.parquet"]
     relations, images = (
         read_table(path, schema) for path, schema in zip(inputs, (RELATIONS, IMAGES), strict=True)

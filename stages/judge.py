@@ -9,7 +9,7 @@ import typer
 
 from sgpipe.backbones.config import Backbone
 from sgpipe.datasets.config import Data
-from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.images import ImageStore, open_images
 from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table, write_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.certificates import ground_truth_figures, questions
@@ -62,7 +62,7 @@ def main(
                 f"that is asked for no more: remove {file.path.parent}, or draw it again"
             )
     work = Work(cases, files, questions(cases), tuple(config.judges))
-    processes, store = start(compute), ImageStore(Path(data.root))
+    processes, store = start(compute), ImageStore(open_images(data))
     shards = work.shards(config.shard_size)
 
     def open_maker() -> Make:

@@ -21,10 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sgpipe.datasets.visual_genome.spans as spans_module
+from sgpipe.datasets.canonicalize import SCHEMAS, canonicalize
 from sgpipe.datasets.config import Canonicalize, Geometric, Splits
 from sgpipe.datasets.splits import Splitter
-from sgpipe.datasets.visual_genome.canonicalize import SCHEMAS, canonicalize
 from sgpipe.datasets.visual_genome.context import Rows
+from sgpipe.datasets.visual_genome.data_set import VisualGenome
 from sgpipe.datasets.visual_genome.passes import read_pass
 from sgpipe.datasets.visual_genome.spans import Span
 from sgpipe.errors import DataError, SgpipeError
@@ -59,7 +60,7 @@ def check_conservation(out: Path, metrics: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def made(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("canonical")
-    return out, canonicalize(sample, out, Canonicalize())
+    return out, canonicalize(VisualGenome(sample), out, Canonicalize())
 
 
 def test_known_relations(made: tuple[Path, dict[str, Any]]) -> None:
@@ -142,7 +143,7 @@ def test_names_in_the_tables_are_names_of_scene_graphs(folder: Folder, tmp_path:
             }
         ],
     )
-    metrics = canonicalize(root, tmp_path / "out", Canonicalize())
+    metrics = canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize())
     check_conservation(tmp_path / "out", metrics)
     kept = rows(tmp_path / "out", "relations")
     assert [row["subject"] for row in kept] == ["flower (toy) one", "man, woman", "no.;5", "b", "one two"]
@@ -163,14 +164,14 @@ def test_the_layouts_say_the_same(
     made: tuple[Path, dict[str, Any]], sample_v1_0: Path, tmp_path: Path
 ) -> None:
     """v1.0 has no merged ids and no alias files here, so only what hangs on them may differ."""
-    metrics = canonicalize(sample_v1_0, tmp_path, Canonicalize())
+    metrics = canonicalize(VisualGenome(sample_v1_0), tmp_path, Canonicalize())
     assert (made[1]["release"], metrics["release"]) == ("v1.4", "v1.0")
     later = {(row["image_id"], row["relationship_id"]) for row in rows(made[0], "relations")}
     first = {(row["image_id"], row["relationship_id"]) for row in rows(tmp_path, "relations")}
     assert later - first == set()
     assert first - later == {(11, 3), (11, 5)}
     with pytest.raises(DataError, match=r"data.release is v1.2, the files have the layout of v1.0"):
-        canonicalize(sample_v1_0, tmp_path, Canonicalize(), release="v1.2")
+        canonicalize(VisualGenome(sample_v1_0, "v1.2"), tmp_path, Canonicalize())
 
 
 def test_same_bytes_however_it_is_run(
@@ -181,12 +182,12 @@ def test_same_bytes_however_it_is_run(
     params = Canonicalize(
         geometric=Geometric(per_image=3, classes=("left of", "right of", "above", "below", "in"))
     )
-    first = canonicalize(root, tmp_path / "a", params)
+    first = canonicalize(VisualGenome(root), tmp_path / "a", params)
     assert first["geometric"]
-    canonicalize(root, tmp_path / "b", params)
+    canonicalize(VisualGenome(root), tmp_path / "b", params)
     assert parts(tmp_path / "a") == parts(tmp_path / "b")
-    monkeypatch.setattr("sgpipe.datasets.visual_genome.canonicalize._SMALL", 0)
-    canonicalize(root, tmp_path / "c", params, workers=2)
+    monkeypatch.setattr("sgpipe.datasets.visual_genome.data_set._SMALL", 0)
+    canonicalize(VisualGenome(root), tmp_path / "c", params, workers=2)
     assert parts(tmp_path / "a") == parts(tmp_path / "c")
     for cut in ("guessed_spans", "exact_spans"):
         real = getattr(spans_module, cut)
@@ -194,7 +195,7 @@ def test_same_bytes_however_it_is_run(
             f"sgpipe.datasets.visual_genome.passes.{cut}",
             lambda path, start, real=real: real(path, start, 300),
         )
-    assert canonicalize(root, tmp_path / "d", params) == first
+    assert canonicalize(VisualGenome(root), tmp_path / "d", params) == first
     assert parts(tmp_path / "a") == parts(tmp_path / "d")
 
 
@@ -237,7 +238,9 @@ def test_the_order_of_the_files_does_not_matter(
     """Neither between files nor within one; lookups then span many parts."""
     images, objects, relations = _many(40)
     canonicalize(
-        folder(image_data=images, objects=objects, relationships=relations), tmp_path / "a", Canonicalize()
+        VisualGenome(folder(image_data=images, objects=objects, relationships=relations)),
+        tmp_path / "a",
+        Canonicalize(),
     )
     order = np.random.default_rng(1).permutation(40)
     monkeypatch.setattr(
@@ -245,7 +248,7 @@ def test_the_order_of_the_files_does_not_matter(
         lambda path, start: spans_module.guessed_spans(path, start, 2000),
     )
     shuffled = folder(image_data=images, objects=[objects[n] for n in order], relationships=relations[::-1])
-    canonicalize(shuffled, tmp_path / "b", Canonicalize())
+    canonicalize(VisualGenome(shuffled), tmp_path / "b", Canonicalize())
     for name in ("objects", "relations"):
         key = "object_id" if name == "objects" else "relationship_id"
         a, b = (
@@ -258,7 +261,7 @@ def test_wrong_guesses_are_noticed(folder: Folder, tmp_path: Path, monkeypatch: 
     """Objects that begin like the record around them lead every guess astray; the exact cuts take over."""
     images, objects, relations = _many(30)
     plain = folder(image_data=images, objects=objects, relationships=relations)
-    canonicalize(plain, tmp_path / "a", Canonicalize())
+    canonicalize(VisualGenome(plain), tmp_path / "a", Canonicalize())
     for record in objects:
         record["objects"] = [{"image_id": 0, **item} for item in record["objects"]]
     monkeypatch.setattr(
@@ -266,7 +269,9 @@ def test_wrong_guesses_are_noticed(folder: Folder, tmp_path: Path, monkeypatch: 
         lambda path, start: spans_module.guessed_spans(path, start, 700),
     )
     canonicalize(
-        folder(image_data=images, objects=objects, relationships=relations), tmp_path / "b", Canonicalize()
+        VisualGenome(folder(image_data=images, objects=objects, relationships=relations)),
+        tmp_path / "b",
+        Canonicalize(),
     )
     assert parts(tmp_path / "a") == parts(tmp_path / "b")
 
@@ -280,7 +285,7 @@ def test_a_repeated_image_record_is_rejected_across_spans(
         lambda path, start: spans_module.guessed_spans(path, start, 10),
     )
     root = folder(image_data=images, objects=[*objects, objects[0]], relationships=[*relations, relations[3]])
-    metrics = canonicalize(root, tmp_path / "out", Canonicalize())
+    metrics = canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize())
     assert metrics["objects"]["by_reason"]["image repeated"] == 6
     assert metrics["by_reason"]["image repeated"] == 5
     check_conservation(tmp_path / "out", metrics)
@@ -328,11 +333,11 @@ def test_damage_to_a_file_ends_in_one_line(
     folder: Folder, sample: Path, tmp_path: Path, name: str, damage: Callable[[bytes], bytes], says: str
 ) -> None:
     out = tmp_path / "out"
-    canonicalize(sample, out, Canonicalize())
+    canonicalize(VisualGenome(sample), out, Canonicalize())
     before = parts(out)
     root = folder(**{name: damage(_sample_bytes(sample, name))})
     with pytest.raises(DataError, match=says) as caught:
-        canonicalize(root, out, Canonicalize())
+        canonicalize(VisualGenome(root), out, Canonicalize())
     assert "\n" not in str(caught.value)
     assert parts(out) == before
     assert {path.name for path in out.iterdir()} == {f"{name}.parquet" for name in SCHEMAS}
@@ -370,7 +375,9 @@ def test_text_that_is_no_unicode_costs_its_record(
     """In fields that are read and in those that are passed over: rejected as invalid and counted, all others are kept."""
     text = _sample_bytes(sample, name)
     assert old in text
-    metrics = canonicalize(folder(**{name: text.replace(old, new)}), tmp_path / "out", Canonicalize())
+    metrics = canonicalize(
+        VisualGenome(folder(**{name: text.replace(old, new)})), tmp_path / "out", Canonicalize()
+    )
     invalid = [row for row in rows(tmp_path / "out", "rejects") if row["reason"] == "invalid"]
     assert Counter((row["file"], row["image_id"]) for row in invalid) == lost
     assert all("no UTF-8, or half a surrogate pair" in row["raw"] for row in invalid)
@@ -392,7 +399,7 @@ def test_whole_floats_are_integers_and_fractions_are_rejected_as_what_they_are(
     root = folder(**written)
     for name in ("object_alias.txt", "relationship_alias.txt"):
         shutil.copyfile(sample / name, root / name)
-    assert canonicalize(root, tmp_path / "out", Canonicalize()) == made[1]
+    assert canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize()) == made[1]
     for name in ("images", "objects", "relations"):
         assert (tmp_path / "out" / f"{name}.parquet").read_bytes() == (
             made[0] / f"{name}.parquet"
@@ -401,7 +408,7 @@ def test_whole_floats_are_integers_and_fractions_are_rejected_as_what_they_are(
     with pytest.raises(
         DataError, match=r"no record is usable: 5 read, 5 rejected \(invalid 5\); .*`\$.width`: .*\.5"
     ):
-        canonicalize(folder(image_data=fraction), tmp_path / "none", Canonicalize())
+        canonicalize(VisualGenome(folder(image_data=fraction)), tmp_path / "none", Canonicalize())
 
 
 @pytest.mark.parametrize(
@@ -443,7 +450,7 @@ def test_boxes_names_and_ids_of_every_kind_are_kept_or_rejected(
         objects=f'[{{"image_id": 1, "objects": [{good}, {bad}]}}]',
         relationships=f'[{{"image_id": 1, "relationships": [{relation}]}}]',
     )
-    metrics = canonicalize(root, tmp_path / "out", Canonicalize())
+    metrics = canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize())
     assert metrics["objects"]["by_reason"] == ({} if reason is None else {reason: 1})
     check_conservation(tmp_path / "out", metrics)
 
@@ -452,7 +459,7 @@ def test_nothing_kept_is_an_error_that_says_what_was_rejected_for_which_reasons(
     folder: Folder, sample: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    canonicalize(sample, out, Canonicalize())
+    canonicalize(VisualGenome(sample), out, Canonicalize())
     before = parts(out)
     text = re.sub(rb'"predicate": "[^"]*"', b'"predicate": "zzz"', _sample_bytes(sample, "relationships"))
     with pytest.raises(
@@ -460,24 +467,25 @@ def test_nothing_kept_is_an_error_that_says_what_was_rejected_for_which_reasons(
         match=r"relationships.json: no relationship is kept: 18 read, 18 rejected \(predicate unknown 1\d, .*\); the first: "
         r"man \| zzz \| horse; objects: .*box empty 1.*canonicalize.geometric.per_image",
     ) as caught:
-        canonicalize(folder(relationships=text), out, Canonicalize())
+        canonicalize(VisualGenome(folder(relationships=text)), out, Canonicalize())
     assert "\n" not in str(caught.value)
     assert parts(out) == before
 
 
 def test_killed_and_started_again_the_folder_is_the_same(sample: Path, tmp_path: Path) -> None:
     """SIGKILL while the tables are written leaves temporary files; the next run's folder holds the tables alone."""
-    canonicalize(sample, tmp_path / "whole", Canonicalize())
+    canonicalize(VisualGenome(sample), tmp_path / "whole", Canonicalize())
     code = (
         "import os, signal, sys; from pathlib import Path; from sgpipe.datasets.config import Canonicalize\n"
-        "from sgpipe.datasets.visual_genome.canonicalize import canonicalize\n"
+        "from sgpipe.datasets.canonicalize import canonicalize\n"
+        "from sgpipe.datasets.visual_genome.data_set import VisualGenome\n"
         "die = lambda path, done: path.stem == 'relationships' and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "canonicalize(Path(sys.argv[1]), Path(sys.argv[2]), Canonicalize(), progress=die)"
+        "canonicalize(VisualGenome(Path(sys.argv[1])), Path(sys.argv[2]), Canonicalize(), progress=die)"
     )
     done = subprocess.run([sys.executable, "-c", code, sample, tmp_path / "out"], check=False)
     assert done.returncode == -signal.SIGKILL
     assert not list((tmp_path / "out").glob("*.parquet")) and list((tmp_path / "out").iterdir())
-    canonicalize(sample, tmp_path / "out", Canonicalize())
+    canonicalize(VisualGenome(sample), tmp_path / "out", Canonicalize())
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
         path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
     }
@@ -487,7 +495,7 @@ def test_a_missing_file_says_how_to_get_it(folder: Folder, tmp_path: Path) -> No
     root = folder()
     (root / "objects.json").unlink()
     with pytest.raises(DataError, match=r"objects.json: no such file; `sgpipe fetch visual-genome`"):
-        canonicalize(root, tmp_path / "out", Canonicalize())
+        canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize())
 
 
 JUNK = st.one_of(
@@ -514,7 +522,7 @@ def test_records_of_any_wrong_type_are_rejected_not_fatal(
         for _ in range(data.draw(st.integers(0, 3))):
             _damage(records, data)
         (root / f"{name}.json").write_text(json.dumps(records))
-    check_conservation(tmp_path / "out", canonicalize(root, tmp_path / "out", Canonicalize()))
+    check_conservation(tmp_path / "out", canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize()))
 
 
 def _damage(records: list[Any], data: st.DataObject) -> None:
@@ -543,7 +551,9 @@ def test_any_damaged_bytes_end_well_or_in_one_line(sample: Path, tmp_path: Path,
             text[at:end] = data.draw(st.binary(max_size=6))
         (root / f"{name}.json").write_bytes(text)
     try:
-        check_conservation(tmp_path / "out", canonicalize(root, tmp_path / "out", Canonicalize()))
+        check_conservation(
+            tmp_path / "out", canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize())
+        )
     except DataError as error:
         assert str(root) in str(error) and "\n" not in str(error)
 

@@ -11,6 +11,7 @@ import pytest
 from sgpipe.datasets.config import Canonicalize
 from sgpipe.datasets.images import ImageStore
 from sgpipe.datasets.visual_genome.canonicalize import canonicalize
+from sgpipe.datasets.visual_genome.images import VisualGenomeImages
 from sgpipe.errors import DataError
 from sgpipe.relations.aliases import PredicateMap
 from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
@@ -186,7 +187,7 @@ def test_the_data_set_says_what_its_pictures_show(tmp_path: Path) -> None:
     symmetric |= {(i, o, INVERSE[p], s): (i, s, p, o) for i, s, p, o in drawn if p in INVERSE}
     assert set(map(symmetric.get, kept)) == set(drawn)
     assert metrics["kept"] == sum(kept.values()) and metrics["rejected"] > 0
-    store = ImageStore(tmp_path / "data")
+    store = ImageStore(VisualGenomeImages(tmp_path / "data"))
     error = np.abs(store.load(7).pixels.astype(int) - render(scenes[7]).astype(int)).mean()
     assert error < 2.0
 

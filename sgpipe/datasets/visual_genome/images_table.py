@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sgpipe.datasets.splits import Splitter
-from sgpipe.datasets.tables import IMAGES
-from sgpipe.datasets.visual_genome.context import CODE, REASONS, Rows, Setup, reject_table, repeated
+from sgpipe.datasets.records import UNSPLIT
+from sgpipe.datasets.rows import reject_table, repeated
+from sgpipe.datasets.visual_genome.context import Rows, Setup
 from sgpipe.datasets.visual_genome.records import ImageRecord, decode
 from sgpipe.datasets.visual_genome.spans import Span
 
@@ -16,9 +16,8 @@ from sgpipe.datasets.visual_genome.spans import Span
 class ImagesReader:
     """Reads spans of image_data.json in order; keeps the id, width and height of every image (24 bytes each)."""
 
-    def __init__(self, setup: Setup, splitter: Splitter) -> None:
+    def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._splitter = splitter
         self._parts: list[NDArray[np.int64]] = []
         self._seen: set[int] = set()
 
@@ -42,9 +41,8 @@ class ImagesReader:
                 "width": widths[keep].astype(np.int32),
                 "height": heights[keep].astype(np.int32),
                 "url": [records[i].url for i in keep],
-                "split": self._splitter(ids[keep]).astype(object),
             },
-            schema=IMAGES,
+            schema=UNSPLIT,
         )
         rejects = reject_table(
             "image_data.json",
@@ -52,7 +50,7 @@ class ImagesReader:
                 "record": np.array(decoded.index, dtype=np.int64)[drop],
                 "image_id": ids[drop],
                 "relationship_id": pa.nulls(len(drop), pa.int64()),
-                "reason": [REASONS[CODE["image repeated"]]] * len(drop),
+                "reason": ["image repeated"] * len(drop),
                 "raw": [f"{widths[i]} x {heights[i]}" for i in drop],
             },
             decoded.invalid,
