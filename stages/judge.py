@@ -1,7 +1,6 @@
 """What the judges say of the arms' pictures, and of ground-truth ones for their certificates."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +22,8 @@ from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, run_shards, shared_state
-from sgpipe.runs.state import fingerprint
-from sgpipe.tracking.run import StageRun, track
+from sgpipe.runs.shards import Make, run_shards
+from stages._stage import working
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -80,13 +78,7 @@ def main(
         "images": store.signature(),
         "side": backbone.resolution,
     }
-    digest = fingerprint("stages.judge", plain, inputs, Path(), processes.device_kind)
-    recording = (
-        track("judge", {"judge": config}, inputs, params, fingerprint=digest)
-        if processes.is_main
-        else nullcontext(StageRun())
-    )
-    with shared_state("judge", digest, Path(), processes) as state, recording as recorded:
+    with working("judge", plain, {"judge": config}, inputs, params, processes) as (state, recorded):
         run_shards(shards, state, processes, open_maker, "picture")
         if processes.is_main:
             said = merge_verdicts(work, shards, state)

@@ -11,21 +11,18 @@ from msgspec import Struct
 from sgpipe.datasets.base import Batch, Id, Invalid, Pixels, Work
 from sgpipe.datasets.rows import (
     CODE,
+    Images,
     Items,
     Objects,
     PredicateCodes,
     geometric_relations,
+    image_tables,
     object_tables,
-    reject_table,
     relation_tables,
-    repeated,
 )
-from sgpipe.datasets.tables import IMAGES
 from sgpipe.relations.aliases import Names, PredicateMap
 
 AT_ONCE = 1024
-UNSPLIT = IMAGES.remove(IMAGES.get_field_index("split"))
-"""Columns of `images.parquet` that a data set gives; splits are assigned to all alike."""
 
 
 class ObjectRecord(Struct, frozen=True, gc=False):
@@ -81,30 +78,10 @@ def _chunk(
         np.array([getattr(record, name) for record in records], dtype=np.int64)
         for name in ("image_id", "width", "height")
     )
-    again = repeated(ids) | np.isin(ids, np.fromiter(seen, np.int64, len(seen)))
-    seen.update(ids.tolist())
-    keep, drop = np.flatnonzero(~again), np.flatnonzero(again)
-    images = {
-        "image_id": ids[keep],
-        "width": width[keep],
-        "height": height[keep],
-        "url": [records[i].url for i in keep],
-    }
-    rejects = {
-        "record": np.array(index, dtype=np.int64)[drop],
-        "image_id": ids[drop],
-        "relationship_id": pa.nulls(len(drop), pa.int64()),
-        "reason": ["image repeated"] * len(drop),
-        "raw": [f"{width[i]} x {height[i]}" for i in drop],
-    }
     invalid = [record for record in chunk if isinstance(record, Invalid)]
-    yield Batch(
-        "images",
-        file,
-        len(chunk),
-        pa.table(images).cast(UNSPLIT),
-        reject_table(file.name, rejects, invalid),
-    )
+    images = Images(np.array(index, dtype=np.int64), ids, width, height, [record.url for record in records])
+    again, kept, rejected = image_tables(file.name, images, seen, invalid)
+    yield Batch("images", file, len(chunk), kept, rejected)
     codes = np.where(again, CODE["image repeated"], 0)
 
     flat = [each for record in records for each in record.objects]

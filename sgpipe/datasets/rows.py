@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sgpipe.datasets.base import MISSING, Invalid
 from sgpipe.datasets.config import Geometric
-from sgpipe.datasets.tables import OBJECTS, REJECTS, RELATIONS
+from sgpipe.datasets.tables import IMAGES, OBJECTS, REJECTS, RELATIONS
 from sgpipe.relations.aliases import PredicateMap
 from sgpipe.relations.boxes import clip, geometric_relation
 from sgpipe.relations.names import faulty_names
@@ -37,6 +37,8 @@ REASONS = (
 CODE = {reason: code for code, reason in enumerate(REASONS)}
 BOX = ("x", "y", "w", "h")
 _CLASS_NAMES = pa.array(PREDICATES)
+_UNSPLIT = IMAGES.remove(IMAGES.get_field_index("split"))
+"""Columns of `images.parquet` that a data set gives; splits are assigned to all alike."""
 
 
 def repeated(*columns: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -68,6 +70,41 @@ def reject_table(file: str, columns: dict[str, Any], invalid: Sequence[Invalid])
         schema=REJECTS,
     )
     return pa.concat_tables([sound, damaged])
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of several records `[N]`: index of the record in its file, image id, width and height in pixels, address."""
+
+    index: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    widths: NDArray[np.int64]
+    heights: NDArray[np.int64]
+    urls: list[str | None]
+
+
+def image_tables(
+    file: str, images: Images, seen: set[int], invalid: Sequence[Invalid]
+) -> tuple[NDArray[np.bool_], pa.Table, pa.Table]:
+    """Which images were met before, rows of `images.parquet` but for the split, and rejects. The others are added to `seen`."""
+    known = (image_id in seen for image_id in images.ids.tolist())
+    again = repeated(images.ids) | np.fromiter(known, np.bool_, len(images.ids))
+    keep, drop = np.flatnonzero(~again), np.flatnonzero(again)
+    seen.update(images.ids[keep].tolist())
+    columns = {
+        "image_id": images.ids[keep],
+        "width": images.widths[keep].astype(np.int32),
+        "height": images.heights[keep].astype(np.int32),
+        "url": [images.urls[i] for i in keep],
+    }
+    rejects = {
+        "record": images.index[drop],
+        "image_id": images.ids[drop],
+        "relationship_id": pa.nulls(len(drop), pa.int64()),
+        "reason": ["image repeated"] * len(drop),
+        "raw": [f"{images.widths[i]} x {images.heights[i]}" for i in drop],
+    }
+    return again, pa.table(columns, schema=_UNSPLIT), reject_table(file, rejects, invalid)
 
 
 class PredicateCodes(dict[str, int]):

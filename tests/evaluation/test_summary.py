@@ -26,8 +26,7 @@ from sgpipe.report import tables
 from sgpipe.report.page import headline_figure
 from sgpipe.report.readme import headline_table
 from sgpipe.report.sweep import sweep_table
-from sgpipe.runs.atomic import write_json
-from sgpipe.runs.undefined import plain
+from sgpipe.runs.atomic import plain, write_json
 from tests.evaluation.conftest import Blind, FakeGenerator, Oracle, Written
 
 DRAW = {"neutral": ("positive", "negative", "empty", "shuffled"), "relational": ("positive", "negative")}
@@ -280,10 +279,14 @@ def test_an_arm_without_a_decided_image_has_dashes(
     assert any("–" in cell for line in page[0].rows for cell in line)
 
 
-def test_a_judge_that_was_shown_no_ground_truth_of_its_own_has_dashes(world: tuple, tmp_path: Path) -> None:
+def test_a_judge_that_was_shown_no_ground_truth_of_its_own_has_dashes(
+    world: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     verdicts, jury, files, _ = world
     asked = jury.asked.filter(pa.array([kind != "own" for kind in jury.asked["question"].to_pylist()]))
+    capsys.readouterr()
     found, _ = evaluation_figures(verdicts, Jury.of(JUDGES, asked, STATISTICS), files)
+    assert "warning: evaluation: undefined, written as null: judges.oracle.ceiling" in capsys.readouterr().err
     assert found["judges"]["oracle"]["ceiling"] is None and found["judges"]["oracle"]["classes_used"] == 0
     write_json(found, tmp_path / "evaluation.json")
     assert "right on – of" in tables.headline(found).caption

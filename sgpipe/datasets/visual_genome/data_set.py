@@ -10,9 +10,9 @@ import numpy as np
 from sgpipe.datasets.base import Batch, Work
 from sgpipe.datasets.visual_genome.context import Setup
 from sgpipe.datasets.visual_genome.images import VisualGenomeImages
-from sgpipe.datasets.visual_genome.images_table import ImagesReader
 from sgpipe.datasets.visual_genome.passes import Processes, immediate, read_pass
 from sgpipe.datasets.visual_genome.records import Release, detect_release
+from sgpipe.datasets.visual_genome.span_rows import ImagesReader
 from sgpipe.errors import DataError
 
 FILES = ("image_data.json", "objects.json", "relationships.json")

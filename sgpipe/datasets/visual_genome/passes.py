@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from sgpipe.datasets.base import Progress
 from sgpipe.datasets.rows import PredicateCodes
 from sgpipe.datasets.visual_genome.context import Context, Rows, Setup
-from sgpipe.datasets.visual_genome.object_rows import object_rows
 from sgpipe.datasets.visual_genome.records import Malformed, raw_records
-from sgpipe.datasets.visual_genome.relation_rows import relation_rows
+from sgpipe.datasets.visual_genome.span_rows import object_rows, relation_rows
 from sgpipe.datasets.visual_genome.spans import Span, exact_spans, guessed_spans, list_start
 from sgpipe.errors import DataError, SgpipeError
 from sgpipe.runs.state import die_with_parent
