@@ -4,7 +4,7 @@ Visual Genome is built in; other packages bring theirs by an entry point of the 
 to a `DataSet`. Annotations and images are two protocols, so that a stage which shows images depends on no reader of annotations.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -97,7 +97,7 @@ class DataSet(ImageFiles, Protocol):
     def about(self) -> dict[str, Any]:
         """What the metrics say beside the counts, as the release. Raises `DataError` where the parameters refuse the data."""
 
-    def relations(self, work: Work) -> Iterator[Batch]:
+    def relations(self, work: Work) -> Generator[Batch, None, None]:
         """Every record, kept or rejected, images before their objects and relations.
 
         Raises `DataError` for damage that reaches beyond a record.

@@ -1,6 +1,6 @@
 """Records of a data set whose reader is plain Python: one `Record` per image, checked in bounded memory like Visual Genome's."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class Record(Struct, frozen=True):
     url: str | None = None
 
 
-def batches(file: Path, records: Iterable[Record | Invalid], work: Work) -> Iterator[Batch]:
+def batches(file: Path, records: Iterable[Record | Invalid], work: Work) -> Generator[Batch, None, None]:
     """Every record of `file` with its objects and relations, kept or rejected: the body of a data set's `relations`."""
     names, codes_of, seen = Names({}), PredicateCodes(PredicateMap.load()), set[int]()
     pending, first = iter(records), 0

@@ -1,7 +1,7 @@
 """A second data set, brought by this file alone: from its own JSON through the stages to tables, triples, latents and findings."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ class Scenes:
     def about(self) -> dict[str, Any]:
         return {"scenes": len(self._scenes())}
 
-    def relations(self, work: Work) -> Iterator[Batch]:
+    def relations(self, work: Work) -> Generator[Batch, None, None]:
         return batches(self.sizes_file, map(_record, range(1 << 30), self._scenes()), work)
 
 
@@ -217,7 +217,7 @@ def test_the_tables_do_not_depend_on_how_many_records_are_held(
     """An image id that comes again is rejected across batches, with all that hangs on it."""
 
     class Twice(Scenes):
-        def relations(self, work: Work) -> Iterator[Batch]:
+        def relations(self, work: Work) -> Generator[Batch, None, None]:
             records = [_record(number, scene) for number, scene in enumerate(self._scenes())]
             return batches(self.sizes_file, [*records, records[4]], work)
 

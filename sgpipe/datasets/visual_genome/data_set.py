@@ -1,6 +1,6 @@
 """Visual Genome as a data set: image_data.json, then objects.json, then relationships.json, in spans over several processes."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +55,7 @@ class VisualGenome(VisualGenomeImages):
         """The release."""
         return {"release": self.release}
 
-    def relations(self, work: Work) -> Iterator[Batch]:
+    def relations(self, work: Work) -> Generator[Batch, None, None]:
         """Images, then objects, then relations, each in the order of its file."""
         setup = Setup(self.root, work.folder, self.release, work.geometric)
         images, objects, relationships = (self.root / name for name in FILES)
