@@ -17,8 +17,9 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from sgpipe.datasets.canonicalize import canonicalize
 from sgpipe.datasets.config import Canonicalize
-from sgpipe.datasets.visual_genome.canonicalize import canonicalize
+from sgpipe.datasets.visual_genome.data_set import VisualGenome
 
 IMAGES = 108_077
 SECONDS, BYTES = 20.0, 1 << 30
@@ -248,7 +249,7 @@ def measure(root: Path, out: Path, workers: int) -> dict[str, Any]:
     peak = Peak()
     peak.start()
     cpu, start = psutil.Process().cpu_times(), time.perf_counter()
-    metrics = canonicalize(root, out, Canonicalize(), workers=workers)
+    metrics = canonicalize(VisualGenome(root), out, Canonicalize(), workers=workers)
     seconds = time.perf_counter() - start
     peak.done.set()
     peak.join()

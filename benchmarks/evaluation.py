@@ -20,7 +20,7 @@ import typer
 
 from sgpipe.backbones.config import Backbone
 from sgpipe.datasets.config import Data
-from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.images import ImageStore, open_images
 from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.calibration import questions
@@ -85,7 +85,7 @@ def rebuild(
 ) -> tuple[float, dict[str, Any]]:
     """Seconds from stored images to all figures, models of judges loaded within; and the figures."""
     judges = read_section(params, "judge", JudgeParams)
-    store = ImageStore(Path(read_section(params, "data", Data).root))
+    store = ImageStore(open_images(read_section(params, "data", Data)))
     begun = time.perf_counter()
     files = {
         path.name: ImageFile(path) for path in sorted(folder.iterdir()) if (path / "images.parquet").is_file()

@@ -145,7 +145,7 @@ def state_gc(
 def tracking_sync(params: ParamsPath = Path("params.yaml")) -> None:
     """Rebuild the MLflow runs from DVC's experiments and the git history. Safe to repeat."""
     from sgpipe.params.load import read_section
-    from sgpipe.tracking.config import Tracking
+    from sgpipe.runs.config import Tracking
     from sgpipe.tracking.sync import sync
 
     done = sync(Path.cwd(), read_section(params, "tracking", Tracking).experiment)
@@ -162,7 +162,7 @@ def tracking_ui(
 ) -> None:
     """Print the address of the runs and serve MLflow's pages on localhost until interrupted, unless a server has them."""
     from sgpipe.params.load import read_section
-    from sgpipe.tracking.config import Tracking
+    from sgpipe.runs.config import Tracking
     from sgpipe.tracking.store import open_store, runs_page, tracking_uri
 
     uri = tracking_uri(Path.cwd())

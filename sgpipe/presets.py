@@ -17,8 +17,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from sgpipe.errors import ParamsError
 from sgpipe.params.check import check
-from sgpipe.params.load import decode, read_yaml, to_builtins
-from sgpipe.params.registry import SECTIONS, section_type
+from sgpipe.params.load import SECTIONS, decode, read_yaml, section_type, to_builtins
 from sgpipe.params.show import load_all, spelled_out
 from sgpipe.runs.atomic import atomic_path
 

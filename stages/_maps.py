@@ -1,7 +1,6 @@
 """What the two stages that make maps have in common: from the rows to be made to one file per layer group."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import write_metrics
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, cut, run_shards, shared_state
-from sgpipe.runs.state import config_hash, fingerprint
-from sgpipe.tracking.run import StageRun, track
+from sgpipe.runs.shards import Make, cut, run_shards
+from sgpipe.runs.state import config_hash
+from stages._stage import working
 
 See = Callable[[Observer, pa.Table], Seen]
 
@@ -64,19 +63,8 @@ def make_maps(
     who = identity(backbone, ("transformer", "scheduler"), resolution=backbone.resolution)
     plain = {"maps": to_builtins(maps), stage: to_builtins(own), "backbone": who}
     sections = {"maps": maps, stage: own, "backbone": backbone}
-    digest = fingerprint(
-        f"stages.{stage}",
-        {**plain, "threads": torch.get_num_threads()},
-        inputs,
-        Path(),
-        processes.device_kind,
-    )
-    recording = (
-        track(stage, sections, inputs, params, fingerprint=digest)
-        if processes.is_main
-        else nullcontext(StageRun())
-    )
-    with shared_state(stage, digest, Path(), processes) as state, recording as recorded:
+    settings = {**plain, "threads": torch.get_num_threads()}
+    with working(stage, settings, sections, inputs, params, processes) as (state, recorded):
         run_shards(shards, state, processes, open_maker, "picture", partial(check_shard, groups=maps.groups))
         if processes.is_main:
             with new_folder(out) as folder:

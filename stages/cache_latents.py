@@ -1,6 +1,5 @@
 """The VAE's posterior for the crop of every curated triple."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -13,16 +12,16 @@ from sgpipe.backbones.latent_cache import Crops, latent_identity, latent_maker, 
 from sgpipe.backbones.loading import load_module, place
 from sgpipe.backbones.source import locate, part_configs
 from sgpipe.datasets.config import Data
-from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.images import ImageStore, open_images
 from sgpipe.datasets.tables import TRIPLES, read_table
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, cut, run_shards, shared_state
-from sgpipe.runs.state import config_hash, fingerprint
-from sgpipe.tracking.run import StageRun, track
+from sgpipe.runs.shards import Make, cut, run_shards
+from sgpipe.runs.state import config_hash
+from stages._stage import working
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -40,7 +39,7 @@ def main(
     compute = read_section(params, "compute", Compute)
     data = read_section(params, "data", Data)
     processes = start(compute)
-    who, store = latent_identity(backbone), ImageStore(Path(data.root))
+    who, store = latent_identity(backbone), ImageStore(open_images(data))
     inputs = [curated / "triples.parquet", curated / "map_triples.parquet"]
     crops = Crops.of(pa.concat_tables([read_table(path, TRIPLES) for path in inputs]))
     shards = cut("latents", len(crops), config.shard_size)
@@ -53,13 +52,7 @@ def main(
     plain = {"cache_latents": to_builtins(config), "encoder": who}
     sections = {"cache_latents": config, "backbone": backbone, "data": data}
     state_config = {**plain, "images": store.signature()}
-    digest = fingerprint("stages.cache_latents", state_config, inputs, Path(), processes.device_kind)
-    recording = (
-        track("cache_latents", sections, inputs, params, fingerprint=digest)
-        if processes.is_main
-        else nullcontext(StageRun())
-    )
-    with shared_state("cache_latents", digest, Path(), processes) as state, recording as recorded:
+    with working("cache_latents", state_config, sections, inputs, params, processes) as (state, recorded):
         run_shards(shards, state, processes, open_maker, "crop")
         if processes.is_main:
             with new_folder(out) as folder:

@@ -1,6 +1,5 @@
 """Encodings of the unique prompts and concepts of the curated triples, or of the prompts of their negatives."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -18,9 +17,9 @@ from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, run_shards, shared_state
-from sgpipe.runs.state import config_hash, fingerprint
-from sgpipe.tracking.run import StageRun, track
+from sgpipe.runs.shards import Make, run_shards
+from sgpipe.runs.state import config_hash
+from stages._stage import working
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -58,13 +57,7 @@ def main(
 
     plain = {"cache_prompts": to_builtins(config), "encoder": who}
     sections = {"cache_prompts": config, "backbone": backbone}
-    digest = fingerprint("stages.cache_prompts", plain, inputs, Path(), processes.device_kind)
-    recording = (
-        track(stage, sections, inputs, params, fingerprint=digest)
-        if processes.is_main
-        else nullcontext(StageRun())
-    )
-    with shared_state(stage, digest, Path(), processes) as state, recording as recorded:
+    with working(stage, plain, sections, inputs, params, processes, "cache_prompts") as (state, recorded):
         run_shards(shards, state, processes, open_maker, "text")
         if processes.is_main:
             with new_folder(out) as folder:

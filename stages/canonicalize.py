@@ -1,4 +1,4 @@
-"""Visual Genome's annotations to canonical Parquet tables."""
+"""A data set's annotations to canonical Parquet tables."""
 
 import os
 from pathlib import Path
@@ -8,13 +8,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from sgpipe.datasets.canonicalize import canonicalize, open_data_set
 from sgpipe.datasets.config import Canonicalize, Data
-from sgpipe.datasets.visual_genome.canonicalize import canonicalize
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.tracking.run import track
-
-ALIASES = ("object_alias.txt", "relationship_alias.txt")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -31,8 +29,8 @@ def main(
     """Write images, objects, relations and rejects, and count what became of every record."""
     data = read_section(params, "data", Data)
     config = read_section(params, "canonicalize", Canonicalize)
-    root = Path(data.root)
-    inputs = [root / name for name in ("image_data.json", "objects.json", "relationships.json", *ALIASES)]
+    data_set = open_data_set(data)
+    inputs = data_set.annotations()
     inputs += [Path(config.splits.file)] if config.splits.file else []
     columns = (
         TextColumn("{task.description}"),
@@ -53,7 +51,7 @@ def main(
 
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         count = workers or min(allowed, 4)
-        found = canonicalize(root, out, config, data.release, count, show)
+        found = canonicalize(data_set, out, config, count, show)
         write_metrics(found, metrics, {"data": to_builtins(data), "canonicalize": to_builtins(config)})
         recorded.log_metrics(found)
 

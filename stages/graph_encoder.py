@@ -1,6 +1,5 @@
 """Pre-training of the graph encoder on features of a frozen image tower, and what it then tells apart."""
 
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,12 +13,13 @@ from numpy.typing import NDArray
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.images import say_rescaled
 from sgpipe.backbones.prompt_cache import PromptCache
+from sgpipe.backbones.strict import write_tensors
 from sgpipe.datasets.config import Data
-from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.images import ImageStore, open_images
 from sgpipe.datasets.tables import IMAGES, RELATIONS, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
-from sgpipe.graph_encoder.checkpoints import Encoder, save_encoder, save_module
+from sgpipe.graph_encoder.checkpoints import Encoder, save_encoder
 from sgpipe.graph_encoder.config import GraphEncoder
 from sgpipe.graph_encoder.evaluate import measure, token_cosines
 from sgpipe.graph_encoder.examples import PARTS, Examples
@@ -38,9 +38,9 @@ from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, cut, run_shards, shared_state
-from sgpipe.runs.state import config_hash, fingerprint
-from sgpipe.tracking.run import StageRun, track
+from sgpipe.runs.shards import Make, cut, run_shards
+from sgpipe.runs.state import config_hash
+from stages._stage import working
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -96,7 +96,7 @@ def main(
     compute = read_section(params, "compute", Compute)
     data = read_section(params, "data", Data)
     processes = start(compute)
-    who, store = tower_identity(config), ImageStore(Path(data.root))
+    who, store = tower_identity(config), ImageStore(open_images(data))
     inputs = [canonical / "relations.parquet", canonical / "images.parquet"]
     relations, images = (
         read_table(path, schema) for path, schema in zip(inputs, (RELATIONS, IMAGES), strict=True)
@@ -114,13 +114,7 @@ def main(
     sections = {"graph_encoder": config, "curate": choice, "backbone": backbone, "data": data}
     inputs.append(prompts / "manifest.json")
     state_config = {**plain, "images": store.signature(), "threads": torch.get_num_threads()}
-    digest = fingerprint("stages.graph_encoder", state_config, inputs, Path(), processes.device_kind)
-    recording = (
-        track("graph_encoder", sections, inputs, params, fingerprint=digest)
-        if processes.is_main
-        else nullcontext(StageRun())
-    )
-    with shared_state("graph_encoder", digest, Path(), processes) as state, recording as recorded:
+    with working("graph_encoder", state_config, sections, inputs, params, processes) as (state, recorded):
         whole = partial(check_shard, encoder=config_hash(who))
         run_shards(shards, state, processes, open_maker, "crop", whole)
         if not processes.is_main:
@@ -166,7 +160,7 @@ def main(
         }
         with new_folder(out) as folder:
             save_encoder(folder, encoder, vocabulary, learner.reconstruction)
-            save_module(learner.head, folder / "image_head.safetensors")
+            write_tensors(learner.head.state_dict(), folder / "image_head.safetensors", {"format": "pt"})
         write_metrics(found, metrics, plain)
         recorded.log_metrics(found)
 

@@ -1,7 +1,6 @@
 """What the judges say of the arms' images, and of ground-truth ones for their calibrations."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 
 from sgpipe.backbones.config import Backbone
 from sgpipe.datasets.config import Data
-from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.images import ImageStore, open_images
 from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table, write_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.calibration import ground_truth_figures, questions
@@ -23,9 +22,8 @@ from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, run_shards, shared_state
-from sgpipe.runs.state import fingerprint
-from sgpipe.tracking.run import StageRun, track
+from sgpipe.runs.shards import Make, run_shards
+from stages._stage import working
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -62,7 +60,7 @@ def main(
                 f"that is asked for no more: remove {file.path.parent}, or sample it again"
             )
     work = Work(cases, files, questions(cases), tuple(config.judges))
-    processes, store = start(compute), ImageStore(Path(data.root))
+    processes, store = start(compute), ImageStore(open_images(data))
     shards = work.shards(config.shard_size)
 
     def open_maker() -> Make:
@@ -80,13 +78,7 @@ def main(
         "images": store.signature(),
         "side": backbone.resolution,
     }
-    digest = fingerprint("stages.judge", plain, inputs, Path(), processes.device_kind)
-    recording = (
-        track("judge", {"judge": config}, inputs, params, fingerprint=digest)
-        if processes.is_main
-        else nullcontext(StageRun())
-    )
-    with shared_state("judge", digest, Path(), processes) as state, recording as recorded:
+    with working("judge", plain, {"judge": config}, inputs, params, processes) as (state, recorded):
         run_shards(shards, state, processes, open_maker, "image")
         if processes.is_main:
             said = merge_verdicts(work, shards, state)

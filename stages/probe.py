@@ -1,7 +1,6 @@
 """Relation probes of one layer group, with their controls and the noise-aware probe."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,9 +24,8 @@ from sgpipe.runs.atomic import DIGITS, new_folder, write_json
 from sgpipe.runs.command import run
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import shared_state
-from sgpipe.runs.state import config_hash, fingerprint
-from sgpipe.tracking.run import StageRun, track
+from sgpipe.runs.state import config_hash
+from stages._stage import working
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -76,15 +74,8 @@ def main(
         open_bench, inputs[0], files[0], files[1], prompts, backbone, config, processes.device
     )
     stage, plain = f"probe@{group}", {"probes": to_builtins(config), "group": group}
-    digest = fingerprint(
-        "stages.probe", {**plain, "device": processes.device.type}, inputs, Path(), processes.device_kind
-    )
-    recording = (
-        track(stage, {"probes": config}, inputs, params, fingerprint=digest)
-        if processes.is_main
-        else nullcontext(StageRun())
-    )
-    with shared_state(stage, digest, Path(), processes) as state, recording as recorded:
+    settings = {**plain, "device": processes.device.type}
+    with working(stage, settings, {"probes": config}, inputs, params, processes) as (state, recorded):
         run_units(units(config), state, processes, opener, torch.get_num_threads())
         if processes.is_main:
             with new_folder(out / group) as folder:

@@ -20,9 +20,8 @@ from sgpipe.report import tables
 from sgpipe.report.config import Report
 from sgpipe.report.page import Image, Section, control_figure, headline_figure, render
 from sgpipe.report.panels import file_uri, panels, pick
-from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.atomic import atomic_path, plain
 from sgpipe.runs.command import run
-from sgpipe.runs.undefined import plain
 from sgpipe.tracking.run import track
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

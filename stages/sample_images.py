@@ -1,7 +1,6 @@
 """The images of one arm for the evaluation: every validation triple, seed, prompt and graph."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +24,9 @@ from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, cut, run_shards, shared_state
-from sgpipe.runs.state import config_hash, file_hash, fingerprint
-from sgpipe.tracking.run import StageRun, track
+from sgpipe.runs.shards import Make, cut, run_shards
+from sgpipe.runs.state import config_hash, file_hash
+from stages._stage import working
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -93,13 +92,10 @@ def main(
     del read["adapters"]  # another arm samples nothing anew
     plain = {"evaluate": read, **who}
     stage, inputs = f"sample_images@{name}", [*tables, *([adapter] if adapter else [])]
-    digest = fingerprint("stages.sample_images", plain, inputs, Path(), processes.device_kind)
-    recording = (
-        track(stage, {"evaluate": config, "backbone": backbone}, inputs, params, fingerprint=digest)
-        if processes.is_main
-        else nullcontext(StageRun())
-    )
-    with shared_state(stage, digest, Path(), processes) as state, recording as recorded:
+    with working(stage, plain, {"evaluate": config, "backbone": backbone}, inputs, params, processes) as (
+        state,
+        recorded,
+    ):
         run_shards(shards, state, processes, open_maker, "image")
         if processes.is_main:
             with new_folder(out) as folder:

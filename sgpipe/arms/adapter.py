@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from sgpipe.arms.conditioning import GraphConditioner, read_encoder
 from sgpipe.arms.model import GraphLora
@@ -25,11 +25,11 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.loading import load_plain
 from sgpipe.backbones.source import identity
-from sgpipe.backbones.strict import check_state
+from sgpipe.backbones.strict import check_state, write_tensors
 from sgpipe.errors import ModelError
 from sgpipe.graph_encoder.checkpoints import load_encoder, load_strictly, save_encoder
 from sgpipe.params.load import decode, to_builtins
-from sgpipe.runs.atomic import atomic_path, write_json
+from sgpipe.runs.atomic import write_json
 
 LORA_FILE, TOKENS_FILE, ENCODER, ABOUT = (
     "pytorch_lora_weights.safetensors",
@@ -102,9 +102,11 @@ def save_adapter(
         about = {f"{_PREFIX}.{key}": value for key, value in {
             "r": arm.lora.rank, "lora_alpha": arm.lora.alpha, "target_modules": sorted(modules),
         }.items()}  # fmt: skip
-        _save(folder / LORA_FILE, tensors, {"lora_adapter_metadata": json.dumps(about, sort_keys=True)})
+        write_tensors(
+            tensors, folder / LORA_FILE, {"lora_adapter_metadata": json.dumps(about, sort_keys=True)}
+        )
     if model.conditioner is not None:
-        _save(folder / TOKENS_FILE, model.conditioner.projector(), {"format": "pt"})
+        write_tensors(model.conditioner.projector(), folder / TOKENS_FILE, {"format": "pt"})
         if model.conditioner.encoder is not None:
             (folder / ENCODER).mkdir(exist_ok=True)
             save_encoder(folder / ENCODER, model.conditioner.encoder, model.conditioner.vocabulary)
@@ -123,14 +125,6 @@ def save_adapter(
         folder / ABOUT,
         digits=None,
     )
-
-
-def _save(path: Path, tensors: Mapping[str, torch.Tensor], about: dict[str, str]) -> None:
-    """Write tensors and one entry of metadata, since safetensors writes several in an order that changes."""
-    with atomic_path(path) as temporary:
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-        save_file(plain, temporary, metadata=about)
-    path.chmod(0o644)
 
 
 def read_about(folder: Path) -> dict[str, Any]:

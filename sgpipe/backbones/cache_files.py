@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sgpipe.errors import DataError
@@ -15,16 +14,6 @@ from sgpipe.runs.state import config_hash
 
 MANIFEST = "manifest.json"
 VERSION = 1
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path, encoder: str) -> None:
-    """Write one shard. Raises `OSError` where the disk refuses."""
-    try:
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(whole, path, metadata={"encoder": encoder})
-    except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from error
-    path.chmod(0o644)
 
 
 def open_tensors(path: Path, encoder: str) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ def say_rescaled(stage: str, rescaled: int, read: int) -> None:
     """Tell on stderr how many crops come of resized copies of the annotated images, if any do."""
     if rescaled:
         print(
-            f"{stage}: {rescaled} of {read} crops are of images of another size than image_data.json states; "
+            f"{stage}: {rescaled} of {read} crops are of images of another size than the annotations state; "
             "their boxes were rescaled",
             file=sys.stderr,
         )

@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgpipe.backbones.cache_files import open_tensors, read_manifest, save_tensors, write_manifest
+from sgpipe.backbones.cache_files import open_tensors, read_manifest, write_manifest
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.images import COUNTS, FILTER, CropRejected, Scaling, encode, read_crop
 from sgpipe.backbones.rectified_flow import generator
 from sgpipe.backbones.source import identity
+from sgpipe.backbones.strict import write_tensors
 from sgpipe.datasets.images import Box, LoadImage
 from sgpipe.datasets.tables import LATENT_INDEX, LATENT_REJECTS, read_table, write_table
 from sgpipe.errors import DataError, ModelError
@@ -109,7 +110,7 @@ def latent_maker(
         tensors = {"item": torch.tensor(items, dtype=torch.int64)}
         if items:
             tensors |= {"mean": torch.cat(means), "std": torch.cat(deviations)}
-        save_tensors(tensors, folder / _FILE, encoder)
+        write_tensors(tensors, folder / _FILE, {"encoder": encoder})
         write_table(pa.table(rejects, schema=LATENT_REJECTS), folder / _REJECTS)
         write_json({"rescaled": rescaled}, folder / COUNTS)
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sgpipe.backbones.base import TextCondition, TextEncoders
-from sgpipe.backbones.cache_files import open_tensors, read_manifest, save_tensors, write_manifest
+from sgpipe.backbones.cache_files import open_tensors, read_manifest, write_manifest
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import family_of_backbone
 from sgpipe.backbones.source import identity
+from sgpipe.backbones.strict import write_tensors
 from sgpipe.datasets.tables import PROMPT_INDEX, read_table, write_table
 from sgpipe.errors import DataError
 from sgpipe.runs.shards import Make, Shard, Tick, cut, link
@@ -55,7 +56,7 @@ def prompt_maker(
                 tick(batch.stop - batch.start)
             counts = torch.tensor([len(row) for row in rows], dtype=torch.int64)
             tensors = {"states": torch.cat(rows), "counts": counts}
-        save_tensors(tensors, folder / _FILE, encoder)
+        write_tensors(tensors, folder / _FILE, {"encoder": encoder})
 
     return make
 

@@ -1,16 +1,52 @@
-"""Strict loading of checkpoints: what the libraries warn about (weights missing, unexpected or of another shape) is an error."""
+"""Checkpoints written whole and loaded strictly: what the libraries warn about (weights missing, unexpected or of another shape)
+is an error.
+"""
 
+import errno
 import json
+import os
+import pickle
+import re
+import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sgpipe.errors import ModelError
+from sgpipe.runs.atomic import atomic_path
 
 _SHOWN = 5
+OF_THE_MACHINE: Final = (MemoryError, torch.OutOfMemoryError)
+"""Errors of a loader that say nothing of its file.
+
+Loaders answer foreign bytes with whatever their code meets first. Of damaged files, open_clip 3.3, transformers 5.23, safetensors
+0.8 and torch 2.14 raised `SafetensorError`, `UnpicklingError`, `EOFError`, `struct.error`, `IndexError`, `KeyError`,
+`AttributeError`, `TypeError`, `ValueError`, `StopIteration`, `ZeroDivisionError`, `OSError` and `RuntimeError`. So every other
+`Exception` of a loader is about what it was given.
+"""
+_CUT: Final = "it is empty, cut off or of another format"
+_LONGEST: Final = 300
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically. Raises `OSError` where the disk refuses.
+
+    `about` has one entry of metadata at most, since safetensors writes several in an order that changes.
+    """
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(whole, temporary, metadata=about)
+        except SafetensorError as error:
+            said = re.search(r"os error (\d+)", str(error))
+            number = int(said[1]) if said else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
+        temporary.chmod(0o644)
 
 
 def refuse(problems: Collection[str], source: Path | str, remedy: str) -> None:
@@ -93,3 +129,18 @@ def check_config(path: Path, kind: Any) -> None:
             f"{path}: {', '.join(odd[:_SHOWN])}: unknown to this diffusers' {asked}, which would ignore it; install the version "
             f"that saved the checkpoint ({config.get('_diffusers_version', 'not stated')}), or take the entry out if it is void"
         )
+
+
+def why(error: Exception) -> str:
+    """What a loader's error says of its file, in one line."""
+    said = " ".join(str(error).split())[:_LONGEST]
+    if isinstance(error, SafetensorError):
+        return f"{_CUT}: {said}"
+    if isinstance(error, pickle.UnpicklingError):
+        # torch's text advises to switch its protection off
+        return "it holds Python objects other than tensors, or is no checkpoint"
+    if isinstance(error, EOFError | struct.error | IndexError):
+        return _CUT
+    if isinstance(error, AttributeError | StopIteration):
+        return f"it holds something other than named tensors or the entries of a configuration ({said or type(error).__name__})"
+    return f"{type(error).__name__}: {said}"

@@ -6,19 +6,27 @@ from msgspec import Meta, Struct
 
 
 class Data(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `data`. Where the scene graphs and images are. A folder in Visual Genome's own layout."""
+    """Section `data`. Where the scene graphs and images are, and who reads them."""
+
+    kind: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="visual_genome, or what another package brings by an entry point of the group sgpipe.datasets",
+        ),
+    ] = "visual_genome"
 
     root: Annotated[
         str,
         Meta(
             min_length=1,
-            description="folder with image_data.json, objects.json, relationships.json and the images",
+            description="folder of annotations and images, in the layout of the kind",
         ),
     ] = "data"
     release: Annotated[
         Literal["auto", "v1.4", "v1.2", "v1.0"],
         Meta(
-            description="layout of the JSON files; auto tells them apart by content, a name refuses any other"
+            description="layout of Visual Genome's JSON files; auto tells them apart by content, a name refuses any other"
         ),
     ] = "auto"
 
@@ -63,7 +71,7 @@ class Geometric(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Canonicalize(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `canonicalize`. How Visual Genome's annotations become canonical tables."""
+    """Section `canonicalize`. How annotations become canonical tables."""
 
     splits: Annotated[Splits, Meta(description="train, val and test images")] = Splits()
     geometric: Annotated[Geometric, Meta(description="relations derived from boxes")] = Geometric()

@@ -1,16 +1,13 @@
-"""Images of a data folder in Visual Genome's layout, loose or inside the official archives, with their annotated sizes.
+"""Images of a data set with their annotated sizes.
 
-Boxes are in pixels of the size that image_data.json states. A file of another size is a resized copy where the two aspect ratios
+Boxes are in pixels of the size that the annotations state. A file of another size is a resized copy where the two aspect ratios
 agree, and boxes are then scaled to it; any other file shows something else than was annotated.
 """
 
 import hashlib
 import io
-import lzma
 import struct
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,18 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from sgpipe.datasets.visual_genome.records import ImageRecord, Malformed, decode, id_key
+from sgpipe.datasets.base import VISUAL_GENOME, ImageFiles, brought
+from sgpipe.datasets.config import Data
 from sgpipe.errors import DataError
 from sgpipe.runs.state import config_hash
 
-FOLDERS = ("VG_100K", "VG_100K_2")
-SUFFIXES = (".jpg", ".png")
-ARCHIVES = ("images.zip", "images2.zip")
-ARCHIVE_ERRORS = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, RuntimeError, ValueError, MemoryError
-)  # fmt: skip
-"""What `zipfile` and its decompressors raise for damaged archives, encryption, and methods that it does not know."""
-SIZES = "image_data.json"
 ORIENTATION = 0x0112
 """The EXIF tag that says how a viewer turns the stored pixels."""
 _UPRIGHT = {
@@ -76,7 +66,7 @@ class AnnotatedImage:
         (x, y, w, h), (sx, sy) = box, self.scale
         if not (0 <= x < x + w <= self.size[0] + 1e-3 and 0 <= y < y + h <= self.size[1] + 1e-3):
             raise DataError(
-                f"crop {box} is not inside the image of {self.size[0]} × {self.size[1]} pixels that {SIZES} states; "
+                f"crop {box} is not inside the image of {self.size[0]} × {self.size[1]} pixels that the annotations state; "
                 "run `dvc repro curate`"
             )
         return x * sx, y * sy, min((x + w) * sx, width), min((y + h) * sy, height)
@@ -91,28 +81,35 @@ def same_aspect_ratio(size: tuple[int, int], annotated: tuple[int, int]) -> bool
     return abs(width * h - height * w) < w + h
 
 
+def open_images(data: Data) -> ImageFiles:
+    """The images of the data set that params.yaml names. Raises `ParamsError` for an unknown kind."""
+    if data.kind != VISUAL_GENOME:
+        return brought(data)
+    from sgpipe.datasets.visual_genome.images import VisualGenomeImages
+
+    return VisualGenomeImages(Path(data.root))
+
+
 class ImageStore:
-    """Opens images by id: `VG_100K/<id>.jpg` or `VG_100K_2/<id>.jpg` (or .png) under `root`, else in `images.zip`, `images2.zip`.
+    """Opens images by id. Every process needs a store of its own: `files` may hold archives open."""
 
-    Archives and image_data.json are opened on first use; every process needs a store of its own.
-    """
+    def __init__(self, files: ImageFiles) -> None:
+        self.files = files
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._archives: list[tuple[zipfile.ZipFile, dict[str, str]]] | None = None
-
-    def __contains__(self, image_id: int) -> bool:
-        return self._loose(image_id) is not None or self._packed(image_id) is not None
+    @cached_property
+    def _sizes(self) -> Mapping[int, tuple[int, int]]:
+        return self.files.sizes()
 
     def load(self, image_id: int) -> AnnotatedImage:
         """The image with its annotated size; its EXIF orientation is applied, as viewers and annotation tools do.
 
-        Raises `AspectRatioError` if it cannot be a resized copy of what was annotated, and `DataError` if image_data.json does
-        not name it, or if it is missing or cannot be decoded.
+        Raises `AspectRatioError` if it cannot be a resized copy of what was annotated, and `DataError` if no annotation names it,
+        or if it is missing or cannot be decoded.
         """
+        stated = self.files.sizes_file
         if image_id not in self._sizes:
-            raise DataError(f"{self.root / SIZES}: image {image_id} is not named; `dvc repro curate`")
-        data, source = self._read(image_id)
+            raise DataError(f"{stated}: image {image_id} is not named; `dvc repro curate`")
+        data, source = self.files.read(image_id)
         pixels, stored, orientation = _decode(data, source)
         size, annotated = (pixels.shape[1], pixels.shape[0]), self._sizes[image_id]
         if not same_aspect_ratio(size, annotated):
@@ -120,81 +117,20 @@ class ImageStore:
             if orientation != 1 and same_aspect_ratio(stored, annotated):
                 turned = f" once its EXIF orientation {orientation} is applied; store it upright, with boxes to match"
             raise AspectRatioError(
-                f"{source}: the image is {size[0]} × {size[1]}{turned or ';'} {SIZES} states {annotated[0]} × {annotated[1]}, "
-                "another aspect ratio; get the image again, or correct its entry"
+                f"{source}: the image is {size[0]} × {size[1]}{turned or ';'} {stated.name} states {annotated[0]} × "
+                f"{annotated[1]}, another aspect ratio; get the image again, or correct its entry"
             )
         return AnnotatedImage(pixels, annotated)
 
-    def _read(self, image_id: int) -> tuple[bytes, str]:
-        """The encoded image, and the file's name for messages."""
-        path = self._loose(image_id)
-        if path is not None:
-            return path.read_bytes(), str(path)
-        packed = self._packed(image_id)
-        if packed is None:
-            places = ", ".join([*(f"{folder}/{image_id}.jpg" for folder in FOLDERS), *ARCHIVES])
-            raise DataError(
-                f"{self.root}: image {image_id} is not there (looked for {places}); `sgpipe fetch visual-genome` gets it"
-            )
-        archive, member = packed
-        try:
-            return archive.read(member), f"{archive.filename}: {member}"
-        except ARCHIVE_ERRORS as error:
-            raise DataError(
-                f"{archive.filename}: {member} cannot be read: {error}; get the archive again"
-            ) from error
-
-    @cached_property
-    def _sizes(self) -> dict[int, tuple[int, int]]:
-        """Width and height by image id; of a repeated id the first counts, as in canonicalize."""
-        path = self.root / SIZES
-        key = id_key(path, None)
-        try:
-            records = decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), ImageRecord, key).records
-        except Malformed as error:
-            raise DataError(f"{path}: {error}; the file is damaged, get it again") from None
-        return {getattr(record, key): (record.width, record.height) for record in reversed(records)}
-
     def signature(self) -> str:
-        """A hash that changes with the images: file sizes of loose ones, checksums of packed ones, and the annotated sizes.
+        """A hash that changes with the images and with the annotated sizes.
 
-        Raises `DataError` for an archive or an image_data.json that cannot be read.
+        Raises `DataError` for an archive or a file of sizes that cannot be read.
         """
-        self._packed(0)
-        entries = [f"{SIZES} {config_hash(sorted(self._sizes.items()))}"]
-        entries += [
-            f"{path.parent.name}/{path.name} {path.stat().st_size}"
-            for folder in FOLDERS
-            for path in (self.root / folder).glob("*")
-            if path.suffix in SUFFIXES
+        sizes = f"{self.files.sizes_file.name} {config_hash(sorted(self._sizes.items()))}"
+        return hashlib.sha256("\n".join(sorted([sizes, *self.files.files().values()])).encode()).hexdigest()[
+            :16
         ]
-        for archive, members in self._archives or ():
-            entries += [f"{member} {archive.getinfo(member).CRC}" for member in members.values()]
-        return hashlib.sha256("\n".join(sorted(entries)).encode()).hexdigest()[:16]
-
-    def _loose(self, image_id: int) -> Path | None:
-        paths = (self.root / folder / f"{image_id}{suffix}" for folder in FOLDERS for suffix in SUFFIXES)
-        return next((path for path in paths if path.is_file()), None)
-
-    def _packed(self, image_id: int) -> tuple[zipfile.ZipFile, str] | None:
-        if self._archives is None:
-            self._archives = []
-            for name in ARCHIVES:
-                path = self.root / name
-                if not path.is_file():
-                    continue
-                try:
-                    archive = zipfile.ZipFile(path)
-                except ARCHIVE_ERRORS as error:
-                    raise DataError(f"{path}: not a readable archive: {error}; get it again") from error
-                members = {
-                    Path(member).stem: member
-                    for member in archive.namelist()
-                    if Path(member).suffix in SUFFIXES
-                }
-                self._archives.append((archive, members))
-        found = ((archive, members.get(str(image_id))) for archive, members in self._archives)
-        return next(((archive, member) for archive, member in found if member is not None), None)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from sgpipe.datasets.base import Id, decode_whole
 from sgpipe.datasets.config import Splits
-from sgpipe.datasets.visual_genome.records import Id, decode_whole
 from sgpipe.errors import DataError
 from sgpipe.runs.hashing import fraction
 

@@ -42,6 +42,7 @@ def doctor(
 
     console, root, sections = Console(), params.parent, load_all(params)
     backbone, data = sections["backbone"], root / sections["data"].root
+    placed = replace(sections["data"], root=str(data))
     device, found = sections["compute"].device, machine.gpus()
     try:
         chosen = None if blocks is None else Blocks.parse(blocks)
@@ -69,7 +70,7 @@ def doctor(
     findings = [
         *machine.check_python(root),
         *inputs.check_dvc(root),
-        *inputs.check_data(data, [root / path for path in TRIPLES], pulled),
+        *inputs.check_data(placed, [root / path for path in TRIPLES], pulled),
         *inputs.check_parameters(params, sections),
         *inputs.check_pipeline(backbone),
         *machine.check_disk({"outputs": root / "outputs", "the data": data}),

@@ -1,7 +1,6 @@
 """What a run reads, before it runs: parameters that the stages accept, DVC's files, the data folder, the model's weights."""
 
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,13 +13,12 @@ from sgpipe.backbones.families import family_of, read_layout
 from sgpipe.backbones.loading import check_part
 from sgpipe.backbones.source import check_source, part_configs, snapshot_folder
 from sgpipe.backbones.weights import part_problem, weight_files
-from sgpipe.datasets.images import ARCHIVE_ERRORS, ARCHIVES, FOLDERS, SUFFIXES
+from sgpipe.datasets.base import DataSet
+from sgpipe.datasets.config import Data
 from sgpipe.doctor.findings import Finding, fail, ok, refused, warn
-from sgpipe.errors import DataError, ModelError
+from sgpipe.errors import DataError, ModelError, ParamsError
 from sgpipe.fetch.visual_genome import REJECTS, read_rejects
 from sgpipe.runs.state import beside_cache, user_dir, writable
-
-ANNOTATIONS = ("image_data.json", "objects.json", "relationships.json")
 
 
 def check_parameters(params: Path, sections: Mapping[str, Any]) -> list[Finding]:
@@ -121,35 +119,8 @@ def check_dvc(root: Path) -> list[Finding]:
     return [*_states(beside_cache(root)), remote, *files]
 
 
-def _damage(path: Path) -> str | None:
-    """What a look at both ends of a JSON list shows to be wrong; None where nothing is."""
-    if not path.is_file():
-        return "no such file"
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
-        stream.seek(max(0, size - 64))
-        end = stream.read().rstrip()
-    if not start.startswith(b"["):
-        return f"not a JSON list; it begins with {start[:24]!r}"
-    return None if end.endswith(b"]") else "cut off; it does not end with ]"
-
-
-def _images(root: Path) -> tuple[set[int], list[str]]:
-    """Ids of the images in `root`, loose and zipped, and what is wrong with its archives."""
-    paths = [path for folder in FOLDERS for path in (root / folder).glob("*")]
-    problems: list[str] = []
-    for archive in (root / name for name in ARCHIVES if (root / name).is_file()):
-        try:
-            with zipfile.ZipFile(archive) as opened:
-                paths += map(Path, opened.namelist())
-        except ARCHIVE_ERRORS as error:
-            problems.append(f"{archive}: {error}")
-    return {int(p.stem) for p in paths if p.suffix in SUFFIXES and p.stem.isdecimal()}, problems
-
-
-def _shown_images(root: Path, triples: Path, present: set[int]) -> Finding:
-    """Whether `root` has the images that the table `triples` shows."""
+def _shown_images(data_set: DataSet, triples: Path, present: set[int]) -> Finding:
+    """Whether the data set has the images that the table `triples` shows."""
     from sgpipe.datasets.tables import TRIPLES, read_table
 
     try:
@@ -158,31 +129,38 @@ def _shown_images(root: Path, triples: Path, present: set[int]) -> Finding:
         return fail("data", str(error), "dvc repro curate")
     if not (missing := len(shown - present)):
         return ok("data", f"{triples}: all {len(shown)} images are there")
-    what = f"{triples}: {missing} of {len(shown)} images are not in {root}"
-    return fail("data", what, f"sgpipe fetch visual-genome --root {root} --triples {triples}")
+    what = f"{triples}: {missing} of {len(shown)} images are not in {data_set.root}"
+    return fail("data", what, data_set.remedy(triples))
 
 
-def check_data(root: Path, triples: list[Path], pulled: bool) -> list[Finding]:
-    """The annotation tables, the images, and what an earlier fetch could not get.
+def check_data(data: Data, triples: list[Path], pulled: bool) -> list[Finding]:
+    """The annotation files, the images, and what an earlier fetch could not get.
 
-    `pulled` tells whether a .dvc file tracks `root`, so that the remedy is to pull that and not a download.
+    `pulled` tells whether a .dvc file tracks the folder, so that the remedy is to pull that and not a download.
     """
-    remedy = f"dvc pull {root.name}.dvc" if pulled else f"sgpipe fetch visual-genome --root {root}"
+    from sgpipe.datasets.canonicalize import open_data_set
+
+    try:
+        data_set = open_data_set(data)
+    except ParamsError as error:
+        return [Finding.of(error, "data")]
+    root = data_set.root
+    remedy = f"dvc pull {root.name}.dvc" if pulled else data_set.remedy()
     if not root.is_dir():
         return [fail("data", f"data.root: {root} is not a folder", remedy)]
-    damaged = {path: _damage(path) for path in (root / name for name in ANNOTATIONS)}
-    problems = [f"{path}: {problem}" for path, problem in damaged.items() if problem is not None]
-    findings = []
+    problems, findings = data_set.damage(), list[Finding]()
     if not problems:
-        size = sum(path.stat().st_size for path in damaged)
+        size = sum(path.stat().st_size for path in data_set.annotations() if path.is_file())
         findings.append(ok("data", f"{root}: annotations, {size / 2**20:.1f} MiB"))
-    present, unreadable = _images(root)
-    problems += unreadable
-    if not present:
-        problems.append(f"{root}: no image, neither loose nor zipped")
+    try:
+        present = set(data_set.files())
+        problems += [] if present else [f"{root}: no image, neither loose nor zipped"]
+    except DataError as error:
+        present = set()
+        problems.append(str(error))
     findings += [fail("data", problem, remedy) for problem in problems]
     if present:
-        shown = [_shown_images(root, path, present) for path in triples if path.is_file()]
+        shown = [_shown_images(data_set, path, present) for path in triples if path.is_file()]
         findings += shown or [ok("data", f"{root}: {len(present)} images")]
     return [*findings, *_fetch_rejects(root / REJECTS)]
 

@@ -13,7 +13,7 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.doctor.findings import Finding, fail, ok, refused, warn
 from sgpipe.doctor.memory import GIB, Need
 from sgpipe.doctor.plan import choose, gpu_room, ways
-from sgpipe.runs.code import installed, pinned
+from sgpipe.runs.code import canonical, installed, pinned
 
 LEAST_FREE = 5 * GIB
 """Room for caches, checkpoints and reports of the embedded experiment; less than this ends in a full disk."""
@@ -27,7 +27,7 @@ def check_python(root: Path) -> list[Finding]:
         what = f"{root} is not the project's folder: {error}"
         return [fail("python", what, "run from the repository's folder")]
     names = [re.split(r"[^\w.-]", each, maxsplit=1)[0] for each in project["dependencies"]]
-    found, lock = installed(re.sub(r"[-_.]+", "-", name).lower() for name in names), pinned(root)
+    found, lock = installed(map(canonical, names)), pinned(root)
     absent = [name for name, there in found.items() if there is None]
     other = [
         f"{name} {there} (locked {lock[name]})"

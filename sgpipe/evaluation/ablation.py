@@ -13,7 +13,7 @@ from sgpipe.evaluation.sensitivity import distances
 from sgpipe.evaluation.statistics import Bootstrap, Floats, mcnemar
 from sgpipe.evaluation.summary import QualifiedJudges, Summary, bounds
 from sgpipe.evaluation.verdicts import Condition, Verdicts
-from sgpipe.runs.undefined import plain
+from sgpipe.runs.atomic import defined
 
 PREDECESSOR = {
     "10": {"samples": 10, "mse": 6460.0, "clip_accuracy": 0.60, "margin": 1.01},
@@ -105,7 +105,7 @@ def ablation_figures(
 ) -> dict[str, Any]:
     """Metrics of the ablation: each epoch, and each against the one before it."""
     side = Epochs(verdicts, qualified, runs)
-    return plain(
+    return defined(
         {
             "triples": len(verdicts.cases),
             "seeds": len(verdicts.seeds),
@@ -116,5 +116,6 @@ def ablation_figures(
                 f"{later}-{earlier}": side.compare(later, earlier) for earlier, later in pairwise(epochs)
             },
             "predecessor": PREDECESSOR,
-        }
+        },
+        "ablation",
     )

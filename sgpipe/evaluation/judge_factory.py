@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from sgpipe.backbones.open_clip_models import LOCAL, load_open_clip, open_clip_hash
-from sgpipe.backbones.strict import check_report
-from sgpipe.backbones.unreadable import OF_THE_MACHINE, why
+from sgpipe.backbones.strict import OF_THE_MACHINE, check_report, why
 from sgpipe.errors import ModelError, ParamsError, SgpipeError
 from sgpipe.evaluation.config import BUILT_IN
 from sgpipe.evaluation.config import Judge as Named

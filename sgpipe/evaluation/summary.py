@@ -23,7 +23,7 @@ from sgpipe.evaluation.statistics import (
     triples_needed,
 )
 from sgpipe.evaluation.verdicts import Condition, Verdicts
-from sgpipe.runs.undefined import plain
+from sgpipe.runs.atomic import defined, plain
 
 
 def bounds(name: str, estimate: Estimate) -> dict[str, float]:
@@ -292,4 +292,4 @@ def evaluation_figures(
             if arm != BASE
         },
     }
-    return plain(figures), plain(rows)
+    return defined(figures, "evaluation"), plain(rows)

@@ -16,7 +16,7 @@ from sgpipe.evaluation.statistics import Bootstrap, Floats, of_means
 from sgpipe.evaluation.summary import QualifiedJudges, Summary, bounds
 from sgpipe.evaluation.sweep_samples import CONDITIONS, SweepSamples, sample_rows
 from sgpipe.evaluation.verdicts import Condition, Verdicts
-from sgpipe.runs.undefined import plain
+from sgpipe.runs.atomic import defined
 
 
 @dataclass(frozen=True)
@@ -175,11 +175,12 @@ def sweep_figures(samples: SweepSamples, seeds: Sequence[int] | None = None) -> 
                 "`dvc queue logs NAME` say what became of the others"
             )
     crossed = Crossed(Bootstrap(**samples.facts["statistics"]))
-    return plain(
+    return defined(
         {
             "arms": {arm: _figures(samples, arm, crossed) for arm in samples.arms},
             "triples": len(samples.triples),
             "seeds": len(samples.seeds),
             **{name: samples.facts[name] for name in ("training_seeds", "judge", "experiments")},
-        }
+        },
+        "sweep",
     )

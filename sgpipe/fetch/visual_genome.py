@@ -17,8 +17,8 @@ import requests
 from PIL import Image
 from tqdm import tqdm
 
-from sgpipe.datasets.images import ImageStore
 from sgpipe.datasets.tables import IMAGES, TRIPLES, read_table
+from sgpipe.datasets.visual_genome.images import VisualGenomeImages
 from sgpipe.errors import DataError
 from sgpipe.fetch.catalogue import DIGESTS, IMAGE_FOLDERS, MEAN_IMAGE_BYTES, ROOM
 from sgpipe.fetch.download import Check, FetchError, data_folder, get, part_of, save, size_of
@@ -184,7 +184,7 @@ def fetch_images(
     then the server or the address is at fault.
     """
     with data_folder(root) as hub, ThreadPoolExecutor(connections) as pool:
-        store = ImageStore(root)
+        store = VisualGenomeImages(root)
         loose = [image for image in images if (root / image.name).is_file() or image.image_id not in store]
         _require_space(root, sum(not (root / image.name).is_file() for image in loose) * MEAN_IMAGE_BYTES)
         for name in IMAGE_FOLDERS:

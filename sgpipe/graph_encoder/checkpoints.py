@@ -14,15 +14,15 @@ import msgspec
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sgpipe.backbones.strict import check_state
+from sgpipe.backbones.strict import check_state, write_tensors
 from sgpipe.errors import DataError, ModelError, first_line
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.open_vocabulary import OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.vocabulary import Vocabulary
-from sgpipe.runs.atomic import atomic_path, write_json
+from sgpipe.runs.atomic import write_json
 
 Encoder = Cgip | OpenVocabularyEncoder
 _CONFIGS: Final[dict[str, type[CgipConfig | OpenVocabularyConfig]]] = {
@@ -153,21 +153,14 @@ def save_encoder(
             )
         _check_rows(vocabulary, encoder.config, folder / VOCABULARY, folder / WEIGHTS)
         vocabulary.write(folder / VOCABULARY)
-    save_module(encoder, folder / WEIGHTS)
+    write_tensors(encoder.state_dict(), folder / WEIGHTS, {"format": "pt"})
     if reconstruction is not None:
-        save_module(reconstruction, folder / RECONSTRUCTION)
+        write_tensors(reconstruction.state_dict(), folder / RECONSTRUCTION, {"format": "pt"})
     write_json({"kind": kind, **vars(encoder.config)}, folder / SIZES)
 
 
-def save_module(module: nn.Module, path: Path) -> None:
-    """Write a module's tensors as safetensors, atomically."""
-    with atomic_path(path) as temporary:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-        save_file(tensors, temporary, metadata={"format": "pt"})
-
-
 def load_module(module: nn.Module, path: Path) -> None:
-    """Read what `save_module` wrote into `module`. Raises `ModelError` for a damaged file or one of another module."""
+    """Read a module's written state into `module`. Raises `ModelError` for a damaged file or one of another module."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file; run the stage that writes it")
     try:

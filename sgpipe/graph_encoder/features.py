@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgpipe.backbones.cache_files import open_tensors, save_tensors
+from sgpipe.backbones.cache_files import open_tensors
 from sgpipe.backbones.images import COUNTS, CropRejected, read_crop
+from sgpipe.backbones.strict import write_tensors
 from sgpipe.datasets.images import LoadImage
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.tower import ImageTower
@@ -94,7 +95,9 @@ def feature_maker(
             tick(batch.stop - batch.start)
         tensors = {name: torch.cat(parts) for name, parts in made.items() if parts}
         write_json(counts, folder / COUNTS)
-        save_tensors(tensors or {"item": torch.zeros(0, dtype=torch.int64)}, folder / _FILE, encoder)
+        write_tensors(
+            tensors or {"item": torch.zeros(0, dtype=torch.int64)}, folder / _FILE, {"encoder": encoder}
+        )
 
     return make
 

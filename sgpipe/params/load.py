@@ -4,8 +4,9 @@ import difflib
 import math
 import re
 import warnings
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from ruamel.yaml import YAML
@@ -16,14 +17,43 @@ from ruamel.yaml.nodes import Node
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.check import check
-from sgpipe.params.registry import SECTIONS, section_type
 
 T = TypeVar("T")
+SECTIONS: Final[dict[str, str]] = {
+    "data": "sgpipe.datasets.config:Data",
+    "canonicalize": "sgpipe.datasets.config:Canonicalize",
+    "curate": "sgpipe.graphs.config:Curate",
+    "negatives": "sgpipe.graphs.config:Negatives",
+    "backbone": "sgpipe.backbones.config:Backbone",
+    "cache_prompts": "sgpipe.backbones.config:CachePrompts",
+    "cache_latents": "sgpipe.backbones.config:CacheLatents",
+    "graph_encoder": "sgpipe.graph_encoder.config:GraphEncoder",
+    "maps": "sgpipe.attention_maps.config:Maps",
+    "saliency": "sgpipe.attention_maps.config:Saliency",
+    "saliency_noised": "sgpipe.attention_maps.config:NoisedMaps",
+    "probes": "sgpipe.probes.config:Probes",
+    "graph_tokens": "sgpipe.graph_encoder.config:GraphTokens",
+    "lora": "sgpipe.training.config:Lora",
+    "evaluate": "sgpipe.evaluation.config:Evaluate",
+    "judge": "sgpipe.evaluation.config:JudgeParams",
+    "statistics": "sgpipe.evaluation.config:Statistics",
+    "ablation": "sgpipe.evaluation.config:Ablation",
+    "report": "sgpipe.report.config:Report",
+    "compute": "sgpipe.runs.config:Compute",
+    "tracking": "sgpipe.runs.config:Tracking",
+}
+"""The sections of params.yaml and where each is defined. Named by string, so that a stage imports only what it reads."""
 SHOWN = 100
 """Characters of a refused value that an error shows."""
 UNUSED = "presets/unused/"
 """Paths that begin so name no file, as null does: DVC needs one that exists where a stage may read a file or not."""
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`(?P<path>\$[^`]*)`)?$", re.DOTALL)
+
+
+def section_type(name: str) -> type:
+    """The struct that describes section `name`."""
+    module, _, attribute = SECTIONS[name].partition(":")
+    return getattr(import_module(module), attribute)
 
 
 class _Constructor(SafeConstructor):

@@ -6,8 +6,7 @@ from typing import Any
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.check import check
-from sgpipe.params.load import decode, read_yaml, to_builtins
-from sgpipe.params.registry import SECTIONS, section_type
+from sgpipe.params.load import SECTIONS, decode, read_yaml, section_type, to_builtins
 
 
 def load_all(path: Path) -> dict[str, Any]:

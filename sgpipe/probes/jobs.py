@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sgpipe.backbones.strict import write_tensors
 from sgpipe.errors import DataError, ParamsError, StateError
 from sgpipe.probes.config import Feature, Kind, Probes
 from sgpipe.probes.controls import NAME_EPOCHS, NAME_RATE, NameProbe, NameSource, check_conditions, shuffled
@@ -24,7 +25,6 @@ from sgpipe.probes.fit import Clock, Fitted, fit, predict, scale
 from sgpipe.probes.noise_aware import NoiseAwareProbe, calibrate
 from sgpipe.probes.probe import Probe, ProbeConfig
 from sgpipe.probes.splits import Groups, Split, split
-from sgpipe.probes.store import write_tensors
 from sgpipe.runs.hashing import hashed
 
 ORDER: tuple[Kind, ...] = ("wrn", "cnn", "mlp")

@@ -7,28 +7,15 @@ from typing import Any
 
 import msgspec
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sgpipe.backbones.strict import check_state
-from sgpipe.errors import ModelError, StateError
+from sgpipe.backbones.strict import check_state, write_tensors
+from sgpipe.errors import ModelError
 from sgpipe.probes.probe import Probe, ProbeConfig
-from sgpipe.runs.atomic import atomic_path, write_json
+from sgpipe.runs.atomic import write_json
 
 WEIGHTS, ABOUT = "probe.safetensors", "probe.json"
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write one safetensors file atomically. Raises `StateError` where the disk refuses."""
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        try:
-            save_file(whole, temporary, metadata)
-        except SafetensorError as error:
-            raise StateError(
-                f"{path}: {error}; mend the cause (`df -h`) and run the same command again"
-            ) from error
-        temporary.chmod(0o644)
 
 
 def save_weights(

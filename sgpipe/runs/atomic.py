@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temporary name, fsync, rename."""
+"""Files that are either whole or absent: temporary name, fsync, rename. And what a figure that is undefined becomes in them."""
 
 import fcntl
 import glob
@@ -6,7 +6,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -65,18 +66,34 @@ def new_folder(out: Path) -> Iterator[Path]:
     temporary.rename(out)
 
 
-def _plain(value: Any, where: str, digits: int | None) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item, f"{where}.{key}", digits) for key, item in value.items()}
+def _walked(value: Any, where: str, digits: int | None, undefined: dict[str, float]) -> Any:
+    """Plain values for JSON, floats rounded; a number that is not finite becomes null and an entry of `undefined` by its key."""
+    if isinstance(value, Mapping):
+        return {str(key): _walked(item, f"{where}.{key}", digits, undefined) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{i}]", digits) for i, item in enumerate(value)]
+        return [_walked(item, f"{where}[{i}]", digits, undefined) for i, item in enumerate(value)]
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise DataError(
-                f"{where.lstrip('.')} is {value}: JSON holds finite numbers; leave the key out or use null"
-            )
+            undefined[where.lstrip(".")] = value
+            return None
         return value if digits is None else float(f"{value:.{digits}g}")
     return value
+
+
+def plain(value: Any) -> Any:
+    """`value` with null for numbers that are not finite: figures that are undefined, as a mean over nothing."""
+    return _walked(value, "", None, {})
+
+
+def defined(value: Any, what: object) -> Any:
+    """`plain`, with a warning on stderr that names the undefined figures of `what`, the first ten of them."""
+    undefined: dict[str, float] = {}
+    found = _walked(value, "", None, undefined)
+    if undefined:
+        more = f" and {len(undefined) - 10} more" if len(undefined) > 10 else ""
+        named = ", ".join(list(undefined)[:10])
+        print(f"warning: {what}: undefined, written as null: {named}{more}", file=sys.stderr)
+    return found
 
 
 def write_json(value: Any, path: Path, digits: int | None = None) -> None:
@@ -84,10 +101,12 @@ def write_json(value: Any, path: Path, digits: int | None = None) -> None:
 
     Raises `DataError` naming the key of a number that is not finite.
     """
-    try:
-        plain = _plain(value, "", digits)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    text = json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    undefined: dict[str, float] = {}
+    found = _walked(value, "", digits, undefined)
+    for key, number in undefined.items():
+        raise DataError(
+            f"{path}: {key} is {number}: JSON holds finite numbers; leave the key out or use null"
+        )
+    text = json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -96,7 +96,8 @@ def _path(module: str, root: Path) -> Path | None:
 
 def _named_files(path: Path, strings: frozenset[str]) -> set[Path]:
     """Files in a module's folder whose names stand in it as a string of their own, other modules left out."""
-    return {other for other in path.parent.iterdir() if other.name in strings and other.suffix != ".py"}
+    named = (other for other in path.parent.iterdir() if other.name in strings and other.suffix != ".py")
+    return {other for other in named if other.is_file()}
 
 
 def _plugins(root: Path) -> dict[str, list[str]]:

@@ -62,13 +62,14 @@ class Code:
         return found
 
 
-def _canonical(distribution: str) -> str:
+def canonical(distribution: str) -> str:
+    """A distribution's name as package indices compare it."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 @cache
 def _distributions() -> dict[str, list[str]]:
-    return {name: [_canonical(each) for each in found] for name, found in packages_distributions().items()}
+    return {name: [canonical(each) for each in found] for name, found in packages_distributions().items()}
 
 
 def pinned(root: Path) -> dict[str, str]:
@@ -76,13 +77,13 @@ def pinned(root: Path) -> dict[str, str]:
     path = root / LOCK
     if not path.is_file():
         return {}
-    return {_canonical(name): found for name, found in _PIN.findall(path.read_text(encoding="utf-8"))}
+    return {canonical(name): found for name, found in _PIN.findall(path.read_text(encoding="utf-8"))}
 
 
 def _libraries(foreign: frozenset[str], pins: dict[str, str]) -> dict[str, str]:
     """Pinned versions of the distributions that bring these import names, and of their companions."""
     imported = foreign - sys.stdlib_module_names
-    names = {each for name in imported for each in _distributions().get(name, [_canonical(name)])} - AROUND
+    names = {each for name in imported for each in _distributions().get(name, [canonical(name)])} - AROUND
     pending = list(names)
     while pending:
         beside = [each for each in COMPANIONS.get(pending.pop(), ()) if each in pins and each not in names]

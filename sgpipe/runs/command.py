@@ -1,7 +1,6 @@
 """How a stage is started as a command, and how it writes its metrics."""
 
 import errno
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import typer
 
 from sgpipe.errors import SgpipeError
-from sgpipe.runs.atomic import DIGITS, write_json
+from sgpipe.runs.atomic import DIGITS, defined, write_json
 from sgpipe.runs.code import begin_stage, check_unchanged
 from sgpipe.runs.state import config_hash, die_with_parent
 
@@ -72,24 +71,9 @@ def run(app: typer.Typer) -> None:
     call(lambda: _checked(app))
 
 
-def _defined(value: Any, where: str, undefined: list[str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _defined(item, f"{where}.{key}", undefined) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_defined(item, f"{where}[{i}]", undefined) for i, item in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        undefined.append(where.lstrip("."))
-        return None
-    return value
-
-
 def write_metrics(values: dict[str, Any], path: Path, config: Any) -> None:
     """Write a metrics file: `values` plus `config`, the hash of the resolved configuration (plain values) they come from.
 
     Floats get `DIGITS` significant digits. A figure that is not finite is undefined: it becomes null, with a warning on stderr.
     """
-    undefined: list[str] = []
-    found = _defined(values, "", undefined)
-    if undefined:
-        print(f"warning: {path}: undefined, written as null: {', '.join(undefined)}", file=sys.stderr)
-    write_json({**found, "config": config_hash(config)}, path, DIGITS)
+    write_json({**defined(values, path), "config": config_hash(config)}, path, DIGITS)

@@ -1,4 +1,4 @@
-"""The sections of params.yaml that this package reads: how computations are run."""
+"""The sections of params.yaml that this package reads: how computations are run, and where they are recorded."""
 
 from typing import Annotated, Literal
 
@@ -32,3 +32,10 @@ class Compute(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = False
     threads: Annotated[int, Meta(ge=0, description="CPU threads per process; 0 leaves them to PyTorch")] = 0
+
+
+class Tracking(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `tracking`. Where runs are recorded; a view of the results, so no stage reruns when it changes. MLflow."""
+
+    enabled: Annotated[bool, Meta(description="record stages in MLflow")] = True
+    experiment: Annotated[str, Meta(min_length=1, description="name of the MLflow experiment")] = "sgpipe"

@@ -16,10 +16,10 @@ from filelock import FileLock
 
 from sgpipe.errors import ParamsError, SgpipeError
 from sgpipe.params.load import read_section, read_yaml, to_builtins
+from sgpipe.runs.config import Tracking
 from sgpipe.runs.state import config_hash, file_hash
 from sgpipe.tracking import experiment
 from sgpipe.tracking.alive import Alive
-from sgpipe.tracking.config import Tracking
 from sgpipe.tracking.git import said
 from sgpipe.tracking.store import LOCK_SECONDS, PATIENCE, lock_path, one_line, open_store
 

@@ -23,6 +23,7 @@ from sgpipe.backbones.prompt_cache import (
     prompt_shards,
 )
 from sgpipe.datasets.images import ImageStore
+from sgpipe.datasets.visual_genome.images import VisualGenomeImages
 from sgpipe.errors import DataError
 from sgpipe.runs.processes import Processes
 from sgpipe.runs.shards import cut, run_shards
@@ -130,7 +131,7 @@ def make_latents(backbone, triples: pa.Table, data: Path, state: Path, out: Path
     shards = cut("latents", len(crops), 3)
     for folder in (state, out):
         folder.mkdir(parents=True)
-    vae, store = load_module(backbone, "vae"), ImageStore(data)
+    vae, store = load_module(backbone, "vae"), ImageStore(VisualGenomeImages(data))
     run_shards(
         shards,
         state,
@@ -186,7 +187,11 @@ def test_every_triple_is_kept_or_rejected_with_its_reason(schnell, latents):
 
 def test_latents_come_back_to_float16_and_scaled(schnell, latents, data):
     backbone = backbone_of(schnell)
-    cache, vae, store = LatentCache(latents[0], backbone), load_module(backbone, "vae"), ImageStore(data)
+    cache, vae, store = (
+        LatentCache(latents[0], backbone),
+        load_module(backbone, "vae"),
+        ImageStore(VisualGenomeImages(data)),
+    )
     kept = cache.available(TRIPLES)
     names = kept["triple_id"].to_pylist()[::-1]
     boxes = zip(*(kept[f"crop_{side}"].to_pylist()[::-1] for side in "xywh"), strict=True)

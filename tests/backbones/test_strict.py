@@ -1,6 +1,8 @@
 """Checkpoints are what their class and configuration promise: nothing is completed at random, left out or ignored."""
 
+import errno
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from sgpipe.backbones.families import read_layout
 from sgpipe.backbones.loading import load_module, load_plain
-from sgpipe.backbones.strict import check_report
+from sgpipe.backbones.strict import check_report, write_tensors
 from sgpipe.errors import ModelError
 from sgpipe.evaluation.config import Judge
 from sgpipe.evaluation.judge_factory import open_judge
@@ -187,3 +189,24 @@ def test_an_open_clip_model_that_lacks_weights_or_has_anothers_is_refused(clip: 
     config["model_cfg"]["vision_cfg"]["image_size"] = 32
     (clip / "open_clip_config.json").write_text(json.dumps(config))
     refused(r"visual\.positional_embedding is \(17, 32\), expected \(5, 32\)")
+
+
+def test_tensors_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """The same bytes in any order of the names, readable by all; a disk that refuses is an error of the machine."""
+    tensors = {name: torch.randn(40, 40).T for name in "bac"}
+    for name, given in (("a", tensors), ("b", dict(sorted(tensors.items())))):
+        write_tensors(given, tmp_path / name, {"format": "pt"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+    before, limits = (tmp_path / "a").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/a'") as caught:
+            write_tensors({"x": torch.zeros(4096)}, tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert (tmp_path / "a").read_bytes() == before and sorted(each.name for each in tmp_path.iterdir()) == [
+        "a",
+        "b",
+    ]

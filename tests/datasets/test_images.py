@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from sgpipe.datasets.images import AspectRatioError, ImageStore, same_aspect_ratio
+from sgpipe.datasets.visual_genome.images import VisualGenomeImages
 from sgpipe.errors import DataError
 
 
@@ -35,13 +36,13 @@ def test_loose_and_packed_images(tmp_path: Path) -> None:
         archive.writestr("VG_100K_2/3.png", png((0, 0, 255)))
         archive.writestr("VG_100K_2/1.png", png((0, 255, 0)))
         archive.writestr("VG_100K_2/4.png", b"not a picture")
-    store = ImageStore(tmp_path)
+    store = ImageStore(VisualGenomeImages(tmp_path))
     assert store.load(1).pixels.shape == (4, 6, 3)
     assert store.load(1).pixels.dtype == np.uint8
     assert store.load(1).pixels[0, 0].tolist() == [255, 0, 0]
     assert store.load(2).pixels[0, 0].tolist() == [9, 9, 9]
     assert store.load(3).pixels[0, 0].tolist() == [0, 0, 255]
-    assert [image_id in store for image_id in (1, 3, 5)] == [True, True, False]
+    assert [image_id in VisualGenomeImages(tmp_path) for image_id in (1, 3, 5)] == [True, True, False]
     with pytest.raises(DataError, match=r"image 5 is not there .*sgpipe fetch"):
         store.load(5)
     with pytest.raises(
@@ -54,7 +55,7 @@ def test_a_broken_archive_is_named(tmp_path: Path) -> None:
     sizes(tmp_path, (6, 4))
     (tmp_path / "images.zip").write_bytes(b"PK nonsense")
     with pytest.raises(DataError, match=r"images.zip: not a readable archive"):
-        ImageStore(tmp_path).load(1)
+        ImageStore(VisualGenomeImages(tmp_path)).load(1)
 
 
 def test_any_resized_copy_has_the_aspect_ratio_and_another_crop_has_not() -> None:
@@ -75,7 +76,7 @@ def test_boxes_are_rescaled_to_copies_of_the_same_aspect_ratio_alone(tmp_path: P
     for number, (width, height) in enumerate([(80, 40), (64, 32), (160, 80), (64, 48)], 1):
         Image.new("RGB", (width, height)).save(tmp_path / f"VG_100K/{number}.png")
     sizes(tmp_path, *[(80, 40)] * 4, key=key)
-    store = ImageStore(tmp_path)
+    store = ImageStore(VisualGenomeImages(tmp_path))
     box = (40.0, 10.0, 40.0, 30.0)
     assert [store.load(n).rescaled for n in (1, 2, 3)] == [False, True, True]
     assert store.load(1).region(box) == (40, 10, 80, 40)
@@ -101,20 +102,20 @@ def test_an_image_is_taken_as_a_viewer_shows_it(tmp_path: Path) -> None:
     for number in (1, 2):
         Image.fromarray(pixels).save(tmp_path / f"VG_100K/{number}.png", exif=exif)
     sizes(tmp_path, (40, 60), (60, 40))
-    shown = ImageStore(tmp_path).load(1).pixels
+    shown = ImageStore(VisualGenomeImages(tmp_path)).load(1).pixels
     assert shown.shape == (6, 4, 3) and shown[0, 3].tolist() == [255] * 3 and shown.sum() == 3 * 255
     with pytest.raises(
         AspectRatioError, match=r"is 4 × 6 once its EXIF orientation 6 is applied.*states 60 × 40"
     ):
-        ImageStore(tmp_path).load(2)
+        ImageStore(VisualGenomeImages(tmp_path)).load(2)
 
 
 def test_the_signature_knows_the_annotated_sizes(tmp_path: Path) -> None:
     sizes(tmp_path, (6, 4))
-    before = ImageStore(tmp_path).signature()
-    assert ImageStore(tmp_path).signature() == before
+    before = ImageStore(VisualGenomeImages(tmp_path)).signature()
+    assert ImageStore(VisualGenomeImages(tmp_path)).signature() == before
     sizes(tmp_path, (12, 8))
-    assert ImageStore(tmp_path).signature() != before
+    assert ImageStore(VisualGenomeImages(tmp_path)).signature() != before
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_damage_anywhere_in_an_archive_is_one_line_about_a_member_or_the_archive
     for at in range(0, len(whole), 3):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
-            store = ImageStore(tmp_path)
+            store = ImageStore(VisualGenomeImages(tmp_path))
             assert np.array_equal(store.load(2).pixels, noise) or at >= second
             store.load(1)
         except DataError as error:
@@ -161,7 +162,8 @@ def test_orientations_are_those_of_the_standard_and_a_damaged_exif_block_costs_n
         Image.fromarray(pixels).save(tmp_path / f"VG_100K/{number}.png", exif=exif)
         with Image.open(tmp_path / f"VG_100K/{number}.png") as image:
             assert np.array_equal(
-                ImageStore(tmp_path).load(number).pixels, np.asarray(ImageOps.exif_transpose(image))
+                ImageStore(VisualGenomeImages(tmp_path)).load(number).pixels,
+                np.asarray(ImageOps.exif_transpose(image)),
             )
     exif = Image.Exif()
     exif[0x0112], exif[0x0100] = 6, 6
@@ -173,5 +175,5 @@ def test_orientations_are_those_of_the_standard_and_a_damaged_exif_block_costs_n
     Image.fromarray(pixels).save(
         tmp_path / "VG_100K/10.jpg", "WEBP", exif=block.replace(b"MM\0*", b"MX\0*"), lossless=True
     )
-    assert np.array_equal(ImageStore(tmp_path).load(9).pixels, np.rot90(pixels, -1))
-    assert np.array_equal(ImageStore(tmp_path).load(10).pixels, pixels)
+    assert np.array_equal(ImageStore(VisualGenomeImages(tmp_path)).load(9).pixels, np.rot90(pixels, -1))
+    assert np.array_equal(ImageStore(VisualGenomeImages(tmp_path)).load(10).pixels, pixels)

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from sgpipe.datasets.canonicalize import canonicalize
 from sgpipe.datasets.config import Canonicalize, Splits
-from sgpipe.datasets.visual_genome.canonicalize import canonicalize
+from sgpipe.datasets.visual_genome.data_set import VisualGenome
 from sgpipe.relations.aliases import UNKNOWN, PredicateMap
 
 RELEASES = {"v1_4": "v1.4", "v1_2": "v1.2", "v1_0": "v1.0"}
@@ -39,7 +40,7 @@ def real(
             if path.exists():
                 shutil.copyfile(path, root / name)
         params = Canonicalize(splits=Splits(file=str(reference_dir / "data/splits/vg_splits.json")))
-        found[folder] = (root, out, canonicalize(root, out, params))
+        found[folder] = (root, out, canonicalize(VisualGenome(root), out, params))
     return found
 
 

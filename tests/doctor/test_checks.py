@@ -20,11 +20,12 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import read_layout
 from sgpipe.backbones.loading import load_module, load_plain
 from sgpipe.backbones.weights import tensors
+from sgpipe.datasets.config import Data
 from sgpipe.datasets.tables import TRIPLES, write_table
-from sgpipe.doctor import machine
+from sgpipe.doctor import inputs, machine
 from sgpipe.doctor.cli import doctor
 from sgpipe.doctor.findings import Finding, Level
-from sgpipe.doctor.inputs import check_data, check_dvc, check_parameters, check_pipeline
+from sgpipe.doctor.inputs import check_dvc, check_parameters, check_pipeline
 from sgpipe.doctor.memory import GIB
 from sgpipe.errors import ModelError, ParamsError, SgpipeError
 from sgpipe.fetch.visual_genome import REJECTS
@@ -48,6 +49,10 @@ def failures(findings: list[Finding]) -> str:
     bad = [finding for finding in findings if finding.level is not Level.OK]
     assert all(finding.remedy for finding in bad)
     return "\n".join(f"{finding.what} -> {finding.remedy}" for finding in bad)
+
+
+def check_data(root: Path, triples: list[Path], pulled: bool, kind: str = "visual_genome") -> list[Finding]:
+    return inputs.check_data(Data(kind, str(root)), triples, pulled)
 
 
 @pytest.fixture
@@ -92,6 +97,7 @@ def test_what_a_data_folder_lacks(data, tmp_path):
         "HTTP 404",
     ):
         assert words in text
+    (data / "images.zip").unlink()
     shutil.rmtree(data / "VG_100K")
     assert "no image, neither loose nor zipped" in failures(check_data(data, [], False))
 
@@ -103,6 +109,11 @@ def test_what_a_data_folder_lacks(data, tmp_path):
 def test_a_damaged_list_of_rejects_is_a_finding(data: Path, text: str) -> None:
     (data / REJECTS).write_text(text)
     assert f"{data / REJECTS}: not what `sgpipe fetch` wrote" in failures(check_data(data, [], False))
+
+
+def test_an_unknown_kind_of_data_set_is_a_finding(data: Path) -> None:
+    text = failures(check_data(data, [], False, "coco"))
+    assert "data.kind: got 'coco'; valid: visual_genome" in text
 
 
 def test_whole_pipeline(pipeline):

@@ -1,9 +1,12 @@
-"""Validation triples of the drawn world with ground-truth images, and judges whose verdicts are known."""
+"""Validation triples of the drawn world with ground-truth images, judges whose verdicts are known, and judges' folders."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sgpipe.evaluation.judges import Scores
 from sgpipe.evaluation.samples import Pixels
@@ -11,6 +14,8 @@ from sgpipe.evaluation.sampling_plan import EvaluationTriple, Triple
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import DIRECTIONAL
+from sgworld.contrast import Tower, build_clip, save_local
+from sgworld.language import clip_tokenizer
 
 PAIRS = (("dog", "cat"), ("apple", "horse"), ("cup", "bird"), ("car", "person"))
 PREDICATES = ("left of", "right of", "above", "below", "riding")
@@ -126,3 +131,47 @@ class FakeGenerator:
 @pytest.fixture(scope="session")
 def written(cases: list[EvaluationTriple]) -> Written:
     return Written([triple for case in cases for triple in (case.positive, case.negative)])
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An open_clip folder of random weights."""
+    folder = tmp_path_factory.mktemp("clip")
+    tower = Tower(width=32, layers=1, patch=16, embed=16)
+    save_local(build_clip(tower, 0), tower, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OWLv2 folder of random weights with its processor; OWLv2 takes a text that begins with token 0 for none."""
+    from transformers import (
+        CLIPTokenizer,
+        Owlv2Config,
+        Owlv2ForObjectDetection,
+        Owlv2ImageProcessor,
+        Owlv2Processor,
+    )
+
+    folder = tmp_path_factory.mktemp("owl")
+    learned = json.loads(clip_tokenizer(["a photo of a dog a cat"]).backend_tokenizer.to_str())["model"]
+    vocabulary = {token: len(learned["vocab"]) - 1 - place for token, place in learned["vocab"].items()}
+    merges = [tuple(merge) for merge in learned["merges"]]
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
+    config = Owlv2Config(
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "max_position_embeddings": 16,
+            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0,
+        },
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
+            "patch_size": 8,
+        },
+        projection_dim=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Owlv2ForObjectDetection(config).save_pretrained(folder)
+    processor = Owlv2ImageProcessor(size={"height": 32, "width": 32})
+    Owlv2Processor(image_processor=processor, tokenizer=tokenizer).save_pretrained(folder)
+    return folder

@@ -1,8 +1,6 @@
 """Judges by kind: open_clip against its own arithmetic, detectors on tiny random weights, the exact one on drawn images."""
 
-import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,20 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from sgpipe.errors import ModelError, ParamsError
-from sgpipe.evaluation.config import Judge, JudgeParams
+from sgpipe.evaluation.config import Judge
 from sgpipe.evaluation.detectors import ZeroShotFinder
 from sgpipe.evaluation.judge_factory import PLUGINS, judge_identity, open_judge
 from sgpipe.evaluation.judges import BoxJudge
 from sgpipe.evaluation.samples import Pixels
-from sgpipe.params.load import decode
 from sgpipe.relations.boxes import RULES, Box
 from sgpipe.relations.predicates import relational_prompt
-from sgworld.contrast import Tower, build_clip, save_local
 from sgworld.judge import ExactDetector
-from sgworld.language import clip_tokenizer
 from sgworld.scenes import pair_scene, render
 
 CPU = torch.device("cpu")
@@ -66,14 +60,6 @@ def test_the_exact_detector_tells_roles_of_drawn_pictures() -> None:
     assert set(boxes) == {"dog"}
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    tower = Tower(width=32, layers=1, patch=16, embed=16)
-    save_local(build_clip(tower, 0), tower, folder)
-    return folder
-
-
 def test_an_open_clip_judge_is_scaled_cosine(clip: Path) -> None:
     import open_clip
 
@@ -105,41 +91,6 @@ def test_identity_follows_the_weights(clip: Path, tmp_path: Path) -> None:
     assert judge_identity("a", named) == before
     with pytest.raises(ModelError, match="no such folder"):
         judge_identity("a", Judge(kind="open_clip", model=f"local-dir:{tmp_path / 'none'}"))
-
-
-@pytest.fixture(scope="module")
-def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An OWLv2 folder of random weights with its processor; OWLv2 takes a text that begins with token 0 for none."""
-    from transformers import (
-        CLIPTokenizer,
-        Owlv2Config,
-        Owlv2ForObjectDetection,
-        Owlv2ImageProcessor,
-        Owlv2Processor,
-    )
-
-    folder = tmp_path_factory.mktemp("owl")
-    learned = json.loads(clip_tokenizer(["a photo of a dog a cat"]).backend_tokenizer.to_str())["model"]
-    vocabulary = {token: len(learned["vocab"]) - 1 - place for token, place in learned["vocab"].items()}
-    merges = [tuple(merge) for merge in learned["merges"]]
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
-    config = Owlv2Config(
-        text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "max_position_embeddings": 16,
-            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0,
-        },
-        vision_config={
-            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
-            "patch_size": 8,
-        },
-        projection_dim=16,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    Owlv2ForObjectDetection(config).save_pretrained(folder)
-    processor = Owlv2ImageProcessor(size={"height": 32, "width": 32})
-    Owlv2Processor(image_processor=processor, tokenizer=tokenizer).save_pretrained(folder)
-    return folder
 
 
 def test_a_zero_shot_detector_finds_boxes_by_name(owl: Path) -> None:
@@ -248,20 +199,6 @@ def test_owl_is_asked_for_names_and_boxes_are_joined_by_their_place(
     }
 
 
-def test_a_judge_without_weights_is_refused(tmp_path: Path, clip: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "owlv2"}))
-    for named in (
-        Judge(kind="zero_shot_detector", model=str(tmp_path)),
-        Judge(
-            kind="open_clip",
-            model="no-such-architecture",
-            pretrained=str(clip / "open_clip_model.safetensors"),
-        ),
-    ):
-        with pytest.raises(ModelError, match=r"judge\.judges\.a: .* cannot be loaded"):
-            open_judge("a", named, CPU)
-
-
 def test_a_judge_comes_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any installed package can bring a judge; a kind that none brings is refused with the kinds that are there."""
     assert isinstance(open_judge("exact", Judge(kind="sgworld"), CPU), BoxJudge)
@@ -278,140 +215,3 @@ def test_a_judge_comes_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def blind_judge(device: torch.device) -> BoxJudge:
     return BoxJudge(lambda images, names: [{} for _ in images], {})
-
-
-def cut_off(path: Path, size: int) -> None:
-    path.write_bytes(path.read_bytes()[:size])
-
-
-@pytest.mark.parametrize(
-    ("file", "damage", "says"),
-    [
-        ("open_clip_model.safetensors", lambda path: cut_off(path, 0), "empty, cut off"),
-        ("open_clip_model.safetensors", lambda path: cut_off(path, 40), "empty, cut off"),
-        (
-            "open_clip_model.safetensors",
-            lambda path: cut_off(path, path.stat().st_size // 2),
-            "empty, cut off",
-        ),
-        ("open_clip_model.safetensors", lambda path: path.write_text("<html>" * 50), "empty, cut off"),
-        ("open_clip_config.json", lambda path: cut_off(path, 20), "Could not load valid config"),
-        ("open_clip_config.json", lambda path: path.write_text('{"model_cfg": 3}'), "cannot be loaded"),
-    ],
-)
-def test_a_damaged_open_clip_folder_is_named_in_one_line(
-    clip: Path, tmp_path: Path, file: str, damage: Callable[[Path], object], says: str
-) -> None:
-    folder = tmp_path / "clip"
-    shutil.copytree(clip, folder)
-    damage(folder / file)
-    with pytest.raises(ModelError, match=says) as raised:
-        open_judge("a", Judge(kind="open_clip", model=f"local-dir:{folder}"), CPU)
-    assert str(folder) in str(raised.value) and "expected: open_clip's" in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-class Foreign:
-    """An object that a checkpoint of tensors does not hold."""
-
-
-@pytest.fixture(scope="module")
-def architecture(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The name under which open_clip knows the architecture of `clip`."""
-    import open_clip
-
-    config = json.loads((clip / "open_clip_config.json").read_text())["model_cfg"]
-    path = tmp_path_factory.mktemp("configs") / "tiny-for-damage.json"
-    path.write_text(
-        json.dumps({**config, "text_cfg": {k: v for k, v in config["text_cfg"].items() if "hf_" not in k}})
-    )
-    open_clip.add_model_config(path)
-    return path.stem
-
-
-@pytest.mark.parametrize(
-    ("make", "says"),
-    [
-        (lambda path, state: path.write_bytes(b""), "empty, cut off"),
-        (lambda path, state: path.write_bytes(b"\x80"), "empty, cut off"),
-        (lambda path, state: (torch.save(state, path), cut_off(path, path.stat().st_size // 2)), "RuntimeError: Pytorch"),
-        (
-            lambda path, state: (torch.save(state, path, _use_new_zipfile_serialization=False), cut_off(path, 30)),
-            "empty, cut off",
-        ),
-        (lambda path, state: path.write_text("<html>" * 50), "or is no checkpoint"),
-        (lambda path, state: torch.save({"state_dict": state, "args": Foreign()}, path), "objects other than tensors"),
-        (lambda path, state: torch.save([1, 2], path), "other than named tensors"),
-        (lambda path, state: torch.save(dict.fromkeys(state, 1), path), "other than named tensors"),
-        (lambda path, state: torch.save({}, path), "other than named tensors"),
-        (lambda path, state: torch.save({f"{k}x": v for k, v in state.items()}, path), "Missing key"),
-        (lambda path, state: torch.save(dict(list(state.items())[1:]), path), "Missing key"),
-        (lambda path, state: path.mkdir(), "not a known tag or valid file path"),
-        (lambda path, state: None, "no such file"),
-    ],
-)  # fmt: skip
-def test_a_damaged_checkpoint_is_named_in_one_line(
-    clip: Path, architecture: str, tmp_path: Path, make: Callable[[Path, dict[str, Any]], object], says: str
-) -> None:
-    """Whatever torch or open_clip raise of it; torch's advice to switch its protection off is not passed on."""
-    path = tmp_path / "checkpoint.pt"
-    make(path, load_file(clip / "open_clip_model.safetensors"))
-    with pytest.raises(ModelError, match=says) as raised:
-        open_judge("a", Judge(kind="open_clip", model=architecture, pretrained=str(path)), CPU)
-    message = str(raised.value)
-    assert message.startswith(f"judge.judges.a: {architecture} with {path} cannot be loaded (")
-    assert "\n" not in message and "weights_only" not in message
-
-
-@pytest.mark.parametrize(
-    ("file", "damage", "says"),
-    [
-        ("model.safetensors", lambda path: cut_off(path, path.stat().st_size // 2), "empty, cut off"),
-        ("config.json", lambda path: path.write_text(path.read_text().replace('heads": 2', 'heads": 0')), "ZeroDivision"),
-        ("config.json", lambda path: path.write_text('{"model_type": "bert"}'), "Unrecognized configuration"),
-        ("tokenizer_config.json", lambda path: path.write_text("[]"), "entries of a configuration"),
-        ("processor_config.json", lambda path: path.write_bytes(b"\xff\xfe"), "UnicodeDecodeError"),
-    ],
-)  # fmt: skip
-def test_a_damaged_detector_is_named_in_one_line(
-    owl: Path, tmp_path: Path, file: str, damage: Callable[[Path], object], says: str
-) -> None:
-    folder = tmp_path / "owl"
-    shutil.copytree(owl, folder)
-    damage(folder / file)
-    with pytest.raises(ModelError, match=says) as raised:
-        open_judge("a", Judge(kind="zero_shot_detector", model=str(folder)), CPU)
-    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
-
-
-def test_a_machine_without_memory_is_no_fault_of_the_checkpoint(
-    clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("none left")
-
-    monkeypatch.setattr("sgpipe.evaluation.judge_factory._contrastive", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        open_judge("a", Judge(kind="open_clip", model=f"local-dir:{clip}"), CPU)
-
-
-@pytest.mark.parametrize(
-    ("raw", "says"),
-    [
-        ({"kind": "sgworld", "model": "x"}, "takes no model"),
-        ({"kind": "open_clip"}, "takes a model"),
-        ({"kind": "open_clip", "model": "ViT-B-32"}, "needs a tag or a checkpoint path"),
-        ({"kind": "zero_shot_detector", "model": "x", "pretrained": "y"}, "only kind open_clip takes one"),
-    ],
-)
-def test_params_refuse(raw: dict[str, Any], says: str) -> None:
-    with pytest.raises(ParamsError, match=says):
-        decode("judge", {"judges": {"a": raw}, "headline": "a"}, JudgeParams, "params.yaml")
-
-
-def test_params_refuse_names() -> None:
-    exact = {"kind": "sgworld"}
-    with pytest.raises(ParamsError, match="headline: got 'b'; valid: a"):
-        decode("judge", {"judges": {"a": exact}, "headline": "b"}, JudgeParams, "params.yaml")
-    with pytest.raises(ParamsError, match=r"got the name 'a\.b'"):
-        decode("judge", {"judges": {"a.b": exact}, "headline": "a.b"}, JudgeParams, "params.yaml")

@@ -20,9 +20,10 @@ import stages.judge
 import stages.report
 import stages.sample_images
 from sgpipe.cli import app
-from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table
+from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table, write_table
 from sgpipe.errors import DataError, ModelError, ParamsError
 from sgpipe.evaluation.calibration import questions
+from sgpipe.evaluation.samples import CALIBRATION
 from sgpipe.evaluation.sampling_plan import read_evaluation_triples
 from sgpipe.report.panels import sample_sheet
 from tests.evaluation.drawn import DrawnGenerator, write_repository, write_training
@@ -109,8 +110,9 @@ def test_killed_while_drawing_or_judging_the_bytes_are_the_same(
     assert {path: path.read_bytes() for path in judged} == judged
 
 
-def test_figures_and_page_of_arms_drawn_by_rule(root: Path) -> None:
+def test_figures_and_page_of_arms_drawn_by_rule(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     judge_all()
+    assert "judges.exact.ground_truth_accuracy" not in capsys.readouterr().err
     found = json.loads(Path("metrics/evaluation.json").read_text())
     exact = found["judges"]["exact"]
     assert exact["ground_truth_accuracy"] >= 0.98 and exact["refused"] == [] and exact["order_bias"] == 0.0
@@ -126,6 +128,18 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path) -> None:
     before = Path("metrics/evaluation.json").read_bytes()
     call(stages.evaluate.main)
     assert Path("metrics/evaluation.json").read_bytes() == before
+
+    path = Path("outputs/judged/calibration.parquet")
+    whole, asked = path.read_bytes(), read_table(path, CALIBRATION)
+    write_table(asked.filter(pc.not_equal(asked["question"], "own")), path)
+    call(stages.evaluate.main)
+    said = capsys.readouterr().err
+    assert (
+        "warning: evaluation: undefined, written as null: " in said
+        and "judges.exact.ground_truth_accuracy" in said
+    )
+    path.write_bytes(whole)
+    call(stages.evaluate.main)
 
     call(stages.report.main)
     page = Path("outputs/report/index.html").read_text()

@@ -35,8 +35,7 @@ from sgpipe.report import tables
 from sgpipe.report.page import headline_figure
 from sgpipe.report.readme import headline_table
 from sgpipe.report.sweep import sweep_table
-from sgpipe.runs.atomic import write_json
-from sgpipe.runs.undefined import plain
+from sgpipe.runs.atomic import plain, write_json
 from tests.evaluation.conftest import Blind, FakeGenerator, Oracle, Written
 
 DRAW = {"neutral": ("positive", "negative", "empty", "shuffled"), "relational": ("positive", "negative")}
@@ -223,7 +222,9 @@ def test_classes_better_than_base_are_won(world: tuple, cases: list[EvaluationTr
 def test_a_refused_class_has_no_figure(world: tuple) -> None:
     verdicts, qualified, files, _ = world
     blind = JudgeParams(judges=JUDGES.judges, headline="blind")
-    found, rows = evaluation_figures(verdicts, QualifiedJudges.of(blind, qualified.asked, STATISTICS), files)
+    found, rows = evaluation_figures(
+        verdicts, QualifiedJudges.of(blind, qualified.answers, STATISTICS), files
+    )
     refused = [row for row in rows if not row["used"]]
     assert refused and all("accuracy" not in row for row in refused)
     assert found["arms"]["graph"]["neutral"]["positive"]["direction_accuracy_images"] < 48
@@ -309,12 +310,19 @@ def test_an_arm_without_a_decided_image_has_dashes(
     assert any("–" in cell for line in page[0].rows for cell in line)
 
 
-def test_a_judge_that_was_shown_no_ground_truth_of_its_own_has_dashes(world: tuple, tmp_path: Path) -> None:
+def test_a_judge_that_was_shown_no_ground_truth_of_its_own_has_dashes(
+    world: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     verdicts, qualified, files, _ = world
     asked = qualified.answers.filter(
-        pa.array([kind != "own" for kind in qualified.asked["question"].to_pylist()])
+        pa.array([kind != "own" for kind in qualified.answers["question"].to_pylist()])
     )
+    capsys.readouterr()
     found, _ = evaluation_figures(verdicts, QualifiedJudges.of(JUDGES, asked, STATISTICS), files)
+    assert (
+        "warning: evaluation: undefined, written as null: judges.oracle.ground_truth_accuracy"
+        in capsys.readouterr().err
+    )
     assert (
         found["judges"]["oracle"]["ground_truth_accuracy"] is None
         and found["judges"]["oracle"]["classes_used"] == 0

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from sgpipe.cli import app
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
-from sgpipe.params.load import decode, parse_yaml, read_section, to_builtins
-from sgpipe.params.registry import SECTIONS, section_type
+from sgpipe.params.load import SECTIONS, decode, parse_yaml, read_section, section_type, to_builtins
 from sgpipe.params.show import load_all, resolved
 from sgpipe.runs.config import Compute
 

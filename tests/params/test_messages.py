@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sgpipe.params.registry import SECTIONS, section_type
+from sgpipe.params.load import SECTIONS, section_type
 
 KNOB = re.compile(rf"(?<![\w./@])({'|'.join(SECTIONS)})\.([a-z_]+)(?:\.([a-z_]+))?(?![\w./])")
 

@@ -8,9 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli import app
-from sgpipe.params.load import to_builtins
+from sgpipe.params.load import SECTIONS, to_builtins
 from sgpipe.params.reference import reference
-from sgpipe.params.registry import SECTIONS
 from sgpipe.params.show import load_all
 
 CELL = re.compile(r"(?<!\\)\|")

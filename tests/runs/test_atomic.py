@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import DataError
-from sgpipe.runs.atomic import DIGITS, atomic_path, write_json
+from sgpipe.runs.atomic import DIGITS, atomic_path, defined, write_json
 from sgpipe.runs.command import write_metrics
 from sgpipe.runs.state import config_hash
 
@@ -97,3 +97,8 @@ def test_an_undefined_figure_is_null_and_said(tmp_path: Path, capsys: pytest.Cap
     assert (
         capsys.readouterr().err == f"warning: {tmp_path / 'm.json'}: undefined, written as null: a.b[1], c\n"
     )
+
+
+def test_of_many_undefined_figures_ten_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert defined({n: float("nan") for n in range(12)}, "evaluation") == dict.fromkeys(map(str, range(12)))
+    assert capsys.readouterr().err.endswith("written as null: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more\n")

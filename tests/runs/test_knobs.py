@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from sgpipe.params import registry
+from sgpipe.params import load
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = f"""[mypy]
@@ -62,7 +62,7 @@ def test_every_knob_is_read_by_code_that_has_its_section(tmp_path: Path) -> None
         "from sgpipe.evaluation.config import Evaluate\n\n\ndef f(config: Evaluate) -> int:\n    return config.steps\n"
     )
     reads = attribute_reads(tmp_path)
-    kinds = set().union(*(structs(registry.section_type(name)) for name in registry.SECTIONS))
+    kinds = set().union(*(structs(load.section_type(name)) for name in load.SECTIONS))
     assert len(kinds) > 30
     knobs = {
         f"{kind.__name__}.{field}"
@@ -71,8 +71,8 @@ def test_every_knob_is_read_by_code_that_has_its_section(tmp_path: Path) -> None
         for field in kind.__struct_fields__
     }
     reads |= {
-        f"{registry.section_type(section).__name__}.{knob}"
+        f"{load.section_type(section).__name__}.{knob}"
         for section, knob in re.findall(r"\$\{(\w+)\.(\w+)\}", (ROOT / "dvc.yaml").read_text())
-        if section in registry.SECTIONS
+        if section in load.SECTIONS
     }
     assert {*knobs, "Negatives.steps"} - reads == {"Negatives.steps"}

@@ -8,9 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from sgpipe.datasets.canonicalize import canonicalize
 from sgpipe.datasets.config import Canonicalize
 from sgpipe.datasets.images import ImageStore
-from sgpipe.datasets.visual_genome.canonicalize import canonicalize
+from sgpipe.datasets.visual_genome.data_set import VisualGenome
+from sgpipe.datasets.visual_genome.images import VisualGenomeImages
 from sgpipe.errors import DataError
 from sgpipe.relations.aliases import PredicateMap
 from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
@@ -170,7 +172,7 @@ def test_dirty_predicates_lead_back_to_their_class() -> None:
 def test_the_data_set_says_what_its_pictures_show(tmp_path: Path) -> None:
     """Through canonicalize: every drawn relation is kept once, and nothing else; each image is the scene's picture."""
     write_visual_genome(tmp_path / "data", 80, 3)
-    metrics = canonicalize(tmp_path / "data", tmp_path / "out", Canonicalize(), workers=1)
+    metrics = canonicalize(VisualGenome(tmp_path / "data"), tmp_path / "out", Canonicalize(), workers=1)
     drawn, scenes = Counter(), {}
     for index in range(80):
         scene = compose(np.random.default_rng((3, 7, index)))
@@ -186,7 +188,7 @@ def test_the_data_set_says_what_its_pictures_show(tmp_path: Path) -> None:
     symmetric |= {(i, o, INVERSE[p], s): (i, s, p, o) for i, s, p, o in drawn if p in INVERSE}
     assert set(map(symmetric.get, kept)) == set(drawn)
     assert metrics["kept"] == sum(kept.values()) and metrics["rejected"] > 0
-    store = ImageStore(tmp_path / "data")
+    store = ImageStore(VisualGenomeImages(tmp_path / "data"))
     error = np.abs(store.load(7).pixels.astype(int) - render(scenes[7]).astype(int)).mean()
     assert error < 2.0
 

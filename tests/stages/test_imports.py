@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from sgpipe.cli import app
-from sgpipe.params.registry import SECTIONS
+from sgpipe.params.load import SECTIONS
 from sgpipe.runs.closure import VIEWS, import_closure
 from sgpipe.runs.code import stage_modules
 from tests.stages.test_caches import set_params

@@ -13,10 +13,10 @@ STAGE = """
 import json, sys
 from pathlib import Path
 import msgspec, yaml
-from sgpipe.params import registry
+from sgpipe.params import load
 class Toy(msgspec.Struct):
     rate: float
-registry.SECTIONS["toy"] = "__main__:Toy"
+load.SECTIONS["toy"] = "__main__:Toy"
 from sgpipe.tracking.run import track
 rate = yaml.safe_load(Path("params.yaml").read_text())["toy"]["rate"]
 with track("toy", {"toy": {"rate": rate}}, [Path("in.txt")]) as run:

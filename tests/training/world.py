@@ -21,6 +21,7 @@ from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.prompt_cache import merge_prompts, prompt_identity, prompt_maker, prompt_shards
 from sgpipe.datasets.images import ImageStore
 from sgpipe.datasets.tables import NEGATIVES, write_table
+from sgpipe.datasets.visual_genome.images import VisualGenomeImages
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graphs.config import Negatives
 from sgpipe.graphs.negatives import negatives
@@ -131,7 +132,7 @@ def write_world(
     for folder in (state, sources.latents):
         folder.mkdir(parents=True)
     vae = load_module(backbone, "vae")
-    load: Callable[[int], Any] = ImageStore(root / "data").load
+    load: Callable[[int], Any] = ImageStore(VisualGenomeImages(root / "data")).load
     run_shards(
         shards, state, ALONE, lambda: latent_maker(vae, load, crops, SIDE, 16, config_hash(who)), "crop"
     )

@@ -1,35 +1,20 @@
 """What every process needs to turn a span of JSON into rows: the images, the names, the predicates, the shared folder."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from sgpipe.datasets.base import Batch
 from sgpipe.datasets.config import Geometric
-from sgpipe.datasets.tables import REJECTS
+from sgpipe.datasets.rows import CODE, repeated
 from sgpipe.datasets.visual_genome.lookup import Lookups
-from sgpipe.datasets.visual_genome.records import Invalid, Release
+from sgpipe.datasets.visual_genome.records import Release
 from sgpipe.relations.aliases import Names, PredicateMap, read_aliases
-
-REASONS = (
-    "kept",
-    "invalid",
-    "image unknown",
-    "image repeated",
-    "id missing",
-    "name empty",
-    "name invalid",
-    "box empty",
-    "box outside image",
-    "self-loop",
-    "id repeated",
-    "relation repeated",
-)
-"""Why a record is dropped, apart from its predicate; the first that holds is given. Index 0 is no reason."""
-CODE = {reason: code for code, reason in enumerate(REASONS)}
 
 
 @dataclass(frozen=True)
@@ -90,40 +75,19 @@ class Rows:
     rejects: pa.Table
     geometric: pa.Table | None = None
 
+    def behind(self, records: int) -> Self:
+        """The same rows of a span before which the file has so many records."""
+        index = pc.add(self.rejects["record"], records)
+        at = self.rejects.schema.get_field_index("record")
+        return replace(self, rejects=self.rejects.set_column(at, "record", index))
+
+    def batch(self, kind: Literal["images", "objects", "relations"], file: Path) -> Batch:
+        """As the canonical tables take them."""
+        return Batch(kind, file, self.read, self.kept, self.rejects, self.geometric)
+
 
 def record_codes(positions: NDArray[np.int64], seen: frozenset[int]) -> NDArray[np.int64]:
     """Reason code of each image record: unknown to image_data.json, or met before (in this span or as one of `seen`)."""
     codes = np.where(positions < 0, CODE["image unknown"], 0)
     again = repeated(positions) | np.isin(positions, np.fromiter(seen, np.int64, len(seen)))
     return np.where((codes == 0) & again, CODE["image repeated"], codes)
-
-
-def repeated(*columns: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Marks every row whose values were met in an earlier row."""
-    order = np.lexsort(columns[::-1])
-    same = np.ones(max(len(order) - 1, 0), dtype=bool)
-    for column in columns:
-        same &= column[order][1:] == column[order][:-1]
-    result = np.zeros(len(order), dtype=bool)
-    result[order[1:][same]] = True
-    return result
-
-
-def reject_table(file: str, columns: dict[str, Any], invalid: list[Invalid]) -> pa.Table:
-    """Rows of `rejects.parquet` for one span; `columns` without `file`, then the records that could not be read at all."""
-    rows = len(columns["reason"])
-    sound = pa.table({"file": pa.repeat(file, rows), **columns}, schema=REJECTS)
-    if not invalid:
-        return sound
-    damaged = pa.table(
-        {
-            "file": pa.repeat(file, len(invalid)),
-            "record": [item.record for item in invalid],
-            "image_id": [item.image_id for item in invalid],
-            "relationship_id": [item.item_id for item in invalid],
-            "reason": pa.repeat("invalid", len(invalid)),
-            "raw": [item.raw for item in invalid],
-        },
-        schema=REJECTS,
-    )
-    return pa.concat_tables([sound, damaged])

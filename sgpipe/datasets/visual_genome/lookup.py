@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sgpipe.datasets.visual_genome.records import ID_BITS
+from sgpipe.datasets.base import ID_BITS
+from sgpipe.datasets.rows import BOX
 
-_BOX = ("x", "y", "w", "h")
 _HELD = 2
 
 
@@ -30,7 +30,7 @@ def write_lookup(path: Path, positions: NDArray, ids: NDArray, merged: NDArray, 
         {
             "position": positions[rows],
             "id": np.concatenate([ids, merged[:, 1]]),
-            **{name: objects[name].take(pa.array(rows)) for name in ("object_id", "name", *_BOX)},
+            **{name: objects[name].take(pa.array(rows)) for name in ("object_id", "name", *BOX)},
         }
     )
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -91,5 +91,5 @@ class Lookups:
         keys = combined_keys(np.searchsorted(images, table["position"].to_numpy()), table["id"].to_numpy())
         unique, first = np.unique(keys, return_index=True)
         table = table.take(pa.array(first))
-        boxes = np.stack([table[name].to_numpy() for name in _BOX], axis=1).astype(np.float64)
+        boxes = np.stack([table[name].to_numpy() for name in BOX], axis=1).astype(np.float64)
         return Lookup(unique, table["object_id"].to_numpy(), boxes, table["name"])

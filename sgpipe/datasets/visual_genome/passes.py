@@ -14,18 +14,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sgpipe.datasets.base import Progress
+from sgpipe.datasets.rows import PredicateCodes
 from sgpipe.datasets.visual_genome.context import Context, Rows, Setup
-from sgpipe.datasets.visual_genome.object_rows import object_rows
 from sgpipe.datasets.visual_genome.records import Malformed, raw_records
-from sgpipe.datasets.visual_genome.relation_rows import PredicateCodes, relation_rows
+from sgpipe.datasets.visual_genome.span_rows import object_rows, relation_rows
 from sgpipe.datasets.visual_genome.spans import Span, exact_spans, guessed_spans, list_start
 from sgpipe.errors import DataError, SgpipeError
 from sgpipe.runs.state import die_with_parent
 
 Submit = Callable[[Span, int, frozenset[int]], "Future[Rows]"]
 """Starts the work on a span, given its number and the positions of images met before."""
-Progress = Callable[[Path, int], None]
-"""Called with the file and the number of its bytes that are done."""
 
 
 class Worker:
@@ -110,8 +109,8 @@ class _Broken(Exception):
 
 def read_pass(
     path: Path, submit: Submit, ahead: int, owners: NDArray[np.int64], progress: Progress
-) -> Iterator[tuple[int, Rows]]:
-    """Rows of every span of `path` and the index of its first record; `ahead` spans are in work at a time.
+) -> Iterator[Rows]:
+    """Rows of every span of `path`, in its order; `ahead` spans are in work at a time.
 
     `owners` receives the number of the span that has each image; an image met again is worked on with that knowledge.
 
@@ -128,7 +127,7 @@ def read_pass(
                     rows = submit(span, number, frozenset(again.tolist())).result()
                 owners[rows.positions] = number
                 number += 1
-                yield records, rows
+                yield rows.behind(records)
                 records += rows.records
                 progress(path, span.end)
                 if not span.closed:

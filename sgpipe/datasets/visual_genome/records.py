@@ -8,20 +8,16 @@ import re
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Raw, Struct
 
+from sgpipe.datasets.base import MISSING, Id, Invalid, Pixels, decode_whole
 from sgpipe.datasets.visual_genome.spans import exact_spans, guessed_spans, list_start
 from sgpipe.errors import DataError
 
 Release = Literal["v1.4", "v1.2", "v1.0"]
-ID_BITS = 44
-Id = Annotated[int, Meta(ge=0, lt=1 << ID_BITS)]
-"""Ids are non-negative and below 2^44, so that an id and a position within a span fit one int64 key."""
-Pixels = Annotated[int, Meta(ge=1, lt=1 << 31)]
-MISSING = -1
 
 
 class ImageRecord(Struct, gc=False):
@@ -95,16 +91,6 @@ class Malformed(Exception):
     """A span is no JSON list of records: either it was cut wrongly or the file is damaged there."""
 
 
-@dataclass(frozen=True)
-class Invalid:
-    """A record, or an item of one, whose values have a wrong type, are missing or lie out of range."""
-
-    record: int
-    image_id: int | None
-    item_id: int | None
-    raw: str
-
-
 T = TypeVar("T")
 R = TypeVar("R", ImageRecord, ObjectsRecord, RelationshipsRecord)
 
@@ -152,24 +138,6 @@ def raw_records(text: bytes | memoryview) -> list[Raw]:
         return _RAWS.decode(
             _ESCAPES.sub(lambda found: b"\xff" * 6 if found["lone"] else found[0], bytes(text))
         )
-
-
-def decode_whole(text: bytes | Raw, kind: type[T]) -> T:
-    """JSON as `kind`; a float that is a whole number counts as an integer. Raises `msgspec.ValidationError`."""
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.ValidationError as error:
-        if "got `float`" not in str(error):
-            raise
-        return msgspec.convert(_whole(msgspec.json.decode(text)), kind)
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _whole(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_whole(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _decode_one(raw: Raw, kind: type[T]) -> T:

@@ -1,0 +1,91 @@
+"""Visual Genome as a data set: image_data.json, then objects.json, then relationships.json, in spans over several processes."""
+
+from collections.abc import Generator
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sgpipe.datasets.base import Batch, Work
+from sgpipe.datasets.visual_genome.context import Setup
+from sgpipe.datasets.visual_genome.images import VisualGenomeImages
+from sgpipe.datasets.visual_genome.passes import Processes, immediate, read_pass
+from sgpipe.datasets.visual_genome.records import Release, detect_release
+from sgpipe.datasets.visual_genome.span_rows import ImagesReader
+from sgpipe.errors import DataError
+
+FILES = ("image_data.json", "objects.json", "relationships.json")
+ALIASES = ("object_alias.txt", "relationship_alias.txt")
+_SMALL = 32 << 20
+
+
+class VisualGenome(VisualGenomeImages):
+    """A folder in Visual Genome's own layout, of any release; `release` other than auto refuses another one's layout."""
+
+    def __init__(self, root: Path, release: Literal["auto"] | Release = "auto") -> None:
+        super().__init__(root)
+        self._wanted = release
+
+    def remedy(self, triples: Path | None = None) -> str:
+        """The command that gets all, or the images of these triples alone."""
+        images = f" --triples {triples}" if triples else ""
+        return f"sgpipe fetch visual-genome --root {self.root}{images}"
+
+    def annotations(self) -> list[Path]:
+        """The three files, and the alias files, which may be absent."""
+        return [self.root / name for name in (*FILES, *ALIASES)]
+
+    def damage(self) -> list[str]:
+        """What a look at both ends of each JSON list shows to be wrong."""
+        found = {path: _damage(path) for path in (self.root / name for name in FILES)}
+        return [f"{path}: {problem}" for path, problem in found.items() if problem is not None]
+
+    @cached_property
+    def release(self) -> Release:
+        """The layout of the files. Raises `DataError` if it is unknown or not the one asked for."""
+        found = detect_release(self.root)
+        if self._wanted not in ("auto", found):
+            raise DataError(
+                f"{self.root}: data.release is {self._wanted}, the files have the layout of {found}; correct one of the two"
+            )
+        return found
+
+    def about(self) -> dict[str, Any]:
+        """The release."""
+        return {"release": self.release}
+
+    def relations(self, work: Work) -> Generator[Batch, None, None]:
+        """Images, then objects, then relations, each in the order of its file."""
+        setup = Setup(self.root, work.folder, self.release, work.geometric)
+        images, objects, relationships = (self.root / name for name in FILES)
+        reader = ImagesReader(setup)
+        nobody = np.zeros(0, dtype=np.int64)
+        for rows in read_pass(images, partial(immediate, reader.rows), 1, nobody, work.progress):
+            yield rows.batch("images", images)
+        if not (count := reader.save()):
+            return
+        owners = np.full(count, -1, dtype=np.int64)
+        size = sum(path.stat().st_size for path in (objects, relationships) if path.is_file())
+        with Processes(setup, work.workers if size > _SMALL else 1) as processes:
+            submit = partial(processes.submit, "objects")
+            for rows in read_pass(objects, submit, processes.ahead, owners, work.progress):
+                yield rows.batch("objects", objects)
+            np.save(setup.folder / "owners.npy", owners)
+            owners[:] = -1
+            submit = partial(processes.submit, "relationships")
+            for rows in read_pass(relationships, submit, processes.ahead, owners, work.progress):
+                yield rows.batch("relations", relationships)
+
+
+def _damage(path: Path) -> str | None:
+    if not path.is_file():
+        return "no such file"
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+        stream.seek(max(0, size - 64))
+        end = stream.read().rstrip()
+    if not start.startswith(b"["):
+        return f"not a JSON list; it begins with {start[:24]!r}"
+    return None if end.endswith(b"]") else "cut off; it does not end with ]"
