@@ -8,9 +8,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from sgpipe.datasets.canonicalize import canonicalize
 from sgpipe.datasets.config import Canonicalize
 from sgpipe.datasets.tables import IMAGES, RELATIONS, TRIPLES, read_table, write_table
-from sgpipe.datasets.visual_genome.canonicalize import canonicalize
+from sgpipe.datasets.visual_genome.data_set import VisualGenome
 from sgpipe.graphs.config import Curate, GraphSize, Quality
 from sgpipe.graphs.curate import curate, pair_sides
 from sgpipe.graphs.prompts import mention_order, words
@@ -91,7 +92,7 @@ def grown_real(reference_dir: Path, folder: Path, size: GraphSize) -> tuple[Cura
     source = reference_dir / "data/vg_real/v1_4"
     if not source.is_dir():
         pytest.skip(f"real annotations are absent: no {source}")
-    canonicalize(source, folder, Canonicalize())
+    canonicalize(VisualGenome(source), folder, Canonicalize())
     tables = (
         read_table(folder / "relations.parquet", RELATIONS),
         read_table(folder / "images.parquet", IMAGES),
