@@ -18,6 +18,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from sgpipe.errors import ParamsError
 from sgpipe.params.check import check
 from sgpipe.params.load import decode, read_yaml, to_builtins
+from sgpipe.params.moved import refuse_moved
 from sgpipe.params.registry import SECTIONS, section_type
 from sgpipe.params.show import load_all, spelled_out
 from sgpipe.runs.atomic import atomic_path
@@ -69,6 +70,7 @@ def with_preset(params: Path, preset: Path) -> dict[str, Any]:
     Raises `ParamsError` for a section or knob that there is not, and for values that params.yaml would not take together.
     """
     found, raw, overrides = load_all(params), read_yaml(params), read_yaml(preset)
+    refuse_moved(overrides, str(preset))
     for name in overrides:
         if name not in SECTIONS:
             raise ParamsError(f"{preset}: {name}: unknown section; valid: {', '.join(SECTIONS)}")
@@ -143,6 +145,8 @@ def shown(value: Any) -> str:
 
 def _struct_of(kind: type[Struct], name: str) -> type[Struct] | None:
     """The struct that a field holds; None for a plain value, a list, or a mapping whose keys are free."""
+    if not issubclass(kind, Struct):
+        return None
     held = next((field.type for field in msgspec.structs.fields(kind) if field.name == name), None)
     while get_origin(held) is Annotated:
         held = get_args(held)[0]

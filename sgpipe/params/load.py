@@ -16,6 +16,7 @@ from ruamel.yaml.nodes import Node
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.check import check
+from sgpipe.params.moved import refuse_moved
 from sgpipe.params.registry import SECTIONS, section_type
 
 T = TypeVar("T")
@@ -102,8 +103,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _hook(kind: type, value: Any) -> Any:
-    if kind is Blocks:
-        return Blocks.parse(value)
+    if issubclass(kind, Blocks):
+        return kind.parse(value)
     raise TypeError(f"params cannot hold {kind}")
 
 
@@ -144,6 +145,8 @@ def _used(raw: Any) -> Any:
 
 def decode(section: str, raw: Any, kind: type[T], source: str) -> T:
     """One section from plain values. Raises `ParamsError` with the key's full path, what was given and what is valid."""
+    if (own := getattr(kind, "decode", None)) is not None:
+        return own(section, raw, source)
     try:
         return msgspec.convert(_used(raw), kind, dec_hook=_hook)
     except msgspec.ValidationError as error:
@@ -204,6 +207,7 @@ def read_section(path: Path, name: str, kind: type[T]) -> T:
     what a later one could not do. Unknown sections are refused.
     """
     raw = read_yaml(path)
+    refuse_moved(raw, str(path))
     for given in raw:
         if given not in SECTIONS:
             raise ParamsError(f"{path}: {given}: unknown section{_close(str(given), list(SECTIONS))}")

@@ -17,7 +17,9 @@ SECTIONS: Final[dict[str, str]] = {
     "saliency_noised": "sgpipe.attention_maps.config:NoisedMaps",
     "probes": "sgpipe.probes.config:Probes",
     "graph_tokens": "sgpipe.graph_encoder.config:GraphTokens",
-    "lora": "sgpipe.training.config:Lora",
+    "lora": "sgpipe.arms.config:Lora",
+    "train": "sgpipe.training.config:Train",
+    "arms": "sgpipe.arms.config:Arms",
     "evaluate": "sgpipe.evaluation.config:Evaluate",
     "judge": "sgpipe.evaluation.config:JudgeParams",
     "statistics": "sgpipe.evaluation.config:Statistics",
@@ -29,6 +31,6 @@ SECTIONS: Final[dict[str, str]] = {
 
 
 def section_type(name: str) -> type:
-    """The struct that describes section `name`."""
+    """What describes section `name`: a struct, or a class that has `decode` of its own (`arms`, whose kinds have theirs)."""
     module, _, attribute = SECTIONS[name].partition(":")
     return getattr(import_module(module), attribute)

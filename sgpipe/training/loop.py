@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sgpipe.arms.model import Way
+from sgpipe.arms.kinds.base import InjectionMode
 from sgpipe.backbones.rectified_flow import generator
 from sgpipe.errors import ParamsError, StateError
 from sgpipe.graphs.scene_graph import SceneGraph
@@ -19,7 +19,7 @@ from sgpipe.runs.checkpoints import checkpoints
 from sgpipe.runs.processes import Processes
 from sgpipe.tracking.run import StageRun
 from sgpipe.training import controls, state
-from sgpipe.training.config import Lora
+from sgpipe.training.config import Train
 from sgpipe.training.examples import Example, prompt_of
 from sgpipe.training.objective import Noised, Objective, Spoken
 from sgpipe.training.optimise import Average, adamw, average_gradients, schedule, set_rates
@@ -37,7 +37,7 @@ class Training:
     def __init__(
         self,
         objective: Objective,
-        lora: Lora,
+        train: Train,
         folder: Path,
         processes: Processes,
         *,
@@ -45,33 +45,33 @@ class Training:
         kept: Callable[[int], None] = lambda epoch: None,
         recorded: StageRun | None = None,
     ) -> None:
-        self.objective, self.lora, self.folder, self.processes = objective, lora, folder, processes
+        self.objective, self.train, self.folder, self.processes = objective, train, folder, processes
         self._validated, self._kept = validated, kept
         self.recorded = recorded or StageRun()
         self.weights: dict[str, nn.Parameter] = objective.model.trainable()
         if not self.weights:
-            raise ParamsError("lora: nothing is trained: no blocks, and no graph tokens; set lora.blocks")
-        self._sigmas = objective.sigmas(lora.times)
-        self.optimiser = adamw(self.weights, lora.optimiser)
-        self.average = Average(self.weights, lora.ema) if lora.ema else None
+            raise ParamsError("arms: nothing is trained: no blocks, and no graph tokens; set lora.blocks")
+        self._sigmas = objective.sigmas(train.times)
+        self.optimiser = adamw(self.weights, train.optimiser)
+        self.average = Average(self.weights, train.ema_decay) if train.ema_decay else None
         self.history = state.History()
         self.step = 0
         self.taken, self.waiting, self.spent = 0, 0.0, 0.0
         """Steps of this process, seconds spent on their data, and on them in all."""
-        per_step = lora.batch_size * lora.accumulation
+        per_step = train.batch_size * train.gradient_accumulation_steps
         self._triples = len(objective.data.train)
-        self.steps = lora.steps_after(lora.epochs, self._triples)
-        if lora.batch_size % processes.count:
+        self.steps = train.steps_after(train.epochs, self._triples)
+        if train.batch_size % processes.count:
             raise ParamsError(
-                f"lora.batch_size: got {lora.batch_size}; {processes.count} processes share it, so it must be a multiple"
+                f"train.batch_size: got {train.batch_size}; {processes.count} processes share it, so it must be a multiple"
             )
         if self.steps == 0:
             raise ParamsError(
-                f"lora.batch_size × lora.accumulation = {per_step}, more than {lora.epochs} epochs of {self._triples} triples; "
-                "lower one of the two"
+                f"train.batch_size × train.gradient_accumulation_steps = {per_step}, more than {train.epochs} epochs of "
+                f"{self._triples} triples; lower one of the two"
             )
         try:
-            self._keep = lora.kept_steps(self._triples)
+            self._keep = train.kept_steps(self._triples)
         except ValueError as error:
             raise ParamsError(str(error)) from None
 
@@ -82,8 +82,8 @@ class Training:
         """
         self._resume()
         every = {
-            self.lora.steps_after(epoch, self._triples)
-            for epoch in range(0, self.lora.epochs, self.lora.validation.every)
+            self.train.steps_after(epoch, self._triples)
+            for epoch in range(0, self.train.epochs, self.train.validation.every)
         }
         if self.step == 0 and not self.history.controls:
             self._validate()
@@ -105,7 +105,7 @@ class Training:
             if self.step in self._keep and self.processes.is_main:
                 with self.exported():
                     self._kept(self._keep[self.step])
-            if self.step % self.lora.save_every == 0 or self.step == self.steps:
+            if self.step % self.train.save_every == 0 or self.step == self.steps:
                 self._save()
         bar.close()
         return self.history
@@ -125,15 +125,15 @@ class Training:
 
     def _update(self) -> dict[str, float]:
         """One step of the optimiser; the mean of each loss part."""
-        set_rates(self.optimiser, schedule(self.step, self.steps, self.lora.optimiser))
+        set_rates(self.optimiser, schedule(self.step, self.steps, self.train.optimiser))
         self.optimiser.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
-        for pass_ in range(self.lora.accumulation):
+        for pass_ in range(self.train.gradient_accumulation_steps):
             start = time.perf_counter()
             noised, positive, negative = self._batch(pass_)
             self.waiting += time.perf_counter() - start
             torch.manual_seed(
-                generator(self.lora.seed, "dropout", self.step, pass_, self.processes.index).initial_seed()
+                generator(self.train.seed, "dropout", self.step, pass_, self.processes.index).initial_seed()
             )
             loss, parts = self.objective(noised, positive, negative)
             values = {
@@ -142,11 +142,11 @@ class Training:
             }
             if not math.isfinite(values["loss"]):
                 self._stop(values)
-            (loss / self.lora.accumulation).backward()
+            (loss / self.train.gradient_accumulation_steps).backward()
             for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value / self.lora.accumulation
+                sums[name] = sums.get(name, 0.0) + value / self.train.gradient_accumulation_steps
         average_gradients(self.weights, self.processes.count)
-        norm = nn.utils.clip_grad_norm_(self.weights.values(), self.lora.optimiser.clip)
+        norm = nn.utils.clip_grad_norm_(self.weights.values(), self.train.optimiser.clip)
         sums["gradient"] = float(norm)
         if not math.isfinite(sums["gradient"]):
             self._stop(sums)
@@ -158,29 +158,29 @@ class Training:
 
     def _batch(self, pass_: int) -> tuple[Noised, Spoken, Spoken]:
         """This process's part of a batch; what is drawn for a sample does not depend on how many processes share it."""
-        lora, data = self.lora, self.objective.data
-        number = self.step * lora.accumulation + pass_
-        rows = rows_of(number * lora.batch_size, lora.batch_size, len(data.train), lora.seed)
-        kinds = conditions_of(lora.batch_size, lora.conditions, generator(lora.seed, "prompts", number))
-        t = times_of(lora.batch_size, lora.times, generator(lora.seed, "times", number), self._sigmas)
+        train, data = self.train, self.objective.data
+        number = self.step * train.gradient_accumulation_steps + pass_
+        rows = rows_of(number * train.batch_size, train.batch_size, len(data.train), train.seed)
+        kinds = conditions_of(train.batch_size, train.conditions, generator(train.seed, "prompts", number))
+        t = times_of(train.batch_size, train.times, generator(train.seed, "times", number), self._sigmas)
         share = slice(self.processes.index, None, self.processes.count)
         examples = [data.train[row] for row in rows][share]
         latents = data.latents.latents([each.triple_id for each in examples])
         drawn = torch.randn(
-            lora.batch_size, *latents.shape[1:], generator=generator(lora.seed, "noise", number)
+            train.batch_size, *latents.shape[1:], generator=generator(train.seed, "noise", number)
         )
         device = self.objective.model.denoiser.device
         noised = Noised(examples, latents.to(device), drawn[share].to(device), t[share].to(device))
-        return (noised, *spoken(examples, kinds[share], self.objective.model.way))
+        return (noised, *spoken(examples, kinds[share], self.objective.model.mode))
 
     def _validate(self) -> None:
         """Control losses with the weights that would be exported, in eager mode: compiled blocks are for training shapes."""
-        chosen = self.objective.data.held_out[: self.lora.validation.triples or None]
+        chosen = self.objective.data.held_out[: self.train.validation.triples or None]
         if not self.processes.is_main or not chosen:
             return
         base = self.history.controls[0]["losses"]["base"] if self.history.controls else None
         with self.exported(), torch.compiler.set_stance("force_eager"):
-            found = controls.measure(self.objective, chosen, self.lora, base)
+            found = controls.measure(self.objective, chosen, self.train, base)
             self._validated(self.step)
         self.history.controls.append({"step": self.step, **asdict(found)})
         curves = {f"loss/val_{name}": value for name, value in found.losses.items()}
@@ -227,13 +227,15 @@ class Training:
         shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
         raise StateError(
             f"step {self.step}: the loss is not finite ({shown}); the last good checkpoint is {last[-1] if last else 'none'}; "
-            "lower lora.optimiser.rate, or set lora.precision to float32, and run again"
+            "lower train.optimiser.learning_rate, or set train.precision to float32, and run again"
         )
 
 
-def spoken(examples: Sequence[Example], conditions: Sequence[str], way: Way) -> tuple[Spoken, Spoken]:
+def spoken(
+    examples: Sequence[Example], conditions: Sequence[str], mode: InjectionMode
+) -> tuple[Spoken, Spoken]:
     """g⁺ and g⁻ of each example beside the prompt of its condition; or in words, with empty graphs."""
-    if way == "words":
+    if mode == "text":
         none = [SceneGraph()] * len(examples)
         kinds = ("relational", "conflicting")
         positive, negative = (Spoken([prompt_of(each, kind) for each in examples], none) for kind in kinds)

@@ -7,7 +7,6 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from sgpipe.errors import ModelError
 from sgpipe.training.config import Optimiser
 
 
@@ -22,23 +21,17 @@ def schedule(step: int, steps: int, optimiser: Optimiser) -> float:
 
 
 def adamw(weights: Mapping[str, nn.Parameter], optimiser: Optimiser) -> torch.optim.AdamW:
-    """AdamW over LoRA weights (`lora.…`) and token weights (`tokens.…`), each group with its rate as `peak`.
-
-    Raises `ModelError` for weights of other names, which no group would train.
-    """
-    groups = []
-    for prefix, factor in (("lora.", 1.0), ("tokens.", optimiser.token_rate)):
-        own = [weight for name, weight in weights.items() if name.startswith(prefix)]
-        if own:
-            groups.append({"params": own, "peak": optimiser.rate * factor})
-    left = [name for name in weights if not name.startswith(("lora.", "tokens."))]
-    if left:
-        raise ModelError(
-            f"trainable weights that would never be trained: {', '.join(left)}; valid are names that start with lora. or tokens.: "
-            "name them so in GraphLora.trainable, or freeze them"
-        )
+    """AdamW over weights by `<group>.<name>`, each group with its learning rate as `peak`: that of `tokens` has a multiplier."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, weight in weights.items():
+        groups.setdefault(name.partition(".")[0], []).append(weight)
+    multiplier = {"tokens": optimiser.token_lr_multiplier}
+    own = [
+        {"params": group, "peak": optimiser.learning_rate * multiplier.get(name, 1.0)}
+        for name, group in groups.items()
+    ]
     return torch.optim.AdamW(
-        groups, lr=optimiser.rate, betas=(0.9, 0.999), weight_decay=optimiser.weight_decay, foreach=True
+        own, lr=optimiser.learning_rate, betas=(0.9, 0.999), weight_decay=optimiser.weight_decay, foreach=True
     )
 
 

@@ -32,7 +32,7 @@ if state.is_main_process:
 def step(samples: list[int], processes: int) -> dict[str, Any]:
     """Gradients of a process that has these samples, and its weights after a step of AdamW and one of plain descent."""
     weights = {name: nn.Parameter(torch.ones(3)) for name in NAMES}
-    optimiser = adamw(weights, Optimiser(rate=0.1, weight_decay=0.5))
+    optimiser = adamw(weights, Optimiser(learning_rate=0.1, weight_decay=0.5))
     set_rates(optimiser, 1.0)
     losses = []
     for index in samples:
