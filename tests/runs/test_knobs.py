@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from sgpipe.arms.kinds import KINDS
 from sgpipe.params import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +64,8 @@ def test_every_knob_is_read_by_code_that_has_its_section(tmp_path: Path) -> None
     )
     reads = attribute_reads(tmp_path)
     kinds = set().union(*(structs(registry.section_type(name)) for name in registry.SECTIONS))
-    assert len(kinds) > 30
+    kinds = kinds.union(*(structs(kind.options) | structs(kind.settings) for kind in KINDS.values()))
+    assert len(kinds) > 40
     knobs = {
         f"{kind.__name__}.{field}"
         for kind in kinds
