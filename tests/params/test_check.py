@@ -11,9 +11,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from sgpipe.arms.config import Arms
 from sgpipe.cli import app
 from sgpipe.errors import ParamsError
-from sgpipe.params.load import read_section
+from sgpipe.params.load import read_section, to_builtins
 from sgpipe.params.show import resolved
 from sgpipe.runs.config import Compute
 
@@ -132,6 +133,29 @@ def test_a_part_of_the_sections_is_checked_as_far_as_it_goes(tmp_path: Path) -> 
     path = tmp_path / "params.yaml"
     path.write_text("compute: {threads: 2}\nablation: {epochs: [1, 2]}\n", encoding="utf-8")
     assert read_section(path, "compute", Compute).threads == 2
+
+
+@pytest.mark.parametrize(
+    "settings, name, shown",
+    [
+        (["arms.graph.seed=1"], "graph", {"kind": "graph_lora", "seed": 1}),
+        (["+arms.graph.blocks=[0..6]"], "graph", {"blocks": "[0..6]", "seed": None}),
+        (["+arms.late={kind: graph_lora, blocks: [13..18]}"], "late", {"blocks": "[13..18]"}),
+        (["+arms.any-6={kind: graph_lora, blocks: random}"], "any-6", {"blocks": "random"}),
+        (["+arms.alone={kind: graph_tokens}", "+evaluate.adapters.alone=graphs"], "alone", {"kind": "graph_tokens"}),
+        (["~arms.text_only", "~evaluate.adapters.text_only"], "text_only", None),
+    ],
+)  # fmt: skip
+def test_arms_are_set_as_experiments_set_knobs(
+    params: Path, settings: list[str], name: str, shown: dict[str, Any] | None
+) -> None:
+    """By DVC's own writer, as `dvc exp run -S` does."""
+    from dvc.utils.hydra import apply_overrides
+
+    apply_overrides(params, settings)
+    arms = read_section(params, "arms", Arms)
+    assert (name in arms) == (shown is not None) and "graph" in arms
+    assert shown is None or shown.items() <= to_builtins(arms[name]).items()
 
 
 def test_what_the_sweep_sets_passes(repo_root: Path, params: Path) -> None:
