@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from sgpipe.arms.adapter import build
-from sgpipe.arms.kinds.base import Sections
+from sgpipe.arms.kinds.base import Prompts, Sections
 from sgpipe.arms.model import ArmModel
 from sgpipe.arms.resolve import resolve
 from sgpipe.backbones.base import TextCondition
@@ -143,7 +143,7 @@ class Dataless(ArmModel):
     given: Tensor
 
     def condition(self, graphs: Any, texts: Any, text: TextCondition, names: NameTable) -> TextCondition:
-        found = self.adapter.condition(graphs, texts, text, names).to(torch.device("meta"))
+        found = self.adapter.condition(Prompts(graphs, texts, text, names)).to(torch.device("meta"))
         self.given = found.states.detach().requires_grad_()
         return dataclasses.replace(found, states=self.given)
 

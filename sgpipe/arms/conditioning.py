@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from sgpipe.arms.kinds.base import Base
+from sgpipe.arms.kinds.base import Base, Prompts
 from sgpipe.arms.lora import load_tensors, save_tensors
 from sgpipe.attention_maps.options import concept_embeddings
 from sgpipe.backbones.base import TextCondition
@@ -105,15 +105,14 @@ class GraphConditioner(nn.Module):
         """The weights that are trained, by name."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
-    def forward(
-        self, graphs: Sequence[SceneGraph], texts: Sequence[str], text: TextCondition, names: NameTable
-    ) -> TextCondition:
-        """Prompts `texts`, encoded as `text`, with a graph each. Where no graph has a triple, tensors stay as they are."""
+    def forward(self, prompts: Prompts) -> TextCondition:
+        """The prompts' encoding with their graphs. Where no graph has a triple, tensors stay as they are."""
+        graphs, text, names = prompts.graphs, prompts.text, prompts.names
         tokens = self.tokenizer(graphs, self._encode(graphs, names, text.states.device), names)
         if self.residual is None:
             return prepend(tokens, text)
         words_from = text.states.shape[1] - self._word_rows
-        spans = [self._spans(*pair, words_from) for pair in zip(graphs, texts, strict=True)]
+        spans = [self._spans(*pair, words_from) for pair in zip(graphs, prompts.texts, strict=True)]
         return replace(text, states=self.residual(tokens, text.states, spans))
 
     def _encode(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgpipe.arms.kinds.base import Adapter, InjectionMode
+from sgpipe.arms.kinds.base import Adapter, InjectionMode, Prompts
 from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.rectified_flow import is_within
@@ -66,7 +66,7 @@ class ArmModel:
         self, graphs: Sequence[SceneGraph], texts: Sequence[str], text: TextCondition, names: NameTable
     ) -> TextCondition:
         """What the transformer reads for prompts `texts` (encoded: `text`), each with its graph."""
-        return self.adapter.condition(graphs, texts, text.to(self.denoiser.device), names)
+        return self.adapter.condition(Prompts(graphs, texts, text.to(self.denoiser.device), names))
 
     def velocity(self, latents: Tensor, t: Tensor, condition: TextCondition) -> Tensor:
         """v_θ(z_t, t, condition) `[B, C, h, w]`; see `Denoiser.velocity`."""

@@ -1,7 +1,6 @@
 """A kind of arm is one file: a new one trains, is saved, comes back and samples through what there is; so do adapters of before."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,11 +16,10 @@ from sgpipe.arms.adapter import load_adapter, save_adapter
 from sgpipe.arms.config import ArmOptions, Arms
 from sgpipe.arms.generation import GraphGenerator
 from sgpipe.arms.kinds import KINDS
-from sgpipe.arms.kinds.base import Adapter, Base, Sections
+from sgpipe.arms.kinds.base import Adapter, Base, Prompts, Sections
 from sgpipe.arms.resolve import Arm, resolve
 from sgpipe.backbones.base import TextCondition
 from sgpipe.errors import ModelError, ParamsError
-from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.load import decode
 from sgpipe.training.config import Optimiser
@@ -69,11 +67,9 @@ class Shift(Adapter):
     def parameters(self) -> dict[str, dict[str, nn.Parameter]]:
         return {"shift": {"vector": self.vector}}
 
-    def condition(
-        self, graphs: Sequence[SceneGraph], texts: Sequence[str], text: TextCondition, names: NameTable
-    ) -> TextCondition:
-        has = torch.tensor([bool(graph.triples) for graph in graphs])[:, None, None]
-        return replace(text, states=text.states + has * self.vector)
+    def condition(self, prompts: Prompts) -> TextCondition:
+        has = torch.tensor([bool(graph.triples) for graph in prompts.graphs])[:, None, None]
+        return replace(prompts.text, states=prompts.text.states + has * self.vector)
 
     def save(self, folder: Path) -> None:
         save_file({"vector": self.vector.detach()}, folder / "shift.safetensors")

@@ -59,6 +59,18 @@ class Base:
     text_scale: float
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """A batch of texts with a graph each; `text` is their encoding (`[B, T, D]`), `names` has a vector for every name and phrase
+    in the graphs.
+    """
+
+    graphs: "Sequence[SceneGraph]"
+    texts: Sequence[str]
+    text: "TextCondition"
+    names: "NameTable"
+
+
 class Adapter(ABC):
     """What an arm adds to a generator. `mode` says how it is told graphs."""
 
@@ -93,17 +105,8 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def condition(
-        self,
-        graphs: "Sequence[SceneGraph]",
-        texts: Sequence[str],
-        text: "TextCondition",
-        names: "NameTable",
-    ) -> "TextCondition":
-        """What the transformer reads for prompts `texts`, encoded as `text` (`[B, T, D]`), each with its graph.
-
-        `names` has a vector for every name and phrase in the graphs. An empty graph leaves the text as it is.
-        """
+    def condition(self, prompts: Prompts) -> "TextCondition":
+        """What the transformer reads for prompts with a graph each. An empty graph leaves the text as it is."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Kind `graph_lora`: graph tokens beside the prompt's, and LoRA on the projections that read them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from msgspec import Struct
 
 from sgpipe.arms.config import Lora, LoraOptions
-from sgpipe.arms.kinds.base import Adapter, Base, Sections
+from sgpipe.arms.kinds.base import Adapter, Base, Prompts, Sections
 from sgpipe.graph_encoder.config import GraphTokens
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from sgpipe.arms.conditioning import GraphConditioner
     from sgpipe.arms.lora import LoraLayers
     from sgpipe.backbones.base import TextCondition
-    from sgpipe.graph_encoder.open_vocabulary import NameTable
-    from sgpipe.graphs.scene_graph import SceneGraph
 
 
 class GraphLoraSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,15 +62,9 @@ class GraphLora(Adapter):
         """LoRA's weights; of the tokens what `train_encoder` says."""
         return {"lora": self.lora.weights, "tokens": self.conditioner.trained()}
 
-    def condition(
-        self,
-        graphs: "Sequence[SceneGraph]",
-        texts: Sequence[str],
-        text: "TextCondition",
-        names: "NameTable",
-    ) -> "TextCondition":
+    def condition(self, prompts: Prompts) -> "TextCondition":
         """Tokens before the prompt's rows, or added to those of its names."""
-        return self.conditioner(graphs, texts, text, names)
+        return self.conditioner(prompts)
 
     def save(self, folder: Path) -> None:
         """LoRA as diffusers reads it, tokens, and the encoder that they read."""

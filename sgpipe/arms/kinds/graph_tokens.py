@@ -1,13 +1,12 @@
 """Kind `graph_tokens`: graph tokens beside the prompt's, read by the transformer as it is."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
 from sgpipe.arms.config import ArmOptions
-from sgpipe.arms.kinds.base import Adapter, Base, Sections
+from sgpipe.arms.kinds.base import Adapter, Base, Prompts, Sections
 from sgpipe.graph_encoder.config import GraphTokens
 
 if TYPE_CHECKING:
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
     from sgpipe.arms.conditioning import GraphConditioner
     from sgpipe.backbones.base import TextCondition
-    from sgpipe.graph_encoder.open_vocabulary import NameTable
-    from sgpipe.graphs.scene_graph import SceneGraph
 
 
 class TokensSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,15 +53,9 @@ class TokensAlone(Adapter):
         """What `train_encoder` says."""
         return {"tokens": self.conditioner.trained()}
 
-    def condition(
-        self,
-        graphs: "Sequence[SceneGraph]",
-        texts: Sequence[str],
-        text: "TextCondition",
-        names: "NameTable",
-    ) -> "TextCondition":
+    def condition(self, prompts: Prompts) -> "TextCondition":
         """Tokens before the prompt's rows, or added to those of its names."""
-        return self.conditioner(graphs, texts, text, names)
+        return self.conditioner(prompts)
 
     def save(self, folder: Path) -> None:
         """Tokens, and the encoder that they read."""

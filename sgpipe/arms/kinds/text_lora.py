@@ -1,6 +1,6 @@
 """Kind `text_lora`: LoRA alone. The graph goes in the prompt's words: the control of every arm that reads graphs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from msgspec import Struct
 
 from sgpipe.arms.config import Lora, LoraOptions
-from sgpipe.arms.kinds.base import Adapter, Base, InjectionMode, Sections
+from sgpipe.arms.kinds.base import Adapter, Base, InjectionMode, Prompts, Sections
 from sgpipe.errors import ParamsError
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from sgpipe.arms.lora import LoraLayers
     from sgpipe.backbones.base import TextCondition
-    from sgpipe.graph_encoder.open_vocabulary import NameTable
-    from sgpipe.graphs.scene_graph import SceneGraph
 
 
 class TextLoraOptions(LoraOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,15 +63,9 @@ class TextLora(Adapter):
         """LoRA's weights."""
         return {"lora": self.lora.weights}
 
-    def condition(
-        self,
-        graphs: "Sequence[SceneGraph]",
-        texts: Sequence[str],
-        text: "TextCondition",
-        names: "NameTable",
-    ) -> "TextCondition":
+    def condition(self, prompts: Prompts) -> "TextCondition":
         """The prompt as it is, whatever the graphs."""
-        return text
+        return prompts.text
 
     def save(self, folder: Path) -> None:
         """LoRA as diffusers reads it."""
