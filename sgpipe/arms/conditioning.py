@@ -41,54 +41,38 @@ class GraphConditioner(nn.Module):
     """Graph tokens with all they are made of: projector, gate and graph encoder. `train_encoder` says what is trained."""
 
     def __init__(
-        self,
-        params: GraphTokens,
-        text_width: int,
-        text_scale: float,
-        *,
-        seed: int,
-        encoder: tuple[Encoder, Vocabulary | None] | None = None,
-        words: Words | None = None,
-        word_rows: int = 0,
+        self, params: GraphTokens, base: Base, encoder: tuple[Encoder, Vocabulary | None] | None
     ) -> None:
         super().__init__()
-        self.params, self._words, self._word_rows = params, words, word_rows
+        denoiser, width = base.denoiser, base.denoiser.layout.text_width
+        self.params, self._word_rows = params, base.backbone.max_sequence_length
         self.encoder: Encoder | None = None
         self.vocabulary: Vocabulary | None = None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(base.seed)
             if params.needs_encoder and encoder is not None:
                 self.encoder, self.vocabulary = encoder
             elif params.needs_encoder:
-                self.encoder = OpenVocabularyEncoder(OpenVocabularyConfig(text_width))
+                self.encoder = OpenVocabularyEncoder(OpenVocabularyConfig(width))
             embed = self.encoder.config.embed if self.encoder is not None else None
-            self.tokenizer = GraphTokenizer(params, text_width, text_scale=text_scale, embed=embed)
+            self.tokenizer = GraphTokenizer(params, width, text_scale=base.text_scale, embed=embed)
             self.residual = GatedResidual() if params.injection == "residual" else None
+        self._words: Words | None = None
+        if self.residual is not None:
+            self._words = load_plain(base.backbone, denoiser.family.name_parts[1])
         if self.encoder is not None:
             self.encoder.requires_grad_(params.train_encoder or params.encoder is None)
-
-    @classmethod
-    def _of(cls, params: GraphTokens, base: Base, encoder: tuple[Encoder, Vocabulary | None] | None) -> Self:
-        denoiser, reads_words = base.denoiser, params.injection == "residual"
-        return cls(
-            params,
-            denoiser.layout.text_width,
-            base.text_scale,
-            seed=base.seed,
-            encoder=encoder,
-            words=load_plain(base.backbone, denoiser.family.name_parts[1]) if reads_words else None,
-            word_rows=base.backbone.max_sequence_length,
-        ).to(denoiser.device)
+        self.to(denoiser.device)
 
     @classmethod
     def fresh(cls, params: GraphTokens, base: Base) -> Self:
         """For a generator, by the graph encoder that the parameters name. Raises `ModelError` for a folder that holds none."""
-        return cls._of(params, base, load_encoder(Path(params.encoder)) if params.encoder else None)
+        return cls(params, base, load_encoder(Path(params.encoder)) if params.encoder else None)
 
     @classmethod
     def load(cls, params: GraphTokens, base: Base, folder: Path) -> Self:
         """What `save` wrote, with the graph encoder of that folder. Raises `ModelError` for damaged files."""
-        made = cls._of(params, base, load_encoder(folder / ENCODER) if params.needs_encoder else None)
+        made = cls(params, base, load_encoder(folder / ENCODER) if params.needs_encoder else None)
         encoder = {k: v for k, v in made.state_dict().items() if k.startswith("encoder.")}
         load_strictly(made, {**load_tensors(folder / TOKENS_FILE), **encoder}, folder / TOKENS_FILE)
         return made
