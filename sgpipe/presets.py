@@ -145,8 +145,6 @@ def shown(value: Any) -> str:
 
 def _struct_of(kind: type[Struct], name: str) -> type[Struct] | None:
     """The struct that a field holds; None for a plain value, a list, or a mapping whose keys are free."""
-    if not issubclass(kind, Struct):
-        return None
     held = next((field.type for field in msgspec.structs.fields(kind) if field.name == name), None)
     while get_origin(held) is Annotated:
         held = get_args(held)[0]
@@ -155,7 +153,7 @@ def _struct_of(kind: type[Struct], name: str) -> type[Struct] | None:
 
 def _merged(kind: type[Struct], raw: Any, over: Any) -> Any:
     """`raw` with the knobs of `over`; structs are gone into, lists and mappings with free keys are replaced."""
-    if not isinstance(raw, Mapping) or not isinstance(over, Mapping):
+    if not (isinstance(raw, Mapping) and isinstance(over, Mapping) and issubclass(kind, Struct)):
         return over
     made = dict(raw)
     for name, value in over.items():

@@ -92,6 +92,19 @@ def test_settings_of_the_user_stay(root: Path) -> None:
     assert load_all(params)["tracking"].experiment == "mine"
 
 
+def test_the_arms_of_a_preset_are_all_that_is_trained(root: Path) -> None:
+    """As other mappings with free names they replace those of params.yaml."""
+    params, preset = root / "params.yaml", root / "presets" / "placements.yaml"
+    arms = "arms:\n  graph: {kind: graph_lora, blocks: 0..6}\n  alone: {kind: graph_tokens}\n"
+    preset.write_text(f"{arms}evaluate: {{adapters: {{graph: graphs, alone: graphs}}}}\n", encoding="utf-8")
+    assert [change.knob for change in apply(params, preset)] == ["arms", "evaluate.adapters"]
+    assert {name: arm.kind for name, arm in load_all(params)["arms"].items()} == {
+        "graph": "graph_lora",
+        "alone": "graph_tokens",
+    }
+    assert changes(params, preset) == []
+
+
 def test_the_difference_is_printed_and_nothing_written(root: Path) -> None:
     params = root / "params.yaml"
     text = params.read_text(encoding="utf-8")
