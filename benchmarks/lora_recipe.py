@@ -204,7 +204,9 @@ def main(
         plain = {name: to_builtins(section) for name, section in changed_by.items()}
     sections = changed(plain, settings or [])
     names = ("backbone", "maps", *KNOBS)
-    chosen = {name: decode(name, sections[name], section_type(name), str(params)) for name in names}
+    chosen: dict[str, Any] = {
+        name: decode(name, sections[name], section_type(name), str(params)) for name in names
+    }
     if arm not in chosen["arms"]:
         raise ParamsError(f"--arm: got {arm!r}; valid: {', '.join(chosen['arms'])}")
     recipe, train = Sections.of(chosen), chosen["train"]
