@@ -33,15 +33,15 @@ repro: data ## run the whole pipeline, print the headline table
 SWEEP_SEEDS ?= 0,1,2
 SWEEP_JOBS ?= 2
 DRAWN := -S 'evaluate.conditions.neutral=[positive,negative,shuffled]' -S 'evaluate.conditions.relational=[positive]' -S +compute.threads=1
-ARMS := -S 'lora.arms=[graph,text_only,projector_only,random_blocks]' \
+ARMS := -S '+arms.projector_only={kind: graph_tokens}' -S '+arms.random_blocks={kind: graph_lora, blocks: random}' \
   -S '+evaluate.adapters.projector_only=graphs' -S '+evaluate.adapters.random_blocks=graphs'
-ALONE := -S 'lora.arms=[graph]' -S '~evaluate.adapters.text_only'
+ALONE := -S '~arms.text_only' -S '~evaluate.adapters.text_only'
 
 sweep: data ## every arm and the predecessor's recipe with three training seeds as DVC experiments, and their table (70 minutes on two cores)
 	"$(BIN)/python" -m dvc exp run --temp -n base $(DRAWN) sample_base
-	"$(BIN)/python" -m dvc exp run --queue -n arms $(DRAWN) $(ARMS) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
+	"$(BIN)/python" -m dvc exp run --queue -n arms $(DRAWN) $(ARMS) -S 'train.seed=$(SWEEP_SEEDS)' evaluate
 	"$(BIN)/python" -m dvc exp run --queue -n predecessor $(DRAWN) $(ALONE) \
-	  $$("$(BIN)/sgpipe" preset predecessor-miniature --settings) -S 'lora.seed=$(SWEEP_SEEDS)' evaluate
+	  $$("$(BIN)/sgpipe" preset predecessor-miniature --settings) -S 'train.seed=$(SWEEP_SEEDS)' evaluate
 	@echo "queued; 'dvc queue status' and 'dvc queue logs <name>' show how far they are"
 	@while left=$$("$(BIN)/python" -m dvc queue status | grep -E ' (Queued|Running)'); do \
 	  free=$$(($(SWEEP_JOBS) - $$(echo "$$left" | grep -c ' Running'))); \

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from sgpipe.arms.adapter import build
-from sgpipe.arms.model import GraphLora
+from sgpipe.arms.kinds.base import Prompts, Sections
+from sgpipe.arms.model import ArmModel
 from sgpipe.arms.resolve import resolve
 from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
@@ -73,7 +74,7 @@ def work_of(params: Path, preset: str, config: Literal["full", "small"]) -> Work
             dtype="float32",
         )
         sections["graph_encoder"] = replace(sections["graph_encoder"], embed=32, width=32, layers=1)
-        sections["lora"] = replace(sections["lora"], precision="float32")
+        sections["train"] = replace(sections["train"], precision="float32")
     return Work(sections, transformer, parts["vae"])
 
 
@@ -134,16 +135,15 @@ def random_data(work: Work, count: int) -> Data:
     return Data(tuple(examples), (), latents, RandomPrompts(work), names)  # type: ignore[arg-type]
 
 
-class Dataless(GraphLora):
+class Dataless(ArmModel):
     """For the meta device, which knows no autocast: graph tokens, whose number depends on data, are made on the CPU, and only their
     shapes go on, as `given`, which receives their gradient.
     """
 
     given: Tensor
 
-    def context(self, graphs: Any, texts: Any, text: TextCondition, names: NameTable) -> TextCondition:
-        assert self.conditioner is not None
-        found = self.conditioner(graphs, texts, text, names).to(torch.device("meta"))
+    def condition(self, graphs: Any, texts: Any, text: TextCondition, names: NameTable) -> TextCondition:
+        found = self.adapter.condition(Prompts(graphs, texts, text, names)).to(torch.device("meta"))
         self.given = found.states.detach().requires_grad_()
         return dataclasses.replace(found, states=self.given)
 
@@ -164,8 +164,9 @@ def open_training(work: Work, device: torch.device, folder: Path) -> Training:
     (folder / "graph_encoder").mkdir()
     save_encoder(folder / "graph_encoder", encoder, vocabulary)
     tokens = replace(sections["graph_tokens"], encoder=str(folder / "graph_encoder"))
-    eager = replace(sections["lora"], compile=False, checkpointing=False)
-    arm = resolve("graph", eager, tokens, backbone)
+    eager = replace(sections["train"], compile=False, gradient_checkpointing=False)
+    read = Sections.of({**sections, "graph_tokens": tokens, "train": eager})
+    arm = resolve("graph", sections["arms"]["graph"], read)
     data = random_data(work, sections["curate"].train)
     transformer, layout = random_transformer(work, device), Flux().layout(work.transformer, work.vae)
     real = torch.device("cpu") if device.type == "meta" else device
@@ -173,9 +174,8 @@ def open_training(work: Work, device: torch.device, folder: Path) -> Training:
     if device.type == "meta":
         model = Dataless(
             Denoiser(Flux(), transformer, layout, {}, device),
-            model.conditioner,
-            model.weights,
-            arm.lora.guidance,
+            model.adapter,
+            arm.train.guidance,
         )
-    prepare(model.denoiser, arm)
-    return Training(Objective(model, data, arm.lora.losses), arm.lora, folder, Processes(0, 1, device))
+    prepare(model, arm)
+    return Training(Objective(model, data, arm.train.losses), arm.train, folder, Processes(0, 1, device))

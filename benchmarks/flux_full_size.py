@@ -65,7 +65,7 @@ def count_flops(work: Work) -> dict[str, Any]:
             loss.backward()
         model = training.objective.model
         assert isinstance(model, Dataless)
-        own = set(model.weights)
+        own = set(model.adapter.parameters()["lora"])
         named = model.denoiser.transformer.named_parameters()
         return {
             "parameters": sum(value.numel() for name, value in named if name not in own),
@@ -78,9 +78,9 @@ def count_flops(work: Work) -> dict[str, Any]:
 
 def plan(work: Work) -> dict[str, float]:
     """Bytes that `sgpipe doctor` plans for the step, with its allowance for as many graph tokens as SGDiff gives."""
-    backbone, lora = work.sections["backbone"], work.sections["lora"]
+    backbone, lora, train = (work.sections[name] for name in ("backbone", "lora", "train"))
     layout = Flux().layout(work.transformer, work.vae)
-    options = ways(measure(PUBLISHED[backbone.model], layout, backbone, lora))["LoRA training"]
+    options = ways(measure(PUBLISHED[backbone.model], layout, backbone, lora, train))["LoRA training"]
     return {"eager": options[backbone.dtype], "eager, checkpointing": options["checkpointing"]}
 
 
@@ -166,7 +166,7 @@ def main(
     if config not in ("full", "small"):
         raise typer.BadParameter(f"got {config!r}; valid: full, small", param_hint="--config")
     work, device = work_of(params, preset, config), pick_device("auto", 0)  # type: ignore[arg-type]
-    backbone, lora = work.sections["backbone"], work.sections["lora"]
+    backbone, lora, train = (work.sections[name] for name in ("backbone", "lora", "train"))
     full, on_gpu = config == "full", device.type == "cuda"
     flops = count_flops(work)
     memory = plan(work) if planned and full else {}
@@ -176,7 +176,7 @@ def main(
     print(
         f"{preset}, {config}: {flops['parameters']:,} parameters, LoRA {flops['lora_parameters']:,} on blocks {lora.blocks}, graph "
         f"tokens {flops['token_parameters']:,}; {backbone.resolution} px, {backbone.max_sequence_length} + "
-        f"{flops['graph_tokens']} text tokens, batch {lora.batch_size}, {backbone.dtype}"
+        f"{flops['graph_tokens']} text tokens, batch {train.batch_size}, {backbone.dtype}"
     )
     print(
         f"a step is {flops['step_flops'] / 1e12:.4g} TFLOP, {flops['forward_flops'] / 1e12:.4g} of it forward"

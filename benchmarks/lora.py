@@ -26,17 +26,15 @@ import typer
 from msgspec.structs import replace
 
 from sgpipe.arms.adapter import build
+from sgpipe.arms.kinds.base import Sections
 from sgpipe.arms.resolve import resolve
-from sgpipe.attention_maps.config import Maps
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.rectified_flow import interpolate, velocity_target
-from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.optim.log import peak_memory
-from sgpipe.params.load import read_section
+from sgpipe.params.show import load_all
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import Processes, pick_device
-from sgpipe.training.config import Lora
 from sgpipe.training.examples import Sources, read_data
 from sgpipe.training.fit import prepare
 from sgpipe.training.loop import Training
@@ -47,30 +45,29 @@ TIME_RATIO, MEMORY_RATIO, WAITING, SECONDS = 1.03, 1.05, 0.02, 480.0
 
 def open_training(params: Path, folder: Path) -> Training:
     """The default's training, without its validations."""
-    backbone = read_section(params, "backbone", Backbone)
-    lora = read_section(params, "lora", Lora)
-    tokens = read_section(params, "graph_tokens", GraphTokens)
-    arm = resolve("graph", lora, tokens, backbone, read_section(params, "maps", Maps))
+    sections = load_all(params)
+    arm = resolve("graph", sections["arms"]["graph"], Sections.of(sections))
+    backbone: Backbone = sections["backbone"]
     processes = Processes(0, 1, pick_device("auto", 0))
-    data = read_data(Sources(), backbone, lora.development)
+    data = read_data(Sources(), backbone, arm.train.dev)
     model = build(Denoiser.load(backbone, processes.device), backbone, arm, data.names.rms)
-    prepare(model.denoiser, arm)
+    prepare(model, arm)
     return Training(
-        Objective(model, data, arm.lora.losses), replace(arm.lora, save_every=1 << 30), folder, processes
+        Objective(model, data, arm.train.losses), replace(arm.train, save_every=1 << 30), folder, processes
     )
 
 
 def bare_step(training: Training) -> Callable[[], None]:
     """Forward and backward of the loop's first batch, whose inputs are made once."""
     noised, positive, negative = training.batch(0)
-    said = positive + negative if training.lora.losses.contrastive else positive
+    said = positive + negative if training.recipe.losses.contrastive else positive
     objective, model = training.objective, training.objective.model
     repeat = len(said.texts) // len(noised.latents)
-    context = model.context(
+    condition = model.condition(
         said.graphs, said.texts, objective.data.prompts.get(said.texts), objective.data.names
     )
-    states = context.states.detach().requires_grad_()
-    fixed = dataclasses.replace(context, states=states)
+    states = condition.states.detach().requires_grad_()
+    fixed = dataclasses.replace(condition, states=states)
     z_t = interpolate(noised.latents, noised.noise, noised.t).repeat(repeat, 1, 1, 1)
     target = velocity_target(noised.latents, noised.noise).repeat(repeat, 1, 1, 1)
     t = noised.t.repeat(repeat)

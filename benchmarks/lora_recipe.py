@@ -3,7 +3,7 @@ r"""Try a recipe: train with other knobs, draw the development triples, and see 
 The development split is a share of the *train* triples' name pairs that training then does not see; the val triples are neither
 trained on nor drawn. Of the embedded world alone, whose detector knows every object.
 
-    python -m benchmarks.lora_recipe --set lora.blocks=[7..12] --set lora.losses.margin.weight=0.3 --seeds 3
+    python -m benchmarks.lora_recipe --set lora.blocks=[7..12] --set train.losses.margin.weight=0.3 --seeds 3
 
 With `--preset` the recipe is a preset's, and with several `--rate` each learning rate is tried, so that a baseline is compared at
 its best and not at another recipe's rate:
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,25 +31,27 @@ import typer
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from sgpipe.arms.config import ArmOptions
 from sgpipe.arms.generation import GraphGenerator
+from sgpipe.arms.kinds.base import Sections
 from sgpipe.arms.resolve import resolve
-from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.errors import ParamsError
-from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.load import decode, parse_yaml, read_yaml, to_builtins
+from sgpipe.params.registry import section_type
 from sgpipe.presets import FOLDER, preset_path, with_preset
 from sgpipe.relations.boxes import sector
 from sgpipe.relations.predicates import INVERSE
 from sgpipe.runs.atomic import write_json
 from sgpipe.runs.processes import Processes
-from sgpipe.training.config import Lora
 from sgpipe.training.examples import Data, Example, Sources, prompt_of, read_data
 from sgpipe.training.fit import fit
 from sgworld.detector import detect_batch
 from sgworld.measure import boxes_of
 
+KNOBS = ("lora", "train", "arms", "graph_tokens")
+"""Sections that a recipe is made of."""
 PLANAR = ("left of", "right of", "above", "below")
 """Directional classes that centres of boxes tell apart."""
 
@@ -58,8 +61,10 @@ def changed(sections: dict[str, Any], settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         path = key.split(".")
-        if not equals or path[0] not in ("lora", "graph_tokens"):
-            raise ParamsError(f"--set {setting}: write lora.<knob>=<value> or graph_tokens.<knob>=<value>")
+        if not equals or path[0] not in KNOBS:
+            raise ParamsError(
+                f"--set {setting}: write <section>.<knob>=<value>; sections: {', '.join(KNOBS)}"
+            )
         place = sections
         for part in path[:-1]:
             place = place.setdefault(part, {})
@@ -128,18 +133,17 @@ def measure(
 
 
 def try_recipe(
-    lora: Lora,
-    tokens: GraphTokens,
-    backbone: Backbone,
+    name: str,
+    options: ArmOptions,
+    sections: Sections,
     data: Data,
-    arm: str,
     prompts: Sequence[str],
     seeds: int,
     folder: Path,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Train one arm once: figures of the training, and those of its images by kind of prompt."""
     processes = Processes(0, 1, torch.device("cpu"))
-    resolved = resolve(arm, lora, tokens, backbone)
+    backbone, resolved = sections.backbone, resolve(name, options, sections)
     start = time.perf_counter()
     fitted = fit(resolved, Denoiser.load(backbone, processes.device), backbone, data, folder, processes, {})
     trained = time.perf_counter() - start
@@ -173,16 +177,17 @@ def summary(found: Mapping[str, float]) -> dict[str, float]:
 
 def main(
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="lora.<knob>=<value> or graph_tokens.<knob>=<value>")
+        list[str] | None,
+        typer.Option("--set", help="<section>.<knob>=<value> of lora, train, arms or graph_tokens"),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="preset whose values are taken before --set")] = None,
     rates: Annotated[
         list[float] | None,
-        typer.Option("--rate", help="learning rate (lora.optimiser.rate); several, each tried"),
+        typer.Option("--rate", help="train.optimiser.learning_rate; several, each tried"),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="noises per triple")] = 3,
-    trainings: Annotated[int, typer.Option(min=1, help="training seeds, from lora.seed on")] = 1,
-    development: Annotated[float, typer.Option(help="share of train name pairs kept for this")] = 0.2,
+    trainings: Annotated[int, typer.Option(min=1, help="training seeds, from train.seed on")] = 1,
+    dev: Annotated[float, typer.Option(help="share of train name pairs kept for this")] = 0.2,
     arm: Annotated[str, typer.Option(help="arm to train")] = "graph",
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", help="kinds of prompt to sample under; neutral by default")
@@ -199,21 +204,24 @@ def main(
         changed_by = with_preset(params, preset_path(params.parent / FOLDER, preset))
         plain = {name: to_builtins(section) for name, section in changed_by.items()}
     sections = changed(plain, settings or [])
-    backbone = decode("backbone", sections["backbone"], Backbone, str(params))
-    lora = decode("lora", sections["lora"], Lora, str(params))
-    tokens = decode("graph_tokens", sections["graph_tokens"], GraphTokens, str(params))
-    data = read_data(Sources(), backbone, development)
+    names = ("backbone", "maps", *KNOBS)
+    chosen: dict[str, Any] = {
+        name: decode(name, sections[name], section_type(name), str(params)) for name in names
+    }
+    if arm not in chosen["arms"]:
+        raise ParamsError(f"--arm: got {arm!r}; valid: {', '.join(chosen['arms'])}")
+    recipe, train = Sections.of(chosen), chosen["train"]
+    data = read_data(Sources(), recipe.backbone, dev)
     print(f"{len(data.train)} triples to train on, {len(data.held_out)} held out of them")
     by_rate: dict[str, dict[str, Any]] = {}
-    for rate in rates or [lora.optimiser.rate]:
+    for rate in rates or [train.optimiser.learning_rate]:
         by_rate[f"{rate:g}"] = of_rate = {}
-        for seed in range(lora.seed, lora.seed + trainings):
-            recipe = replace(
-                lora, seed=seed, development=development, optimiser=replace(lora.optimiser, rate=rate)
-            )
+        for seed in range(train.seed, train.seed + trainings):
+            optimiser = replace(train.optimiser, learning_rate=rate)
+            tried = with_fields(recipe, train=replace(train, seed=seed, dev=dev, optimiser=optimiser))
             with tempfile.TemporaryDirectory() as folder:
                 took, shown = try_recipe(
-                    recipe, tokens, backbone, data, arm, prompts or ["neutral"], seeds, Path(folder)
+                    arm, chosen["arms"][arm], tried, data, prompts or ["neutral"], seeds, Path(folder)
                 )
             for prompt, figures in shown.items():
                 found = {**figures, **took}
@@ -231,7 +239,7 @@ def main(
                         stream.write(json.dumps({**told, "seed": seed, **found}) + "\n")
             of_rate[f"seed_{seed}"] = {prompt: summary(figures) for prompt, figures in shown.items()}
             if metrics is not None:
-                about = {"preset": preset, "arm": arm, "development": development, "triples": len(data.train)}
+                about = {"preset": preset, "arm": arm, "dev": dev, "triples": len(data.train)}
                 write_json({**about, "noises": seeds, "rates": by_rate}, metrics)
 
 

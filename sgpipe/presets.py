@@ -18,6 +18,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from sgpipe.errors import ParamsError
 from sgpipe.params.check import check
 from sgpipe.params.load import SECTIONS, decode, read_yaml, section_type, to_builtins
+from sgpipe.params.moved import refuse_moved
 from sgpipe.params.show import load_all, spelled_out
 from sgpipe.runs.atomic import atomic_path
 
@@ -68,6 +69,7 @@ def with_preset(params: Path, preset: Path) -> dict[str, Any]:
     Raises `ParamsError` for a section or knob that there is not, and for values that params.yaml would not take together.
     """
     found, raw, overrides = load_all(params), read_yaml(params), read_yaml(preset)
+    refuse_moved(overrides, str(preset))
     for name in overrides:
         if name not in SECTIONS:
             raise ParamsError(f"{preset}: {name}: unknown section; valid: {', '.join(SECTIONS)}")
@@ -150,7 +152,7 @@ def _struct_of(kind: type[Struct], name: str) -> type[Struct] | None:
 
 def _merged(kind: type[Struct], raw: Any, over: Any) -> Any:
     """`raw` with the knobs of `over`; structs are gone into, lists and mappings with free keys are replaced."""
-    if not isinstance(raw, Mapping) or not isinstance(over, Mapping):
+    if not (isinstance(raw, Mapping) and isinstance(over, Mapping) and issubclass(kind, Struct)):
         return over
     made = dict(raw)
     for name, value in over.items():

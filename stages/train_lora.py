@@ -1,4 +1,4 @@
-"""One arm of the graph-conditioned LoRA, from caches to its adapters."""
+"""One arm, from caches to its adapters."""
 
 import csv
 import shutil
@@ -16,7 +16,7 @@ import typer
 from msgspec import structs
 
 from sgpipe.arms.adapter import base_identity, counts
-from sgpipe.arms.model import GraphLora
+from sgpipe.arms.model import ArmModel
 from sgpipe.arms.resolve import Arm, read_arm
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
@@ -100,14 +100,14 @@ def control_rows(history: History) -> list[dict[str, Any]]:
 
 def separately(arm: Arm) -> list[int]:
     """Kept epochs that need a training of their own: a falling rate has come down at the last epoch alone."""
-    if arm.lora.optimiser.schedule == "constant":
+    if arm.train.optimiser.schedule == "constant":
         return []
-    return [epoch for epoch in arm.lora.keep_epochs if epoch < arm.lora.epochs]
+    return [epoch for epoch in arm.train.keep_epochs if epoch < arm.train.epochs]
 
 
 def open_probe(arm: Arm) -> Probe | None:
     """The noise-aware probe of L_rel-rank, where that has a weight."""
-    ranking = arm.lora.losses.ranking
+    ranking = arm.train.losses.ranking
     if not ranking.weight:
         return None
     from sgpipe.probes.noise_aware import load_noise_aware  # type: ignore[import-not-found,unused-ignore]
@@ -118,7 +118,7 @@ def open_probe(arm: Arm) -> Probe | None:
 
 @app.command()
 def main(
-    arm: Annotated[str, typer.Option(help="which of lora.arms to train")],
+    arm: Annotated[str, typer.Option(help="which of `arms` to train")],
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     resolved: Annotated[Path, typer.Option(help="folder of the resolved arms")] = Path("outputs/resolved"),
     out: Annotated[Path | None, typer.Option(help="folder; outputs/lora/<arm> by default")] = None,
@@ -140,9 +140,8 @@ def main(
     }
     stage = f"train_lora@{arm}"
     inputs = [*sources.paths(), resolved / f"{arm}.json"]
-    if chosen.graph_tokens is not None and chosen.graph_tokens.encoder:
-        inputs.append(Path(chosen.graph_tokens.encoder))
-    sections = {"lora": chosen.lora, "backbone": backbone}
+    inputs += chosen.adapter.files(chosen.settings).values()
+    sections = {"arm": chosen.settings, "train": chosen.train, "backbone": backbone}
     settings = {
         **plain,
         "backbone": who,
@@ -158,14 +157,14 @@ def main(
     facts = {"config": config_hash(plain)}
     begun = time.perf_counter()
     with shared_state(stage, digest, Path(), processes) as folder, recording as recorded:
-        data = read_data(sources, backbone, chosen.lora.development)
+        data = read_data(sources, backbone, chosen.train.dev)
         vae = load_module(backbone, "vae")
         place(vae, processes.device, "none")
 
-        def validated(model: GraphLora, step: int) -> None:
-            if chosen.lora.validation.pictures:
+        def validated(model: ArmModel, step: int) -> None:
+            if chosen.train.validation.images:
                 path = folder / "samples" / f"step-{step:06d}.png"
-                draw_samples(model, data, chosen.lora, vae, backbone.resolution, path)
+                draw_samples(model, data, chosen.train, vae, backbone.resolution, path)
                 recorded.log_artifact(path, "samples")
 
         def trained(arm: Arm, folder: Path, **more: Any) -> Fitted:
@@ -176,9 +175,9 @@ def main(
         for epochs in shorter:
             own = folder / f".{epochs}-epochs"
             own.mkdir(exist_ok=True)
-            trained(replace(chosen, lora=structs.replace(chosen.lora, epochs=epochs, keep_epochs=())), own)
-        kept = tuple(epoch for epoch in chosen.lora.keep_epochs if epoch not in shorter)
-        whole = replace(chosen, lora=structs.replace(chosen.lora, keep_epochs=kept))
+            trained(replace(chosen, train=structs.replace(chosen.train, epochs=epochs, keep_epochs=())), own)
+        kept = tuple(epoch for epoch in chosen.train.keep_epochs if epoch not in shorter)
+        whole = replace(chosen, train=structs.replace(chosen.train, keep_epochs=kept))
         fitted = trained(whole, folder, validated=validated, recorded=recorded)
         if processes.is_main:
             with new_folder(out) as new:

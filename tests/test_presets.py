@@ -62,15 +62,19 @@ def test_the_predecessors_set_up(root: Path) -> None:
     params = root / "params.yaml"
     apply(params, preset_path(root / "presets", "flux-schnell-vg"))
     found = load_all(params)
-    lora, curate, backbone = found["lora"], found["curate"], found["backbone"]
-    assert lora.epochs * curate.train // (lora.batch_size * lora.accumulation) == 8000
+    lora, train, curate, backbone = (found[name] for name in ("lora", "train", "curate", "backbone"))
+    assert train.epochs * curate.train // (train.batch_size * train.gradient_accumulation_steps) == 8000
     assert (curate.train, curate.val, len(curate.predicates)) == (800, 160, 16)
-    assert (backbone.resolution, backbone.dtype, lora.precision) == (256, "bfloat16", "bfloat16")
+    assert (backbone.resolution, backbone.dtype, train.precision) == (256, "bfloat16", "bfloat16")
     assert (lora.blocks.indices, lora.rank, lora.alpha) == ((7, 8, 9, 10, 11, 12), 16, 16)
-    assert (lora.times.density, lora.times.low, lora.times.high) == ("uniform", 0.5, 1)
-    assert (lora.optimiser.rate, lora.optimiser.weight_decay, lora.optimiser.clip) == (1e-4, 1e-2, 1)
-    assert lora.losses.flow == 1 and not lora.losses.contrastive and not lora.losses.maps
-    assert lora.conditions.shares() == {"relational": 1}
+    assert (train.times.density, train.times.low, train.times.high) == ("uniform", 0.5, 1)
+    assert (train.optimiser.learning_rate, train.optimiser.weight_decay, train.optimiser.clip) == (
+        1e-4,
+        1e-2,
+        1,
+    )
+    assert train.losses.flow == 1 and not train.losses.contrastive and not train.losses.maps
+    assert train.conditions.shares() == {"relational": 1}
     assert not set(found["judge"].judges) & {"exact"}
 
 
@@ -88,15 +92,28 @@ def test_settings_of_the_user_stay(root: Path) -> None:
     assert load_all(params)["tracking"].experiment == "mine"
 
 
+def test_the_arms_of_a_preset_are_all_that_is_trained(root: Path) -> None:
+    """As other mappings with free names they replace those of params.yaml."""
+    params, preset = root / "params.yaml", root / "presets" / "placements.yaml"
+    arms = "arms:\n  graph: {kind: graph_lora, blocks: 0..6}\n  alone: {kind: graph_tokens}\n"
+    preset.write_text(f"{arms}evaluate: {{adapters: {{graph: graphs, alone: graphs}}}}\n", encoding="utf-8")
+    assert [change.knob for change in apply(params, preset)] == ["arms", "evaluate.adapters"]
+    assert {name: arm.kind for name, arm in load_all(params)["arms"].items()} == {
+        "graph": "graph_lora",
+        "alone": "graph_tokens",
+    }
+    assert changes(params, preset) == []
+
+
 def test_the_difference_is_printed_and_nothing_written(root: Path) -> None:
     params = root / "params.yaml"
     text = params.read_text(encoding="utf-8")
     call = ["preset", "predecessor-miniature", "--params", str(params)]
     done = CliRunner().invoke(app, call, catch_exceptions=False)
-    assert re.search(r"lora\.times\.low\s+│ 0\.7\s+│ 0\.5", done.output)
+    assert re.search(r"train\.times\.low\s+│ 0\.7\s+│ 0\.5", done.output)
     assert params.read_text(encoding="utf-8") == text
     assert "written to" in CliRunner().invoke(app, [*call, "--apply"], catch_exceptions=False).output
-    assert load_all(params)["lora"].times.low == 0.5
+    assert load_all(params)["train"].times.low == 0.5
 
 
 def test_as_settings_a_preset_is_a_part_of_a_command(root: Path) -> None:
@@ -104,7 +121,11 @@ def test_as_settings_a_preset_is_a_part_of_a_command(root: Path) -> None:
     done = CliRunner().invoke(app, ["preset", "predecessor-miniature", "--params", str(params), "--settings"])
     made = changes(params, preset_path(root / "presets", "predecessor-miniature"))
     words = done.output.split()
-    assert words[::2] == ["-S"] * len(made) and "lora.acts=always" in words and "lora.ema=null" in words
+    assert (
+        words[::2] == ["-S"] * len(made)
+        and "train.active_timesteps=always" in words
+        and "train.ema_decay=null" in words
+    )
     assert [word.partition("=")[0] for word in words[1::2]] == [change.knob for change in made]
     both = CliRunner().invoke(
         app, ["preset", "flux-dev-vg", "--params", str(params), "--settings", "--apply"]
@@ -122,9 +143,9 @@ def test_an_unknown_preset_is_refused_with_the_valid_names(root: Path) -> None:
     [
         ("lorra: {rank: 4}\n", "lorra: unknown section; valid: data, "),
         ("lora: {rnak: 4}\n", "lora.rnak: unknown key; did you mean 'rank'?"),
-        ("lora: {losses: {margin: {weigth: 0}}}\n", "lora.losses.margin.weigth: unknown key"),
+        ("train: {losses: {margin: {weigth: 0}}}\n", "train.losses.margin.weigth: unknown key"),
         ("lora: {rank: none}\n", "lora.rank: got 'none'"),
-        ("lora: {losses: {ranking: {weight: 1}}}\n", "lora.losses.ranking.probe: got"),
+        ("train: {losses: {ranking: {weight: 1}}}\n", "train.losses.ranking.probe: got"),
         ("lora: {blocks: 7..19}\n", "lora.blocks: block 19 is out of range; valid: 0..18"),
         ("lora: 4\n", "lora: got 4"),
     ],

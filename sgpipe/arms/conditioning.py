@@ -3,21 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from sgpipe.arms.kinds.base import Base, Prompts
+from sgpipe.arms.lora import load_tensors, save_tensors
 from sgpipe.attention_maps.options import concept_embeddings
 from sgpipe.backbones.base import TextCondition
+from sgpipe.backbones.loading import load_plain
 from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
-from sgpipe.graph_encoder.checkpoints import Encoder, load_encoder
+from sgpipe.graph_encoder.checkpoints import Encoder, load_encoder, load_strictly, save_encoder
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.injection import GatedResidual, named_spans, prepend
 from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.tokens import GraphTokenizer
 from sgpipe.graph_encoder.vocabulary import Vocabulary
 from sgpipe.graphs.scene_graph import SceneGraph
+
+TOKENS_FILE, ENCODER = "graph_tokens.safetensors", "graph_encoder"
 
 
 class Words(Protocol):
@@ -36,45 +41,62 @@ class GraphConditioner(nn.Module):
     """Graph tokens with all they are made of: projector, gate and graph encoder. `train_encoder` says what is trained."""
 
     def __init__(
-        self,
-        params: GraphTokens,
-        text_width: int,
-        text_scale: float,
-        *,
-        seed: int,
-        encoder: tuple[Encoder, Vocabulary | None] | None = None,
-        words: Words | None = None,
-        word_rows: int = 0,
+        self, params: GraphTokens, base: Base, encoder: tuple[Encoder, Vocabulary | None] | None
     ) -> None:
         super().__init__()
-        self.params, self._words, self._word_rows = params, words, word_rows
+        denoiser, width = base.denoiser, base.denoiser.layout.text_width
+        self.params, self._word_rows = params, base.backbone.max_sequence_length
         self.encoder: Encoder | None = None
         self.vocabulary: Vocabulary | None = None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(base.seed)
             if params.needs_encoder and encoder is not None:
                 self.encoder, self.vocabulary = encoder
             elif params.needs_encoder:
-                self.encoder = OpenVocabularyEncoder(OpenVocabularyConfig(text_width))
+                self.encoder = OpenVocabularyEncoder(OpenVocabularyConfig(width))
             embed = self.encoder.config.embed if self.encoder is not None else None
-            self.tokenizer = GraphTokenizer(params, text_width, text_scale=text_scale, embed=embed)
+            self.tokenizer = GraphTokenizer(params, width, text_scale=base.text_scale, embed=embed)
             self.residual = GatedResidual() if params.injection == "residual" else None
+        self._words: Words | None = None
+        if self.residual is not None:
+            self._words = load_plain(base.backbone, denoiser.family.name_parts[1])
         if self.encoder is not None:
             self.encoder.requires_grad_(params.train_encoder or params.encoder is None)
+        self.to(denoiser.device)
 
-    def projector(self) -> dict[str, Tensor]:
-        """State of projector and gate, without the graph encoder's."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("encoder.")}
+    @classmethod
+    def fresh(cls, params: GraphTokens, base: Base) -> Self:
+        """For a generator, by the graph encoder that the parameters name. Raises `ModelError` for a folder that holds none."""
+        return cls(params, base, load_encoder(Path(params.encoder)) if params.encoder else None)
 
-    def forward(
-        self, graphs: Sequence[SceneGraph], texts: Sequence[str], text: TextCondition, names: NameTable
-    ) -> TextCondition:
-        """Prompts `texts`, encoded as `text`, with a graph each. Where no graph has a triple, tensors stay as they are."""
+    @classmethod
+    def load(cls, params: GraphTokens, base: Base, folder: Path) -> Self:
+        """What `save` wrote, with the graph encoder of that folder. Raises `ModelError` for damaged files."""
+        made = cls(params, base, load_encoder(folder / ENCODER) if params.needs_encoder else None)
+        encoder = {k: v for k, v in made.state_dict().items() if k.startswith("encoder.")}
+        load_strictly(made, {**load_tensors(folder / TOKENS_FILE), **encoder}, folder / TOKENS_FILE)
+        return made
+
+    def save(self, folder: Path) -> None:
+        """Write projector, roles and gate, and the graph encoder, where there is one."""
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("encoder.")}
+        save_tensors(folder / TOKENS_FILE, own, {"format": "pt"})
+        if self.encoder is not None:
+            (folder / ENCODER).mkdir(exist_ok=True)
+            save_encoder(folder / ENCODER, self.encoder, self.vocabulary)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The weights that are trained, by name."""
+        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+
+    def forward(self, prompts: Prompts) -> TextCondition:
+        """The prompts' encoding with their graphs. Where no graph has a triple, tensors stay as they are."""
+        graphs, text, names = prompts.graphs, prompts.text, prompts.names
         tokens = self.tokenizer(graphs, self._encode(graphs, names, text.states.device), names)
         if self.residual is None:
             return prepend(tokens, text)
         words_from = text.states.shape[1] - self._word_rows
-        spans = [self._spans(*pair, words_from) for pair in zip(graphs, texts, strict=True)]
+        spans = [self._spans(*pair, words_from) for pair in zip(graphs, prompts.texts, strict=True)]
         return replace(text, states=self.residual(tokens, text.states, spans))
 
     def _encode(
@@ -92,8 +114,3 @@ class GraphConditioner(nn.Module):
         ids = {name: self._words(name).input_ids[:-1] for name in graph.objects}
         found = named_spans(graph, self._words(text).input_ids, ids)
         return {place: range(words_from + at.start, words_from + at.stop) for place, at in found.items()}
-
-
-def read_encoder(params: GraphTokens) -> tuple[Encoder, Vocabulary | None] | None:
-    """The graph encoder that the parameters name, or None. Raises `ModelError` for a folder that holds none."""
-    return load_encoder(Path(params.encoder)) if params.encoder else None

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sgpipe.arms.adapter import backbone_of, load_adapter, read_about
 from sgpipe.arms.conditioning import name_table
-from sgpipe.arms.model import GraphLora
+from sgpipe.arms.model import ArmModel
 from sgpipe.backbones.base import TextEncoders
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
@@ -68,7 +68,7 @@ class GraphGenerator:
     denoiser: Denoiser
     vae: Any
     texts: TextEncoders | EncodedTexts
-    adapter: GraphLora | None = None
+    adapter: ArmModel | None = None
     guidance: float | None = None
     offload: str = "none"
     batch: int = 16
@@ -127,7 +127,7 @@ class GraphGenerator:
         """Pictures `[N, size, size, 3]`, 0–255, of prompts with a graph each; the noise of each depends on its seed alone.
 
         Graph None switches the adapter off: those are the base's pictures. An *empty* graph leaves it on (at the times at which it
-        works) without tokens, and so does any graph where the adapter reads none (arm `text_only`). Raises `ModelError` for a
+        works) without tokens, and so does any graph where the adapter reads none (kind `text_lora`). Raises `ModelError` for a
         graph without an adapter.
         """
         if not len(prompts) == len(graphs) == len(seeds):
@@ -173,7 +173,7 @@ class GraphGenerator:
         if not given:
             with self.adapter.off():
                 return self.denoiser.sample(encoded, seeds, size, steps, self.guidance)
-        condition = self.adapter.context(given, prompts, encoded, self._table(given))
+        condition = self.adapter.condition(given, prompts, encoded, self._table(given))
         return self.adapter.sample(condition, encoded, seeds, size, steps, self.guidance)
 
     def _table(self, graphs: Sequence[SceneGraph]) -> NameTable:

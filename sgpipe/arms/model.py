@@ -1,60 +1,72 @@
-"""A generator with its adapter: the transformer, LoRA inside it, and graph tokens beside its prompts."""
+"""A generator with what an arm adds to it: velocities, samples, and everything that is trained."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sgpipe.arms.conditioning import GraphConditioner
+from sgpipe.arms.kinds.base import Adapter, InjectionMode, Prompts
 from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.rectified_flow import is_within
+from sgpipe.errors import ModelError
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
 
-Way = Literal["words", "prepend", "residual"]
-"""How a graph reaches the transformer: in the prompt's words alone, or by tokens before them or added to them."""
-
 
 @dataclass
-class GraphLora:
-    """`conditioner` is None where graphs are not read (text alone); `weights` are LoRA's, by name, empty without LoRA.
+class ArmModel:
+    """`precision` is that of matrix products in `velocity`; None leaves them to the weights.
 
-    `precision` is that of matrix products in `velocity`; None leaves them to the weights. `times` are the bounds of those at which
-    the adapter works in sampling.
+    `times` are the bounds of those at which the adapter works in sampling.
     """
 
     denoiser: Denoiser
-    conditioner: GraphConditioner | None
-    weights: dict[str, nn.Parameter]
+    adapter: Adapter
     guidance: float | None = None
     precision: torch.dtype | None = None
     times: tuple[float, float] = (0.0, 1.0)
 
     @property
-    def way(self) -> Way:
+    def mode(self) -> InjectionMode:
         """How it is told graphs."""
-        return "words" if self.conditioner is None else self.conditioner.params.injection
+        return self.adapter.mode
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Everything that is trained, by name: `lora.…` and `tokens.…`."""
-        found = {f"lora.{name}": weight for name, weight in self.weights.items()}
-        if self.conditioner is not None:
-            own = self.conditioner.named_parameters()
-            found |= {f"tokens.{name}": weight for name, weight in own if weight.requires_grad}
+        """Everything that is trained, as `<group>.<name>`.
+
+        Raises `ModelError` for a weight of the transformer or of the adapter that requires a gradient and is in no group of
+        `Adapter.parameters`: no optimiser would ever change it.
+        """
+        found = {
+            f"{group}.{name}": weight
+            for group, weights in self.adapter.parameters().items()
+            for name, weight in weights.items()
+        }
+        held = {id(weight) for weight in found.values()}
+        every = [
+            *(
+                ("transformer." + name, weight)
+                for name, weight in self.denoiser.transformer.named_parameters()
+            ),
+            *_weights(vars(self.adapter), type(self.adapter).__name__),
+        ]
+        left = [name for name, weight in every if weight.requires_grad and id(weight) not in held]
+        if left:
+            raise ModelError(
+                f"trainable weights that no optimiser would train: {', '.join(left[:5])}{' …' if len(left) > 5 else ''}; give them "
+                f"in {type(self.adapter).__name__}.parameters, or freeze them"
+            )
         return found
 
-    def context(
-        self, graphs: Sequence[SceneGraph] | None, texts: Sequence[str], text: TextCondition, names: NameTable
+    def condition(
+        self, graphs: Sequence[SceneGraph], texts: Sequence[str], text: TextCondition, names: NameTable
     ) -> TextCondition:
         """What the transformer reads for prompts `texts` (encoded: `text`), each with its graph."""
-        text = text.to(self.denoiser.device)
-        if self.conditioner is None or graphs is None:
-            return text
-        return self.conditioner(graphs, texts, text, names)
+        return self.adapter.condition(Prompts(graphs, texts, text.to(self.denoiser.device), names))
 
     def velocity(self, latents: Tensor, t: Tensor, condition: TextCondition) -> Tensor:
         """v_θ(z_t, t, condition) `[B, C, h, w]`; see `Denoiser.velocity`."""
@@ -87,7 +99,7 @@ class GraphLora:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode within the body: no dropout, and no random number is taken; afterwards as before."""
-        parts = [part for part in (self.denoiser.transformer, self.conditioner) if part is not None]
+        parts = [self.denoiser.transformer, *self.adapter.modules()]
         training = [module for part in parts for module in part.modules() if module.training]
         for module in training:
             module.training = False
@@ -99,15 +111,20 @@ class GraphLora:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """LoRA is switched off within the body; together with `graphs=None` the model is the base, to the bit."""
-        if not self.weights:
+        """Within the body the transformer is the base: under plain prompts the model is, to the bit."""
+        with self.adapter.off():
             yield
-            return
-        wanted = {name: weight.requires_grad for name, weight in self.weights.items()}
-        self.denoiser.transformer.disable_adapters()  # type: ignore[operator]
-        try:
-            yield
-        finally:
-            self.denoiser.transformer.enable_adapters()  # type: ignore[operator]
-            for name, weight in self.weights.items():
-                weight.requires_grad_(wanted[name])
+
+
+def _weights(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in modules, mappings and sequences of an adapter, each with where it is."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, nn.Module):
+        yield from ((f"{name}.{own}", weight) for own, weight in value.named_parameters())
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _weights(each, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            yield from _weights(each, f"{name}[{index}]")

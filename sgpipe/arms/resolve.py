@@ -1,122 +1,108 @@
-"""What `lora` and `graph_tokens` mean for each arm, written one way, so that two spellings of a meaning train once."""
+"""What the parameters mean for each arm, written one way, so that two spellings of a meaning train once."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Any
 
-import torch
+from msgspec import Struct
 from msgspec.structs import replace
 
+from sgpipe.arms.config import ArmOptions
+from sgpipe.arms.kinds import KINDS
+from sgpipe.arms.kinds.base import Adapter, Sections
 from sgpipe.attention_maps.config import Maps
-from sgpipe.backbones.config import Backbone
-from sgpipe.backbones.rectified_flow import generator
 from sgpipe.errors import DataError, ParamsError
-from sgpipe.graph_encoder.config import GraphTokens
-from sgpipe.params.blocks import Blocks
 from sgpipe.params.load import decode, to_builtins
+from sgpipe.params.moved import with_moved
 from sgpipe.training.config import (
     Conditions,
-    Lora,
     Losses,
     Margin,
     Preference,
     Ranking,
     Times,
+    Train,
     Weighted,
-    split_arm,
 )
-
-_NO_BLOCKS = Blocks(())
 
 
 @dataclass(frozen=True)
 class Arm:
     """What one arm trains, in canonical form: equal meanings are equal here.
 
-    `graph_tokens` is None for graphs in words, `maps` where no loss reads saliency maps.
+    `settings` are those of its kind; `maps` is None where no loss reads saliency maps.
     """
 
     name: str
-    lora: Lora
-    graph_tokens: GraphTokens | None
+    kind: str
+    settings: Struct
+    train: Train
     maps: Maps | None = None
+
+    @property
+    def adapter(self) -> type[Adapter]:
+        """The class of its kind."""
+        return KINDS[self.kind]
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
-        parts = {"lora": self.lora, "graph_tokens": self.graph_tokens, "maps": self.maps}
-        return {"arm": self.name, **{key: to_builtins(part) for key, part in parts.items()}}
+        parts = {"settings": self.settings, "train": self.train, "maps": self.maps}
+        return {
+            "arm": self.name,
+            "kind": self.kind,
+            **{key: to_builtins(part) for key, part in parts.items()},
+        }
 
     @classmethod
     def read(cls, plain: Mapping[str, Any], source: str) -> "Arm":
         """From what `plain` gave. Raises `ParamsError` naming the key at fault."""
-        tokens, maps = plain["graph_tokens"], plain["maps"]
+        kind, maps = plain["kind"], plain["maps"]
+        if kind not in KINDS:
+            raise ParamsError(f"{source}: kind: got {kind!r}; valid: {', '.join(KINDS)}")
         return cls(
             plain["arm"],
-            decode("lora", plain["lora"], Lora, source),
-            None if tokens is None else decode("graph_tokens", tokens, GraphTokens, source),
+            kind,
+            decode("settings", plain["settings"], KINDS[kind].settings, source),
+            decode("train", plain["train"], Train, source),
             None if maps is None else decode("maps", maps, Maps, source),
         )
 
 
-def random_blocks(chosen: Sequence[int], count: int, seed: int, key: str) -> tuple[int, ...]:
-    """As many of `count` blocks as `chosen` has, another set than that. Raises `ParamsError` where there is no other."""
-    if not chosen:
-        return ()
-    if len(chosen) == count:
-        raise ParamsError(
-            f"lora.arms: random_blocks: {key} names all {count} blocks, so there is no other set of as many; drop the arm"
-        )
-    random = generator(seed, "random blocks", key)
-    while True:
-        drawn = tuple(sorted(torch.randperm(count, generator=random)[: len(chosen)].tolist()))
-        if drawn != tuple(chosen):
-            return drawn
+def updated(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Arm.plain` gives, from that of a version which kept `lora` and `graph_tokens` side by side and knew arms by name."""
+    tokens, moved = plain["graph_tokens"], with_moved({"lora": plain["lora"]})
+    lora = moved["lora"]
+    settings = {"lora": lora} if tokens is None else {"lora": lora, "graph_tokens": tokens}
+    rest = {key: value for key, value in plain.items() if key not in ("lora", "graph_tokens")}
+    kind = "text_lora" if tokens is None else "graph_lora"
+    return {**rest, "kind": kind, "settings": settings, "train": moved["train"]}
 
 
-def resolve(name: str, lora: Lora, tokens: GraphTokens, backbone: Backbone, maps: Maps | None = None) -> Arm:
+def resolve(name: str, options: ArmOptions, sections: Sections) -> Arm:
     """The arm of this name in canonical form. Raises `ParamsError` for blocks that the model lacks.
 
-    Block sets become ascending indices, targets take one order, and what a choice leaves without effect its default value:
-    settings of losses of weight 0 and of another density. `tokens` stay as they are.
+    What a choice leaves without effect gets its default value: settings of losses of weight 0 and of another density, prompts and
+    the tokens' learning rate where graphs go in words.
     """
-    kind, seed = split_arm(name)
-    lora = lora if seed is None else replace(lora, seed=seed)
-    double = lora.blocks.resolve(backbone.double_blocks, "lora.blocks")
-    single = lora.single_blocks.resolve(backbone.single_blocks, "lora.single_blocks")
-    if kind == "projector_only":
-        double = single = ()
-    elif kind == "random_blocks":
-        double = random_blocks(double, backbone.double_blocks, lora.seed, "lora.blocks")
-        single = random_blocks(single, backbone.single_blocks, lora.seed, "lora.single_blocks")
-    plain = replace(
-        lora,
-        arms=(name,),
-        blocks=Blocks(double),
-        single_blocks=Blocks(single),
-        targets=tuple(sorted(lora.targets)),
-        keep_epochs=tuple(sorted(lora.keep_epochs)),
-        losses=_losses(lora.losses),
-        times=_times(lora.times),
+    given = sections.train
+    train = replace(
+        given,
+        seed=given.seed if options.seed is None else options.seed,
+        keep_epochs=tuple(sorted(given.keep_epochs)),
+        losses=_losses(given.losses),
+        times=_times(given.times),
     )
-    if not double and not single:
-        without = Lora(_NO_BLOCKS)
-        plain = replace(
-            plain, targets=without.targets, rank=without.rank, alpha=without.alpha, dropout=without.dropout
-        )
-    if kind == "text_only":
-        if not double and not single:
-            raise ParamsError(
-                "lora.arms: text_only trains LoRA alone, and lora.blocks is none; name blocks or drop the arm"
-            )
-        plain = replace(
-            plain,
+    if not options.reads_graph:
+        train = replace(
+            train,
             conditions=Conditions(neutral=0.0, relational=1.0),
-            optimiser=replace(lora.optimiser, token_rate=1.0),
+            optimiser=replace(train.optimiser, token_lr_multiplier=1.0),
         )
-        return Arm(name, plain, None, _maps(plain.losses, maps))
-    return Arm(name, plain, tokens, _maps(plain.losses, maps))
+    settings = KINDS[options.kind].resolve(f"arms.{name}", options, with_fields(sections, train=train))
+    return Arm(name, options.kind, settings, train, _maps(train.losses, sections.maps))
 
 
 def _losses(losses: Losses) -> Losses:
@@ -137,7 +123,7 @@ def _maps(losses: Losses, maps: Maps | None) -> Maps | None:
     groups = maps.groups if maps is not None else {}
     if lacking := sorted(wanted - groups.keys()):
         raise ParamsError(
-            f"lora.losses: group {lacking[0]!r} is not in maps.groups; valid: {', '.join(groups) or 'none'}"
+            f"train.losses: group {lacking[0]!r} is not in maps.groups; valid: {', '.join(groups) or 'none'}"
         )
     assert maps is not None
     used = {name: blocks for name, blocks in groups.items() if name in wanted}
@@ -158,8 +144,6 @@ def read_arm(path: Path) -> Arm:
     try:
         return Arm.read(json.loads(path.read_text(encoding="utf-8")), str(path))
     except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; name the arm in lora.arms and run `dvc repro resolve`"
-        ) from None
+        raise DataError(f"{path}: no such file; name the arm in `arms` and run `dvc repro resolve`") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is no resolved arm ({error}); run `dvc repro resolve`") from None

@@ -18,7 +18,7 @@ def doctor(
     ] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="rank, instead of lora.rank")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="triples per forward, instead of lora.batch_size")
+        int | None, typer.Option(min=1, help="triples per forward, instead of train.batch_size")
     ] = None,
     gpu: Annotated[list[float] | None, typer.Option(help="GPU sizes to plan for, GiB")] = None,
     memory: Annotated[bool, typer.Option(help="plan the memory (a dry run; ~15 s at full size)")] = True,
@@ -48,8 +48,9 @@ def doctor(
         chosen = None if blocks is None else Blocks.parse(blocks)
     except ValueError as error:
         raise ParamsError(f"--blocks: {error}") from None
-    given = {"blocks": chosen, "rank": rank, "batch_size": batch_size}
+    given = {"blocks": chosen, "rank": rank}
     lora = replace(sections["lora"], **{name: value for name, value in given.items() if value is not None})
+    train = sections["train"] if batch_size is None else replace(sections["train"], batch_size=batch_size)
     need, unplanned, planned = None, [], model or backbone.model
     if memory:
         try:
@@ -58,7 +59,7 @@ def doctor(
                 chosen.resolve(layout.double_blocks, "--blocks")
             lora = planned_lora({**sections, "lora": lora}, layout)
             with console.status("dry run on the meta device"):
-                need = measure(configs, layout, backbone, lora)
+                need = measure(configs, layout, backbone, lora, train)
         except ModelError as error:
             unplanned = [warn("memory", str(error), "--no-memory leaves the plan out")]
         except ParamsError as error:
@@ -84,8 +85,8 @@ def doctor(
         single = f" and single blocks {lora.single_blocks}" if lora.single_blocks.indices else ""
         console.print(
             f"{planned}: {need.sizes['transformer'].total:,} parameters in the transformer, {need.lora:,} in LoRA of rank "
-            f"{lora.rank} on blocks {lora.blocks}{single}; {backbone.resolution} px, batch {lora.batch_size} × "
-            f"{2 if lora.losses.contrastive else 1} graphs, {backbone.dtype}",
+            f"{lora.rank} on blocks {lora.blocks}{single}; {backbone.resolution} px, batch {train.batch_size} × "
+            f"{2 if train.losses.contrastive else 1} graphs, {backbone.dtype}",
             markup=False,
         )
         console.print(plan_table(need, gpu or GPU_SIZES))

@@ -23,20 +23,21 @@ from sgpipe.runs.state import beside_cache, user_dir, writable
 
 def check_parameters(params: Path, sections: Mapping[str, Any]) -> list[Finding]:
     """Block sets against the backbone, every arm, and the models of judges and tower, by the stages' own checks."""
+    from sgpipe.arms.kinds.base import Sections
     from sgpipe.arms.resolve import resolve
     from sgpipe.evaluation.judge_factory import judge_identity
     from sgpipe.graph_encoder.tower import tower_identity
     from sgpipe.params.show import spelled_out
 
-    lora, tokens, backbone, maps = (sections[name] for name in ("lora", "graph_tokens", "backbone", "maps"))
+    arms, read = sections["arms"], Sections.of(sections)
     checks: list[Callable[[], Any]] = [
         partial(spelled_out, dict(sections)),
-        *(partial(resolve, arm, lora, tokens, backbone, maps) for arm in lora.arms),
+        *(partial(resolve, name, options, read) for name, options in arms.items()),
         *(partial(judge_identity, *named) for named in sections["judge"].judges.items()),
         partial(tower_identity, sections["graph_encoder"]),
     ]
     findings = [finding for check in checks for finding in refused(check, "parameters")]
-    return findings or [ok("parameters", f"{params}: {len(sections)} sections, {len(lora.arms)} arms")]
+    return findings or [ok("parameters", f"{params}: {len(sections)} sections, {len(arms)} arms")]
 
 
 def tracked(root: Path) -> dict[Path, dict[str, Any]]:

@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from sgpipe.arms.config import Lora
+from sgpipe.arms.kinds.base import Sections
+from sgpipe.arms.lora import attach, count, target_modules
 from sgpipe.arms.resolve import resolve
-from sgpipe.arms.targeting import attach, count, target_modules
 from sgpipe.backbones.base import Layout
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import FAMILIES, family_of, layout_of
 from sgpipe.backbones.loading import DTYPES
 from sgpipe.backbones.source import part_configs, snapshot_folder
 from sgpipe.errors import ModelError
-from sgpipe.training.config import Lora
+from sgpipe.params.blocks import Blocks
+from sgpipe.training.config import Train
 
 GIB: Final = 2**30
 FAMILY: Final = FAMILIES["FluxPipeline"]
@@ -107,12 +110,13 @@ def build(config: dict[str, Any]) -> Any:
 
 
 def planned_lora(sections: Mapping[str, Any], layout: Layout) -> Lora:
-    """Section `lora` as the arm of `lora.arms` that trains most modules of `layout` has it. Raises `ParamsError`."""
-    lora = sections["lora"]
+    """LoRA as the arm of `arms` that trains most modules of `layout` has it. Raises `ParamsError`."""
     blocks = {"double_blocks": layout.double_blocks, "single_blocks": layout.single_blocks}
     backbone = replace(sections["backbone"], **blocks)
-    arms = (resolve(name, lora, sections["graph_tokens"], backbone, sections["maps"]) for name in lora.arms)
-    return max((arm.lora for arm in arms), key=lambda each: len(target_modules(layout, each)))
+    read = Sections.of({**sections, "backbone": backbone})
+    arms = [resolve(name, options, read) for name, options in sections["arms"].items()]
+    found = [getattr(arm.settings, "lora", Lora(Blocks(()))) for arm in arms]
+    return max(found, key=lambda each: len(target_modules(layout, each)))
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,9 @@ def _peak(modules: tuple[nn.Module, ...], run: Callable[[], object]) -> int:
     return memory.peak
 
 
-def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbone, lora: Lora) -> Need:
+def measure(
+    configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbone, lora: Lora, train: Train
+) -> Need:
     """Dry-run every phase on the meta device, at the resolution, prompt length and precision of `backbone`.
 
     A training batch of a contrastive loss goes through the transformer under g⁺ and g⁻ at once. Raises `ModelError`, or
@@ -237,14 +243,14 @@ def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbo
             length = getattr(encoder.config, "max_position_embeddings", backbone.max_sequence_length)
             encoder(torch.zeros(CACHE_BATCH, length, dtype=torch.long, device="meta"))
 
-    def step(train: bool) -> None:
+    def step(backward: bool) -> None:
         """A forward, or forward and backward with the graph tokens (and so the text stream) receiving gradients."""
-        batch = lora.batch_size * (2 if train and lora.losses.contrastive else 1)
-        transformer.train(train)
-        with torch.set_grad_enabled(train):
+        batch = train.batch_size * (2 if backward and train.losses.contrastive else 1)
+        transformer.train(backward)
+        with torch.set_grad_enabled(backward):
             velocity = transformer(
                 hidden_states=empty(batch, tokens, transformer.config.in_channels),
-                encoder_hidden_states=empty(batch, rows, layout.text_width).requires_grad_(train),
+                encoder_hidden_states=empty(batch, rows, layout.text_width).requires_grad_(backward),
                 pooled_projections=empty(batch, transformer.config.pooled_projection_dim),
                 timestep=empty(batch),
                 guidance=empty(batch) if layout.guidance else None,
@@ -252,7 +258,7 @@ def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbo
                 txt_ids=empty(rows, 3),
                 return_dict=False,
             )[0]
-            if train:
+            if backward:
                 (velocity - torch.empty_like(velocity)).square().mean().backward()
         transformer.zero_grad(set_to_none=True)
 
@@ -263,10 +269,10 @@ def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbo
         encode = _peak((vae,), lambda: vae.encode(pixels))
         decode = _peak((vae,), lambda: vae.decode(latents))
     forward = _peak((transformer,), lambda: step(False))
-    weights = attach(transformer, target_modules(layout, lora), lora)
+    weights = attach(transformer, target_modules(layout, lora), lora, seed=0)
     nn.Module.to(transformer, dtype)
-    train = _peak((transformer,), lambda: step(True))
+    plain = _peak((transformer,), lambda: step(True))
     transformer.enable_gradient_checkpointing()
     checkpointed = _peak((transformer,), lambda: step(True))
-    phases = prompts, encode, decode, forward, train, checkpointed
+    phases = prompts, encode, decode, forward, plain, checkpointed
     return Need(sizes, count(weights), *phases, backbone.dtype)

@@ -32,7 +32,7 @@ class Choice(NamedTuple):
 def ways(need: Need) -> dict[str, dict[str, float]]:
     """For each phase, the ways to run it in the order in which they are to be tried, and the bytes that each takes.
 
-    Their names are values of `compute.offload` and `backbone.quantisation`, and `lora.checkpointing`.
+    Their names are values of `compute.offload` and `backbone.quantisation`, and `train.gradient_checkpointing`.
     """
     dtype = need.dtype
     transformer, vae = need.sizes["transformer"], need.sizes["vae"].bytes(dtype)

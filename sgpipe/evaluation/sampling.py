@@ -43,7 +43,7 @@ def check_adapter(folder: Path) -> None:
     if not (folder / ABOUT).is_file():
         raise ModelError(
             f"{folder}: no adapter there ({ABOUT} is missing); `dvc repro train_lora` trains it; an epoch's checkpoint is "
-            "there only if lora.keep_epochs names it"
+            "there only if train.keep_epochs names it"
         )
 
 

@@ -1,8 +1,7 @@
 """The arms over several training seeds, one experiment each."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,10 @@ from sgpipe.runs.atomic import defined
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training seed: where its results are recorded, what judges said of its images, `arms` of its metrics/lora.json."""
+    """One training seed: where its results are recorded, what judges said of its images, `arms` of its metrics/lora.json.
+
+    `seeds` are the training seeds of arms that have one of their own.
+    """
 
     name: str
     commit: str
@@ -30,6 +32,7 @@ class Experiment:
     verdicts: Verdicts
     qualified: QualifiedJudges
     arms: Mapping[str, Any]
+    seeds: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def judge(self) -> str:
@@ -48,9 +51,8 @@ class Experiment:
         return np.isfinite(scores).astype(float)
 
     def trained(self, arm: str) -> int:
-        """The training seed of an arm: the experiment's, or its own (`graph-seed1`)."""
-        own = re.fullmatch(r".+-seed(\d+)", arm)
-        return self.seed if own is None else int(own[1])
+        """The training seed of an arm: its own, or the experiment's."""
+        return self.seeds.get(arm, self.seed)
 
     def headline_conditions(self, arm: str) -> tuple[Condition, Condition]:
         """The conditions that count for the arm (`arms.headline_conditions`)."""

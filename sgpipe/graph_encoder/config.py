@@ -1,5 +1,6 @@
 """The sections of params.yaml that this package reads: graph encoder, pre-training, and the tokens that a generator reads."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -169,3 +170,7 @@ class GraphTokens(Struct, frozen=True, forbid_unknown_fields=True):
     def needs_encoder(self) -> bool:
         """Whether a graph encoder must run."""
         return self.relation == "encoder" or self.global_token
+
+    def files(self) -> dict[str, Path]:
+        """The folder of the graph encoder by its knob, where one is read."""
+        return {"graph_tokens.encoder": Path(self.encoder)} if self.encoder else {}

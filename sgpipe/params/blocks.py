@@ -88,3 +88,32 @@ class Blocks:
             else:
                 runs.append([index, index])
         return "[" + ",".join(str(a) if a == b else f"{a}..{b}" for a, b in runs) + "]" if runs else "none"
+
+
+class Placement(Blocks):
+    """`Blocks` of one arm, or `random`: as many as the section `lora` names, another set than that. A random one has no indices."""
+
+    __slots__ = ("random",)
+
+    def __init__(self, indices: tuple[int, ...] | None, random: bool = False) -> None:
+        super().__init__(indices)
+        self.random = random
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and self.random == getattr(other, "random", False)
+
+    def __hash__(self) -> int:
+        return hash((self.indices, self.random))
+
+    @classmethod
+    def parse(cls, raw: Any) -> Self:
+        """Read one spelling. Raises `ValueError` as `Blocks.parse` does."""
+        if raw == "random":
+            return cls((), random=True)
+        try:
+            return super().parse(raw)
+        except ValueError as error:
+            raise ValueError(str(error).replace(SYNTAX, f"{SYNTAX}, or `random`")) from None
+
+    def __str__(self) -> str:
+        return "random" if self.random else super().__str__()

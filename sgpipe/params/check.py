@@ -37,28 +37,28 @@ def _list(values: Sequence[Any]) -> str:
 
 def _arms(found: _Sections) -> Iterator[str]:
     """Arms that are evaluated are trained, and those that are given graphs read them."""
-    lora = found.lora
-    if lora is None:
+    arms = found.arms
+    if arms is None:
         return
     given = dict(found.evaluate.adapters) if found.evaluate is not None else {}
     for arm, graphs in given.items():
-        if arm not in lora.arms:
+        if arm not in arms:
             yield (
-                f"evaluate.adapters: got {arm}, which lora.arms does not train; valid: {_list(lora.arms)}; add it to lora.arms, or "
-                "drop it from evaluate.adapters"
+                f"evaluate.adapters: got {arm}, which is not in arms; valid: {_list(list(arms))}; add it to arms, or drop it from "
+                "evaluate.adapters"
             )
-        elif graphs == "graphs" and not lora.reads_graph(arm):
+        elif graphs == "graphs" and not arms[arm].reads_graph:
             yield (
-                f"evaluate.adapters.{arm}: got graphs, and this arm of lora.arms reads no graph, its graphs go in words; set it to "
-                "empty"
+                f"evaluate.adapters.{arm}: got graphs, and kind {arms[arm].kind} of arms.{arm} reads no graph, its graphs go in "
+                "words; set it to empty"
             )
     runs = found.ablation.runs if found.ablation is not None else ()
-    valid = [arm for arm in lora.arms if lora.reads_graph(arm) and given.get(arm) != "empty"]
+    valid = [arm for arm, options in arms.items() if options.reads_graph and given.get(arm) != "empty"]
     for run in runs:
-        if run not in lora.arms:
-            why = "which lora.arms does not train; add it there"
-        elif not lora.reads_graph(run):
-            why = "an arm of lora.arms that reads no graph, where g⁺ is compared with g⁻; drop it"
+        if run not in arms:
+            why = "which is not in arms; add it there"
+        elif not arms[run].reads_graph:
+            why = f"whose kind {arms[run].kind} reads no graph, where g⁺ is compared with g⁻; drop it"
         elif run not in valid:
             why = f"which is given no graph by evaluate.adapters.{run}: empty, where g⁺ is compared with g⁻; set that to graphs"
         else:
@@ -68,19 +68,19 @@ def _arms(found: _Sections) -> Iterator[str]:
 
 def _epochs(found: _Sections) -> Iterator[str]:
     """Epochs that are compared are kept, and each kept one ends at a step of its own."""
-    lora = found.lora
-    if lora is None:
+    train = found.train
+    if train is None:
         return
-    kept = sorted(lora.keep_epochs)
+    kept = sorted(train.keep_epochs)
     for epoch in found.ablation.epochs if found.ablation is not None else ():
         if epoch not in kept:
             yield (
-                f"ablation.epochs: got {epoch}, which lora.keep_epochs does not keep; valid: {_list(kept)}; add it there, or "
+                f"ablation.epochs: got {epoch}, which train.keep_epochs does not keep; valid: {_list(kept)}; add it there, or "
                 "compare others"
             )
-    if found.curate is not None and not lora.development:
+    if found.curate is not None and not train.dev:
         try:
-            lora.kept_steps(found.curate.train)
+            train.kept_steps(found.curate.train)
         except ValueError as error:
             yield f"{error} (curate.train)"
 
@@ -104,15 +104,15 @@ def _prompts(found: _Sections) -> Iterator[str]:
 
 def _conditions(found: _Sections) -> Iterator[tuple[str, str]]:
     """Conditions of `cache_prompts` that are needed, each after the knob that needs it and what that holds."""
-    if (lora := found.lora) is not None:
-        if any(map(lora.reads_graph, lora.arms)):
-            for name, share in lora.conditions.shares().items():
-                if name != "conflicting":
-                    yield f"lora.conditions.{name}: got {share:g}", name
-        for arm in lora.arms:
-            if not lora.reads_graph(arm):
-                yield f"lora.arms: got {arm}", "relational"
-                yield f"lora.arms: got {arm}", "neutral"
+    arms = found.arms or {}
+    if found.train is not None and any(options.reads_graph for options in arms.values()):
+        for name, share in found.train.conditions.shares().items():
+            if name != "conflicting":
+                yield f"train.conditions.{name}: got {share:g}", name
+    for arm, options in arms.items():
+        if not options.reads_graph:
+            yield f"arms.{arm}.kind: got {options.kind}", "relational"
+            yield f"arms.{arm}.kind: got {options.kind}", "neutral"
     if found.saliency is not None:
         yield f"saliency.condition: got {found.saliency.condition}", found.saliency.condition
     if found.saliency_noised is not None:
@@ -122,41 +122,41 @@ def _conditions(found: _Sections) -> Iterator[tuple[str, str]]:
 
 def _groups(found: _Sections) -> Iterator[str]:
     """Layer groups that losses read are defined."""
-    if found.lora is None or found.maps is None:
+    if found.train is None or found.maps is None:
         return
     for name in ("ranking", "saliency"):
-        term = getattr(found.lora.losses, name)
+        term = getattr(found.train.losses, name)
         if term.weight and term.group not in found.maps.groups:
             yield (
-                f"lora.losses.{name}.group: got {term.group}, which is not in maps.groups; valid: {_list(list(found.maps.groups))}"
+                f"train.losses.{name}.group: got {term.group}, which is not in maps.groups; valid: {_list(list(found.maps.groups))}"
             )
 
 
 def _steps(found: _Sections) -> Iterator[str]:
     """Who trains at a sampler's times samples with as many steps."""
-    lora = found.lora
-    if lora is None or lora.times.density != "sampler":
+    train = found.train
+    if train is None or train.times.density != "sampler":
         return
-    sampled = {"lora.validation.steps": lora.validation.steps} if lora.validation.pictures else {}
+    sampled = {"train.validation.steps": train.validation.steps} if train.validation.images else {}
     if found.evaluate is not None:
         sampled["evaluate.steps"] = found.evaluate.steps
     for knob, steps in sampled.items():
-        if steps != lora.times.steps:
+        if steps != train.times.steps:
             yield (
-                f"lora.times.steps: got {lora.times.steps}, and {knob} is {steps}: adapters would be trained at other times than "
-                "those at which they are sampled; set both alike, or lora.times.density to uniform"
+                f"train.times.steps: got {train.times.steps}, and {knob} is {steps}: adapters would be trained at other times than "
+                "those at which they are sampled; set both alike, or train.times.density to uniform"
             )
 
 
 def _guidance(found: _Sections) -> Iterator[str]:
     """A guidance-distilled base takes a scale everywhere, another one nowhere."""
-    if found.lora is None:
+    if found.train is None:
         return
-    own = found.lora.guidance
+    own = found.train.guidance
     for name in _GUIDED:
         section = getattr(found, name)
         if section is not None and (section.guidance is None) != (own is None):
             yield (
-                f"{name}.guidance: got {'null' if section.guidance is None else f'{section.guidance:g}'}, and lora.guidance is "
+                f"{name}.guidance: got {'null' if section.guidance is None else f'{section.guidance:g}'}, and train.guidance is "
                 f"{'null' if own is None else f'{own:g}'}; a guidance-distilled transformer takes a scale in both, another one null"
             )

@@ -17,6 +17,7 @@ from ruamel.yaml.nodes import Node
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.check import check
+from sgpipe.params.moved import refuse_moved
 
 T = TypeVar("T")
 SECTIONS: Final[dict[str, str]] = {
@@ -33,7 +34,9 @@ SECTIONS: Final[dict[str, str]] = {
     "saliency_noised": "sgpipe.attention_maps.config:NoisedMaps",
     "probes": "sgpipe.probes.config:Probes",
     "graph_tokens": "sgpipe.graph_encoder.config:GraphTokens",
-    "lora": "sgpipe.training.config:Lora",
+    "lora": "sgpipe.arms.config:Lora",
+    "train": "sgpipe.training.config:Train",
+    "arms": "sgpipe.arms.config:Arms",
     "evaluate": "sgpipe.evaluation.config:Evaluate",
     "judge": "sgpipe.evaluation.config:JudgeParams",
     "statistics": "sgpipe.evaluation.config:Statistics",
@@ -51,7 +54,7 @@ _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`(?P<path>\$[^`]*)`
 
 
 def section_type(name: str) -> type:
-    """The struct that describes section `name`."""
+    """What describes section `name`: a struct, or a class that has `decode` of its own (`arms`, whose kinds have theirs)."""
     module, _, attribute = SECTIONS[name].partition(":")
     return getattr(import_module(module), attribute)
 
@@ -132,8 +135,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _hook(kind: type, value: Any) -> Any:
-    if kind is Blocks:
-        return Blocks.parse(value)
+    if issubclass(kind, Blocks):
+        return kind.parse(value)
     raise TypeError(f"params cannot hold {kind}")
 
 
@@ -174,6 +177,8 @@ def _used(raw: Any) -> Any:
 
 def decode(section: str, raw: Any, kind: type[T], source: str) -> T:
     """One section from plain values. Raises `ParamsError` with the key's full path, what was given and what is valid."""
+    if (own := getattr(kind, "decode", None)) is not None:
+        return own(section, raw, source)
     try:
         return msgspec.convert(_used(raw), kind, dec_hook=_hook)
     except msgspec.ValidationError as error:
@@ -234,6 +239,7 @@ def read_section(path: Path, name: str, kind: type[T]) -> T:
     what a later one could not do. Unknown sections are refused.
     """
     raw = read_yaml(path)
+    refuse_moved(raw, str(path))
     for given in raw:
         if given not in SECTIONS:
             raise ParamsError(f"{path}: {given}: unknown section{_close(str(given), list(SECTIONS))}")

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import NODEFAULT, Meta
 
-from sgpipe.params.blocks import SYNTAX, Blocks
+from sgpipe.arms.config import arm_kinds
+from sgpipe.params.blocks import SYNTAX, Blocks, Placement
 from sgpipe.params.load import to_builtins
 from sgpipe.params.show import load_all
 
@@ -21,6 +22,7 @@ _NAMES: dict[Any, str] = {
     bool: "true or false",
     NoneType: "null",
     Blocks: "blocks",
+    Placement: "blocks, or `random`",
 }
 _BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("multiple_of", "a multiple of"))
 
@@ -137,11 +139,22 @@ def reference(path: Path) -> str:
     blocks = [HEAD]
     for name, section in load_all(path).items():
         kind = type(section)
-        table = [
-            _row("knob", "params.yaml", "left out", "type and bounds", "what it is"),
-            "|---|---|---|---|---|",
-            *_rows(kind, "", {"": to_builtins(section)}),
-        ]
-        says = _doc(kind)
-        blocks.append(f"## {name}\n\n{says}\n\n" + "\n".join(table) + "\n")
+        if _is_struct(kind):
+            rows = _table(_rows(kind, "", {"": to_builtins(section)}))
+        else:
+            rows = "\n\n".join(_arm_tables(section))
+        blocks.append(f"## {name}\n\n{_doc(kind)}\n\n{rows}\n")
     return "\n".join(blocks)
+
+
+def _table(rows: Iterator[str]) -> str:
+    head = _row("knob", "params.yaml", "left out", "type and bounds", "what it is")
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
+
+
+def _arm_tables(arms: Mapping[str, Any]) -> Iterator[str]:
+    """What an arm of each kind may say, with the values of those that there are."""
+    for kind, adapter in arm_kinds().items():
+        given = {name: to_builtins(options) for name, options in arms.items() if options.kind == kind}
+        says = f"### {kind}\n\n{_doc(adapter)}"
+        yield f"{says}\n\n{_table(_rows(adapter.options, '<name>.', given))}"

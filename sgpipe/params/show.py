@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import ParamsError
-from sgpipe.params.blocks import Blocks
+from sgpipe.params.blocks import Blocks, Placement
 from sgpipe.params.check import check
 from sgpipe.params.load import SECTIONS, decode, read_yaml, section_type, to_builtins
+from sgpipe.params.moved import refuse_moved
 
 
 def load_all(path: Path) -> dict[str, Any]:
@@ -15,6 +16,7 @@ def load_all(path: Path) -> dict[str, Any]:
     Missing and unknown sections are refused, and sections that contradict one another.
     """
     raw = read_yaml(path)
+    refuse_moved(raw, str(path))
     missing = [name for name in SECTIONS if name not in raw]
     if missing:
         raise ParamsError(
@@ -32,6 +34,8 @@ def load_all(path: Path) -> dict[str, Any]:
 
 def _spell_out(section: Any, plain: Any, key: str, counts: dict[str, int]) -> Any:
     """`plain` with every block set replaced by its indices within the stream that its key names."""
+    if isinstance(section, Placement) and section.random:
+        return str(section)
     if isinstance(section, Blocks):
         stream = "single" if key.rsplit(".", 1)[-1].startswith("single") else "double"
         return list(section.resolve(counts[stream], key))

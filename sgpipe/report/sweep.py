@@ -6,15 +6,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from sgpipe.arms.config import Arms
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
 from sgpipe.evaluation.judged import read_judged
 from sgpipe.evaluation.sampling_plan import BASE
 from sgpipe.evaluation.sweep import Experiment
 from sgpipe.params.load import decode
+from sgpipe.params.moved import refuse_moved
 from sgpipe.report import tables
 from sgpipe.tracking.sync import Recorded, at_commit, recorded_commits
-from sgpipe.training.config import Lora
+from sgpipe.training.config import Train
 
 _READ = ("outputs/curated", "outputs/negatives", "outputs/judged")
 
@@ -66,7 +68,8 @@ def read_experiment(root: Path, item: Recorded) -> Experiment:
     evaluate = decode("evaluate", params["evaluate"], Evaluate, source)
     judges = decode("judge", params["judge"], JudgeParams, source)
     statistics = decode("statistics", params["statistics"], Statistics, source)
-    arms = metrics["lora"]["arms"]
+    refuse_moved(params, source)
+    trained = decode("arms", params["arms"], Arms, source)
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
         get_outputs(root, item, _READ, at)
@@ -77,11 +80,12 @@ def read_experiment(root: Path, item: Recorded) -> Experiment:
     return Experiment(
         str(item.name),
         item.commit,
-        decode("lora", params["lora"], Lora, source).seed,
+        decode("train", params["train"], Train, source).seed,
         metrics["lora"]["config"],
         verdicts,
         qualified,
-        arms,
+        metrics["lora"]["arms"],
+        {name: arm.seed for name, arm in trained.items() if arm.seed is not None},
     )
 
 

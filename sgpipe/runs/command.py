@@ -44,8 +44,8 @@ def one_line(error: Exception) -> str | None:
     if is_out_of_memory(error):
         said = " ".join(str(error).split()).partition(". ")[0] or "out of memory"
         return (
-            f"{said}; lower the batch_size of the stage's section (or backbone.resolution), set lora.checkpointing to true or "
-            "compute.offload to model; `sgpipe doctor` prints a plan of the memory"
+            f"{said}; lower the batch_size of the stage's section (or backbone.resolution), set train.gradient_checkpointing to "
+            "true or compute.offload to model; `sgpipe doctor` prints a plan of the memory"
         )
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         where = f"{error.filename}: " if error.filename else ""

@@ -1,17 +1,9 @@
-"""The sections of params.yaml that this package reads: what an arm trains, and how."""
+"""The section of params.yaml that this package reads: how every arm is trained."""
 
-import re
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from sgpipe.params.blocks import Blocks
-
-ARMS = ("graph", "text_only", "projector_only", "random_blocks")
-_ARM = re.compile(rf"({'|'.join(ARMS)})(?:-seed(0|[1-9]\d{{0,8}}))?")
-Target = Literal[
-    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj_out"
-]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Weight = Annotated[float, Meta(ge=0.0)]
 
@@ -123,69 +115,43 @@ class Losses(Struct, frozen=True, forbid_unknown_fields=True):
 class Optimiser(Struct, frozen=True, forbid_unknown_fields=True):
     """AdamW."""
 
-    rate: Annotated[float, Meta(gt=0.0, description="peak rate of the LoRA weights")] = 1e-4
-    token_rate: Annotated[
-        float, Meta(gt=0.0, description="rate of projector, gate and graph encoder, times `rate`")
+    learning_rate: Annotated[float, Meta(gt=0.0, description="peak learning rate")] = 1e-4
+    token_lr_multiplier: Annotated[
+        float,
+        Meta(
+            gt=0.0, description="learning rate of projector, gate and graph encoder, in units of the others'"
+        ),
     ] = 1.0
     weight_decay: Annotated[float, Meta(ge=0.0, description="decoupled weight decay")] = 0.01
     clip: Annotated[float, Meta(gt=0.0, description="largest norm of the gradient")] = 1.0
     schedule: Annotated[
-        Literal["constant", "linear", "cosine"], Meta(description="of the rate after the warm-up")
+        Literal["constant", "linear", "cosine"], Meta(description="of the learning rate after the warm-up")
     ] = "constant"
     warmup: Annotated[int, Meta(ge=0, description="steps of linear warm-up")] = 0
 
 
 class Validation(Struct, frozen=True, forbid_unknown_fields=True):
-    """Control losses and pictures along the training; nothing of it is trained on."""
+    """Control losses and images along the training; nothing of it is trained on."""
 
     every: Annotated[
         int, Meta(ge=1, description="epochs between two validations; first and last step have one")
     ] = 5
     triples: Annotated[int, Meta(ge=0, description="at most so many triples; 0 takes all")] = 0
     bins: Annotated[int, Meta(ge=1, description="bins of t for the implicit preference accuracy")] = 3
-    pictures: Annotated[int, Meta(ge=0, description="triples drawn under g⁺ and its swap; 0 draws none")] = 6
-    steps: Annotated[int, Meta(ge=1, description="Euler steps of these pictures")] = 4
+    images: Annotated[
+        int, Meta(ge=0, description="triples sampled under g⁺ and its swap; 0 samples none")
+    ] = 6
+    steps: Annotated[int, Meta(ge=1, description="Euler steps of these images")] = 4
 
 
-def split_arm(name: str) -> tuple[str, int | None]:
-    """`graph-seed1` as `("graph", 1)`, `graph` as `("graph", None)`. Raises `ValueError` for what names no arm."""
-    found = _ARM.fullmatch(name)
-    if not found:
-        raise ValueError(
-            f"arms: got {name!r}; valid: {', '.join(ARMS)}, each also with a training seed of its own as {ARMS[0]}-seed1"
-        )
-    return found[1], int(found[2]) if found[2] else None
-
-
-class Lora(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `lora`. The graph-conditioned LoRA: where it sits, what it minimises, how long it trains, and which arms are
-    trained beside it.
+class Train(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `train`. How every arm is trained: what it minimises, at which times and prompts, how long. An arm may have a seed of
+    its own.
     """
 
-    blocks: Annotated[Blocks, Meta(description="double-stream blocks with LoRA; none trains tokens alone")]
-    single_blocks: Annotated[Blocks, Meta(description="single-stream blocks with LoRA")] = Blocks(())
-    targets: Annotated[
-        tuple[Target, ...],
-        Meta(
-            min_length=1,
-            description="projections: to_* of the image, add_* of the text, proj_out of single blocks",
-        ),
-    ] = ("to_q", "to_k", "to_v", "to_out.0")
-    rank: Annotated[int, Meta(ge=1, description="rank r")] = 16
-    alpha: Annotated[float, Meta(gt=0.0, description="scale α; updates are multiplied by α/r")] = 16.0
-    dropout: Annotated[float, Meta(ge=0.0, lt=1.0, description="dropout before the down-projection")] = 0.0
-    arms: Annotated[
-        tuple[str, ...],
-        Meta(
-            min_length=1,
-            description="what is trained: `graph`, the graph LoRA; `text_only`, the same with the graph in words alone; "
-            "`projector_only`, tokens without LoRA; `random_blocks`, as many blocks drawn at random; each also as "
-            "`<arm>-seed<n>`, with another seed than `seed`",
-        ),
-    ] = ("graph", "text_only")
     losses: Annotated[Losses, Meta(description="what is minimised")] = Losses()
     times: Annotated[Times, Meta(description="of the noise")] = Times()
-    acts: Annotated[
+    active_timesteps: Annotated[
         Literal["trained", "always"],
         Meta(
             description="where the adapter works in sampling: at times within `times.low` and `times.high` and the base alone at "
@@ -196,8 +162,8 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
     optimiser: Annotated[Optimiser, Meta(description="AdamW")] = Optimiser()
     epochs: Annotated[int, Meta(ge=1, description="passes over the train triples")] = 20
     batch_size: Annotated[int, Meta(ge=1, description="triples per forward, over all processes")] = 16
-    accumulation: Annotated[int, Meta(ge=1, description="forwards per step")] = 1
-    ema: Annotated[
+    gradient_accumulation_steps: Annotated[int, Meta(ge=1, description="forwards per step")] = 1
+    ema_decay: Annotated[
         Annotated[float, Meta(gt=0.0, lt=1.0)] | None,
         Meta(description="decay of the averaged weights that are exported; null exports the last ones"),
     ] = None
@@ -212,18 +178,18 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "native"
     compile: Annotated[bool, Meta(description="fuse every block with torch.compile")] = False
-    checkpointing: Annotated[bool, Meta(description="compute blocks twice to save memory")] = False
+    gradient_checkpointing: Annotated[bool, Meta(description="compute blocks twice to save memory")] = False
     guidance: Annotated[
         Annotated[float, Meta(ge=0)] | None,
         Meta(description="scale that a guidance-distilled transformer takes"),
     ] = None
-    development: Annotated[
+    dev: Annotated[
         float,
         Meta(
             ge=0.0, lt=1.0, description="share of train name pairs kept out of training, to choose recipes on"
         ),
     ] = 0.0
-    validation: Annotated[Validation, Meta(description="control losses and pictures")] = Validation()
+    validation: Annotated[Validation, Meta(description="control losses and images")] = Validation()
     keep_epochs: Annotated[
         tuple[int, ...], Meta(description="epochs after which the adapter is kept, too")
     ] = ()
@@ -232,14 +198,9 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=0, lt=1 << 32, description="seed of weights, order, noise, times and prompts")
     ] = 0
 
-    @staticmethod
-    def reads_graph(arm: str) -> bool:
-        """Whether an arm of this name reads graphs; `text_only` has them in words alone."""
-        return split_arm(arm)[0] != "text_only"
-
     def steps_after(self, epoch: int, triples: int) -> int:
         """Steps that end so many passes over so many train triples."""
-        return epoch * triples // (self.batch_size * self.accumulation)
+        return epoch * triples // (self.batch_size * self.gradient_accumulation_steps)
 
     def kept_steps(self, triples: int) -> dict[int, int]:
         """The epochs of `keep_epochs` by the step that ends them.
@@ -249,30 +210,26 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
         found: dict[int, int] = {}
         for epoch in sorted(self.keep_epochs):
             step = self.steps_after(epoch, triples)
-            why = f"a step takes {self.batch_size * self.accumulation} triples, and an epoch has {triples}"
+            why = f"a step takes {self.batch_size * self.gradient_accumulation_steps} triples, and an epoch has {triples}"
             if step == 0:
                 raise ValueError(
-                    f"lora.keep_epochs: got {epoch}, which ends before the first step ({why}); keep later epochs, or lower "
-                    "lora.batch_size"
+                    f"train.keep_epochs: got {epoch}, which ends before the first step ({why}); keep later epochs, or lower "
+                    "train.batch_size"
                 )
             if step in found:
                 raise ValueError(
-                    f"lora.keep_epochs: got {found[step]} and {epoch}, which both end at step {step} ({why}); keep one of the two, "
-                    "or lower lora.batch_size"
+                    f"train.keep_epochs: got {found[step]} and {epoch}, which both end at step {step} ({why}); keep one of the two "
+                    "or lower train.batch_size"
                 )
             found[step] = epoch
         return found
 
     def __post_init__(self) -> None:
-        for key in ("targets", "arms", "keep_epochs"):
-            given: tuple[object, ...] = getattr(self, key)
-            if len(set(given)) != len(given):
-                raise ValueError(f"{key}: got {list(given)}; name each once")
-        for arm in self.arms:
-            split_arm(arm)
+        if len(set(self.keep_epochs)) != len(self.keep_epochs):
+            raise ValueError(f"keep_epochs: got {list(self.keep_epochs)}; name each once")
         late = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.epochs]
         if late:
-            raise ValueError(f"keep_epochs: got {late[0]}; valid: 1..{self.epochs} (lora.epochs)")
+            raise ValueError(f"keep_epochs: got {late[0]}; valid: 1..{self.epochs} (train.epochs)")
         if self.compile and self.losses.maps:
             raise ValueError(
                 "compile: got true; saliency maps are read by hooks that compiled blocks do not run: set compile to false, or "

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgpipe.arms.model import Way
+from sgpipe.arms.kinds.base import InjectionMode
 from sgpipe.backbones.rectified_flow import generator, velocity_target
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.training.config import Lora
+from sgpipe.training.config import Train
 from sgpipe.training.examples import Example, prompt_of
 from sgpipe.training.objective import Noised, Objective, Spoken, preferred, sample_losses
 from sgpipe.training.timesteps import bin_names, bin_of, even_times
@@ -32,14 +32,14 @@ class Controls:
     preferred_by_t: dict[str, float]
 
 
-def chosen_condition(lora: Lora, way: Way) -> str:
+def chosen_condition(train: Train, mode: InjectionMode) -> str:
     """The kind of prompt that controls are measured under: the most frequent one of training."""
-    shares = lora.conditions.shares()
-    return "relational" if way == "words" else max(shares, key=lambda name: shares[name])
+    shares = train.conditions.shares()
+    return "relational" if mode == "text" else max(shares, key=lambda name: shares[name])
 
 
 def spoken(
-    condition: str, examples: Sequence[Example], others: Sequence[Example], prompt: str, way: Way
+    condition: str, examples: Sequence[Example], others: Sequence[Example], prompt: str, mode: InjectionMode
 ) -> Spoken:
     """What each example is given under a condition; `shuffled` takes the graph of `others`.
 
@@ -48,14 +48,14 @@ def spoken(
     example's relation alone.
     """
     none = [SceneGraph()] * len(examples)
-    if way == "words":
+    if mode == "text":
         kinds = {"empty": "neutral", "swapped": "conflicting", "negative": "conflicting"}
         of = others if condition == "shuffled" else examples
         return Spoken([prompt_of(each, kinds.get(condition, "relational")) for each in of], none)
     graphs = {
         "graph": [each.graph for each in examples],
         "shuffled": [
-            SceneGraph(own.graph.objects, each.graph.triples) if way == "residual" else each.graph
+            SceneGraph(own.graph.objects, each.graph.triples) if mode == "residual" else each.graph
             for own, each in zip(examples, others, strict=True)
         ],
         "swapped": [each.graph.reversed() for each in examples],
@@ -66,20 +66,20 @@ def spoken(
 
 @torch.no_grad()
 def measure(
-    objective: Objective, examples: Sequence[Example], lora: Lora, base: float | None = None
+    objective: Objective, examples: Sequence[Example], train: Train, base: float | None = None
 ) -> Controls:
     """Control losses of `examples`, without dropout, on noise that depends on the triple alone.
 
     `base`, the base model's loss, is taken as it is where it is known.
     """
-    way = objective.model.way
-    kind = chosen_condition(lora, way)
-    times = even_times(len(examples), lora.times, objective.sigmas(lora.times))
+    mode = objective.model.mode
+    kind = chosen_condition(train, mode)
+    times = even_times(len(examples), train.times, objective.sigmas(train.times))
     half = len(examples) // 2
     others = [*examples[half:], *examples[:half]]
     found: dict[str, list[Tensor]] = {name: [] for name in CONDITIONS if name != "base" or base is None}
-    for start in range(0, len(examples), lora.batch_size):
-        part, other = (each[start : start + lora.batch_size] for each in (examples, others))
+    for start in range(0, len(examples), train.batch_size):
+        part, other = (each[start : start + train.batch_size] for each in (examples, others))
         latents = objective.data.latents.latents([each.triple_id for each in part])
         noise = torch.stack(
             [
@@ -90,17 +90,17 @@ def measure(
         target = velocity_target(latents, noise)
         noised = Noised(part, latents, noise, times[start : start + len(part)])
         for name, losses in found.items():
-            said = spoken(name, part, other, kind, way)
+            said = spoken(name, part, other, kind, mode)
             with objective.model.evaluating(), objective.model.off() if name == "base" else nullcontext():
                 velocity = objective.velocity(noised, said)
             losses.append(sample_losses(velocity, target.to(velocity.device)).cpu())
     columns = {name: torch.cat(losses) for name, losses in found.items()}
     won = preferred(columns["graph"], columns["negative"]).double()
-    bins = lora.validation.bins
-    where = bin_of(times, lora.times, bins)
+    bins = train.validation.bins
+    where = bin_of(times, train.times, bins)
     by_t = {
         name: float(won[where == index].mean())
-        for index, name in enumerate(bin_names(lora.times, bins))
+        for index, name in enumerate(bin_names(train.times, bins))
         if bool((where == index).any())
     }
     means = {name: float(column.double().mean()) for name, column in columns.items()}

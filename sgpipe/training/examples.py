@@ -78,16 +78,16 @@ def development_pairs(triples: pa.Table, share: float) -> pa.Array:
     return pa.array(fraction(0, "development", low, high) < share, pa.bool_())
 
 
-def read_data(sources: Sources, backbone: Backbone, development: float) -> Data:
+def read_data(sources: Sources, backbone: Backbone, dev: float) -> Data:
     """Train triples, and those that control losses are measured on: a development split of them, else the val triples.
 
-    With a development share the val triples are not even read, so that no choice can lean on them. Triples whose latents were
+    With a dev share the val triples are not even read, so that no choice can lean on them. Triples whose latents were
     rejected are left out. Raises `DataError` for a cache that is missing or foreign, or a triple without a negative.
     """
     table = read_table(sources.curated / "triples.parquet", TRIPLES)
     train = table.filter(pc.equal(table["split"], "train"))
-    if development:
-        apart = development_pairs(train, development)
+    if dev:
+        apart = development_pairs(train, dev)
         held_out, train = train.filter(apart), train.filter(pc.invert(apart))
     else:
         held_out = table.filter(pc.equal(table["split"], "val"))
@@ -105,8 +105,8 @@ def read_data(sources: Sources, backbone: Backbone, development: float) -> Data:
     _check_texts(backbone, parts)
     if not parts[0]:
         raise DataError(
-            f"{sources.curated}/triples.parquet: no train triples are left (lora.development {development:g}); run "
-            "`dvc repro curate` or lower lora.development"
+            f"{sources.curated}/triples.parquet: no train triples are left (train.dev {dev:g}); run "
+            "`dvc repro curate` or lower train.dev"
         )
     texts = texts_of([graph for part in parts for each in part for graph in (each.graph, each.negative)])
     names = name_table(*prompts.concepts(texts), texts)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sgpipe.arms.adapter import build, counts, save_adapter
+from sgpipe.arms.adapter import build, save_adapter
 from sgpipe.arms.coverage import TRAINED_ON, training_vocabulary
-from sgpipe.arms.model import GraphLora
+from sgpipe.arms.lora import count
+from sgpipe.arms.model import ArmModel
 from sgpipe.arms.resolve import Arm
-from sgpipe.arms.targeting import target_modules
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
@@ -25,7 +25,7 @@ from sgpipe.backbones.images import decode
 from sgpipe.runs.atomic import atomic_path
 from sgpipe.runs.processes import Processes
 from sgpipe.tracking.run import StageRun
-from sgpipe.training.config import Lora
+from sgpipe.training.config import Train
 from sgpipe.training.controls import chosen_condition, spoken
 from sgpipe.training.examples import Data, Example, check_prompts
 from sgpipe.training.loop import History, Training
@@ -41,32 +41,32 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
 
 
 @torch.no_grad()
-def draw_samples(model: GraphLora, data: Data, lora: Lora, vae: Any, resolution: int, path: Path) -> None:
+def draw_samples(model: ArmModel, data: Data, train: Train, vae: Any, resolution: int, path: Path) -> None:
     """Write one sheet of sample images, without dropout: a row per triple, the columns of `COLUMNS`.
 
     The noise is the same in a row and in every sheet.
     """
-    examples = spread(data.held_out, lora.validation.pictures)
-    kind = chosen_condition(lora, model.way)
+    examples = spread(data.held_out, train.validation.images)
+    kind = chosen_condition(train, model.mode)
     columns = []
     for name in COLUMNS:
-        said = spoken(name, examples, examples, kind, model.way)
+        said = spoken(name, examples, examples, kind, model.mode)
         prompts = data.prompts.get(said.texts)
-        sampling = (range(len(examples)), resolution, lora.validation.steps, lora.guidance)
+        sampling = (range(len(examples)), resolution, train.validation.steps, train.guidance)
         with model.evaluating():
             if name == "base":
                 with model.off():
                     latents = model.denoiser.sample(prompts, *sampling)
             else:
-                context = model.context(said.graphs, said.texts, prompts, data.names)
-                latents = model.sample(context, prompts, *sampling)
+                condition = model.condition(said.graphs, said.texts, prompts, data.names)
+                latents = model.sample(condition, prompts, *sampling)
         columns.append(np.concatenate(list(decode(vae, latents))))
     with atomic_path(path) as temporary:
         Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, format="PNG")
 
 
 ATTENTION = {"native": "native", "math": "_native_math"}
-Validated = Callable[[GraphLora, int], None]
+Validated = Callable[[ArmModel, int], None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Fitted:
     `taken` of its `steps` were made by this process, in `spent` seconds, of which it was `waiting` for data.
     """
 
-    model: GraphLora
+    model: ArmModel
     history: History
     steps: int
     taken: int
@@ -84,14 +84,14 @@ class Fitted:
     waiting: float
 
 
-def prepare(denoiser: Denoiser, arm: Arm) -> None:
+def prepare(model: ArmModel, arm: Arm) -> None:
     """Set attention, checkpointing and fusion of blocks as the arm asks."""
-    transformer: Any = denoiser.transformer
-    transformer.set_attention_backend(ATTENTION[arm.lora.attention])
-    if arm.lora.checkpointing:
+    transformer: Any = model.denoiser.transformer
+    transformer.set_attention_backend(ATTENTION[arm.train.attention])
+    if arm.train.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    transformer.train(arm.lora.dropout > 0)
-    if arm.lora.compile:
+    transformer.train(model.adapter.dropout > 0)
+    if arm.train.compile:
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
 
 
@@ -112,33 +112,31 @@ def fit(
 
     Raises `DataError` before the first step where a prompt is missing that any step could take.
     """
-    in_words = ("relational", "conflicting", "neutral")
-    check_prompts(data, in_words if arm.graph_tokens is None else list(arm.lora.conditions.shares()))
-    modules = target_modules(denoiser.layout, arm.lora)
     model = build(denoiser, backbone, arm, data.names.rms)
-    numbers = counts(model)
+    in_words = ("relational", "conflicting", "neutral")
+    check_prompts(data, in_words if model.mode == "text" else list(arm.train.conditions.shares()))
     if processes.is_main:
-        print(
-            f"{arm.name}: LoRA on {numbers['lora_modules']} modules ({', '.join(_shortened(modules)) or 'none'}), "
-            f"{numbers['lora_parameters']:,} numbers; tokens {numbers['token_parameters']:,}"
-        )
-    prepare(denoiser, arm)
+        groups = model.adapter.parameters()
+        modules = list(dict.fromkeys(name.partition(".lora_")[0] for name in groups.get("lora", {})))
+        numbers = "; ".join(f"{group} {count(weights):,} numbers" for group, weights in groups.items())
+        print(f"{arm.name}: {numbers}; LoRA on {', '.join(_shortened(modules)) or 'no module'}")
+    prepare(model, arm)
     maps = MapOptions(arm.maps.groups, arm.maps.normalisation) if arm.maps else None
     pooling = arm.maps.concept_tokens if arm.maps else "first"
-    objective = Objective(model, data, arm.lora.losses, maps=maps, pooling=pooling, probe=probe)
+    objective = Objective(model, data, arm.train.losses, maps=maps, pooling=pooling, probe=probe)
 
     shown = {TRAINED_ON: training_vocabulary(example.graph for example in data.train)}
 
     def keep(name: str) -> None:
         made = folder / f".{name}.tmp"
         shutil.rmtree(made, ignore_errors=True)
-        save_adapter(made, model, arm, backbone, modules, {**facts, **shown})
+        save_adapter(made, model, arm, backbone, {**facts, **shown})
         shutil.rmtree(folder / name, ignore_errors=True)
         made.rename(folder / name)
 
     training = Training(
         objective,
-        arm.lora,
+        arm.train,
         folder,
         processes,
         validated=lambda step: validated(model, step),

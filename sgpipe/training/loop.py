@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgpipe.arms.model import Way
+from sgpipe.arms.kinds.base import InjectionMode
 from sgpipe.backbones.rectified_flow import generator
 from sgpipe.errors import ParamsError
 from sgpipe.graphs.scene_graph import SceneGraph
@@ -20,7 +20,7 @@ from sgpipe.optim.weights import Average
 from sgpipe.runs.processes import Processes
 from sgpipe.tracking.run import StageRun
 from sgpipe.training import controls
-from sgpipe.training.config import Lora, Optimiser
+from sgpipe.training.config import Optimiser, Train
 from sgpipe.training.examples import Example, prompt_of
 from sgpipe.training.objective import Noised, Objective, Spoken
 from sgpipe.training.timesteps import conditions_of, rows_of, times_of
@@ -40,13 +40,16 @@ class History:
 
 
 def adamw(weights: Mapping[str, nn.Parameter], optimiser: Optimiser) -> torch.optim.AdamW:
-    """AdamW over LoRA weights (`lora.…`) and token weights (`tokens.…`), each group at its peak learning rate."""
-    groups = []
-    for prefix, factor in (("lora.", 1.0), ("tokens.", optimiser.token_rate)):
-        own = [weight for name, weight in weights.items() if name.startswith(prefix)]
-        if own:
-            groups.append({"params": own, "lr": optimiser.rate * factor})
-    return torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=optimiser.weight_decay, foreach=True)
+    """AdamW over weights by `<group>.<name>`, each group at its peak learning rate: that of `tokens` has a multiplier."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, weight in weights.items():
+        groups.setdefault(name.partition(".")[0], []).append(weight)
+    multiplier = {"tokens": optimiser.token_lr_multiplier}
+    own = [
+        {"params": group, "lr": optimiser.learning_rate * multiplier.get(name, 1.0)}
+        for name, group in groups.items()
+    ]
+    return torch.optim.AdamW(own, betas=(0.9, 0.999), weight_decay=optimiser.weight_decay, foreach=True)
 
 
 class Training:
@@ -55,7 +58,7 @@ class Training:
     def __init__(
         self,
         objective: Objective,
-        lora: Lora,
+        train: Train,
         folder: Path,
         processes: Processes,
         *,
@@ -63,39 +66,40 @@ class Training:
         kept: Callable[[int], None] = lambda epoch: None,
         recorded: StageRun | None = None,
     ) -> None:
-        self.objective, self.lora, self.processes = objective, lora, processes
+        self.objective, self.train, self.processes = objective, train, processes
         self._validated, self._kept = validated, kept
         self.recorded = recorded or StageRun()
         weights: dict[str, nn.Parameter] = objective.model.trainable()
         if not weights:
-            raise ParamsError("lora: nothing is trained: no blocks, and no graph tokens; set lora.blocks")
-        self._sigmas = objective.sigmas(lora.times)
+            raise ParamsError("arms: nothing is trained: no blocks, and no graph tokens; set lora.blocks")
+        self._sigmas = objective.sigmas(train.times)
         self.waiting = 0.0
         """Seconds that the steps of this process waited for their data."""
-        optimiser, per_step = lora.optimiser, lora.batch_size * lora.accumulation
+        optimiser, per_step = train.optimiser, train.batch_size * train.gradient_accumulation_steps
         triples = len(objective.data.train)
-        steps = lora.steps_after(lora.epochs, triples)
-        if lora.batch_size % processes.count:
+        steps = train.steps_after(train.epochs, triples)
+        if train.batch_size % processes.count:
             raise ParamsError(
-                f"lora.batch_size: got {lora.batch_size}; {processes.count} processes share it, so it must be a multiple"
+                f"train.batch_size: got {train.batch_size}; {processes.count} processes share it, so it must be a multiple"
             )
         if steps == 0:
             raise ParamsError(
-                f"lora.batch_size × lora.accumulation = {per_step}, more than {lora.epochs} epochs of {triples} triples; "
-                "lower one of the two"
+                f"train.batch_size × train.gradient_accumulation_steps = {per_step}, more than {train.epochs} epochs of {triples} "
+                "triples; lower one of the two"
             )
         try:
-            self._keep = lora.kept_steps(triples)
+            self._keep = train.kept_steps(triples)
         except ValueError as error:
             raise ParamsError(str(error)) from None
-        validated_epochs = range(0, lora.epochs, lora.validation.every)
-        self._validations = {steps, *(lora.steps_after(epoch, triples) for epoch in validated_epochs)}
+        validated_epochs = range(0, train.epochs, train.validation.every)
+        self._validations = {steps, *(train.steps_after(epoch, triples) for epoch in validated_epochs)}
         self.engine = Engine(
             weights, [adamw(weights, optimiser)], self._losses,
             lambda step: warmup_then(optimiser.schedule, step, steps, optimiser.warmup),
-            steps=steps, samples=per_step, advice="lower lora.optimiser.rate, or set lora.precision to float32",
-            clip=optimiser.clip, accumulation=lora.accumulation, average=Average(weights, lora.ema) if lora.ema else None,
-            folder=folder, save_every=lora.save_every, log_every=LOGGED, logged=self._logged, after=self._after,
+            steps=steps, samples=per_step, advice="lower train.optimiser.learning_rate, or set train.precision to float32",
+            clip=optimiser.clip, accumulation=train.gradient_accumulation_steps,
+            average=Average(weights, train.ema_decay) if train.ema_decay else None,
+            folder=folder, save_every=train.save_every, log_every=LOGGED, logged=self._logged, after=self._after,
             extra={"controls": []}, processes=processes, progress="",
         )  # fmt: skip
 
@@ -124,27 +128,27 @@ class Training:
         start = time.perf_counter()
         noised, positive, negative = self.batch(step, pass_)
         self.waiting += time.perf_counter() - start
-        seed = generator(self.lora.seed, "dropout", step, pass_, self.processes.index).initial_seed()
+        seed = generator(self.train.seed, "dropout", step, pass_, self.processes.index).initial_seed()
         torch.manual_seed(seed)
         loss, parts = self.objective(noised, positive, negative)
         return loss, {name: part.mean() for name, part in parts.items()}
 
     def batch(self, step: int, pass_: int = 0) -> tuple[Noised, Spoken, Spoken]:
         """This process's part of a batch; what is drawn for a sample does not depend on how many processes share it."""
-        lora, data = self.lora, self.objective.data
-        number = step * lora.accumulation + pass_
-        rows = rows_of(number * lora.batch_size, lora.batch_size, len(data.train), lora.seed)
-        kinds = conditions_of(lora.batch_size, lora.conditions, generator(lora.seed, "prompts", number))
-        t = times_of(lora.batch_size, lora.times, generator(lora.seed, "times", number), self._sigmas)
+        train, data = self.train, self.objective.data
+        number = step * train.gradient_accumulation_steps + pass_
+        rows = rows_of(number * train.batch_size, train.batch_size, len(data.train), train.seed)
+        kinds = conditions_of(train.batch_size, train.conditions, generator(train.seed, "prompts", number))
+        t = times_of(train.batch_size, train.times, generator(train.seed, "times", number), self._sigmas)
         share = slice(self.processes.index, None, self.processes.count)
         examples = [data.train[row] for row in rows][share]
         latents = data.latents.latents([each.triple_id for each in examples])
         drawn = torch.randn(
-            lora.batch_size, *latents.shape[1:], generator=generator(lora.seed, "noise", number)
+            train.batch_size, *latents.shape[1:], generator=generator(train.seed, "noise", number)
         )
         device = self.objective.model.denoiser.device
         noised = Noised(examples, latents.to(device), drawn[share].to(device), t[share].to(device))
-        return (noised, *spoken(examples, kinds[share], self.objective.model.way))
+        return (noised, *spoken(examples, kinds[share], self.objective.model.mode))
 
     def _after(self, step: int) -> None:
         if step in self._validations:
@@ -155,13 +159,13 @@ class Training:
 
     def _validate(self, step: int) -> None:
         """Control losses with the weights that would be exported, in eager mode: compiled blocks are for training shapes."""
-        chosen = self.objective.data.held_out[: self.lora.validation.triples or None]
+        chosen = self.objective.data.held_out[: self.train.validation.triples or None]
         if not self.processes.is_main or not chosen:
             return
         before = self.engine.extra["controls"]
         base = before[0]["losses"]["base"] if before else None
         with self.engine.averaged(), torch.compiler.set_stance("force_eager"):
-            found = controls.measure(self.objective, chosen, self.lora, base)
+            found = controls.measure(self.objective, chosen, self.train, base)
             self._validated(step)
         before.append({"step": step, **asdict(found)})
         curves = {f"loss/val_{name}": value for name, value in found.losses.items()}
@@ -173,9 +177,11 @@ class Training:
         self.recorded.log_step(interval.step, {**curves, **rates})
 
 
-def spoken(examples: Sequence[Example], conditions: Sequence[str], way: Way) -> tuple[Spoken, Spoken]:
+def spoken(
+    examples: Sequence[Example], conditions: Sequence[str], mode: InjectionMode
+) -> tuple[Spoken, Spoken]:
     """g⁺ and g⁻ of each example beside the prompt of its condition; or in words, with empty graphs."""
-    if way == "words":
+    if mode == "text":
         none = [SceneGraph()] * len(examples)
         kinds = ("relational", "conflicting")
         positive, negative = (Spoken([prompt_of(each, kind) for each in examples], none) for kind in kinds)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgpipe.arms.model import GraphLora
+from sgpipe.arms.model import ArmModel
 from sgpipe.attention_maps.config import Pooling
 from sgpipe.attention_maps.options import MapOptions, concept_embeddings
 from sgpipe.attention_maps.scores import GroupMaps, resize_maps
@@ -111,7 +111,7 @@ class Objective:
 
     def __init__(
         self,
-        model: GraphLora,
+        model: ArmModel,
         data: Data,
         losses: Losses,
         *,
@@ -136,10 +136,10 @@ class Objective:
         """v_θ under what is spoken; several times as many texts as samples repeat the samples."""
         repeat = len(spoken.texts) // len(noised.latents)
         z_t = interpolate(noised.latents, noised.noise, noised.t).repeat(repeat, 1, 1, 1)
-        context = self.model.context(
+        condition = self.model.condition(
             spoken.graphs, spoken.texts, self.data.prompts.get(spoken.texts), self.data.names
         )
-        return self.model.velocity(z_t, noised.t.repeat(repeat), context)
+        return self.model.velocity(z_t, noised.t.repeat(repeat), condition)
 
     def __call__(
         self, noised: Noised, positive: Spoken, negative: Spoken

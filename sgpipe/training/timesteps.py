@@ -44,9 +44,9 @@ def sampler_times(times: Times, sigmas: NDArray[np.float32]) -> Tensor:
     found = [float(t) for t in sigmas[::-1] if is_within(t, times.low, times.high)]
     if not found:
         raise ParamsError(
-            f"lora.times.steps: got {times.steps}, whose sigmas with this model's scheduler are "
-            f"{', '.join(f'{t:.3g}' for t in sigmas)}; none lies within {times.low:g} to {times.high:g}: widen lora.times.low and "
-            "lora.times.high"
+            f"train.times.steps: got {times.steps}, whose sigmas with this model's scheduler are "
+            f"{', '.join(f'{t:.3g}' for t in sigmas)}; none lies within {times.low:g} to {times.high:g}: widen train.times.low and "
+            "train.times.high"
         )
     return torch.tensor(found)
 

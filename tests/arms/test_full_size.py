@@ -9,10 +9,12 @@ from msgspec.structs import replace
 from torch import nn
 
 from benchmarks._random_flux import Dataless, Work, open_training, random_transformer, work_of
-from sgpipe.arms.adapter import LORA_FILE, counts, save_adapter
-from sgpipe.arms.model import GraphLora
+from sgpipe.arms.adapter import counts, save_adapter
+from sgpipe.arms.kinds.base import Sections
+from sgpipe.arms.kinds.text_lora import TextLora, TextLoraSettings
+from sgpipe.arms.lora import LORA_FILE, LoraLayers, target_modules
+from sgpipe.arms.model import ArmModel
 from sgpipe.arms.resolve import resolve
-from sgpipe.arms.targeting import target_modules
 from sgpipe.training.loop import Training
 
 META = torch.device("meta")
@@ -43,12 +45,19 @@ def test_parameters_and_modules_of_the_preset(training: Training) -> None:
     numbers = counts(model)
     assert numbers["lora_parameters"] == 2_359_296 and numbers["lora_modules"] == len(MODULES) == 24
     assert 10e6 < numbers["lora_parameters"] + numbers["token_parameters"] < 12e6
-    assert {name.partition(".lora_")[0] for name in model.weights} == set(MODULES)
+    assert {name.partition(".lora_")[0] for name in model.adapter.parameters()["lora"]} == set(MODULES)
     named = dict(model.denoiser.transformer.named_parameters())
-    assert sum(value.numel() for name, value in named.items() if name not in model.weights) == 11_891_178_560
-    assert {name for name, value in named.items() if value.requires_grad} == set(model.weights)
+    assert (
+        sum(value.numel() for name, value in named.items() if name not in model.adapter.parameters()["lora"])
+        == 11_891_178_560
+    )
+    assert {name for name, value in named.items() if value.requires_grad} == set(
+        model.adapter.parameters()["lora"]
+    )
     assert all(value.device == META for value in named.values())
-    assert {value.dtype for name, value in named.items() if name not in model.weights} == {torch.bfloat16}
+    assert {
+        value.dtype for name, value in named.items() if name not in model.adapter.parameters()["lora"]
+    } == {torch.bfloat16}
 
 
 def test_shapes_through_one_training_step(training: Training) -> None:
@@ -81,15 +90,23 @@ def test_shapes_through_one_training_step(training: Training) -> None:
 
     loss.backward()
     assert all(
-        weight.grad is not None and weight.grad.shape == weight.shape for weight in model.weights.values()
+        weight.grad is not None and weight.grad.shape == weight.shape
+        for weight in model.adapter.parameters()["lora"].values()
     )
     assert model.given.grad is not None and model.given.grad.shape == (2, 2 + TEXT, 4096)
-    others = [value for name, value in transformer.named_parameters() if name not in model.weights]
+    others = [
+        value
+        for name, value in transformer.named_parameters()
+        if name not in model.adapter.parameters()["lora"]
+    ]
     assert all(value.grad is None for value in others)
     (optimiser,) = training.engine.optimisers
     optimiser.step()
     state = optimiser.state
-    assert all(state[weight]["exp_avg"].shape == weight.shape for weight in model.weights.values())
+    assert all(
+        state[weight]["exp_avg"].shape == weight.shape
+        for weight in model.adapter.parameters()["lora"].values()
+    )
 
 
 def test_the_adapter_goes_into_flux_as_it_is(
@@ -97,10 +114,13 @@ def test_the_adapter_goes_into_flux_as_it_is(
 ) -> None:
     """`FluxPipeline.load_lora_weights` on the real layout finds a place for every tensor of the file and has no other left."""
     backbone, own = work.sections["backbone"], training.objective.model
-    weights = {name: nn.Parameter(torch.zeros(weight.shape)) for name, weight in own.weights.items()}
-    arm = resolve("graph", work.sections["lora"], work.sections["graph_tokens"], backbone)
-    modules = target_modules(own.denoiser.layout, arm.lora)
-    save_adapter(tmp_path, GraphLora(own.denoiser, None, weights), arm, backbone, modules, {})
+    lora = own.adapter.parameters()["lora"]
+    weights = {name: nn.Parameter(torch.zeros(weight.shape)) for name, weight in lora.items()}
+    arm = resolve("text_only", work.sections["arms"]["text_only"], Sections.of(work.sections))
+    assert isinstance(arm.settings, TextLoraSettings)
+    names = tuple(target_modules(own.denoiser.layout, arm.settings.lora))
+    adapter = TextLora(LoraLayers(own.denoiser.transformer, arm.settings.lora, names, weights))
+    save_adapter(tmp_path, ArmModel(own.denoiser, adapter), arm, backbone, {})
     assert (tmp_path / LORA_FILE).stat().st_size == pytest.approx(2_359_296 * 4, rel=1e-2)
 
     pipeline = FluxPipeline(

@@ -7,13 +7,13 @@ import yaml
 
 from sgpipe.arms.resolve import read_arm
 from sgpipe.params.load import read_section
-from sgpipe.training.config import Lora
+from sgpipe.training.config import Train
 from stages.resolve import main
 
 
 def resolved(repo_root: Path, folder: Path, rate: float) -> Path:
     params = yaml.safe_load((repo_root / "params.yaml").read_text(encoding="utf-8"))
-    params["lora"]["optimiser"] |= {"rate": rate, "weight_decay": 1 / 3}
+    params["train"]["optimiser"] |= {"learning_rate": rate, "weight_decay": 1 / 3}
     folder.mkdir()
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     main(params=folder / "params.yaml", out=folder / "resolved")
@@ -22,10 +22,14 @@ def resolved(repo_root: Path, folder: Path, rate: float) -> Path:
 
 def test_what_is_trained_is_what_was_asked_for(repo_root: Path, tmp_path: Path) -> None:
     folder = resolved(repo_root, tmp_path / "one", 0.00012345678)
-    asked = read_section(folder / "params.yaml", "lora", Lora)
+    asked = read_section(folder / "params.yaml", "train", Train)
     for arm in ("graph", "text_only"):
-        trained = read_arm(folder / "resolved" / f"{arm}.json").lora.optimiser
-        assert (trained.rate, trained.weight_decay) == (asked.optimiser.rate, 1 / 3) == (0.00012345678, 1 / 3)
+        trained = read_arm(folder / "resolved" / f"{arm}.json").train.optimiser
+        assert (
+            (trained.learning_rate, trained.weight_decay)
+            == (asked.optimiser.learning_rate, 1 / 3)
+            == (0.00012345678, 1 / 3)
+        )
 
 
 def test_rates_that_agree_in_six_digits_are_two_trainings(repo_root: Path, tmp_path: Path) -> None:
@@ -39,4 +43,4 @@ def test_rates_that_agree_in_six_digits_are_two_trainings(repo_root: Path, tmp_p
 @pytest.mark.parametrize("rate", [1e-2, 3.0])
 def test_short_numbers_are_spelled_as_before(repo_root: Path, tmp_path: Path, rate: float) -> None:
     text = (resolved(repo_root, tmp_path / "one", rate) / "resolved" / "graph.json").read_text()
-    assert f'"rate": {rate!r}' in text
+    assert f'"learning_rate": {rate!r}' in text

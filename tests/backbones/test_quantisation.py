@@ -8,8 +8,10 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from sgpipe.arms.model import GraphLora
-from sgpipe.arms.targeting import attach, target_modules
+from sgpipe.arms.config import Lora
+from sgpipe.arms.kinds.base import Base
+from sgpipe.arms.kinds.text_lora import TextLora, TextLoraSettings
+from sgpipe.arms.model import ArmModel
 from sgpipe.backbones import loading
 from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
@@ -17,7 +19,6 @@ from sgpipe.backbones.loading import load_module, place, quantiser
 from sgpipe.backbones.source import identity
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
-from sgpipe.training.config import Lora
 from tests.tiny import backbone_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -111,11 +112,14 @@ def test_lora_trains_on_a_quantised_base(
     )
     lora, found = Lora(Blocks.parse("1..2"), rank=4), {}
     for quantisation in (None, kind):
-        denoiser = Denoiser.load(backbone_of(schnell, dtype="bfloat16", quantisation=quantisation), device)
-        weights = attach(denoiser.transformer, target_modules(denoiser.layout, lora), lora)
+        backbone = backbone_of(schnell, dtype="bfloat16", quantisation=quantisation)
+        denoiser = Denoiser.load(backbone, device)
+        denoiser.transformer.requires_grad_(False)
+        adapter = TextLora.build(TextLoraSettings(lora), Base(denoiser, backbone, seed=0, text_scale=1.0))
+        weights = adapter.parameters()["lora"]
         assert denoiser.dtype == torch.bfloat16 and all(w.dtype == torch.float32 for w in weights.values())
         denoiser.transformer.train()  # bitsandbytes packs narrow weights for a CPU's inference and fails
-        model = GraphLora(denoiser, None, weights, None, torch.bfloat16)
+        model = ArmModel(denoiser, adapter, None, torch.bfloat16)
         given = states.to(device).requires_grad_()
         velocity = model.velocity(latents, torch.tensor([0.7, 0.9]), TextCondition(given, pooled.to(device)))
         velocity.float().square().mean().backward()

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from sgpipe.arms.adapter import build
+from sgpipe.arms.config import Lora
 from sgpipe.arms.generation import GraphGenerator
+from sgpipe.arms.kinds.base import Sections
+from sgpipe.arms.lora import target_modules
 from sgpipe.arms.resolve import resolve
-from sgpipe.arms.targeting import target_modules
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.attention_maps.scores import GroupMaps
 from sgpipe.attention_maps.stream import concept_stream
@@ -31,7 +34,7 @@ from sgpipe.training.fit import fit
 from sgpipe.training.timesteps import sampler_times
 from tests.attention_maps.reference import Stream, attention
 from tests.tiny import DOUBLE, SIDE, TOKENS, backbone_of, write_sd3_pipeline
-from tests.training.world import ALONE, World, tiny_lora, write_world
+from tests.training.world import ALONE, ARMS, LORA, World, tiny_train, write_world
 
 CPU = torch.device("cpu")
 TEXTS, SEEDS = ["a photo of dog above cat on a plain background", "", "a photo of ball"], [3, 1, 2]
@@ -180,8 +183,8 @@ def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> No
     """The same caches, training and sampling as FLUX; the adapter acts in the pipeline as it does here."""
     backbone = backbone_of(write_sd3_pipeline(tmp_path / "models" / "tiny", shift=1.0), single_blocks=0)
     world: World = write_world(tmp_path, backbone=backbone)
-    lora = tiny_lora(blocks=Blocks.parse("all"), epochs=1, keep_epochs=(), acts="always")
-    arm = world.arm(lora)
+    recipe = tiny_train(epochs=1, keep_epochs=(), active_timesteps="always")
+    arm = world.arm(recipe, lora=replace(LORA, blocks=Blocks.parse("all")))
     fitted = fit(arm, world.denoiser(), backbone, world.data(), tmp_path / "state", ALONE, {})
     assert fitted.history.controls[-1]["losses"]["graph"] != fitted.history.controls[-1]["losses"]["empty"]
     weights = load_file(tmp_path / "state" / "adapter" / "pytorch_lora_weights.safetensors")
@@ -202,7 +205,7 @@ def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> No
 
     assert generator.adapter is not None
     encoded = generator.texts.prompts(prompts[:1])
-    text = generator.adapter.context(graphs[:1], prompts[:1], encoded, generator._table(graphs[:1]))
+    text = generator.adapter.condition(graphs[:1], prompts[:1], encoded, generator._table(graphs[:1]))
     pipeline = StableDiffusion3Pipeline.from_pretrained(backbone.model)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(tmp_path / "state" / "adapter")
@@ -215,13 +218,13 @@ def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> No
 
 def test_a_target_that_no_block_has_is_refused(backbone: Backbone) -> None:
     layout = Denoiser.load(backbone, CPU).layout
-    last = tiny_lora(blocks=Blocks.parse(str(DOUBLE - 1)), targets=("to_add_out",))
+    last = Lora(Blocks.parse(str(DOUBLE - 1)), targets=("to_add_out",))
     with pytest.raises(ParamsError, match=r"to_add_out: none of them is in lora\.blocks"):
         target_modules(layout, last)
-    both = tiny_lora(blocks=Blocks.parse(f"{DOUBLE - 2}..{DOUBLE - 1}"), targets=("to_add_out",))
+    both = Lora(Blocks.parse(f"{DOUBLE - 2}..{DOUBLE - 1}"), targets=("to_add_out",))
     assert target_modules(layout, both) == [f"transformer_blocks.{DOUBLE - 2}.attn.to_add_out"]
     with pytest.raises(ParamsError, match="single_blocks"):
-        World(backbone, None).arm(tiny_lora(single_blocks=Blocks.parse("0")))  # type: ignore[arg-type]
+        World(backbone, None).arm(tiny_train(), lora=replace(LORA, single_blocks=Blocks.parse("0")))  # type: ignore[arg-type]
 
 
 def test_training_at_a_samplers_times_is_at_those_of_sampling(backbone: Backbone) -> None:
@@ -238,13 +241,13 @@ def test_residual_tokens_are_added_at_the_words_of_t5(backbone: Backbone) -> Non
     """T5's rows are the last ones of a condition; CLIP's rows before them keep their bits."""
     denoiser = Denoiser.load(backbone, CPU)
     tokens = GraphTokens(injection="residual", layout="objects", relation="table")
-    model = build(denoiser, backbone, resolve("graph", tiny_lora(), tokens, backbone), 1.0)
-    assert model.conditioner is not None and model.conditioner.residual is not None
-    model.conditioner.residual.gate.data.fill_(0.5)
+    arm = resolve("graph", ARMS["graph"], Sections(LORA, tiny_train(), tokens, backbone))
+    model = build(denoiser, backbone, arm, 1.0)
+    model.adapter.parameters()["tokens"]["residual.gate"].data.fill_(0.5)
     prompt, graph = "a photo of dog and cat", SceneGraph.of("dog", "left of", "cat")
     plain = open_text_encoders(backbone, CPU).prompts([prompt])
     with torch.no_grad():
-        found = model.context([graph], [prompt], plain, NameTable({"": torch.zeros(48)}))
+        found = model.condition([graph], [prompt], plain, NameTable({"": torch.zeros(48)}))
     changed = (found.states != plain.states).any(-1)[0].nonzero().flatten().tolist()
     ids = load_plain(backbone, "tokenizer_3")(prompt).input_ids
     first = plain.states.shape[1] - TOKENS

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from sgpipe.arms.config import Lora
 from sgpipe.backbones.config import Backbone
 from sgpipe.doctor.memory import FAMILY, Need, build, measure
 from sgpipe.params.blocks import Blocks
-from sgpipe.training.config import Lora, Losses, Margin
+from sgpipe.training.config import Losses, Margin, Train
 from sgworld.language import clip_tokenizer, t5_tokenizer
 
 TINY: dict[str, dict[str, Any]] = {
@@ -96,10 +97,11 @@ def pipeline(tmp_path: Path) -> Path:
 
 LAYOUT = FAMILY.layout(TINY["transformer"], TINY["vae"])
 BACKBONE = Backbone("tiny", 3, 1, resolution=32, max_sequence_length=8)
-LORA = Lora(Blocks.parse("1..2"), rank=4, batch_size=2, losses=Losses(margin=Margin(weight=0.0)))
+LORA = Lora(Blocks.parse("1..2"), rank=4)
+TRAIN = Train(batch_size=2, losses=Losses(margin=Margin(weight=0.0)))
 
 
 @pytest.fixture(scope="session")
 def need() -> Need:
     """The dry run of the tiny pipeline, once for all tests."""
-    return measure(TINY, LAYOUT, BACKBONE, LORA)
+    return measure(TINY, LAYOUT, BACKBONE, LORA, TRAIN)

@@ -244,7 +244,8 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     sections = yaml.safe_load((repo_root / "params.yaml").read_text())
     sections["maps"]["groups"] = {"early": "0..0", "middle": "1..1", "late": "2..2"}
     sections["backbone"] = {"model": str(pipeline), "files": str(pipeline), **BACKBONE}
-    sections["lora"] |= {"blocks": "0..2", "rank": 4, "batch_size": 3}
+    sections["lora"] |= {"blocks": "0..2", "rank": 4}
+    sections["train"]["batch_size"] = 3
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
     words = ["--params", str(tmp_path / "params.yaml"), "--gpu", "16"]
     monkeypatch.setenv("COLUMNS", "200")
@@ -271,7 +272,8 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     sections["lora"] |= {"targets": ["to_q", "proj_out"], "single_blocks": "0", "blocks": "1..2"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
     assert "3,072 in LoRA of rank 4 on blocks [1..2] and single blocks [0]; 32 px" in output()
-    sections["lora"] |= {"targets": ["proj_out"], "arms": ["graph"]}
+    sections["lora"]["targets"] = ["proj_out"]
+    del sections["arms"]["text_only"]
     sections["evaluate"]["adapters"] = {"graph": "graphs"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
     result = CliRunner().invoke(app, words)
@@ -333,7 +335,7 @@ def test_what_the_stages_refuse_the_doctor_refuses(pipeline, tmp_path):
     ("section", "changes", "says"),
     [
         ("lora", {"blocks": "7..40"}, "40 is out of range -> valid: 0..18"),
-        ("lora", {"arms": ["graph", "text_only", "random_blocks"], "blocks": "0..18"}, "there is no other set of as many"),
+        ("arms", {"other": {"kind": "graph_lora", "blocks": "[17..20]"}}, "arms.other.blocks: block 19, 20 is out of range"),
         ("judge", {"judges": {"clip": {"kind": "open_clip", "model": "local-dir:nowhere"}}, "headline": "clip"},
          "local-dir:nowhere: no such folder"),
         ("graph_encoder", {"tower": "local-dir:nowhere", "files": "nowhere"}, "graph_encoder.tower"),

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from sgpipe.arms.config import Arms
 from sgpipe.doctor import memory
 from sgpipe.doctor.memory import (
     FAMILY,
@@ -26,7 +27,7 @@ from sgpipe.params.blocks import Blocks
 from sgpipe.params.show import load_all
 from sgpipe.presets import with_preset
 from sgpipe.training.config import Losses, Margin
-from tests.doctor.conftest import BACKBONE, LAYOUT, LORA, TINY
+from tests.doctor.conftest import BACKBONE, LAYOUT, LORA, TINY, TRAIN
 
 
 def test_flux_schnell_has_its_published_size_and_lora_the_predecessors(repo_root):
@@ -37,9 +38,9 @@ def test_flux_schnell_has_its_published_size_and_lora_the_predecessors(repo_root
     configs["vae"] = {**TINY["vae"], "latent_channels": 16}
     layout = FAMILY.layout(configs["transformer"], configs["vae"])
     lora = planned_lora(sections, layout)
-    need = measure(configs, layout, replace(BACKBONE, resolution=16), lora)
+    need = measure(configs, layout, replace(BACKBONE, resolution=16), lora, sections["train"])
     assert (need.sizes["transformer"].total, need.lora) == (11_891_178_560, 2_359_296)
-    assert (lora.blocks, lora.rank, lora.batch_size) == (Blocks.parse("7..12"), 16, 2)
+    assert (lora.blocks, lora.rank, sections["train"].batch_size) == (Blocks.parse("7..12"), 16, 2)
 
 
 WIDE = {**PUBLISHED["black-forest-labs/FLUX.1-dev"]["transformer"], "num_layers": 3, "num_single_layers": 2}
@@ -69,7 +70,10 @@ def test_planned_lora_is_that_of_peft(blocks, single_blocks, targets, pattern):
         names = inject_adapter_in_model(adapter, transformer).named_parameters()
         expected = sum(weight.numel() for name, weight in names if ".lora_" in name)
         assert expected > 0
-    assert measure(configs, layout, replace(BACKBONE, resolution=16), lora).lora == expected
+    assert measure(configs, layout, replace(BACKBONE, resolution=16), lora, TRAIN).lora == expected
+
+
+ALONE = {"kind": "graph_tokens"}
 
 
 def test_the_planned_arm_is_the_one_with_most_lora(repo_root):
@@ -77,16 +81,20 @@ def test_the_planned_arm_is_the_one_with_most_lora(repo_root):
     sections = load_all(repo_root / "params.yaml")
 
     def planned(arms, **changes):
-        return planned_lora({**sections, "lora": replace(sections["lora"], arms=arms, **changes)}, LAYOUT)
+        chosen = Arms.decode("arms", arms, "tests")
+        changed = {"lora": replace(sections["lora"], **changes), "arms": chosen}
+        return planned_lora({**sections, **changed}, LAYOUT)
 
     all_blocks = {"blocks": Blocks.parse("all"), "single_blocks": Blocks.parse("all")}
-    lora = planned(("projector_only", "graph"), **all_blocks)
+    lora = planned({"alone": ALONE, "graph": {"kind": "graph_lora"}}, **all_blocks)
     assert (lora.blocks, lora.single_blocks) == (Blocks((0, 1, 2)), Blocks((0,)))
-    assert planned(("projector_only",), **all_blocks).blocks == Blocks(())
-    random = planned(("projector_only", "random_blocks"), blocks=Blocks.parse("0..1")).blocks
+    assert planned({"alone": ALONE}, **all_blocks).blocks == Blocks(())
+    random = planned(
+        {"alone": ALONE, "other": {"kind": "graph_lora", "blocks": "random"}}, blocks=Blocks.parse("0..1")
+    ).blocks
     assert len(random.indices) == 2 and random != Blocks((0, 1))
     with pytest.raises(ParamsError, match=r"lora\.targets: proj_out: none of them is in lora\.blocks"):
-        planned(("graph",), blocks=Blocks.parse("0"), targets=("proj_out",))
+        planned({"graph": {"kind": "graph_lora"}}, blocks=Blocks.parse("0"), targets=("proj_out",))
 
 
 def test_published_text_encoders_and_autoencoder():
@@ -139,19 +147,20 @@ def test_attention_stores_no_scores_and_the_override_ends():
 
 
 def test_dry_run_of_every_phase(need):
-    twice = measure(TINY, LAYOUT, BACKBONE, replace(LORA, batch_size=4))
+    twice = measure(TINY, LAYOUT, BACKBONE, LORA, replace(TRAIN, batch_size=4))
     assert need.lora == 2 * 4 * 4 * (64 + 64)
     assert need.train > need.train_checkpointed > need.forward > 0
     for phase in ("forward", "train", "train_checkpointed"):
         assert getattr(twice, phase) == pytest.approx(2 * getattr(need, phase), rel=0.1), phase
     assert (twice.lora, twice.sizes, twice.decode_images) == (need.lora, need.sizes, need.decode_images)
-    contrast = measure(TINY, LAYOUT, BACKBONE, replace(LORA, losses=Losses(margin=Margin(weight=1.0))))
+    contrasting = replace(TRAIN, losses=Losses(margin=Margin(weight=1.0)))
+    contrast = measure(TINY, LAYOUT, BACKBONE, LORA, contrasting)
     assert (contrast.train, contrast.forward) == (twice.train, need.forward)
 
 
 def test_blocks_out_of_range_are_named():
     with pytest.raises(ParamsError, match=r"lora.blocks: block 7 is out of range; valid: 0..2"):
-        measure(TINY, LAYOUT, BACKBONE, replace(LORA, blocks=Blocks.parse("7")))
+        measure(TINY, LAYOUT, BACKBONE, replace(LORA, blocks=Blocks.parse("7")), TRAIN)
 
 
 def test_weights_in_bytes_by_precision():

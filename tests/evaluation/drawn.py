@@ -143,7 +143,7 @@ def tiny_params() -> dict[str, Any]:
     }
     params["statistics"] |= {"resamples": 200}
     params["ablation"] = {"epochs": [1, 2], "runs": ["graph"]}
-    del params["lora"]  # nothing is trained, so that its steps and epochs need not follow these
+    del params["train"], params["arms"]  # nothing is trained, so that steps and epochs need not follow these
     params["report"] |= {"random": 3, "worst": 2, "chosen": ["2-1"]}
     params["tracking"]["enabled"] = False
     return params

@@ -109,7 +109,8 @@ def test_what_does_not_belong_together_is_refused(one: Experiment, world: tuple)
 def test_an_arm_with_a_seed_of_its_own_is_that_seed_in_every_experiment(one: Experiment) -> None:
     """`graph-seed7` trains the same adapter in each: three experiments of it are one training seed, not three."""
     arms = {"base": one.arms["base"], "graph-seed7": one.arms["graph"]}
-    runs = [replace(one, name=f"run-{seed}", seed=seed, arms=arms) for seed in range(3)]
+    own = {"graph-seed7": 7}
+    runs = [replace(one, name=f"run-{seed}", seed=seed, arms=arms, seeds=own) for seed in range(3)]
     assert [run.trained("graph-seed7") for run in runs] == [7, 7, 7] and runs[1].trained("graph") == 1
     with pytest.raises(DataError, match=r"training seeds \[7, 7, 7\]: each may come once"):
         figures(runs)

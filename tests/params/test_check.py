@@ -11,9 +11,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from sgpipe.arms.config import Arms
 from sgpipe.cli import app
 from sgpipe.errors import ParamsError
-from sgpipe.params.load import read_section
+from sgpipe.params.load import read_section, to_builtins
 from sgpipe.params.show import resolved
 from sgpipe.runs.config import Compute
 
@@ -40,35 +41,35 @@ def change(path: Path, settings: dict[str, Any]) -> None:
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"evaluate.adapters": {"graph": "graphs", "projector_only": "graphs"}},
-        ["evaluate.adapters", "projector_only", "lora.arms", "graph, text_only"],
+        ["evaluate.adapters: got projector_only", "which is not in arms", "graph, text_only"],
     ),
     (
         {"evaluate.adapters": {"graph": "graphs", "text_only": "graphs"}},
-        ["evaluate.adapters.text_only: got graphs", "lora.arms", "empty"],
+        ["evaluate.adapters.text_only: got graphs", "kind text_lora of arms.text_only", "empty"],
     ),
-    ({"ablation.runs": ["graph", "graph-seed1"]}, ["ablation.runs", "graph-seed1", "lora.arms"]),
+    ({"ablation.runs": ["graph", "graph-seed1"]}, ["ablation.runs: got graph-seed1", "not in arms"]),
     ({"ablation.runs": ["text_only"]}, ["ablation.runs: got text_only", "reads no graph", "graph"]),
     (
         {"evaluate.adapters": {"graph": "empty"}},
         ["ablation.runs: got graph", "evaluate.adapters.graph", "empty"],
     ),
-    ({"ablation.epochs": [5, 20]}, ["ablation.epochs: got 5", "lora.keep_epochs", "10, 20"]),
+    ({"ablation.epochs": [5, 20]}, ["ablation.epochs: got 5", "train.keep_epochs", "10, 20"]),
     (
-        {"curate.train": 4, "lora.batch_size": 80, "lora.keep_epochs": [10, 20]},
-        ["lora.keep_epochs: got 10", "before the first step", "takes 80 triples", "curate.train"],
+        {"curate.train": 4, "train.batch_size": 80, "train.keep_epochs": [10, 20]},
+        ["train.keep_epochs: got 10", "before the first step", "takes 80 triples", "curate.train"],
     ),
     (
-        {"curate.train": 28, "lora.batch_size": 400, "lora.keep_epochs": [15, 16, 20], "ablation.epochs": [15, 16]},
-        ["lora.keep_epochs: got 15 and 16", "step 1", "curate.train"],
+        {"curate.train": 28, "train.batch_size": 400, "train.keep_epochs": [15, 16, 20], "ablation.epochs": [15, 16]},
+        ["train.keep_epochs: got 15 and 16", "step 1", "curate.train"],
     ),
     (
-        {"lora.conditions": {"neutral": 0.5, "dropped": 0.5}},
-        ["lora.conditions.dropped: got 0.5", "cache_prompts.conditions", "relational, neutral, wrong"],
+        {"train.conditions": {"neutral": 0.5, "dropped": 0.5}},
+        ["train.conditions.dropped: got 0.5", "cache_prompts.conditions", "relational, neutral, wrong"],
     ),
     (
         {"cache_prompts.conditions": ["neutral", "wrong"], "saliency.condition": "neutral",
          "saliency_noised.conditions": ["neutral"], "probes.noise_aware.conditions": ["neutral"]},
-        ["lora.arms: got text_only", "relational", "cache_prompts.conditions"],
+        ["arms.text_only.kind: got text_lora", "relational", "cache_prompts.conditions"],
     ),
     ({"saliency.condition": "dropped"}, ["saliency.condition", "dropped", "cache_prompts.conditions"]),
     (
@@ -80,15 +81,15 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         ["probes.noise_aware.conditions", "dropped", "saliency_noised.conditions"],
     ),
     (
-        {"lora.losses.saliency": {"weight": 1, "group": "mid"}, "lora.compile": False},
-        ["lora.losses.saliency.group: got mid", "maps.groups", "early, middle, late"],
+        {"train.losses.saliency": {"weight": 1, "group": "mid"}, "train.compile": False},
+        ["train.losses.saliency.group: got mid", "maps.groups", "early, middle, late"],
     ),
-    ({"evaluate.steps": 8}, ["lora.times.steps: got 4", "evaluate.steps is 8", "lora.times.density"]),
+    ({"evaluate.steps": 8}, ["train.times.steps: got 4", "evaluate.steps is 8", "train.times.density"]),
     (
-        {"lora.validation.steps": 8},
-        ["lora.times.steps: got 4", "lora.validation.steps is 8", "lora.times.density"],
+        {"train.validation.steps": 8},
+        ["train.times.steps: got 4", "train.validation.steps is 8", "train.times.density"],
     ),
-    ({"evaluate.guidance": 3.5}, ["evaluate.guidance: got 3.5", "lora.guidance is null"]),
+    ({"evaluate.guidance": 3.5}, ["evaluate.guidance: got 3.5", "train.guidance is null"]),
 ]  # fmt: skip
 
 
@@ -110,11 +111,11 @@ def test_sections_that_disagree_are_refused_by_both_names(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"lora.times.density": "uniform", "evaluate.steps": 8},
-        {"lora.arms": ["graph", "graph-seed1", "text_only"], "ablation.runs": ["graph", "graph-seed1"]},
-        {"lora.conditions": {"neutral": 0.5, "conflicting": 0.5}},
-        {"lora.validation": {"every": 10, "pictures": 0, "steps": 8}},
-        {"lora.losses.saliency": {"weight": 0, "group": "mid"}},
+        {"train.times.density": "uniform", "evaluate.steps": 8},
+        {"arms.again": {"kind": "graph_lora", "seed": 1}, "ablation.runs": ["graph", "again"]},
+        {"train.conditions": {"neutral": 0.5, "conflicting": 0.5}},
+        {"train.validation": {"every": 10, "images": 0, "steps": 8}},
+        {"train.losses.saliency": {"weight": 0, "group": "mid"}},
     ],
 )
 def test_what_agrees_passes(params: Path, settings: dict[str, Any]) -> None:
@@ -134,6 +135,29 @@ def test_a_part_of_the_sections_is_checked_as_far_as_it_goes(tmp_path: Path) -> 
     assert read_section(path, "compute", Compute).threads == 2
 
 
+@pytest.mark.parametrize(
+    "settings, name, shown",
+    [
+        (["arms.graph.seed=1"], "graph", {"kind": "graph_lora", "seed": 1}),
+        (["+arms.graph.blocks=[0..6]"], "graph", {"blocks": "[0..6]", "seed": None}),
+        (["+arms.late={kind: graph_lora, blocks: [13..18]}"], "late", {"blocks": "[13..18]"}),
+        (["+arms.any-6={kind: graph_lora, blocks: random}"], "any-6", {"blocks": "random"}),
+        (["+arms.alone={kind: graph_tokens}", "+evaluate.adapters.alone=graphs"], "alone", {"kind": "graph_tokens"}),
+        (["~arms.text_only", "~evaluate.adapters.text_only"], "text_only", None),
+    ],
+)  # fmt: skip
+def test_arms_are_set_as_experiments_set_knobs(
+    params: Path, settings: list[str], name: str, shown: dict[str, Any] | None
+) -> None:
+    """By DVC's own writer, as `dvc exp run -S` does."""
+    from dvc.utils.hydra import apply_overrides
+
+    apply_overrides(params, settings)
+    arms = read_section(params, "arms", Arms)
+    assert (name in arms) == (shown is not None) and "graph" in arms
+    assert shown is None or shown.items() <= to_builtins(arms[name]).items()
+
+
 def test_what_the_sweep_sets_passes(repo_root: Path, params: Path) -> None:
     """Every `dvc exp run` of `make sweep`, its `-S` options read off the Makefile and applied by DVC's own writer."""
     from dvc.utils.hydra import apply_overrides
@@ -147,7 +171,7 @@ def test_what_the_sweep_sets_passes(repo_root: Path, params: Path) -> None:
     for line in lines:
         words = shlex.split(re.sub(r"\$\([^)]*\)", preset.output.replace("\n", " "), line))
         settings = [after for word, after in pairwise(words) if word == "-S"]
-        settings = [each.replace("lora.seed=0,1,2", "lora.seed=1") for each in settings]
+        settings = [each.replace("train.seed=0,1,2", "train.seed=1") for each in settings]
         path = params.with_name("one.yaml")
         path.write_text(params.read_text(encoding="utf-8"), encoding="utf-8")
         apply_overrides(path, settings)

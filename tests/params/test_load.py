@@ -11,6 +11,7 @@ import pytest
 from msgspec import Meta, Struct
 from typer.testing import CliRunner
 
+from sgpipe.arms.kinds import KINDS
 from sgpipe.cli import app
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
@@ -269,7 +270,8 @@ def structs_of(kind: msgspec.inspect.Type) -> Iterator[msgspec.inspect.StructTyp
 @pytest.mark.parametrize("name", list(SECTIONS))
 def test_every_knob_is_described(name: str) -> None:
     """Each field carries a description, from which the parameter reference is made; sections of sections describe themselves."""
-    for struct in structs_of(msgspec.inspect.type_info(section_type(name))):
+    kinds = [kind.options for kind in KINDS.values()] if name == "arms" else [section_type(name)]
+    for struct in (each for kind in kinds for each in structs_of(msgspec.inspect.type_info(kind))):
         assert struct.cls.__doc__, f"{struct.cls.__name__} has no docstring"
         for field in struct.fields:
             schema = getattr(field.type, "extra_json_schema", None) or {}

@@ -47,14 +47,15 @@ def strings(path: Path) -> Iterator[str]:
 
 
 def test_messages_name_knobs_that_exist(repo_root: Path) -> None:
-    assert list(unknown("set graph_encoder.unknown_names or lora.optimiser.speed")) == [
+    assert list(unknown("set graph_encoder.unknown_names or train.optimiser.speed")) == [
         "graph_encoder.unknown_names",
-        "lora.optimiser.speed",
+        "train.optimiser.speed",
     ]
     texts = [
         (path.name, text)
         for folder in ("sgpipe", "sgworld", "stages")
         for path in sorted((repo_root / folder).rglob("*.py"))
+        if path.name != "moved.py"  # which names what there is no longer
         for text in strings(path)
     ]
     assert sum(bool(KNOB.search(text)) for _, text in texts) > 80

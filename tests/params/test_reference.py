@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from sgpipe.arms.kinds import KINDS
 from sgpipe.cli import app
 from sgpipe.params.load import SECTIONS, to_builtins
 from sgpipe.params.reference import reference
@@ -63,7 +64,12 @@ def test_every_knob_has_a_row(repo_root: Path, text: str) -> None:
     shown = sections(text)
     assert list(shown) == list(SECTIONS)
     for name, section in load_all(repo_root / "params.yaml").items():
-        assert [row[0].strip("`") for row in shown[name]] == paths(section, "")
+        if name == "arms":
+            kinds = [kind.options.__struct_fields__ for kind in KINDS.values()]
+            knobs = [f"<name>.{knob}" for knobs in kinds for knob in knobs]
+        else:
+            knobs = paths(section, "")
+        assert [row[0].strip("`") for row in shown[name]] == knobs
 
 
 def test_every_row_has_all_cells(text: str) -> None:
@@ -77,9 +83,10 @@ def test_values_are_those_of_the_file(repo_root: Path, text: str) -> None:
     shown = {name: {row[0].strip("`"): row for row in rows} for name, rows in sections(text).items()}
     lora = to_builtins(load_all(repo_root / "params.yaml")["lora"])
     assert shown["lora"]["blocks"][1:4] == [f"`{lora['blocks']}`", "required", "blocks"]
-    assert shown["lora"]["losses.margin.margin"][3] == "number > 0"
-    assert shown["lora"]["keep_epochs"][1:3] == [f"`{list(lora['keep_epochs'])}`", "`[]`"]
-    assert shown["lora"]["guidance"][1:4] == ["`null`", "the same", "number ≥ 0, or null"]
+    train = to_builtins(load_all(repo_root / "params.yaml")["train"])
+    assert shown["train"]["losses.margin.margin"][3] == "number > 0"
+    assert shown["train"]["keep_epochs"][1:3] == [f"`{list(train['keep_epochs'])}`", "`[]`"]
+    assert shown["train"]["guidance"][1:4] == ["`null`", "the same", "number ≥ 0, or null"]
     assert shown["backbone"]["resolution"][3] == "integer ≥ 16 and a multiple of 8"
     assert shown["judge"]["judges.<name>.kind"][2] == "required"
 

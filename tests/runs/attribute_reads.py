@@ -4,6 +4,7 @@ mypy knows the type of what stands before the dot, so an attribute of the same n
 """
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ class Reads(Plugin):
     """Record, and leave every type as it is."""
 
     def get_attribute_hook(self, fullname: str) -> Callable[[AttributeContext], Type] | None:
-        if not (fullname.startswith("sgpipe.") and (".config." in fullname or ".params." in fullname)):
+        if not (fullname.startswith("sgpipe.") and re.search(r"\.(config|params|kinds)\.", fullname)):
             return None
 
         def seen(context: AttributeContext) -> Type:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from sgpipe.arms.kinds import KINDS
 from sgpipe.params import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,12 +64,17 @@ def test_every_knob_is_read_by_code_that_has_its_section(tmp_path: Path) -> None
     )
     reads = attribute_reads(tmp_path)
     kinds = set().union(*(structs(load.section_type(name)) for name in load.SECTIONS))
-    assert len(kinds) > 30
+    kinds = kinds.union(*(structs(kind.options) | structs(kind.settings) for kind in KINDS.values()))
+    assert len(kinds) > 40
+    fields = [(kind, field) for kind in kinds for field in kind.__struct_fields__]
+    owners = [
+        (next(each for each in kind.__mro__ if field in each.__annotations__), field)
+        for kind, field in fields
+    ]
     knobs = {
         f"{kind.__name__}.{field}"
-        for kind in kinds
+        for kind, field in owners
         if "__struct_fields__" not in inspect.getsource(kind)
-        for field in kind.__struct_fields__
     }
     reads |= {
         f"{load.section_type(section).__name__}.{knob}"

@@ -16,7 +16,7 @@ from sgworld.contrast import Tower, build_clip, save_local
 from tests.stages.test_caches import set_params
 from tests.stages.test_pipeline import clone, dvc, run
 from tests.tiny import DOUBLE, SIDE, SINGLE, TOKENS
-from tests.training.world import tiny_lora, write_world
+from tests.training.world import tiny_train, write_world
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,6 +47,13 @@ def outputs_of(root: Path, stages: tuple[str, ...]) -> list[Path]:
     return found
 
 
+def remove_arm(root: Path, name: str) -> None:
+    """As `-S '~arms.<name>'` does."""
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    del params["arms"][name]
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
 def stand_in(root: Path, stages: tuple[str, ...]) -> None:
     """Outputs that say nothing, of stages that DVC takes as having run."""
     for path in outputs_of(root, stages):
@@ -69,8 +76,8 @@ def baseline(root: Path) -> Path:
     write_world(root)
     tower = Tower(width=32, layers=1, patch=16, embed=16)
     save_local(build_clip(tower, 0), tower, root / "models/clip")
-    lora = to_builtins(tiny_lora(arms=("graph",), keep_epochs=(1, 2)), enc_hook=str)
-    lora["losses"]["ranking"]["probe"] = "presets/unused/probe"  # DVC takes no null for a path
+    train = to_builtins(tiny_train(keep_epochs=(1, 2)))
+    train["losses"]["ranking"]["probe"] = "presets/unused/probe"  # DVC takes no null for a path
     clip = {"clip": {"kind": "open_clip", "model": "local-dir:models/clip"}}
     changes: dict[str, dict[str, Any]] = {
         "backbone": {
@@ -79,7 +86,8 @@ def baseline(root: Path) -> Path:
         },
         "graph_encoder": {"tower": "local-dir:models/clip", "files": "models/clip"},
         "maps": {"groups": {"middle": "0..1"}},
-        "lora": lora | {"blocks": "1..2"},
+        "lora": {"blocks": "1..2", "rank": 4, "alpha": 4},
+        "train": train,
         "evaluate": {"adapters": {"graph": "graphs"}, "draw": {"neutral": ["positive", "negative"]}, "seeds": [0]},
         "judge": {"judges": clip, "headline": "clip", "files": "models/clip"},
         "statistics": {"resamples": 100},
@@ -88,6 +96,7 @@ def baseline(root: Path) -> Path:
         "compute": {"device": "cpu", "threads": 1},
     }  # fmt: skip
     set_params(root, **changes)
+    remove_arm(root, "text_only")
     for name in ("objects", "relationships"):
         (root / f"data/{name}.json").write_text("[]")
     stand_in(root, EARLY)
@@ -124,7 +133,7 @@ def test_a_knob_runs_what_reads_it_and_a_queue_stands_side_by_side(tmp_path: Pat
     reset(root)
     assert ran(dvc(root, "exp", "run", "-n", "other", "-S", "lora.blocks=[0..1]")) == {"resolve", *LATE}
     adapter = json.loads((root / "outputs/lora/graph/adapter/adapter.json").read_text())
-    assert adapter["lora"]["blocks"] == "[0..1]"
+    assert adapter["settings"]["lora"]["blocks"] == "[0..1]"
     reset(root)
     an_arm_is_added(root)
     reset(root)
@@ -135,12 +144,12 @@ def an_arm_is_added(root: Path) -> None:
     """Another arm trains and samples nothing of the others anew."""
     set_params(
         root,
-        lora={"arms": ["graph", "projector_only"]},
-        evaluate={"adapters": {"graph": "graphs", "projector_only": "graphs"}},
+        arms={"more": {"kind": "graph_tokens"}},
+        evaluate={"adapters": {"graph": "graphs", "more": "graphs"}},
     )
     status = dvc(root, "status")
     changed = set(re.findall(r"^([\w@-]+):$", status, re.MULTILINE))
-    assert {"resolve", "train_lora@projector_only", "sample_images@projector_only", "evaluate"} <= changed
+    assert {"resolve", "train_lora@more", "sample_images@more", "evaluate"} <= changed
     assert changed.isdisjoint(
         {"train_lora@graph", "sample_base", "sample_images@graph", "sample_epochs@graph-1"}
     ), status

@@ -20,8 +20,9 @@ from tests.stages.test_pipeline import clone, environment
 from tests.tiny import DOUBLE, SIDE, SINGLE, TOKENS, curated_triples, write_curated, write_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFINITIONS = {file for at in SECTIONS.values() for file in import_closure(at.partition(":")[0], ROOT).files}
-"""The files that define the sections of params.yaml."""
+KINDS = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sgpipe/arms/kinds").glob("*.py")}
+DEFINITIONS = KINDS.union(*(import_closure(at.partition(":")[0], ROOT).files for at in SECTIONS.values()))
+"""The files that define the sections of params.yaml, and what an arm of each kind may say."""
 NOT_RESULTS = {"compute", "tracking"}
 """Sections that say how or where a stage runs; they never change a result, so no stage depends on them."""
 RECORDED = """
@@ -34,7 +35,7 @@ read, checking = set(), []
 plain, check = load.decode, load.check
 
 def decode(section, raw, kind, source):
-    fields = frozenset(kind.__struct_fields__)
+    fields = frozenset(getattr(kind, "__struct_fields__", ("items", "keys", "values")))
     def recording(self, name):
         if name in fields and not checking:
             read.add(f"{section}.{name}")
@@ -106,8 +107,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root,
         backbone={"model": "models/tiny", "files": "models/tiny", **backbone},
         maps={"groups": {"middle": "0..1"}},
-        lora={
-            "blocks": "1..2",
+        lora={"blocks": "1..2"},
+        train={
             "compile": False,
             "losses": {"margin": {"weight": 0}, "saliency": {"weight": 1, "group": "middle"}},
             "times": {"steps": 1},
@@ -169,10 +170,8 @@ def test_the_knobs_that_a_stage_reads_are_its_params(recorded: dict[str, Any], n
 def test_another_arm_changes_no_byte_of_the_base(root: Path, recorded: dict[str, Any]) -> None:
     images = root / "outputs/images/base"
     before = {path.name: path.read_bytes() for path in images.iterdir()}
-    set_params(root, lora={"arms": ["graph", "text_only", "projector_only"]})
-    set_params(
-        root, evaluate={"adapters": {"graph": "graphs", "projector_only": "graphs", "text_only": "empty"}}
-    )
+    set_params(root, arms={"more": {"kind": "graph_tokens"}})
+    set_params(root, evaluate={"adapters": {"graph": "graphs", "more": "graphs", "text_only": "empty"}})
     shutil.rmtree(images)
     assert record(root, COMMANDS["sample_base"], root.parent / "again") == recorded["sample_base"]
     assert before and {path.name: path.read_bytes() for path in images.iterdir()} == before

@@ -21,7 +21,7 @@ from safetensors.torch import load
 from tests.stages.test_caches import set_params
 from tests.stages.test_pipeline import clone, dvc, run
 from tests.tiny import DOUBLE, SIDE, SINGLE, TOKENS
-from tests.training.world import tiny_lora, write_world
+from tests.training.world import tiny_train, write_world
 
 pytestmark = pytest.mark.slow
 COMMAND = (sys.executable, "-m", "stages.train_lora", "--arm", "graph")
@@ -37,10 +37,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": "models/tiny", "files": "models/tiny", "double_blocks": DOUBLE, "single_blocks": SINGLE,
         "resolution": SIDE, "max_sequence_length": TOKENS,
     }  # fmt: skip
-    lora = to_builtins(tiny_lora(epochs=8, keep_epochs=(2,), ema=0.9), enc_hook=str)
-    lora["validation"]["pictures"] = 2
+    train = to_builtins(tiny_train(epochs=8, keep_epochs=(2,), ema_decay=0.9))
+    train["validation"]["images"] = 2
+    lora = {"blocks": "1..2", "rank": 4, "alpha": 4}
     set_params(
-        root, backbone=backbone, lora=lora, compute={"device": "cpu", "threads": 1}, tracking={"enabled": False},
+        root, backbone=backbone, lora=lora, train=train, compute={"device": "cpu", "threads": 1}, tracking={"enabled": False},
         maps={"groups": {"middle": "0..1"}},
     )  # fmt: skip
     params = yaml.safe_load((root / "params.yaml").read_text())
@@ -195,7 +196,11 @@ def test_a_spelling_retrains_nothing_and_a_meaning_does(made: Path) -> None:
 
     first = status("1..2")
     assert status(["1..2"]) == status([1, 2]) == status("[1,2]") == first
-    assert status("1..2", arms=["graph"]) == first
+    set_params(made, arms={"more": {"kind": "graph_tokens"}})
+    assert status("1..2") == first
+    set_params(made, arms={"graph": {"kind": "graph_lora", "blocks": "1..2"}})
+    assert status("0..1") == first, "what an arm says of its own goes before the section"
+    set_params(made, arms={"graph": {"kind": "graph_lora"}})
     assert status("0..1") != first
 
 
@@ -205,8 +210,8 @@ def test_under_a_falling_rate_a_kept_epoch_is_a_training_of_its_own(made: Path) 
 
     def trained(epochs: int, keep: list[int], folder: str) -> dict[str, bytes]:
         params = yaml.safe_load(before)
-        params["lora"] |= {"epochs": epochs, "keep_epochs": keep}
-        params["lora"]["optimiser"]["schedule"] = "linear"
+        params["train"] |= {"epochs": epochs, "keep_epochs": keep}
+        params["train"]["optimiser"]["schedule"] = "linear"
         (made / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         run(made, sys.executable, "-m", "stages.resolve")
         run(made, *COMMAND)

@@ -9,7 +9,7 @@ from sgpipe.optim.schedules import warmup_then
 from sgpipe.tracking.run import StageRun
 from sgpipe.training import loop as training
 from sgpipe.training.fit import fit
-from tests.training.world import ALONE, TOKENS, World, tiny_lora
+from tests.training.world import ALONE, TOKENS, World, tiny_train
 
 
 class Kept(StageRun):
@@ -29,9 +29,9 @@ def test_the_curves_are_those_of_the_history_with_the_losses_first(
 ) -> None:
     """MLflow groups by what stands before the slash, and orders groups by name."""
     monkeypatch.setattr(training, "LOGGED", 2)
-    lora, kept = tiny_lora(), Kept()
+    recipe, kept = tiny_train(), Kept()
     fitted = fit(
-        world.arm(lora, TOKENS, "graph"), world.denoiser(), world.backbone, world.data(), tmp_path, ALONE, {},
+        world.arm(recipe, TOKENS, "graph"), world.denoiser(), world.backbone, world.data(), tmp_path, ALONE, {},
         recorded=kept,
     )  # fmt: skip
     groups = list(dict.fromkeys(name.split("/")[0] for name in sorted(kept.curves)))
@@ -45,7 +45,8 @@ def test_the_curves_are_those_of_the_history_with_the_losses_first(
     }.items():
         assert kept.curves[name] == {row["step"]: row[key] for row in rows}
     rates = {
-        step: lora.optimiser.rate * warmup_then(lora.optimiser.schedule, step - 1, fitted.steps, 0)
+        step: recipe.optimiser.learning_rate
+        * warmup_then(recipe.optimiser.schedule, step - 1, fitted.steps, 0)
         for step in kept.curves["loss/train"]
     }
     assert kept.curves["optimiser/learning_rate"] == pytest.approx(rates)

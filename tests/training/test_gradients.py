@@ -33,7 +33,7 @@ if state.is_main_process:
 def step(samples: list[int], processes: int) -> dict[str, Any]:
     """Gradients of a process that has these samples, and its weights after a step of AdamW and one of plain descent."""
     weights = {name: nn.Parameter(torch.ones(3)) for name in NAMES}
-    optimiser = adamw(weights, Optimiser(rate=0.1, weight_decay=0.5))
+    optimiser = adamw(weights, Optimiser(learning_rate=0.1, weight_decay=0.5))
     losses = []
     for index in samples:
         reached = ["lora.both", "tokens.both"] + (["lora.one"] if index == 1 else [])
@@ -78,3 +78,12 @@ def test_a_weight_that_no_loss_reached_stays_as_it_is(of_two: dict[str, Any]) ->
     assert of_one["gradients"]["lora.none"] is None and of_two["gradients"]["lora.none"] is None
     assert of_two["adamw"] == of_one["adamw"] and of_two["adamw"]["lora.none"] == [1.0, 1.0, 1.0]
     assert of_two["gradients"]["lora.one"] == [1.5, 2.5, -3.5]
+
+
+def test_weights_are_grouped_by_their_prefix_each_with_its_learning_rate() -> None:
+    made = {name: nn.Parameter(torch.ones(1)) for name in ("lora.a", "tokens.b", "lora.c", "control.d")}
+    groups = adamw(made, Optimiser(learning_rate=0.1, token_lr_multiplier=3.0)).param_groups
+    assert [group["params"] for group in groups] == [
+        [made["lora.a"], made["lora.c"]], [made["tokens.b"]], [made["control.d"]],
+    ]  # fmt: skip
+    assert [group["lr"] for group in groups] == pytest.approx([0.1, 0.3, 0.1])

@@ -18,7 +18,7 @@ from sgpipe.training.fit import fit
 from sgpipe.training.loop import spoken
 from sgpipe.training.objective import Noised, Objective
 from tests.tiny import NAMES, SIDE, backbone_of, graph_columns, write_pipeline
-from tests.training.world import ALONE, World, tiny_lora, write_world
+from tests.training.world import ALONE, World, tiny_train, write_world
 
 CHAIN = ("on", "around/near")
 
@@ -57,10 +57,10 @@ def test_examples_hold_whole_graphs_and_prompts_that_name_every_object(world: Wo
     "tokens", [GraphTokens(), GraphTokens(injection="residual")], ids=["prepend", "residual"]
 )
 def test_graphs_of_different_sizes_in_a_batch_are_each_alone(world: World, tokens: GraphTokens) -> None:
-    data, model = world.data(), world.model(tiny_lora(), tokens)
+    data, model = world.data(), world.model(tiny_train(), tokens)
     if model.conditioner is not None and model.conditioner.residual is not None:
         torch.nn.init.ones_(model.conditioner.residual.gate)
-    objective = Objective(model, data, tiny_lora().losses)
+    objective = Objective(model, data, tiny_train().losses)
     noise = torch.randn(data.latents.latents([e.triple_id for e in data.train[:6]]).shape)
 
     def velocity(rows: list[int]) -> torch.Tensor:
@@ -78,8 +78,8 @@ def test_graphs_of_different_sizes_in_a_batch_are_each_alone(world: World, token
 def test_an_adapter_of_larger_graphs_knows_their_size_and_reads_who_is_related_to_whom(
     world: World, tmp_path: Path
 ) -> None:
-    lora = tiny_lora(epochs=3, keep_epochs=())
-    fit(world.arm(lora), world.denoiser(), world.backbone, world.data(), tmp_path, ALONE, {})
+    recipe = tiny_train(epochs=3, keep_epochs=())
+    fit(world.arm(recipe), world.denoiser(), world.backbone, world.data(), tmp_path, ALONE, {})
     assert read_about(tmp_path / "adapter")[TRAINED_ON]["triples"] == 3
     generator = GraphGenerator.load(world.backbone.model, tmp_path / "adapter", backbone=world.backbone)
     objects = ("dog", "cat", "table", "ball")

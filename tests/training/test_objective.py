@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgpipe.arms.model import GraphLora
+from sgpipe.arms.model import ArmModel
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.backbones.base import TextCondition
 from sgpipe.graph_encoder.config import GraphTokens
@@ -15,23 +15,23 @@ from sgpipe.training.examples import Data, development_pairs, prompt_of
 from sgpipe.training.loop import spoken as both
 from sgpipe.training.objective import Noised, Objective, Probe, sample_losses
 from tests.tiny import curated_triples
-from tests.training.world import World, tiny_lora
+from tests.training.world import World, tiny_train
 
 MAPS = MapOptions({"middle": "0..1"})
 
 
-def perturbed(model: GraphLora) -> GraphLora:
+def perturbed(model: ArmModel) -> ArmModel:
     """The model with LoRA weights moved off the start, where the adapter does nothing."""
     draw = torch.Generator().manual_seed(1)
-    for weight in model.weights.values():
+    for weight in model.adapter.parameters()["lora"].values():
         weight.data.add_(0.1 * torch.randn(weight.shape, generator=draw))
     return model
 
 
 @pytest.fixture(scope="module")
-def model(world: World) -> GraphLora:
+def model(world: World) -> ArmModel:
     """A model whose LoRA does something."""
-    return perturbed(world.model(tiny_lora()))
+    return perturbed(world.model(tiny_train()))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def batch(data: Data, count: int = 3) -> Noised:
     return Noised(examples, latents, noise, torch.linspace(0.75, 0.95, count))
 
 
-def test_both_graphs_in_one_forward_are_each_alone(model: GraphLora, data: Data) -> None:
+def test_both_graphs_in_one_forward_are_each_alone(model: ArmModel, data: Data) -> None:
     noised = batch(data)
     positive, negative = both(noised.examples, ["neutral"] * 3, "prepend")
     objective = Objective(
@@ -69,43 +69,43 @@ def test_both_graphs_in_one_forward_are_each_alone(model: GraphLora, data: Data)
 
 def test_the_reference_of_graphs_in_words_is_the_base_under_each_prompt(world: World, data: Data) -> None:
     """Graph DPO with ℓ_ref of the base without adapter; g⁺ and g⁻ are different prompts, so that it does not cancel."""
-    model = perturbed(world.model(tiny_lora(), name="text_only"))
+    model = perturbed(world.model(tiny_train(), name="text_only"))
     noised = batch(data)
-    positive, negative = both(noised.examples, ["neutral"] * 3, "words")
+    positive, negative = both(noised.examples, ["neutral"] * 3, "text")
     losses = Losses(flow=0, margin=Margin(0.0), preference=Preference(1.0, 40.0))
     loss, parts = Objective(model, data, losses)(noised, positive, negative)
     target = noised.noise - noised.latents
-    base = Objective(GraphLora(world.denoiser(), None, {}), data, losses)
+    base = Objective(world.base(), data, losses)
     won, lost = (sample_losses(base.velocity(noised, each), target) for each in (positive, negative))
     assert (won - lost).abs().max() > 1e-3
     advantage = (parts["flow"] - won) - (parts["negative"] - lost)
     torch.testing.assert_close(
         parts["preference"], torch.log1p(torch.exp(20 * advantage)), atol=1e-4, rtol=1e-5
     )
-    slopes = torch.autograd.grad(loss, list(model.weights.values()))
+    slopes = torch.autograd.grad(loss, list(model.adapter.parameters()["lora"].values()))
     assert all(slope.isfinite().all() for slope in slopes) and any(slope.any() for slope in slopes)
 
 
 def test_an_untrained_adapter_has_no_advantage_over_its_reference(world: World, data: Data) -> None:
-    model = world.model(tiny_lora(), name="text_only")
+    model = world.model(tiny_train(), name="text_only")
     noised = batch(data)
     losses = Losses(margin=Margin(0.0), preference=Preference(1.0, 50.0))
-    _, parts = Objective(model, data, losses)(noised, *both(noised.examples, ["neutral"] * 3, "words"))
+    _, parts = Objective(model, data, losses)(noised, *both(noised.examples, ["neutral"] * 3, "text"))
     torch.testing.assert_close(parts["preference"], torch.full((3,), 2.0).log(), atol=1e-3, rtol=0)
 
 
 def test_the_reference_of_graphs_in_tokens_costs_no_forward(
-    model: GraphLora, data: Data, monkeypatch: pytest.MonkeyPatch
+    model: ArmModel, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The base reads no graph, and the prompt is the same: its two losses cancel."""
     forwards: list[int] = []
-    velocity = GraphLora.velocity
+    velocity = ArmModel.velocity
 
-    def counted(self: GraphLora, latents: Tensor, t: Tensor, context: TextCondition) -> Tensor:
+    def counted(self: ArmModel, latents: Tensor, t: Tensor, condition: TextCondition) -> Tensor:
         forwards.append(len(latents))
-        return velocity(self, latents, t, context)
+        return velocity(self, latents, t, condition)
 
-    monkeypatch.setattr(GraphLora, "velocity", counted)
+    monkeypatch.setattr(ArmModel, "velocity", counted)
     noised = batch(data)
     losses = Losses(margin=Margin(0.0), preference=Preference(1.0, 4.0))
     _, parts = Objective(model, data, losses)(noised, *both(noised.examples, ["neutral"] * 3, "prepend"))
@@ -114,7 +114,7 @@ def test_the_reference_of_graphs_in_tokens_costs_no_forward(
     torch.testing.assert_close(parts["preference"], torch.log1p(torch.exp(2 * advantage)))
 
 
-def test_without_contrast_the_negative_costs_nothing(model: GraphLora, data: Data) -> None:
+def test_without_contrast_the_negative_costs_nothing(model: ArmModel, data: Data) -> None:
     noised = batch(data)
     positive, negative = both(noised.examples, ["neutral"] * 3, "prepend")
     objective = Objective(model, data, Losses(margin=Margin(0.0)))
@@ -122,7 +122,7 @@ def test_without_contrast_the_negative_costs_nothing(model: GraphLora, data: Dat
     assert set(parts) == {"flow"} and loss.item() == pytest.approx(parts["flow"].mean().item())
 
 
-def test_maps_weigh_the_loss_and_rank_the_graphs(model: GraphLora, data: Data) -> None:
+def test_maps_weigh_the_loss_and_rank_the_graphs(model: ArmModel, data: Data) -> None:
     """A probe that sums maps up gets them for g⁺ and g⁻; its gradient reaches LoRA and tokens."""
     seen: list[Tensor] = []
 
@@ -153,10 +153,10 @@ def test_maps_weigh_the_loss_and_rank_the_graphs(model: GraphLora, data: Data) -
     assert (parts["saliency"] > 0).all() and not torch.allclose(parts["saliency"], parts["flow"])
 
 
-def test_switched_off_the_model_is_the_base_to_the_bit(world: World, model: GraphLora, data: Data) -> None:
+def test_switched_off_the_model_is_the_base_to_the_bit(world: World, model: ArmModel, data: Data) -> None:
     noised = batch(data)
     said = spoken("base", noised.examples, noised.examples, "neutral", "prepend")
-    plain = GraphLora(world.denoiser(), None, {})
+    plain = world.base()
     base = Objective(plain, data, Losses()).velocity(noised, said)
     objective = Objective(model, data, Losses())
     on = objective.velocity(noised, said)
@@ -164,12 +164,12 @@ def test_switched_off_the_model_is_the_base_to_the_bit(world: World, model: Grap
         assert torch.equal(objective.velocity(noised, said), base)
     assert not torch.equal(on, base)
     assert torch.equal(objective.velocity(noised, said), on)
-    assert all(weight.requires_grad for weight in model.weights.values())
+    assert all(weight.requires_grad for weight in model.adapter.parameters()["lora"].values())
 
 
 def test_an_empty_graph_under_a_closed_gate_is_the_prompt(world: World, data: Data) -> None:
     """Residual injection starts at nothing: every graph gives the base's velocity, to the bit."""
-    model = world.model(tiny_lora(), GraphTokens(injection="residual"))
+    model = world.model(tiny_train(), GraphTokens(injection="residual"))
     noised = batch(data)
     objective = Objective(model, data, Losses())
     others = data.train[5:8]
@@ -184,12 +184,12 @@ def test_an_empty_graph_under_a_closed_gate_is_the_prompt(world: World, data: Da
 
 
 def test_controls_do_not_depend_on_the_batch_and_put_graphs_where_they_say(
-    model: GraphLora, data: Data
+    model: ArmModel, data: Data
 ) -> None:
     objective = Objective(model, data, Losses())
-    found = [measure(objective, data.held_out, tiny_lora(batch_size=size)) for size in (3, 8)]
+    found = [measure(objective, data.held_out, tiny_train(batch_size=size)) for size in (3, 8)]
     assert found[0].losses == pytest.approx(found[1].losses, abs=1e-5)
-    known = measure(objective, data.held_out, tiny_lora(), base=0.5)
+    known = measure(objective, data.held_out, tiny_train(), base=0.5)
     assert known.losses["base"] == 0.5 and known.losses["graph"] == pytest.approx(
         found[0].losses["graph"], abs=1e-5
     )
@@ -208,7 +208,7 @@ def test_controls_do_not_depend_on_the_batch_and_put_graphs_where_they_say(
 def test_in_words_the_prompt_carries_what_the_graph_would(data: Data) -> None:
     first, other = data.held_out[0], data.held_out[4]
     texts = {
-        name: spoken(name, [first], [other], "neutral", "words")
+        name: spoken(name, [first], [other], "neutral", "text")
         for name in ("graph", "empty", "shuffled", "negative")
     }
     assert all(each.graphs == [SceneGraph()] for each in texts.values())

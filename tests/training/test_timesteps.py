@@ -84,7 +84,7 @@ def test_a_scheduler_without_shift_is_met_at_even_times() -> None:
     )
     assert of_ten.tolist() == pytest.approx([0.7, 0.8, 0.9])
     with pytest.raises(
-        ParamsError, match=r"lora\.times\.steps: got 4, .* 1, 0\.9, 0\.75, 0\.5.* within 0\.8 to 0\.85"
+        ParamsError, match=r"train\.times\.steps: got 4, .* 1, 0\.9, 0\.75, 0\.5.* within 0\.8 to 0\.85"
     ):
         sampler_times(Times(density="sampler", low=0.8, high=0.85), euler_times(4, 16, {"shift": 3.0}))
 

@@ -24,7 +24,7 @@ from sgpipe.training.config import Conditions, Losses, Margin, Optimiser, Prefer
 from sgpipe.training.fit import Fitted, fit
 from sgpipe.training.loop import Training
 from tests.tiny import SIDE
-from tests.training.world import ALONE, World, files, tiny_lora, train
+from tests.training.world import ALONE, LORA, World, files, tiny_train, train
 
 SLOW = pytest.mark.slow
 
@@ -52,8 +52,8 @@ def test_a_training_that_was_interrupted_ends_with_the_same_bytes(
     """At a step before, between and after checkpoints (every third step) and the kept epoch (step 5)."""
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Engine, "update", dying_at(step))
-        train(world, tmp_path, tiny_lora(ema=0.9))
-    again = train(world, tmp_path, tiny_lora(ema=0.9))
+        train(world, tmp_path, tiny_train(ema_decay=0.9))
+    again = train(world, tmp_path, tiny_train(ema_decay=0.9))
     folder, fitted = whole
     for name in ("adapter", "epoch-1"):
         assert files(tmp_path / name) == files(folder / name)
@@ -70,21 +70,21 @@ def test_compiled_blocks_in_bfloat16_resume_to_the_same_bytes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And checkpointing changes memory, not weights."""
-    lora = tiny_lora(compile=True, precision="bfloat16", attention="math", keep_epochs=())
-    train(world, tmp_path / "whole", lora)
+    recipe = tiny_train(compile=True, precision="bfloat16", attention="math", keep_epochs=())
+    train(world, tmp_path / "whole", recipe)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Engine, "update", dying_at(7))
-        train(world, tmp_path / "killed", lora)
+        train(world, tmp_path / "killed", recipe)
     torch.compiler.reset()
-    train(world, tmp_path / "killed", lora)
+    train(world, tmp_path / "killed", recipe)
     assert files(tmp_path / "killed" / "adapter") == files(tmp_path / "whole" / "adapter")
 
 
 @pytest.mark.slow
 def test_gradient_checkpointing_trains_the_same(world: World, tmp_path: Path) -> None:
-    lora = tiny_lora(epochs=1, keep_epochs=())
+    recipe = tiny_train(epochs=1, keep_epochs=())
     plain, saving = (
-        train(world, tmp_path / str(on), replace(lora, checkpointing=on)).model.trainable()
+        train(world, tmp_path / str(on), replace(recipe, gradient_checkpointing=on)).model.trainable()
         for on in (False, True)
     )
     for name, weight in plain.items():
@@ -93,12 +93,16 @@ def test_gradient_checkpointing_trains_the_same(world: World, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_accumulation_and_schedules_step_as_they_say(world: World, tmp_path: Path) -> None:
-    lora = tiny_lora(
-        batch_size=2, accumulation=2, optimiser=Optimiser(schedule="cosine", warmup=2, token_rate=3.0)
+    recipe = tiny_train(
+        batch_size=2,
+        gradient_accumulation_steps=2,
+        optimiser=Optimiser(schedule="cosine", warmup=2, token_lr_multiplier=3.0),
     )
-    assert train(world, tmp_path, lora).steps == 10
+    assert train(world, tmp_path, recipe).steps == 10
     rates = [json.loads(line)["learning_rate"] for line in (tmp_path / LOG).open()]
-    assert rates == pytest.approx([lora.optimiser.rate * warmup_then("cosine", 9, 10, 2)], rel=1e-5)
+    assert rates == pytest.approx(
+        [recipe.optimiser.learning_rate * warmup_then("cosine", 9, 10, 2)], rel=1e-5
+    )
 
 
 def test_an_adapter_states_what_it_was_trained_on(world: World, whole: tuple[Path, Fitted]) -> None:
@@ -118,7 +122,11 @@ def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, F
     assert [path.name for path in checkpoints(folder)] == ["step-00000009.pt", "step-00000010.pt"]
     assert files(folder / "adapter") != files(folder / "epoch-1")
     about = json.loads((folder / "adapter" / "adapter.json").read_text())
-    assert about["blocks"] == [1, 2] and about["config"] == "abc" and about["arm"] == "graph"
+    assert (
+        about["settings"]["lora"]["blocks"] == "[1..2]"
+        and about["config"] == "abc"
+        and about["arm"] == "graph"
+    )
     assert "commit" not in about
     assert about["lora_parameters"] == 2 * 4 * 2 * (32 * 4)
     assert about["token_parameters"] == 24 * 2 * 24
@@ -149,17 +157,17 @@ def test_a_loss_that_is_not_finite_stops_with_what_is_needed_to_go_on(
     with pytest.raises(
         StateError, match=r"step 4: the loss is not finite \(loss nan.*flow nan.*step-00000003\.pt"
     ):
-        train(world, tmp_path, tiny_lora())
+        train(world, tmp_path, tiny_train())
 
 
 @pytest.mark.parametrize(
     "name", ["text_only", *(pytest.param(name, marks=SLOW) for name in ("projector_only", "random_blocks"))]
 )
 def test_every_arm_trains_and_comes_back(world: World, tmp_path: Path, name: str) -> None:
-    lora = tiny_lora(
+    recipe = tiny_train(
         epochs=1, keep_epochs=(), losses=Losses(margin=Margin(weight=0.5), preference=Preference(0.1))
     )
-    train(world, tmp_path, lora, name=name)
+    train(world, tmp_path, recipe, name=name)
     about = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
     assert (about["lora_parameters"] == 0) == (name == "projector_only")
     assert (about["token_parameters"] == 0) == (name == "text_only")
@@ -183,7 +191,7 @@ def test_every_arm_trains_and_comes_back(world: World, tmp_path: Path, name: str
     ids=["residual", "triple", "roles"],
 )
 def test_other_tokens_train_and_come_back(world: World, tmp_path: Path, tokens: GraphTokens) -> None:
-    fitted = train(world, tmp_path, tiny_lora(epochs=1, keep_epochs=()), tokens)
+    fitted = train(world, tmp_path, tiny_train(epochs=1, keep_epochs=()), tokens)
     graph, prompt = SceneGraph.of("dog", "left of", "cat"), neutral_prompt("dog", "cat")
     loaded = GraphGenerator.load(world.backbone.model, tmp_path / "adapter")
     inside = GraphGenerator(fitted.model.denoiser, loaded.vae, loaded.texts, fitted.model)
@@ -193,16 +201,16 @@ def test_other_tokens_train_and_come_back(world: World, tmp_path: Path, tokens: 
 
 def test_what_cannot_be_trained_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="more than 2 epochs of 20 triples"):
-        train(world, tmp_path, tiny_lora(batch_size=64))
+        train(world, tmp_path, tiny_train(batch_size=64))
     with pytest.raises(ParamsError, match=r"keep_epochs: got 1, which ends before the first step.*has 20"):
-        train(world, tmp_path, tiny_lora(batch_size=32))
+        train(world, tmp_path, tiny_train(batch_size=32))
     with pytest.raises(ParamsError, match=r"keep_epochs: got 2 and 3, which both end at step 1 .*has 20"):
-        train(world, tmp_path, tiny_lora(batch_size=36, epochs=4, keep_epochs=(2, 3)))
+        train(world, tmp_path, tiny_train(batch_size=36, epochs=4, keep_epochs=(2, 3)))
     with pytest.raises(ParamsError, match=r"valid: 0\.\.2"):
-        world.arm(tiny_lora(blocks=Blocks.parse("7..12")))
-    lora = tiny_lora(conditions=Conditions(neutral=0.5, dropped=0.5))
+        world.arm(tiny_train(), lora=replace(LORA, blocks=Blocks.parse("7..12")))
+    recipe = tiny_train(conditions=Conditions(neutral=0.5, dropped=0.5))
     with pytest.raises(DataError, match="its dropped prompt is not cached; add dropped"):
-        train(world, tmp_path, lora)
+        train(world, tmp_path, recipe)
 
 
 @pytest.mark.parametrize("name, condition", [("graph", "wrong"), ("text_only", "conflicting")])
@@ -210,7 +218,7 @@ def test_prompts_that_are_missing_are_found_before_the_first_step(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, condition: str
 ) -> None:
     """However rarely they are sampled, and though one triple alone lacks one, or one text its encoding."""
-    lora, data = tiny_lora(conditions=Conditions(neutral=0.999, wrong=0.001)), world.data()
+    recipe, data = tiny_train(conditions=Conditions(neutral=0.999, wrong=0.001)), world.data()
     monkeypatch.setattr(Training, "run", lambda self: pytest.fail("trained"))
     last = data.train[-1]
     kept = {kind: text for kind, text in last.prompts.items() if kind != condition}
@@ -225,4 +233,4 @@ def test_prompts_that_are_missing_are_found_before_the_first_step(
             data, train=(*data.train[:-1], dataclasses.replace(last, prompts=prompts))
         )
         with pytest.raises(DataError, match=says):
-            fit(world.arm(lora, name=name), world.denoiser(), world.backbone, lacking, tmp_path, ALONE, {})
+            fit(world.arm(recipe, name=name), world.denoiser(), world.backbone, lacking, tmp_path, ALONE, {})

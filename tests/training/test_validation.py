@@ -13,20 +13,20 @@ from PIL import Image
 from torch import Tensor
 
 from sgpipe.arms.adapter import load_adapter
-from sgpipe.arms.model import GraphLora
+from sgpipe.arms.model import ArmModel
 from sgpipe.backbones.loading import load_module
-from sgpipe.training.config import Lora, Losses, Optimiser, Times, Validation
+from sgpipe.training.config import Losses, Optimiser, Times, Validation
 from sgpipe.training.controls import measure
 from sgpipe.training.examples import Data
 from sgpipe.training.fit import Fitted, draw_samples, fit, prepare
 from sgpipe.training.loop import Training
 from sgpipe.training.objective import Objective
 from tests.tiny import SIDE
-from tests.training.world import ALONE, World, tiny_lora
+from tests.training.world import ALONE, LORA, World, tiny_train
 
-LORA: Lora = tiny_lora(
-    epochs=1, dropout=0.5, keep_epochs=(), batch_size=8, optimiser=Optimiser(rate=0.3),
-    validation=Validation(every=1, pictures=2, steps=2),
+TRAIN = tiny_train(
+    epochs=1, keep_epochs=(), batch_size=8, optimiser=Optimiser(learning_rate=0.3),
+    validation=Validation(every=1, images=2, steps=2),
 )  # fmt: skip
 
 
@@ -41,30 +41,30 @@ def trained(world: World, data: Data, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("dropout")
     vae = load_module(world.backbone, "vae")
 
-    def validated(model: GraphLora, step: int) -> None:
-        draw_samples(model, data, LORA, vae, SIDE, folder / f"{step}.png")
+    def validated(model: ArmModel, step: int) -> None:
+        draw_samples(model, data, TRAIN, vae, SIDE, folder / f"{step}.png")
 
-    arm = world.arm(LORA)
+    arm = world.arm(TRAIN, lora=replace(LORA, dropout=0.5))
     return folder, fit(arm, world.denoiser(), world.backbone, data, folder, ALONE, {}, validated=validated)
 
 
 @pytest.fixture(scope="module")
-def loaded(world: World, trained: tuple[Path, Fitted]) -> GraphLora:
+def loaded(world: World, trained: tuple[Path, Fitted]) -> ArmModel:
     """The adapter as a user has it, which is never in training mode."""
     return load_adapter(trained[0] / "adapter", world.denoiser(), world.backbone)
 
 
 def test_control_losses_under_dropout_are_those_of_the_adapter(
-    data: Data, trained: tuple[Path, Fitted], loaded: GraphLora
+    data: Data, trained: tuple[Path, Fitted], loaded: ArmModel
 ) -> None:
-    again = measure(Objective(loaded, data, Losses()), data.held_out, LORA)
+    again = measure(Objective(loaded, data, Losses()), data.held_out, TRAIN)
     assert trained[1].history.controls[-1]["losses"] == pytest.approx(again.losses, abs=1e-6)
 
 
 def test_sample_images_under_dropout_are_those_of_the_adapter(
-    world: World, data: Data, trained: tuple[Path, Fitted], loaded: GraphLora, tmp_path: Path
+    world: World, data: Data, trained: tuple[Path, Fitted], loaded: ArmModel, tmp_path: Path
 ) -> None:
-    draw_samples(loaded, data, LORA, load_module(world.backbone, "vae"), SIDE, tmp_path / "again.png")
+    draw_samples(loaded, data, TRAIN, load_module(world.backbone, "vae"), SIDE, tmp_path / "again.png")
     one, other = (
         np.asarray(Image.open(path)).astype(int) for path in (tmp_path / "again.png", trained[0] / "2.png")
     )
@@ -75,9 +75,9 @@ def test_a_shifted_base_is_trained_and_validated_at_the_times_at_which_it_is_sam
     world: World, data: Data, tmp_path: Path
 ) -> None:
     """Of a scheduler that shifts by resolution, as FLUX.1-dev's: the times of training are those that sampling asks for."""
-    lora = replace(LORA, times=Times(density="sampler", low=0.3, high=0.95, steps=5))
+    recipe = replace(TRAIN, times=Times(density="sampler", low=0.3, high=0.95, steps=5))
     shifted = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, base_shift=0.7)
-    model = world.model(lora)
+    model = world.model(recipe)
     model.denoiser = dataclasses.replace(model.denoiser, scheduler=dict(shifted.config))
     asked: set[float] = set()
     met: set[float] = set()
@@ -91,25 +91,26 @@ def test_a_shifted_base_is_trained_and_validated_at_the_times_at_which_it_is_sam
 
     said = data.prompts.get([data.train[0].prompts["neutral"]])
     model.denoiser.sample(said, [0], SIDE, 5, velocity=recorded(asked))
-    training = Training(Objective(model, data, lora.losses), lora, tmp_path, ALONE)
+    training = Training(Objective(model, data, recipe.losses), recipe, tmp_path, ALONE)
     for step in range(20):
         met.update(training.batch(step)[0].t.tolist())
     within = {t for t in asked if 0.3 <= t <= 0.95}
     assert met == within and len(within) == 4 and not within & {k / 5 for k in range(6)}
     model.velocity = recorded(met)  # type: ignore[method-assign]
     met.clear()
-    measure(Objective(model, data, Losses()), data.held_out, lora)
+    measure(Objective(model, data, Losses()), data.held_out, recipe)
     assert met == within
 
 
 def test_measuring_takes_no_random_number_and_restores_training_mode(world: World, data: Data) -> None:
-    model = world.model(LORA)
-    prepare(model.denoiser, world.arm(LORA))
-    assert model.conditioner is not None
-    parts = (model.denoiser.transformer, model.conditioner)
+    dropping = replace(LORA, dropout=0.5)
+    model = world.model(TRAIN, lora=dropping)
+    prepare(model, world.arm(TRAIN, lora=dropping))
+    parts = (model.denoiser.transformer, *model.adapter.modules())
+    assert len(parts) == 2
     before = [module.training for part in parts for module in part.modules()]
     state = torch.get_rng_state()
-    measure(Objective(model, data, Losses()), data.held_out, replace(LORA, batch_size=3))
+    measure(Objective(model, data, Losses()), data.held_out, replace(TRAIN, batch_size=3))
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for part in parts for module in part.modules()] == before and any(before)
     with pytest.raises(ZeroDivisionError), model.evaluating():
@@ -118,7 +119,7 @@ def test_measuring_takes_no_random_number_and_restores_training_mode(world: Worl
     assert [module.training for part in parts for module in part.modules()] == before
 
 
-def test_a_loaded_adapter_is_never_in_training_mode(loaded: GraphLora) -> None:
-    assert loaded.conditioner is not None
-    parts = (loaded.denoiser.transformer, loaded.conditioner)
+def test_a_loaded_adapter_is_never_in_training_mode(loaded: ArmModel) -> None:
+    parts = (loaded.denoiser.transformer, *loaded.adapter.modules())
+    assert len(parts) == 2
     assert not [module for part in parts for module in part.modules() if module.training]

@@ -10,7 +10,11 @@ import torch
 from msgspec.structs import replace
 
 from sgpipe.arms.adapter import build
-from sgpipe.arms.model import GraphLora
+from sgpipe.arms.config import Arms, Lora
+from sgpipe.arms.kinds.base import Sections
+from sgpipe.arms.kinds.text_lora import TextLora
+from sgpipe.arms.lora import LoraLayers
+from sgpipe.arms.model import ArmModel
 from sgpipe.arms.resolve import Arm, resolve
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
@@ -35,7 +39,7 @@ from sgpipe.params.blocks import Blocks
 from sgpipe.runs.processes import Processes
 from sgpipe.runs.shards import cut, run_shards
 from sgpipe.runs.state import config_hash
-from sgpipe.training.config import Lora, Optimiser, Validation
+from sgpipe.training.config import Optimiser, Train, Validation
 from sgpipe.training.examples import Data, Sources, read_data
 from sgpipe.training.fit import Fitted, fit
 from tests.tiny import SIDE, backbone_of, curated_triples, write_curated, write_images, write_pipeline
@@ -45,21 +49,32 @@ ALONE = Processes(0, 1, CPU)
 TOKENS = GraphTokens()
 
 
-def tiny_lora(**changes: Any) -> Lora:
-    """A section `lora` for three blocks that trains in seconds."""
-    lora = Lora(
-        Blocks.parse("1..2"),
-        rank=4,
-        alpha=4.0,
+LORA = Lora(Blocks.parse("1..2"), rank=4, alpha=4.0)
+"""Of a model of three blocks."""
+ARMS = Arms.decode(
+    "arms",
+    {
+        "graph": {"kind": "graph_lora"},
+        "text_only": {"kind": "text_lora"},
+        "projector_only": {"kind": "graph_tokens"},
+        "random_blocks": {"kind": "graph_lora", "blocks": "random"},
+    },
+    "tests",
+)
+
+
+def tiny_train(**changes: Any) -> Train:
+    """A section `train` of seconds."""
+    train = Train(
         epochs=2,
         batch_size=4,
         precision="float32",
-        optimiser=Optimiser(rate=1e-2),
-        validation=Validation(every=1, pictures=0),
+        optimiser=Optimiser(learning_rate=1e-2),
+        validation=Validation(every=1, images=0),
         keep_epochs=(1,),
         save_every=3,
     )
-    return replace(lora, **changes)
+    return replace(train, **changes)
 
 
 @dataclass(frozen=True)
@@ -69,17 +84,26 @@ class World:
     backbone: Backbone
     sources: Sources
 
-    def data(self, development: float = 0.0) -> Data:
-        return read_data(self.sources, self.backbone, development)
+    def data(self, dev: float = 0.0) -> Data:
+        return read_data(self.sources, self.backbone, dev)
 
     def denoiser(self) -> Denoiser:
         return Denoiser.load(self.backbone, CPU)
 
-    def arm(self, lora: Lora, tokens: GraphTokens = TOKENS, name: str = "graph") -> Arm:
-        return resolve(name, lora, tokens, self.backbone)
+    def arm(self, train: Train, tokens: GraphTokens = TOKENS, name: str = "graph", lora: Lora = LORA) -> Arm:
+        return resolve(name, ARMS[name], Sections(lora, train, tokens, self.backbone))
 
-    def model(self, lora: Lora, tokens: GraphTokens = TOKENS, name: str = "graph") -> GraphLora:
-        return build(self.denoiser(), self.backbone, self.arm(lora, tokens, name), 0.7)
+    def model(
+        self, train: Train, tokens: GraphTokens = TOKENS, name: str = "graph", lora: Lora = LORA
+    ) -> ArmModel:
+        return build(self.denoiser(), self.backbone, self.arm(train, tokens, name, lora), 0.7)
+
+    def base(self) -> ArmModel:
+        """The base model as an arm that adds nothing."""
+        denoiser = self.denoiser()
+        nothing = LoraLayers(denoiser.transformer, Lora(Blocks(())), (), {})
+        denoiser.transformer.requires_grad_(False)
+        return ArmModel(denoiser, TextLora(nothing))
 
 
 def _prompt_cache(backbone: Backbone, table: pa.Table, concepts: list[str], out: Path, state: Path) -> None:
@@ -141,11 +165,11 @@ def write_world(
 
 
 def train(
-    world: World, folder: Path, lora: Lora, tokens: GraphTokens = TOKENS, name: str = "graph"
+    world: World, folder: Path, recipe: Train, tokens: GraphTokens = TOKENS, name: str = "graph"
 ) -> Fitted:
     folder.mkdir(parents=True, exist_ok=True)
     return fit(
-        world.arm(lora, tokens, name), world.denoiser(), world.backbone, world.data(), folder, ALONE, {"config": "abc"}
+        world.arm(recipe, tokens, name), world.denoiser(), world.backbone, world.data(), folder, ALONE, {"config": "abc"}
     )  # fmt: skip
 
 

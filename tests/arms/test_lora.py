@@ -4,14 +4,15 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from msgspec.structs import replace
+from torch import nn
 
-from sgpipe.arms.targeting import attach, count, target_modules
+from sgpipe.arms.config import Lora
+from sgpipe.arms.lora import attach, count, target_modules
 from sgpipe.backbones.base import Layout
 from sgpipe.backbones.families.flux import Flux
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks
-from sgpipe.training.config import Lora
-from tests.training.world import World, tiny_lora
+from tests.training.world import World, tiny_train
 
 VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
 MIDDLE = Lora(Blocks.parse("7..12"))
@@ -29,7 +30,7 @@ def schnell() -> tuple[FluxTransformer2DModel, Layout]:
 def test_the_predecessors_lora_is_2359296_numbers(schnell: tuple[FluxTransformer2DModel, Layout]) -> None:
     """Double blocks 7–12, to_q, to_k, to_v, to_out.0, rank 16: 6 blocks · 4 projections · 16 · (3072 + 3072)."""
     model, layout = schnell
-    weights = attach(model, target_modules(layout, MIDDLE), MIDDLE)
+    weights = attach(model, target_modules(layout, MIDDLE), MIDDLE, seed=0)
     assert count(weights) == 2_359_296
     wanted = {
         f"transformer_blocks.{index}.attn.{part}.lora_{side}.default.weight"
@@ -90,9 +91,14 @@ def test_what_the_model_lacks_is_refused(
 
 def test_weights_depend_on_seed_and_name_alone(world: World) -> None:
     """Another block beside a block does not change its start; up-projections start at nothing."""
-    few, many = (world.model(tiny_lora(blocks=Blocks.parse(blocks))).weights for blocks in ("1", "0..2"))
+
+    def weights(blocks: str, seed: int = 0) -> dict[str, nn.Parameter]:
+        model = world.model(tiny_train(seed=seed), lora=replace(MIDDLE, blocks=Blocks.parse(blocks)))
+        return model.adapter.parameters()["lora"]
+
+    few, many = weights("1"), weights("0..2")
     for name, weight in few.items():
         assert torch.equal(weight, many[name])
         assert bool(weight.any()) == (".lora_A." in name)
-    other = world.model(tiny_lora(blocks=Blocks.parse("1"), seed=1)).weights
+    other = weights("1", seed=1)
     assert not torch.equal(next(iter(other.values())), next(iter(few.values())))

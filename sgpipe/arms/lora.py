@@ -1,0 +1,214 @@
+"""LoRA (Hu et al. 2022) on exactly the projections asked for, by peft, and its file as diffusers reads it."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from msgspec.structs import replace
+from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sgpipe.arms.config import Lora, LoraOptions
+from sgpipe.arms.kinds.base import Base, Sections
+from sgpipe.backbones.base import Layout
+from sgpipe.backbones.rectified_flow import generator
+from sgpipe.backbones.strict import check_state
+from sgpipe.errors import ModelError, ParamsError
+from sgpipe.params.blocks import Blocks
+from sgpipe.runs.atomic import atomic_path
+
+NAME = "default"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+_PREFIX = "transformer"
+
+
+def random_blocks(chosen: Sequence[int], count: int, seed: int, key: str, asked: str) -> tuple[int, ...]:
+    """As many of `count` blocks as `chosen`, those of knob `key`, has, another set than that.
+
+    Raises `ParamsError` naming the knob `asked` where there is no other.
+    """
+    if not chosen:
+        return ()
+    if len(chosen) == count:
+        raise ParamsError(
+            f"{asked}: got random; {key} names all {count} blocks, so there is no other set of as many: name fewer there, or "
+            "blocks here"
+        )
+    random = generator(seed, "random blocks", key)
+    while True:
+        drawn = tuple(sorted(torch.randperm(count, generator=random)[: len(chosen)].tolist()))
+        if drawn != tuple(chosen):
+            return drawn
+
+
+def resolve_lora(key: str, options: LoraOptions, sections: Sections) -> Lora:
+    """Section `lora` with what arm `key` says otherwise, in canonical form: block sets as ascending indices, targets in one order.
+
+    Without blocks all else has its default value. Raises `ParamsError` for blocks that the model lacks.
+    """
+    given, backbone = options.given(), sections.backbone
+    for name, count in (("blocks", backbone.double_blocks), ("single_blocks", backbone.single_blocks)):
+        shared, own = getattr(sections.lora, name), given.get(name)
+        if own is not None and not own.random:
+            indices = own.resolve(count, f"{key}.{name}")
+        else:
+            indices = shared.resolve(count, f"lora.{name}")
+        if own is not None and own.random:
+            indices = random_blocks(indices, count, sections.train.seed, f"lora.{name}", f"{key}.{name}")
+        given[name] = Blocks(indices)
+    if not any(given[name].indices for name in ("blocks", "single_blocks")):
+        return Lora(Blocks(()))
+    made = replace(sections.lora, **given)
+    return replace(made, targets=tuple(sorted(made.targets)))
+
+
+def target_modules(layout: Layout, lora: Lora) -> list[str]:
+    """Full module names that get LoRA, block by block. Raises `ParamsError` for blocks or targets that the model lacks."""
+    double = lora.blocks.resolve(layout.double_blocks, "lora.blocks")
+    single = lora.single_blocks.resolve(layout.single_blocks, "lora.single_blocks")
+    there = {
+        name.removeprefix("attn."): name for name in (*layout.image_projections, *layout.text_projections)
+    }
+    alone = layout.single_projections
+    names: list[str] = []
+    for blocks, block, kind, valid in (
+        (double, layout.double_block, "blocks", there),
+        (single, layout.single_block, "single_blocks", alone),
+    ):
+        parts = [valid[target] for target in lora.targets if target in valid]
+        named = [f"{block.format(index=index)}.{part}" for index in blocks for part in parts]
+        found = [name for name in named if name not in layout.lacking]
+        if blocks and not found:
+            raise ParamsError(
+                f"lora.targets: {', '.join(lora.targets)}: none of them is in lora.{kind}; valid there: {', '.join(valid)}"
+            )
+        names += found
+    return names
+
+
+def lora_config(names: Sequence[str], lora: Lora) -> LoraConfig:
+    """peft's configuration for modules of these full names."""
+    return LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(names), bias="none"
+    )
+
+
+def attach(transformer: Any, names: Sequence[str], lora: Lora, seed: int) -> dict[str, nn.Parameter]:
+    """Inject LoRA into `names` and nothing else; everything else is frozen. The trainable weights by name, in float32.
+
+    Down-projections start as Kaiming-uniform draws that depend on the seed and the module's name, up-projections at 0, so the
+    model's function does not change. Raises `ModelError` if peft matched other modules than those asked for.
+    """
+    transformer.requires_grad_(False)
+    if not names:
+        return {}
+    transformer.add_adapter(lora_config(names, lora), adapter_name=NAME)
+    weights: dict[str, nn.Parameter] = {}
+    for name, parameter in transformer.named_parameters():
+        if ".lora_" not in name:
+            continue
+        parameter.data = parameter.data.float()
+        if ".lora_A." in name and parameter.device.type != "meta":
+            bound = 1 / math.sqrt(parameter.shape[1])
+            draw = torch.rand(parameter.shape, generator=generator(seed, "lora", name))
+            parameter.data.copy_((2 * draw - 1) * bound)
+        weights[name] = parameter
+    matched = {name.partition(".lora_")[0] for name in weights}
+    if matched != set(names):
+        odd = sorted(matched ^ set(names))
+        raise ModelError(f"LoRA sits on other modules than asked for: {', '.join(odd[:5])}; these differ")
+    return weights
+
+
+def plain_name(name: str) -> str:
+    """A weight's name without that of its adapter, as files have it: `….lora_A.weight`."""
+    return name.replace(f".{NAME}.", ".")
+
+
+def count(weights: dict[str, Tensor] | dict[str, nn.Parameter]) -> int:
+    """Numbers in all weights."""
+    return sum(weight.numel() for weight in weights.values())
+
+
+@dataclass(frozen=True)
+class LoraLayers:
+    """LoRA inside a transformer: its weights by name, and the full names of modules that carry it; both empty without blocks."""
+
+    transformer: Any
+    lora: Lora
+    names: tuple[str, ...]
+    weights: dict[str, nn.Parameter]
+
+    @classmethod
+    def attach(cls, base: Base, lora: Lora) -> Self:
+        """On the blocks and targets of `lora`, as `attach` says."""
+        denoiser = base.denoiser
+        names = target_modules(denoiser.layout, lora)
+        return cls(
+            denoiser.transformer, lora, tuple(names), attach(denoiser.transformer, names, lora, base.seed)
+        )
+
+    @classmethod
+    def load(cls, base: Base, lora: Lora, folder: Path) -> Self:
+        """With the weights in `folder`. Raises `ModelError` for a file that is damaged or holds others."""
+        made = cls.attach(base, lora)
+        if made.weights:
+            state = load_tensors(folder / LORA_FILE)
+            names = {f"{_PREFIX}.{plain_name(name)}": weight for name, weight in made.weights.items()}
+            check_state(
+                state, names, folder / LORA_FILE, "blocks and rank are those in adapter.json; fetch it again"
+            )
+            with torch.no_grad():
+                for name, weight in names.items():
+                    weight.copy_(state[name])
+        return made
+
+    def save(self, folder: Path) -> None:
+        """Write what `load_lora_weights` of the family's pipeline takes; nothing without weights."""
+        if not self.weights:
+            return
+        tensors = {f"{_PREFIX}.{plain_name(name)}": weight for name, weight in self.weights.items()}
+        about = {f"{_PREFIX}.{key}": value for key, value in {
+            "r": self.lora.rank, "lora_alpha": self.lora.alpha, "target_modules": sorted(self.names),
+        }.items()}  # fmt: skip
+        save_tensors(
+            folder / LORA_FILE, tensors, {"lora_adapter_metadata": json.dumps(about, sort_keys=True)}
+        )
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within the body the transformer runs without LoRA, to the bit."""
+        if not self.weights:
+            yield
+            return
+        wanted = {name: weight.requires_grad for name, weight in self.weights.items()}
+        self.transformer.disable_adapters()
+        try:
+            yield
+        finally:
+            self.transformer.enable_adapters()
+            for name, weight in self.weights.items():
+                weight.requires_grad_(wanted[name])
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
+    """Write tensors and one entry of metadata, since safetensors writes several in an order that changes."""
+    with atomic_path(path) as temporary:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+        save_file(plain, temporary, metadata=about)
+    path.chmod(0o644)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of an adapter. Raises `ModelError` for one that cannot be read."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); train or fetch the adapter again") from None
