@@ -65,7 +65,7 @@ def make_maps(
     sections = {"maps": maps, stage: own, "backbone": backbone}
     settings = {**plain, "threads": torch.get_num_threads()}
     with working(stage, settings, sections, inputs, params, processes) as (state, recorded):
-        run_shards(shards, state, processes, open_maker, "picture", partial(check_shard, groups=maps.groups))
+        run_shards(shards, state, processes, open_maker, "image", partial(check_shard, groups=maps.groups))
         if processes.is_main:
             with new_folder(out) as folder:
                 about = {**facts, "backbone": config_hash(who), "concept_tokens": maps.concept_tokens}

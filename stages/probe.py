@@ -56,8 +56,8 @@ def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
     prompts: Annotated[Path, typer.Option(help="folder of the prompt cache")] = Path("outputs/prompts"),
-    generated: Annotated[Path, typer.Option(help="maps of sampled pictures")] = Path("outputs/saliency"),
-    noised: Annotated[Path, typer.Option(help="maps of real pictures")] = Path("outputs/saliency_noised"),
+    generated: Annotated[Path, typer.Option(help="maps of sampled images")] = Path("outputs/saliency"),
+    noised: Annotated[Path, typer.Option(help="maps of real images")] = Path("outputs/saliency_noised"),
     out: Annotated[Path, typer.Option(help="folder of all groups' probes")] = Path("outputs/probes"),
 ) -> None:
     """Fit every probe on every feature, with controls; killed at any point, the same command goes on."""

@@ -1,4 +1,4 @@
-"""Saliency and cross-attention maps of the curated map triples, averaged over the sampling of a picture each."""
+"""Saliency and cross-attention maps of the curated map triples, averaged over the sampling of an image each."""
 
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +36,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the maps")] = Path("outputs/saliency"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/saliency_maps.json"),
 ) -> None:
-    """Sample a picture per triple with its concepts riding along; one Parquet of maps per layer group."""
+    """Sample an image per triple with its concepts riding along; one Parquet of maps per layer group."""
     backbone = read_section(params, "backbone", Backbone)
     compute = read_section(params, "compute", Compute)
     maps = read_section(params, "maps", Maps)
@@ -49,7 +49,7 @@ def main(
         return observer.along_sampling(rows, config.steps)
 
     make_maps(
-        "saliency", items, first_of_each(items["predicate"].to_pylist(), config.pictures), see,
+        "saliency", items, first_of_each(items["predicate"].to_pylist(), config.images), see,
         {"source": "generate", "steps": config.steps, "condition": config.condition},
         backbone=backbone, compute=compute, maps=maps, own=config, counted=config.counted,
         inputs=[curated / "map_triples.parquet", prompts], prompts=prompts, params=params, out=out, metrics=metrics,

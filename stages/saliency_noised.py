@@ -1,4 +1,4 @@
-"""Saliency and cross-attention maps of the real pictures of the map triples, noised, under true, wrong and neutral prompts."""
+"""Saliency and cross-attention maps of the real images of the map triples, noised, under true, wrong and neutral prompts."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the maps")] = Path("outputs/saliency_noised"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/saliency_noised.json"),
 ) -> None:
-    """One forward per triple, prompt and time, of its real picture's latents with noise added."""
+    """One forward per triple, prompt and time, of its real image's latents with noise added."""
     backbone = read_section(params, "backbone", Backbone)
     compute = read_section(params, "compute", Compute)
     maps = read_section(params, "maps", Maps)

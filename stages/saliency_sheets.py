@@ -40,8 +40,8 @@ ROLES = {"subject": (0, "s"), "object": (2, "o")}
 """Of the three concepts, those with a box of their own: place among the concepts and prefix of the box's columns."""
 
 
-def pictures(folder: Path, backbone: Backbone) -> dict[str, Any]:
-    """The kept pictures `[S, S, 3]` by triple id."""
+def images(folder: Path, backbone: Backbone) -> dict[str, Any]:
+    """The kept images `[S, S, 3]` by triple id."""
     samples = pq.read_table(folder / f"{SAMPLES}.parquet")
     shape = read_layout(locate(backbone, ("transformer", "vae", "scheduler")), backbone).latent_shape(
         backbone.resolution
@@ -87,7 +87,7 @@ def localisation(files: dict[str, MapFile], triples: pa.Table) -> dict[str, Any]
                 ):
                     result[name].setdefault(group, {}).setdefault(kind, {})[role] = _mean(share)
                 result["uniform"][role] = _mean(uniform_mass(inside))
-        result["pictures"] = len(set(rows.tolist()))
+        result["images"] = len(set(rows.tolist()))
     return result
 
 
@@ -95,12 +95,12 @@ def localisation(files: dict[str, MapFile], triples: pa.Table) -> dict[str, Any]
 def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    generated: Annotated[Path, typer.Option(help="maps of sampled pictures")] = Path("outputs/saliency"),
-    noised: Annotated[Path, typer.Option(help="maps of real pictures")] = Path("outputs/saliency_noised"),
+    generated: Annotated[Path, typer.Option(help="maps of sampled images")] = Path("outputs/saliency"),
+    noised: Annotated[Path, typer.Option(help="maps of real images")] = Path("outputs/saliency_noised"),
     out: Annotated[Path, typer.Option(help="folder of the sheets")] = Path("plots/saliency"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/saliency.json"),
 ) -> None:
-    """Draw the sheets and measure where the maps of real pictures fall."""
+    """Draw the sheets and measure where the maps of real images fall."""
     backbone = read_section(params, "backbone", Backbone)
     maps = read_section(params, "maps", Maps)
     triples = read_table(curated / "map_triples.parquet", TRIPLES)
@@ -108,7 +108,7 @@ def main(
     with track("saliency_sheets", {"maps": maps, "backbone": backbone}, inputs, params) as recorded:
         drawn = {group: MapFile(generated / f"{group}.parquet") for group in maps.groups}
         values = {group: file.read("saliency") for group, file in drawn.items()}
-        shown = pictures(generated, backbone)
+        shown = images(generated, backbone)
         said = dict(zip(triples["triple_id"].to_pylist(), triples["concepts"].to_pylist(), strict=True))
         items = next(iter(drawn.values())).items
         with new_folder(out) as folder:

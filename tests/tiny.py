@@ -186,7 +186,7 @@ def curated_triples(count: int, split: str, first_image: int = 1) -> pa.Table:
 
 
 def write_images(root: Path, triples: pa.Table) -> None:
-    """A random picture of 60 × 50 pixels for every image that the triples show, and image_data.json, which says so."""
+    """A random image of 60 × 50 pixels for every image that the triples show, and image_data.json, which says so."""
     (root / "VG_100K").mkdir(parents=True, exist_ok=True)
     ids = triples["image_id"].to_pylist()
     records = [{"image_id": image_id, "width": 60, "height": 50} for image_id in ids]

@@ -1,4 +1,4 @@
-"""`sgpipe generate`: a picture of a graph."""
+"""`sgpipe generate`: an image of a graph."""
 
 import sys
 from pathlib import Path
@@ -23,11 +23,11 @@ def generate(
         str | None, typer.Option(help="text; by default the names of the graph without a relation")
     ] = None,
     model: Annotated[Path, typer.Option(help="pipeline folder")] = Path("models/mini-flux"),
-    out: Annotated[Path, typer.Option(help="picture to write; several get numbers")] = Path(
+    out: Annotated[Path, typer.Option(help="image to write; several get numbers")] = Path(
         "outputs/generated.png"
     ),
-    seed: Annotated[int, typer.Option(min=0, help="seed of the first picture's noise")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="pictures, from consecutive seeds")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first image's noise")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="images, from consecutive seeds")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Euler steps")] = 4,
     size: Annotated[
         int | None, typer.Option(min=16, help="side in pixels; by default that of the adapter's training")
@@ -41,7 +41,7 @@ def generate(
         ),
     ] = False,
 ) -> None:
-    """Draw a picture of a graph with a trained adapter, or of a prompt with the base."""
+    """Draw an image of a graph with a trained adapter, or of a prompt with the base."""
     from PIL import Image
 
     from sgpipe.arms.adapter import backbone_of, read_about
@@ -88,15 +88,15 @@ def generate(
     generator = GraphGenerator.load(
         model, adapter, device=str(where), backbone=backbone, ahead=([text], [scene])
     )
-    pictures = generator.sample(
+    images = generator.sample(
         [text] * count,
         [scene if adapter else None] * count,
         range(seed, seed + count),
         steps=steps,
         size=size,
     )
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         path = out if count == 1 else out.with_stem(f"{out.stem}-{seed + index}")
         with atomic_path(path) as temporary:
-            Image.fromarray(picture).save(temporary, format="PNG")
+            Image.fromarray(image).save(temporary, format="PNG")
         print(path)

@@ -1,4 +1,4 @@
-"""Pictures of prompts with graphs, by a generator and an adapter."""
+"""Images of prompts with graphs, by a generator and an adapter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ def backbone_for(model: str | Path, adapter: Path | None) -> Backbone:
 
 @dataclass
 class GraphGenerator:
-    """Draws pictures; `adapter` is None for the base alone.
+    """Draws images; `adapter` is None for the base alone.
 
     With `offload: model` transformer and VAE are on the device by turns.
     """
@@ -124,21 +124,21 @@ class GraphGenerator:
         steps: int = 4,
         size: int,
     ) -> NDArray[np.uint8]:
-        """Pictures `[N, size, size, 3]`, 0–255, of prompts with a graph each; the noise of each depends on its seed alone.
+        """Images `[N, size, size, 3]`, 0–255, of prompts with a graph each; the noise of each depends on its seed alone.
 
-        Graph None switches the adapter off: those are the base's pictures. An *empty* graph leaves it on (at the times at which it
+        Graph None switches the adapter off: those are the base's images. An *empty* graph leaves it on (at the times at which it
         works) without tokens, and so does any graph where the adapter reads none (kind `text_lora`). Raises `ModelError` for a
         graph without an adapter.
         """
         if not len(prompts) == len(graphs) == len(seeds):
             raise ParamsError(
-                f"sample: got {len(prompts)} prompts, {len(graphs)} graphs, {len(seeds)} seeds; one of each per picture"
+                f"sample: got {len(prompts)} prompts, {len(graphs)} graphs, {len(seeds)} seeds; one of each per image"
             )
         self.denoiser.layout.grid(size)
         groups: dict[tuple[int, int] | None, list[int]] = {}
         for row, graph in enumerate(graphs):
             groups.setdefault(_shape(graph), []).append(row)
-        pictures = np.zeros((len(prompts), size, size, 3), np.uint8)
+        images = np.zeros((len(prompts), size, size, 3), np.uint8)
         for rows in groups.values():
             for start in range(0, len(rows), self.batch):
                 part = rows[start : start + self.batch]
@@ -151,8 +151,8 @@ class GraphGenerator:
                         size,
                     )
                 with on_device(self.vae, self.denoiser.device, self.offload):
-                    pictures[part] = decode(self.vae, latents)
-        return pictures
+                    images[part] = decode(self.vae, latents)
+        return images
 
     @torch.no_grad()
     def latents(

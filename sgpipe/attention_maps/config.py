@@ -14,7 +14,7 @@ Times = tuple[Annotated[float, Meta(gt=0, le=1)], ...]
 
 
 class Maps(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `maps`. Maps of the concepts: over which blocks they are averaged, and of which pictures they are made. What all
+    """Section `maps`. Maps of the concepts: over which blocks they are averaged, and of which images they are made. What all
     maps share. The batch size is part of the result: another one may round differently.
     """
 
@@ -36,21 +36,21 @@ class Maps(Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[int, Meta(ge=2)] | None,
         Meta(description="side of the stored maps; null keeps the model's own grid"),
     ] = None
-    batch_size: Annotated[int, Meta(ge=1, description="pictures per forward of the transformer")] = 16
+    batch_size: Annotated[int, Meta(ge=1, description="images per forward of the transformer")] = 16
     shard_size: Annotated[
-        int, Meta(ge=1, description="pictures per row group, the unit of work and of resuming")
+        int, Meta(ge=1, description="images per row group, the unit of work and of resuming")
     ] = 256
 
 
 class Saliency(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `saliency`. Maps of the concepts: over which blocks they are averaged, and of which pictures they are made. Maps
-    averaged over the sampling of a picture from the triple's prompt.
+    """Section `saliency`. Maps of the concepts: over which blocks they are averaged, and of which images they are made. Maps
+    averaged over the sampling of an image from the triple's prompt.
     """
 
     condition: Annotated[
         Condition, Meta(description="prompt: with its relation, without, with a wrong one")
     ] = "relational"
-    steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to picture")] = 4
+    steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to image")] = 4
     counted: Annotated[
         Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] | None,
         Meta(description="steps that count into the mean, from 0; null counts all"),
@@ -59,8 +59,8 @@ class Saliency(Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[float, Meta(ge=0)] | None,
         Meta(description="scale that a guidance-distilled transformer takes; null for others"),
     ] = None
-    pictures: Annotated[
-        int, Meta(ge=1, description="pictures per class that are kept for the contact sheets")
+    images: Annotated[
+        int, Meta(ge=1, description="images per class that are kept for the contact sheets")
     ] = 4
     seed: Annotated[int, Meta(ge=0, lt=1 << 31, description="seed of the starting noise")] = 0
 
@@ -72,19 +72,17 @@ class Saliency(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NoisedMaps(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `saliency_noised`. Maps of the concepts: over which blocks they are averaged, and of which pictures they are made.
-    Maps of real pictures, noised to given times, in one forward each.
+    """Section `saliency_noised`. Maps of the concepts: over which blocks they are averaged, and of which images they are made.
+    Maps of real images, noised to given times, in one forward each.
     """
 
     conditions: Annotated[
         tuple[Condition, ...],
-        Meta(
-            min_length=1, description="prompts under which each picture is seen; concepts follow the prompt"
-        ),
+        Meta(min_length=1, description="prompts under which each image is seen; concepts follow the prompt"),
     ]
     times: Annotated[
         Times,
-        Meta(min_length=1, description="t of z_t = (1 − t) z_0 + t ε; the same ε at every t of a picture"),
+        Meta(min_length=1, description="t of z_t = (1 − t) z_0 + t ε; the same ε at every t of an image"),
     ]
     guidance: Annotated[
         Annotated[float, Meta(ge=0)] | None,

@@ -1,6 +1,6 @@
-"""Maps of a batch of pictures: along their sampling, or of real pictures that were noised.
+"""Maps of a batch of images: along their sampling, or of real images that were noised.
 
-Which maps are to be made: one row per picture, prompt and time.
+Which maps are to be made: one row per image, prompt and time.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -49,7 +49,7 @@ def map_items(
     """Rows `ITEMS` for all triples × conditions × times, in this order.
 
     The three concepts follow the prompt: the relation is the one it names, and `NO_RELATION` in its place where it names none, so
-    that no map is made with a word that its prompt does not say. The seed of a picture's noise is a hash of its ids and the
+    that no map is made with a word that its prompt does not say. The seed of an image's noise is a hash of its ids and the
     same in all its rows. Raises `DataError` for a prompt that was not cached.
     """
     asked: Mapping[tuple[str, str], tuple[str | None, str]] = {
@@ -81,13 +81,13 @@ def map_items(
 
 
 SAMPLES = "samples"
-"""Name of the file that holds the latents of pictures kept for the contact sheets: `triple_id`, `latents` (float16 `[C, h, w]`)."""
+"""Name of the file that holds the latents of images kept for the contact sheets: `triple_id`, `latents` (float16 `[C, h, w]`)."""
 GroupsOfMaps = Mapping[str, GroupMaps]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Maps of a batch by group, and the latents `[B, C, h, w]` of the pictures they were made along (None for real ones)."""
+    """Maps of a batch by group, and the latents `[B, C, h, w]` of the images they were made along (None for real ones)."""
 
     maps: GroupsOfMaps
     latents: Tensor | None = None
@@ -141,7 +141,7 @@ def map_maker(
 ) -> Make:
     """What fills a shard: `<group>.parquet` with the maps of its rows, resized to `side`, and `samples.parquet`.
 
-    `kept` tells for every row of `items` whether the latents of its picture are kept.
+    `kept` tells for every row of `items` whether the latents of its image are kept.
     """
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:

@@ -1,4 +1,4 @@
-"""Whether the map of a concept falls on its object: maps of real pictures against the boxes that were annotated."""
+"""Whether the map of a concept falls on its object: maps of real images against the boxes that were annotated."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ Floats = NDArray[np.float64]
 
 
 def coverage(boxes: Floats, side: tuple[int, int]) -> Floats:
-    """Share of each patch that lies in a box: `[N, H, W]`, 0–1, for boxes `[N, 4]` of (x, y, w, h) in parts of the picture."""
+    """Share of each patch that lies in a box: `[N, H, W]`, 0–1, for boxes `[N, 4]` of (x, y, w, h) in parts of the image."""
     height, width = side
     x, y, w, h = (boxes[:, i, None] for i in range(4))
 
@@ -36,7 +36,7 @@ def mass_in_box(maps: Floats, inside: Floats) -> Floats:
 
 
 def uniform_mass(inside: Floats) -> Floats:
-    """The share `[N]` that a uniform map has in the box: the box's part of the picture."""
+    """The share `[N]` that a uniform map has in the box: the box's part of the image."""
     return inside.mean(axis=(1, 2))
 
 

@@ -1,4 +1,4 @@
-"""Contact sheets: sampled pictures with the maps of their three concepts over them, for each layer group."""
+"""Contact sheets: sampled images with the maps of their three concepts over them, for each layer group."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,28 +13,28 @@ from sgpipe.runs.atomic import atomic_path
 
 @dataclass(frozen=True)
 class Row:
-    """One picture `[S, S, 3]` (0–255), its concepts, and its maps `[K, H, W]` by group."""
+    """One image `[S, S, 3]` (0–255), its concepts, and its maps `[K, H, W]` by group."""
 
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
     concepts: Sequence[str]
     maps: Mapping[str, NDArray[np.floating]]
 
 
 def write_sheet(title: str, rows: Sequence[Row], path: Path) -> None:
-    """A page: a row per picture, then for each group its maps, brightness from each map's least to its greatest value."""
+    """A page: a row per image, then for each group its maps, brightness from each map's least to its greatest value."""
     groups = list(rows[0].maps)
     columns = 1 + sum(len(rows[0].concepts) for _ in groups)
     figure = Figure(figsize=(1.05 * columns, 1.28 * len(rows) + 0.85), dpi=80)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         cells = iter(line)
-        picture = next(cells)
-        picture.imshow(row.picture, interpolation="nearest")
+        image = next(cells)
+        image.imshow(row.image, interpolation="nearest")
         for group in groups:
             for concept, values in zip(row.concepts, row.maps[group], strict=True):
                 cell = next(cells)
-                cell.imshow(row.picture, interpolation="nearest", alpha=0.35)
-                side = row.picture.shape[0]
+                cell.imshow(row.image, interpolation="nearest", alpha=0.35)
+                side = row.image.shape[0]
                 cell.imshow(
                     values.astype(np.float32),
                     cmap="magma",

@@ -83,7 +83,7 @@ class Denoiser:
 
         `velocity` of states and times is that of `prompts`, unless another is given.
 
-        The noise of a picture depends on its seed alone, so a picture does not depend on the batch it is drawn in (but for
+        The noise of an image depends on its seed alone, so an image does not depend on the batch it is drawn in (but for
         rounding). What an observer of the transformer has seen in a step can be read when the step is yielded.
         """
         shape = self.layout.latent_shape(resolution)

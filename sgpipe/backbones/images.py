@@ -1,4 +1,4 @@
-"""Pictures and latents: crops to pixels, pixels to the VAE's posterior, latents to pictures."""
+"""Images and latents: crops to pixels, pixels to the VAE's posterior, latents to images."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ def say_rescaled(stage: str, rescaled: int, read: int) -> None:
 
 @torch.no_grad()
 def encode(vae: Any, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation `[B, C, h, w]`, float32, of the posterior of pictures `[H, W, 3]`, 0–255.
+    """Mean and standard deviation `[B, C, h, w]`, float32, of the posterior of images `[H, W, 3]`, 0–255.
 
     Raises `ModelError` if a value is not finite.
     """
@@ -99,7 +99,7 @@ def encode(vae: Any, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tenso
 
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """Pictures `[B, H, W, 3]`, 0–255, of the transformer's latents `[B, C, h, w]`, as `FluxPipeline` decodes them."""
+    """Images `[B, H, W, 3]`, 0–255, of the transformer's latents `[B, C, h, w]`, as `FluxPipeline` decodes them."""
     images = vae.decode(Scaling.of(vae.config).inverse(latents).to(vae.device, vae.dtype)).sample
     images = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return (images * 255).round().astype(np.uint8)

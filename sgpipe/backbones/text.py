@@ -77,7 +77,7 @@ class T5AndClip(T5Words):
 class EncodedTexts:
     """Encodings of known texts, made at once and kept on the CPU; the encoders that made them can go.
 
-    So a picture's transformer need not share a device with T5. Raises `ModelError` for a text that was not named.
+    So an image's transformer need not share a device with T5. Raises `ModelError` for a text that was not named.
     """
 
     def __init__(

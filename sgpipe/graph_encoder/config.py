@@ -52,7 +52,7 @@ class GraphEncoder(Struct, frozen=True, forbid_unknown_fields=True):
     min_count: Annotated[
         int, Meta(ge=1, description="training relations that a name must occur in to get a row (cgip)")
     ] = 1
-    queries: Annotated[int, Meta(ge=1, description="queries of the attention that pools a picture")] = 8
+    queries: Annotated[int, Meta(ge=1, description="queries of the attention that pools an image")] = 8
     geometric: Annotated[bool, Meta(description="relations from boxes join the annotated ones")] = True
     mirror: Annotated[
         bool, Meta(description="each training crop once more as its mirror image, left and right exchanged")

@@ -3,7 +3,7 @@
 Contrastive: the pooled graph vector against the vector of the image it describes, both of length 1, temperature learned.
 Masked: the features of the hidden part of an image, predicted from the features of the rest and the graph's local rows.
 
-One vector of a picture, pooled by learned queries from the patches of a frozen tower.
+One vector of an image, pooled by learned queries from the patches of a frozen tower.
 """
 
 import math
@@ -49,7 +49,7 @@ class ImageHead(nn.Module):
         )
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Vectors of pictures, of any length."""
+        """Vectors of images, of any length."""
         x = F.gelu(self.enter(self.norm(patches)) + self.place)
         queries = self.queries.expand(len(x), -1, -1)
         query, key, value = (

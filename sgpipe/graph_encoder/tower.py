@@ -56,12 +56,12 @@ class ImageTower:
         self.grid = round(self.patches**0.5)
         if self.grid**2 != self.patches or self.side % self.grid:
             raise ModelError(
-                f"graph_encoder.tower: {params.tower}: {self.patches} patches of a picture of {self.side} px are no grid"
+                f"graph_encoder.tower: {params.tower}: {self.patches} patches of an image of {self.side} px are no grid"
             )
 
-    def pixels(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """Pictures `[B, side, side, 3]`, 0–255, as the tower takes them: `[B, 3, side, side]`, 0 where the mean colour is."""
-        unit = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2).float() / 255
+    def pixels(self, images: NDArray[np.uint8]) -> Tensor:
+        """Images `[B, side, side, 3]`, 0–255, as the tower takes them: `[B, 3, side, side]`, 0 where the mean colour is."""
+        unit = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 255
         return (unit - self._mean) / self._std
 
     @torch.no_grad()

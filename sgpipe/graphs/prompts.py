@@ -22,7 +22,7 @@ NO_RELATION: Final = "and"
 def wrong_predicates(triples: pa.Table, seed: int) -> list[str]:
     """For each triple a class that does not hold beside its own, each such class equally likely, drawn by hash of its ids.
 
-    Unlike a negative's swap, the words always name another relation: what maps show under such a prompt of a picture's
+    Unlike a negative's swap, the words always name another relation: what maps show under such a prompt of an image's
     relation cannot come from the words.
     """
     draws = fraction(

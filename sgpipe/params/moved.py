@@ -17,6 +17,8 @@ _TRAIN = (
     "compile",
 )
 MOVED: Final[dict[str, str]] = {
+    "evaluate.draw": "evaluate.conditions",
+    "saliency.pictures": "saliency.images",
     "lora.optimiser.rate": "train.optimiser.learning_rate",
     "lora.optimiser.token_rate": "train.optimiser.token_lr_multiplier",
     "lora.validation.pictures": "train.validation.images",

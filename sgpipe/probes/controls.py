@@ -1,4 +1,4 @@
-"""What tells structure from leakage: shuffled labels, the names alone, and whether a probe follows the picture or the word."""
+"""What tells structure from leakage: shuffled labels, the names alone, and whether a probe follows the image or the word."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from sgpipe.probes.splits import Split
 NAME_EPOCHS, NAME_RATE = 60, 3e-3
 """Most epochs and highest learning rate of the probe on names."""
 NEEDED = ("relational", "wrong", "neutral")
-"""Conditions under which a real picture must have been seen for the relation-word trace."""
+"""Conditions under which a real image must have been seen for the relation-word trace."""
 
 
 def shuffled(labels: Indices, triples: Indices, split: Split, seed: int) -> Indices:
@@ -55,7 +55,7 @@ class NameProbe(nn.Module):
 
 
 def check_conditions(maps: MapSet) -> None:
-    """Raise `DataError` unless the maps hold the pictures under the true, a wrong and a neutral prompt."""
+    """Raise `DataError` unless the maps hold the images under the true, a wrong and a neutral prompt."""
     missing = [name for name in NEEDED if name not in set(maps.conditions)]
     if missing:
         raise DataError(
@@ -65,9 +65,9 @@ def check_conditions(maps: MapSet) -> None:
 
 
 def word_trace(maps: MapSet, rows: Indices, predicted: Indices) -> dict[str, float | None]:
-    """Accuracies of predictions `[N]` for rows of maps of noised real pictures.
+    """Accuracies of predictions `[N]` for rows of maps of noised real images.
 
-    true, wrong, neutral: towards the picture's relation, under the prompt that names it, names another, or names none.
+    true, wrong, neutral: towards the image's relation, under the prompt that names it, names another, or names none.
     wrong_towards_word: under the wrong prompt, towards the relation that the prompt names: high in a probe that follows the word.
     None where there is no such row.
     """

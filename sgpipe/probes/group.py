@@ -60,8 +60,8 @@ def _repeats(bench: Bench, get: Get, kind: Kind, feature: Feature) -> list[Resul
 def cell(bench: Bench, get: Get, kind: Kind, feature: Feature, names: float) -> dict[str, Any]:
     """One cell: accuracy, macro-F1, interval and sizes; each control; and what is left above the strongest one.
 
-    Selectivity compares like with like: accuracy on sampled pictures against shuffled labels and names alone, and on noised real
-    pictures accuracy under the true prompt against wrong prompts' accuracy towards their word. The headline is the least of these;
+    Selectivity compares like with like: accuracy on sampled images against shuffled labels and names alone, and on noised real
+    images accuracy under the true prompt against wrong prompts' accuracy towards their word. The headline is the least of these;
     it is None where one of them is undefined.
     """
     results = _repeats(bench, get, kind, feature)

@@ -1,4 +1,4 @@
-"""A probe for training losses: it reads maps of noised pictures, is told t, and its logits are calibrated at every t."""
+"""A probe for training losses: it reads maps of noised images, is told t, and its logits are calibrated at every t."""
 
 from pathlib import Path
 from typing import Any

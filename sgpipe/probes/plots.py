@@ -62,7 +62,7 @@ def plot_probe(kind: str, row: Row, names: Mapping[str, Mapping[str, Any]], clas
     axes.set_ylim(0, 1)
     axes.set_ylabel("accuracy, held-out names and images")
     axes.set_title(
-        f"{TITLES[kind]}: relation from maps of sampled pictures, {classes} classes", fontsize=10, loc="left"
+        f"{TITLES[kind]}: relation from maps of sampled images, {classes} classes", fontsize=10, loc="left"
     )
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     _save(figure, path)
@@ -99,12 +99,12 @@ def plot_selectivity(cells: Mapping[str, Row], path: Path) -> None:
 
 
 def plot_noised(fits: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """What the two fits on noised real pictures answer, by group and t: the picture's relation under each prompt, or the word's."""
+    """What the two fits on noised real images answer, by group and t: the image's relation under each prompt, or the word's."""
     titles = {"trace": "Fitted under true prompts alone", "noise_aware": "The noise-aware probe"}
     answers = {
-        "true": ("picture, true prompt", COLOURS[0]),
-        "neutral": ("picture, neutral prompt", COLOURS[2]),
-        "wrong": ("picture, wrong prompt", COLOURS[3]),
+        "true": ("image, true prompt", COLOURS[0]),
+        "neutral": ("image, neutral prompt", COLOURS[2]),
+        "wrong": ("image, wrong prompt", COLOURS[3]),
         "wrong_towards_word": ("the word, wrong prompt", COLOURS[1]),
     }
     figure = Figure(figsize=(9, 3.1 * len(fits)), dpi=110, layout="constrained")

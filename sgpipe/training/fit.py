@@ -1,6 +1,6 @@
 """One arm from its inputs to its adapters: what the stage and the recipe search both run.
 
-Pictures of held-out triples along a training, at fixed seeds: the graph, its swap and no graph side by side.
+Images of held-out triples along a training, at fixed seeds: the graph, its swap and no graph side by side.
 """
 
 import shutil

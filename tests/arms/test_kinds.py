@@ -198,7 +198,7 @@ OLD = {
     "precision": "float32", "rank": 4, "save_every": 3, "seed": 0, "single_blocks": "none",
     "targets": ["to_k", "to_out.0", "to_q", "to_v"],
     "times": {"density": "uniform", "deviation": 1.0, "high": 1.0, "low": 0.6, "mean": 0.0, "steps": 4},
-    "validation": {"bins": 3, "every": 1, "pictures": 0, "steps": 4, "triples": 0},
+    "validation": {"bins": 3, "every": 1, "images": 0, "steps": 4, "triples": 0},
 }  # fmt: skip
 """What `adapter.json` held under `lora` when arms were known by name."""
 

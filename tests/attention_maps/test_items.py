@@ -1,4 +1,4 @@
-"""Which maps are made: concepts follow the prompt, and a picture has one noise under all its prompts and times."""
+"""Which maps are made: concepts follow the prompt, and an image has one noise under all its prompts and times."""
 
 import pyarrow as pa
 import pytest

@@ -94,9 +94,9 @@ def test_localisation_of_a_file_and_of_none(tmp_path: Path) -> None:
         == found["peak_in_box"]["late"]["cross"]["subject"]
         == 1
     )
-    assert found["uniform"]["subject"] == 4 / 64 and found["pictures"] == 2
+    assert found["uniform"]["subject"] == 4 / 64 and found["images"] == 2
     none = localisation({"late": MapFile(tmp_path / "neutral.parquet")}, triples)
-    assert none["uniform"] == {"subject": None, "object": None} and none["pictures"] == 0
+    assert none["uniform"] == {"subject": None, "object": None} and none["images"] == 0
     assert none["peak_in_box"]["late"]["saliency"] == {"subject": None, "object": None}
     write_json(none, tmp_path / "metrics.json")
     with pytest.raises(DataError, match=r"relational\.parquet: triple 1-900 is not among the map triples"):

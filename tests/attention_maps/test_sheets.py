@@ -34,11 +34,11 @@ def test_a_sheet_shows_every_map_over_its_image(tmp_path: Path, monkeypatch: pyt
     cells = np.array(figure.axes, object).reshape(2, 7)
     assert figure.get_suptitle() == "on: saliency"
     for line, row in zip(cells, rows, strict=True):
-        assert np.array_equal(line[0].images[0].get_array(), row.picture) and not line[0].get_title()
+        assert np.array_equal(line[0].images[0].get_array(), row.image) and not line[0].get_title()
         for at, cell in enumerate(line[1:]):
             group, concept = GROUPS[at // 3], at % 3
             under, over = cell.images
-            assert np.array_equal(under.get_array(), row.picture)
+            assert np.array_equal(under.get_array(), row.image)
             assert np.array_equal(over.get_array(), row.maps[group][concept].astype(np.float32))
             assert list(over.get_extent()) == list(under.get_extent()) == [-0.5, 15.5, 15.5, -0.5]
             assert over.get_clim() == (over.get_array().min(), over.get_array().max())

@@ -153,7 +153,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     root = tmp_path_factory.mktemp("data")
     write_images(root, TRIPLES)
-    (root / "VG_100K" / "3.png").write_bytes(b"not a picture")
+    (root / "VG_100K" / "3.png").write_bytes(b"not an image")
     (root / "VG_100K" / "5.png").unlink()
     Image.new("RGB", (20, 20)).save(root / "VG_100K" / "6.png")
     with Image.open(root / "VG_100K" / "7.png") as image:

@@ -81,9 +81,9 @@ def test_sampling_equals_the_pipeline_for_the_embedded_checkpoint(repo_root: Pat
     seeded = [torch.Generator().manual_seed(11)]
     theirs = pipeline(texts, generator=seeded, output_type="latent", **given).images
     assert torch.equal(pack(mine), theirs)
-    picture = pipeline(texts, generator=[torch.Generator().manual_seed(11)], output_type="np", **given).images
+    image = pipeline(texts, generator=[torch.Generator().manual_seed(11)], output_type="np", **given).images
     ours = decode(load_module(backbone, "vae"), mine)
-    assert np.array_equal(ours, (picture * 255).round().astype(np.uint8))
+    assert np.array_equal(ours, (image * 255).round().astype(np.uint8))
 
 
 def test_a_picture_does_not_depend_on_its_batch(schnell: Path):

@@ -1,4 +1,4 @@
-"""Texts and pictures through their encoders, against the pipeline's own path."""
+"""Texts and images through their encoders, against the pipeline's own path."""
 
 from pathlib import Path
 
@@ -95,10 +95,10 @@ def test_a_crop_outside_the_image_is_refused(box):
 
 
 def test_pictures_go_through_the_vae_as_in_the_pipeline(schnell: Path):
-    pictures = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     vae, pipeline = load_module(backbone_of(schnell), "vae"), FluxPipeline.from_pretrained(schnell)
-    mean, std = encode(vae, list(pictures))
-    inputs = pipeline.image_processor.preprocess([Image.fromarray(picture) for picture in pictures])
+    mean, std = encode(vae, list(images))
+    inputs = pipeline.image_processor.preprocess([Image.fromarray(image) for image in images])
     posterior = pipeline.vae.encode(inputs).latent_dist
     assert torch.equal(mean, posterior.mean) and torch.equal(std, posterior.std)
     latents = torch.randn(2, 4, 16, 16)

@@ -1,4 +1,4 @@
-"""Settings of the recipe trial, and figures that are what they say on pictures whose content is known."""
+"""Settings of the recipe trial, and figures that are what they say on images whose content is known."""
 
 import json
 from dataclasses import dataclass
@@ -45,14 +45,14 @@ class Obedient:
     def draw(
         self, prompts: list[str], graphs: list[SceneGraph | None], seeds: list[int], *, size: int
     ) -> np.ndarray:
-        pictures = []
+        images = []
         for graph, seed in zip(graphs, seeds, strict=True):
             said = ("dog", "left of", "tree")
             if graph is not None and graph.triples:
                 s, p, o = graph.triples[0]
                 said = graph.objects[s], p, graph.objects[o]
-            pictures.append(render(pair_scene(np.random.default_rng(seed), *said)))
-        return np.stack(pictures)
+            images.append(render(pair_scene(np.random.default_rng(seed), *said)))
+        return np.stack(images)
 
 
 def test_a_generator_that_obeys_scores_full_and_one_that_cannot_read_does_not() -> None:

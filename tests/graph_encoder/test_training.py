@@ -28,7 +28,7 @@ def test_a_head_tells_which_is_left_where_the_mean_cannot() -> None:
     torch.manual_seed(0)
     things = torch.randn(6, 12)
 
-    def pictures(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         draw = np.random.default_rng(seed)
         patches, leftmost = torch.zeros(count, 9, 12), torch.zeros(count, dtype=torch.long)
         for n in range(count):
@@ -43,12 +43,12 @@ def test_a_head_tells_which_is_left_where_the_mean_cannot() -> None:
     head = ImageHead(12, 9, 6, queries=2, width=32, heads=2)
     optimizer = torch.optim.AdamW(head.parameters(), 5e-3)
     for step in range(150):
-        patches, target = pictures(64, step)
+        patches, target = images(64, step)
         loss = torch.nn.functional.cross_entropy(head(patches), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    patches, target = pictures(300, 999)
+    patches, target = images(300, 999)
     assert (head(patches).argmax(1) == target).float().mean() > 0.9
 
 

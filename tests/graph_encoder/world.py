@@ -35,7 +35,7 @@ def tables() -> tuple[pa.Table, pa.Table, pa.Table]:
 
 
 def load(image_id: int) -> AnnotatedImage:
-    """Random pictures."""
+    """Random images."""
     pixels = np.random.default_rng(image_id).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     return AnnotatedImage(pixels, (128, 96))
 

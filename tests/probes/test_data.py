@@ -18,7 +18,7 @@ from tests.probes.world import CLASSES, SHAPE, triples, write_generated, write_n
 
 def test_batches_are_rows_of_the_file_in_any_order(tmp_path: Path) -> None:
     table = triples(9)
-    write_noised(table, tmp_path / "a.parquet", "picture")
+    write_noised(table, tmp_path / "a.parquet", "image")
     maps = MapSet(tmp_path / "a.parquet", Pairs(table))
     assert maps.file.row_groups > 10 and maps.classes == CLASSES
     rows = np.random.default_rng(0).integers(0, len(maps), 50)

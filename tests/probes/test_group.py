@@ -42,17 +42,17 @@ class Group:
         self.found: dict[str, Any] = write_group(self.bench, "late", self.results.__getitem__, self.folder)
 
 
-@pytest.fixture(scope="module", params=["picture", "word"])
+@pytest.fixture(scope="module", params=["image", "word"])
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Group:
     return Group(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def test_controls_tell_a_picture_from_a_word(group: Group) -> None:
-    """Both worlds give the same high accuracy on sampled pictures; only the trace on real pictures tells them apart."""
+    """Both worlds give the same high accuracy on sampled images; only the trace on real images tells them apart."""
     cell, names = group.found["cells"]["mlp"]["concat"], group.found["names"]
     assert cell["accuracy"] > 0.85 and cell["interval"][0] <= cell["accuracy"] <= cell["interval"][1]
     assert cell["controls"]["shuffled"] < 0.6 and cell["controls"]["names"] == names["accuracy"] < 0.6
-    follows_picture = "picture" in str(group.bench.generated.path)
+    follows_picture = "image" in str(group.bench.generated.path)
     if follows_picture:
         assert cell["noised"]["wrong"] > 0.8 > 0.2 > cell["controls"]["word"] and cell["selectivity"] > 0.2
     else:
@@ -115,7 +115,7 @@ def test_undefined_figures_are_null_to_the_last_file(tmp_path: Path) -> None:
     whole = make_bench(tmp_path, params=one)
     parts = whole.split(0)
     seen = np.setdiff1d(np.arange(72), parts.rows(np.arange(72), "test"))
-    write_noised(triples().take(seen), tmp_path / "part.parquet", "picture")
+    write_noised(triples().take(seen), tmp_path / "part.parquet", "image")
     noised = MapSet(tmp_path / "part.parquet", whole.pairs)
     bench = Bench(whole.generated, noised, whole.pairs, embeddings(), one, CPU)
     results = {unit: bench.run(unit) for unit in units(one)}
@@ -135,7 +135,7 @@ def test_undefined_figures_are_null_to_the_last_file(tmp_path: Path) -> None:
     plot_table({"mlp": row}, tmp_path / "t.png")
     plot_noised({name: table[name] for name in ("trace", "noise_aware")}, tmp_path / "n.png")
     none = triples().take(np.setdiff1d(seen, parts.rows(np.arange(72), "val")))
-    write_noised(none, tmp_path / "none.parquet", "picture")
+    write_noised(none, tmp_path / "none.parquet", "image")
     poor = Bench(
         whole.generated, MapSet(tmp_path / "none.parquet", whole.pairs), whole.pairs, embeddings(), one, CPU
     )
@@ -256,7 +256,7 @@ def test_maps_without_the_controls_are_refused(tmp_path: Path) -> None:
     table = triples(24)
     pairs = Pairs(table)
     write_generated(table, tmp_path / "a.parquet")
-    write_noised(table, tmp_path / "b.parquet", "picture")
+    write_noised(table, tmp_path / "b.parquet", "image")
     generated, noised = (MapSet(tmp_path / f"{name}.parquet", pairs) for name in "ab")
     with pytest.raises(DataError, match=r"no maps under wrong, neutral prompts.*saliency_noised\.conditions"):
         Bench(generated, generated, pairs, embeddings(), SMALL, CPU)

@@ -159,7 +159,7 @@ def test_answers_on_noised_images_by_prompt_and_time(drawn: Callable[..., Figure
         alone = [segment[0, 1] for lines in axes.collections for segment in lines.get_segments()]
         assert alone == [groups[group]["names"] for group in GROUPS for _ in times]
         assert "held-out names and images" in axes.get_title(loc="left")
-    assert {"names alone", "picture, neutral prompt"} <= set(legend(figure)) and len(legend(figure)) == 5
+    assert {"names alone", "image, neutral prompt"} <= set(legend(figure)) and len(legend(figure)) == 5
 
 
 def test_confusions_are_shares_of_the_true_class(drawn: Callable[..., Figure]) -> None:

@@ -52,7 +52,7 @@ def pattern(names: Sequence[str | None], seed: int, noise: float = 0.3) -> Tenso
 
 
 def write_generated(table: pa.Table, path: Path, seed: int = 0) -> None:
-    """Maps of sampled pictures, a row group per 10, that show the class of their triple."""
+    """Maps of sampled images, a row group per 10, that show the class of their triple."""
     rows = [
         {"triple_id": t["triple_id"], "predicate": t["predicate"], "condition": "relational",
          "prompt_predicate": t["predicate"], "t": None}
@@ -64,7 +64,7 @@ def write_generated(table: pa.Table, path: Path, seed: int = 0) -> None:
 def write_noised(
     table: pa.Table, path: Path, follows: str, seed: int = 1, times: Sequence[float] = (0.5, 0.75)
 ) -> None:
-    """Maps of noised pictures under the three prompts, which show the class of the `picture` or the one that the prompt says."""
+    """Maps of noised images under the three prompts, which show the class of the `image` or the one that the prompt says."""
     rows = []
     for i, t in enumerate(table.to_pylist()):
         other = CLASSES[(CLASSES.index(t["predicate"]) + 1 + i % 2) % 3]
@@ -74,9 +74,7 @@ def write_noised(
                     {"triple_id": t["triple_id"], "predicate": t["predicate"], "condition": condition,
                      "prompt_predicate": said, "t": time}
                 )  # fmt: skip
-    _write(
-        rows, [row["predicate" if follows == "picture" else "prompt_predicate"] for row in rows], path, seed
-    )
+    _write(rows, [row["predicate" if follows == "image" else "prompt_predicate"] for row in rows], path, seed)
 
 
 def _write(rows: list[dict], shown: Sequence[str | None], path: Path, seed: int) -> None:
@@ -94,7 +92,7 @@ def embeddings() -> dict[str, Tensor]:
 
 
 def make_bench(
-    folder: Path, follows: str = "picture", params: Probes = SMALL, table: pa.Table | None = None
+    folder: Path, follows: str = "image", params: Probes = SMALL, table: pa.Table | None = None
 ) -> Bench:
     """The world's maps in `folder`, opened; of other triples where they are given."""
     table = triples() if table is None else table

@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "outputs" / folder).mkdir()
     for seed, group in enumerate(("early", "late")):
         write_generated(table, root / f"outputs/saliency/{group}.parquet", seed)
-        write_noised(table, root / f"outputs/saliency_noised/{group}.parquet", "picture", seed)
+        write_noised(table, root / f"outputs/saliency_noised/{group}.parquet", "image", seed)
     return root
 
 

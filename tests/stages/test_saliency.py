@@ -28,12 +28,12 @@ GROUPS = {"early": "0", "late": "1..2"}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The caches made, and knobs for maps of few pictures."""
+    """The caches made, and knobs for maps of few images."""
     root = small_repository(tmp_path_factory.mktemp("cached"))
     set_params(
         root,
         maps={"groups": GROUPS, "batch_size": 4, "shard_size": 8, "side": None},
-        saliency={"steps": 2, "pictures": 1},
+        saliency={"steps": 2, "images": 1},
         saliency_noised={"conditions": ["relational", "wrong", "neutral"], "times": [0.25, 0.75]},
     )
     for name in ("prompts", "latents"):

@@ -44,8 +44,8 @@ def test_offloaded_and_encoded_ahead_the_pictures_are_the_same(
     moved: list[str] = []
     for name, module in (("transformer", generator.denoiser.transformer), ("vae", generator.vae)):
         monkeypatch.setattr(module, "to", lambda where, name=name: moved.append(f"{name} {where}"))
-    pictures = generator.sample(prompts, graphs, seeds, steps=2, size=SIDE)
-    assert np.abs(pictures.astype(int) - plain.astype(int)).max() <= 1
+    images = generator.sample(prompts, graphs, seeds, steps=2, size=SIDE)
+    assert np.abs(images.astype(int) - plain.astype(int)).max() <= 1
     assert moved == ["transformer cpu"] * 2 + ["vae cpu"] * 2 + ["transformer cpu"] * 2 + ["vae cpu"] * 2
 
 
@@ -144,7 +144,7 @@ def test_a_foreign_base_is_refused(world: World, whole: tuple[Path, Fitted], tmp
 
 
 def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Fitted], tmp_path: Path) -> None:
-    """`sgpipe generate`, with a graph in text and in a file: the pictures are those of `draw`."""
+    """`sgpipe generate`, with a graph in text and in a file: the images are those of `draw`."""
     runner, adapter = CliRunner(), whole[0] / "adapter"
     common = ["generate", "--adapter", str(adapter), "--model", world.backbone.model, "--steps", "2", "--seed", "3"]  # fmt: skip
     graph = tmp_path / "graph.json"

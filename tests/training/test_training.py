@@ -173,12 +173,12 @@ def test_every_arm_trains_and_comes_back(world: World, tmp_path: Path, name: str
     assert (about["token_parameters"] == 0) == (name == "text_only")
     generator = GraphGenerator.load(world.backbone.model, tmp_path / "adapter")
     graphs = [None, SceneGraph(), SceneGraph.of("dog", "above", "cat")]
-    pictures = generator.sample(["a photo of dog and cat"] * 3, graphs, [1, 1, 1], steps=2, size=SIDE)
+    images = generator.sample(["a photo of dog and cat"] * 3, graphs, [1, 1, 1], steps=2, size=SIDE)
     base = GraphGenerator.load(world.backbone.model, None, backbone=world.backbone)
     plain = base.sample(["a photo of dog and cat"], [None], [1], steps=2, size=SIDE)
-    assert np.array_equal(pictures[0], plain[0])
-    assert np.array_equal(pictures[1], pictures[0]) == (name == "projector_only")
-    assert np.array_equal(pictures[2], pictures[1]) == (name == "text_only")
+    assert np.array_equal(images[0], plain[0])
+    assert np.array_equal(images[1], images[0]) == (name == "projector_only")
+    assert np.array_equal(images[2], images[1]) == (name == "text_only")
 
 
 @pytest.mark.parametrize(
