@@ -22,9 +22,9 @@ from sgpipe.backbones.base import TextCondition
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.load import decode
+from sgpipe.runs.checkpoints import checkpoints, read_checkpoint
 from sgpipe.training.config import Optimiser
 from sgpipe.training.fit import fit
-from sgpipe.training.state import load_last
 from tests.tiny import SIDE
 from tests.training.world import ALONE, LORA, TOKENS, World, tiny_train
 
@@ -98,8 +98,8 @@ def test_a_new_kind_is_one_class_and_one_word(
     about = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
     assert (about["kind"], about["settings"], about["train"]["seed"]) == ("shift", {"size": 0.2}, 3)
     assert (about["shift_parameters"], about["lora_parameters"], about["token_parameters"]) == (24, 0, 0)
-    last = load_last(tmp_path)
-    assert last is not None and set(last.weights) == {"shift.vector"}
+    last = read_checkpoint(checkpoints(tmp_path)[-1])
+    assert last is not None and set(last["tensors"]) == {"shift.vector"}
 
     generator = GraphGenerator.load(world.backbone.model, tmp_path / "adapter")
     given = (["a photo of dog and cat"] * 3, [None, SceneGraph(), DOG], [1, 1, 1])
@@ -168,7 +168,7 @@ def test_a_weight_that_a_kind_forgets_is_an_error(
     arm = arm_of(world, kind, monkeypatch)
     with pytest.raises(ModelError, match=says):
         fit(arm, world.denoiser(), world.backbone, world.data(), tmp_path, ALONE, {})
-    assert load_last(tmp_path) is None
+    assert checkpoints(tmp_path) == []
 
 
 def test_no_kind_that_there_is_forgets_a_weight(world: World) -> None:

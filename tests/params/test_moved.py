@@ -9,15 +9,16 @@ import pytest
 import yaml
 
 from sgpipe.errors import ParamsError
-from sgpipe.params.load import decode, read_section
+from sgpipe.params.load import decode, read_section, section_type
 from sgpipe.params.moved import MOVED, refuse_moved, with_moved
-from sgpipe.params.registry import section_type
 from sgpipe.params.show import load_all
 from sgpipe.presets import with_preset
 from sgpipe.runs.config import Compute
 from sgpipe.training.config import Train
 
 OLD = """
+evaluate: {draw: {neutral: [positive, negative]}}
+saliency: {pictures: 3}
 lora:
   blocks: 7..12
   rank: 4
@@ -61,7 +62,7 @@ def test_an_older_file_is_refused_with_the_new_place_of_each_key(repo_root: Path
             message = str(caught.value)
             assert message.startswith(f"{source}: ") and "\n" not in message
             named = {"lora.acts"} if source == preset else set(MOVED)
-            assert set(re.findall(r"(lora[\w.]*) is now", message)) == named
+            assert set(re.findall(r"(\w+\.[\w.]+) is now", message)) == named
     with pytest.raises(ParamsError, match=r"lora\.optimiser\.rate is now train\.optimiser\.learning_rate;"):
         load_all(path)
     refuse_moved(yaml.safe_load((repo_root / "params.yaml").read_text()), "x")

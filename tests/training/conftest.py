@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.training.fit import Fitted
-from tests.training.world import World, tiny_lora, train, write_world
+from tests.training.world import World, tiny_train, train, write_world
 
 
 @pytest.fixture(scope="session")
@@ -16,4 +16,4 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="session")
 def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fitted]:
     folder = tmp_path_factory.mktemp("whole")
-    return folder, train(world, folder, tiny_lora(ema=0.9))
+    return folder, train(world, folder, tiny_train(ema_decay=0.9))

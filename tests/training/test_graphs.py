@@ -58,8 +58,9 @@ def test_examples_hold_whole_graphs_and_prompts_that_name_every_object(world: Wo
 )
 def test_graphs_of_different_sizes_in_a_batch_are_each_alone(world: World, tokens: GraphTokens) -> None:
     data, model = world.data(), world.model(tiny_train(), tokens)
-    if model.conditioner is not None and model.conditioner.residual is not None:
-        torch.nn.init.ones_(model.conditioner.residual.gate)
+    residual = model.adapter.conditioner.residual  # type: ignore[attr-defined]
+    if residual is not None:
+        torch.nn.init.ones_(residual.gate)
     objective = Objective(model, data, tiny_train().losses)
     noise = torch.randn(data.latents.latents([e.triple_id for e in data.train[:6]]).shape)
 
