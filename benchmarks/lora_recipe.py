@@ -11,7 +11,7 @@ its best and not at another recipe's rate:
     python -m benchmarks.lora_recipe --preset predecessor-miniature --rate 1e-4 --rate 3e-4 --rate 1e-3 --rate 3e-3 --rate 1e-2 \
         --prompt neutral --prompt relational --metrics metrics/predecessor_rate.json
 
-`role accuracy` counts, among images with both objects and of directional triples, those whose arrangement's direction is the
+`direction accuracy` counts, among images with both objects and of directional triples, those whose arrangement's direction is the
 triple's; `swapped followed`, among pairs of images of one noise under g⁺ and under its swap, both with both objects, those of
 which each shows its own graph's direction.
 """

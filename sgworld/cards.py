@@ -11,7 +11,7 @@ from sgworld.recipe import Recipe
 BARS: dict[str, tuple[float, float]] = {
     "objects_present": (0.95, 1.0),
     "arrangement_accuracy": (0.85, 1.0),
-    "base_role_accuracy": (0.45, 0.55),
+    "base_direction_accuracy": (0.45, 0.55),
     "clip_true_above_false": (0.90, 1.0),
     "vae_psnr_db": (30.0, float("inf")),
     "detector_accuracy": (0.98, 1.0),
@@ -46,7 +46,7 @@ def cards(metrics: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     """The text of each checkpoint's README.md, by folder name."""
     seen = misses(metrics)
     missed = "All bars are reached." if not seen else "Bars missed: " + "; ".join(seen) + "."
-    generator = ("objects_present", "arrangement_accuracy", "base_role_accuracy", "neutral_objects_present")
+    generator = ("objects_present", "arrangement_accuracy", "base_direction_accuracy", "neutral_objects_present")
     by_class = metrics["clip_true_above_false_by_class"].items()
     shallow = " and ".join(f"{steps:,}" for steps in recipe.shallow_steps)
     flux = f"""# mini-flux

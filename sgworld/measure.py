@@ -101,7 +101,7 @@ def generator_metrics(pipeline: FluxPipeline, per_class: int = 8) -> dict[str, A
         "objects_present_by_class": {name: _share(values) for name, values in present.items()},
         "arrangement_accuracy": _share([value for values in right.values() for value in values]),
         "arrangement_by_class": {name: _share(values) for name, values in right.items()},
-        "base_role_accuracy": _share(roles),
+        "base_direction_accuracy": _share(roles),
         "base_role_images": len(roles),
         "neutral_objects_present": _share([boxes is not None for boxes in seen]),
         "neutral_directions": {
