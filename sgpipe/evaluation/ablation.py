@@ -82,7 +82,7 @@ class Epochs:
         }
 
     def compare(self, later: int, earlier: int) -> dict[str, Any]:
-        """Role accuracy of a later epoch less that of an earlier one, with interval and test (`Crossed.difference`)."""
+        """Direction accuracy of a later epoch less that of an earlier one, with interval and test (`Crossed.difference`)."""
         a, b = self.outcomes(later, "positive"), self.outcomes(earlier, "positive")
         difference, p = self._crossed.difference(a, b)
         test = mcnemar(np.concatenate(a, axis=1), np.concatenate(b, axis=1))

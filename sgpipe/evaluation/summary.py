@@ -155,7 +155,7 @@ class Summary:
         return found
 
     def compare(self, first: Condition, second: Condition) -> dict[str, Any]:
-        """Role accuracy of two conditions on the same triples and seeds: difference, interval, McNemar."""
+        """Direction accuracy of two conditions on the same triples and seeds: difference, interval, McNemar."""
         a, b = (self.outcomes(each, self._judge, directional=True) for each in (first, second))
         difference = self._bootstrap.difference(a, b)
         test = mcnemar(a, b)
@@ -207,7 +207,7 @@ class Summary:
         return found
 
     def needed(self, condition: Condition) -> dict[str, Any]:
-        """Triples with one decided image each that show this role accuracy against a half, and against no effect seen yet."""
+        """Triples with one decided image each that show this direction accuracy against a half, and against no effect seen yet."""
         share = self._bootstrap.mean(self.outcomes(condition, self._judge, directional=True)).value
         power, level = self._qualified.statistics.power, 1 - self._qualified.statistics.confidence
         needed = triples_needed(share, power=power, level=level) if np.isfinite(share) else None

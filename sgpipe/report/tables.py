@@ -112,7 +112,7 @@ def headline(found: Mapping[str, Any]) -> Table:
 
 
 def comparisons(found: Mapping[str, Any]) -> Table:
-    """Paired comparisons of role accuracy."""
+    """Paired comparisons of direction accuracy."""
     rows = [
         (
             pair.replace("_", " "),
