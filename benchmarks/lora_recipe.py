@@ -38,8 +38,7 @@ from sgpipe.arms.resolve import resolve
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.errors import ParamsError
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.params.load import decode, parse_yaml, read_yaml, to_builtins
-from sgpipe.params.registry import section_type
+from sgpipe.params.load import decode, parse_yaml, read_yaml, section_type, to_builtins
 from sgpipe.presets import FOLDER, preset_path, with_preset
 from sgpipe.relations.boxes import sector
 from sgpipe.relations.predicates import INVERSE

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sgpipe.arms.kinds.base import Base, Prompts
-from sgpipe.arms.lora import load_tensors, save_tensors
+from sgpipe.arms.lora import load_tensors
 from sgpipe.attention_maps.options import concept_embeddings
 from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.loading import load_plain
+from sgpipe.backbones.strict import write_tensors
 from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
 from sgpipe.graph_encoder.checkpoints import Encoder, load_encoder, load_strictly, save_encoder
 from sgpipe.graph_encoder.config import GraphTokens
@@ -80,7 +81,7 @@ class GraphConditioner(nn.Module):
     def save(self, folder: Path) -> None:
         """Write projector, roles and gate, and the graph encoder, where there is one."""
         own = {name: value for name, value in self.state_dict().items() if not name.startswith("encoder.")}
-        save_tensors(folder / TOKENS_FILE, own, {"format": "pt"})
+        write_tensors(own, folder / TOKENS_FILE, {"format": "pt"})
         if self.encoder is not None:
             (folder / ENCODER).mkdir(exist_ok=True)
             save_encoder(folder / ENCODER, self.encoder, self.vocabulary)

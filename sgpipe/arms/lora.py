@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,16 @@ import torch
 from msgspec.structs import replace
 from peft import LoraConfig
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sgpipe.arms.config import Lora, LoraOptions
 from sgpipe.arms.kinds.base import Base, Sections
 from sgpipe.backbones.base import Layout
 from sgpipe.backbones.rectified_flow import generator
-from sgpipe.backbones.strict import check_state
+from sgpipe.backbones.strict import check_state, write_tensors
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.blocks import Blocks
-from sgpipe.runs.atomic import atomic_path
 
 NAME = "default"
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -178,8 +177,8 @@ class LoraLayers:
         about = {f"{_PREFIX}.{key}": value for key, value in {
             "r": self.lora.rank, "lora_alpha": self.lora.alpha, "target_modules": sorted(self.names),
         }.items()}  # fmt: skip
-        save_tensors(
-            folder / LORA_FILE, tensors, {"lora_adapter_metadata": json.dumps(about, sort_keys=True)}
+        write_tensors(
+            tensors, folder / LORA_FILE, {"lora_adapter_metadata": json.dumps(about, sort_keys=True)}
         )
 
     @contextmanager
@@ -196,14 +195,6 @@ class LoraLayers:
             self.transformer.enable_adapters()
             for name, weight in self.weights.items():
                 weight.requires_grad_(wanted[name])
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
-    """Write tensors and one entry of metadata, since safetensors writes several in an order that changes."""
-    with atomic_path(path) as temporary:
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-        save_file(plain, temporary, metadata=about)
-    path.chmod(0o644)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 import torch
 
-from sgpipe.backbones.cache_files import save_tensors
 from sgpipe.backbones.images import crop_pixels
+from sgpipe.backbones.strict import write_tensors
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.config import GraphEncoder
 from sgpipe.graph_encoder.examples import Examples
@@ -102,7 +102,7 @@ def test_features_are_those_of_each_crop_alone_and_blanking_reaches_the_tower(
 def test_a_damaged_shard_of_features_is_told_from_a_whole_one(tmp_path: Path, size: int) -> None:
     shard = tmp_path / "features-00000"
     shard.mkdir()
-    save_tensors({"patches": torch.zeros(4, 16, 32)}, shard / "features.safetensors", "it")
+    write_tensors({"patches": torch.zeros(4, 16, 32)}, shard / "features.safetensors", {"encoder": "it"})
     check_shard(shard, "it")
     with pytest.raises(DataError, match="made by encoder it"):
         check_shard(shard, "another")
