@@ -65,10 +65,10 @@ def read_experiment(root: Path, item: Recorded) -> Experiment:
     """An experiment with its verdicts, from git and from the DVC cache. Raises `DataError` for results that are no longer there."""
     params, metrics = at_commit(root, item.commit)
     source = f"{item.name}:params.yaml"
+    refuse_moved(params, source)
     evaluate = decode("evaluate", params["evaluate"], Evaluate, source)
     judges = decode("judge", params["judge"], JudgeParams, source)
     statistics = decode("statistics", params["statistics"], Statistics, source)
-    refuse_moved(params, source)
     trained = decode("arms", params["arms"], Arms, source)
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
@@ -107,8 +107,8 @@ def sweep_table(found: dict[str, Any]) -> tables.Table:
         "",
         "direction accuracy of g⁺",
         "by training seed",
-        "swapped graph followed",
-        "roles under another's graph",
+        "swap-follow rate",
+        "direction accuracy, another's graph",
         "both objects",
         "images counted",
     )
