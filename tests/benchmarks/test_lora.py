@@ -42,7 +42,7 @@ def test_settings_are_yaml_at_dotted_keys() -> None:
 class Obedient:
     """Draws what the graph says by rule, and without one always the first name left of the second."""
 
-    def draw(
+    def sample(
         self, prompts: list[str], graphs: list[SceneGraph | None], seeds: list[int], *, size: int
     ) -> np.ndarray:
         images = []
@@ -118,4 +118,4 @@ def test_a_preset_is_tried_at_each_learning_rate(
     assert list(found["rates"]) == ["0.0001", "0.003"] and found["preset"] == "predecessor-miniature"
     of_one = found["rates"]["0.003"]["seed_1"]
     assert of_one["neutral"]["present_and_right"] == 0.4 and of_one["relational"]["present_and_right"] == 0.8
-    assert of_one["neutral"]["direction_accuracy"] == 0.8
+    assert of_one["neutral"]["relation_accuracy"] == 0.8

@@ -8,7 +8,10 @@ from sgpipe.errors import ParamsError
 from sgpipe.evaluation.config import Ablation, Evaluate
 from sgpipe.params.load import decode
 
-EVALUATE: dict[str, Any] = {"adapters": {"graph": "graphs"}, "draw": {"neutral": ["positive", "negative"]}}
+EVALUATE: dict[str, Any] = {
+    "adapters": {"graph": "graphs"},
+    "conditions": {"neutral": ["positive", "negative"]},
+}
 
 
 @pytest.mark.parametrize(
@@ -24,19 +27,19 @@ EVALUATE: dict[str, Any] = {"adapters": {"graph": "graphs"}, "draw": {"neutral":
         (
             "evaluate",
             Evaluate,
-            EVALUATE | {"draw": {"neutral": ["positive"]}},
+            EVALUATE | {"conditions": {"neutral": ["positive"]}},
             "neutral needs at least positive and negative",
         ),
         (
             "evaluate",
             Evaluate,
-            EVALUATE | {"draw": {"relational": ["positive", "negative"]}},
+            EVALUATE | {"conditions": {"relational": ["positive", "negative"]}},
             "neutral needs at least",
         ),
         (
             "evaluate",
             Evaluate,
-            EVALUATE | {"draw": {"neutral": ["positive", "negative", "positive"]}},
+            EVALUATE | {"conditions": {"neutral": ["positive", "negative", "positive"]}},
             "name each graph once",
         ),
         ("evaluate", Evaluate, EVALUATE | {"seeds": [0, 0]}, "name each once"),

@@ -417,6 +417,6 @@ def test_verdicts_of_other_seeds_are_refused(world: tuple, cases: list[Evaluatio
         Verdicts(table.slice(1), cases, SEEDS)
 
 
-def test_certificates_are_by_judge(world: tuple) -> None:
-    found = calibrations(world[1].asked)
+def test_calibrations_are_by_judge(world: tuple) -> None:
+    found = calibrations(world[1].answers)
     assert list(found) == ["oracle", "blind"] and list(found["oracle"]) == list(found["blind"])

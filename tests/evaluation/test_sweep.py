@@ -176,7 +176,7 @@ def test_figures_are_computed_again_from_the_samples(
     assert len(set(keys)) == len(keys)
     mine = {key[3:]: r for key, r in zip(keys, rows, strict=True) if key[:3] == ("graph", 1, "shuffled")}
     assert len(mine) == len(one.verdicts.cases) * len(SEEDS)
-    own, _ = one.asked("graph")
+    own, _ = one.headline_conditions("graph")
     expected = one.outcomes(replace(own, graph="shuffled"))
     for row, case in enumerate(one.verdicts.cases):
         for column, seed in enumerate(SEEDS):
