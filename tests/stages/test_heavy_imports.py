@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sample_images": GRAPHS | DENOISING,
     "evaluate": GRAPHS | {"scipy"},
     "graph_encoder": {*DENOISING, "open_clip", "polars", "scipy"},
-    "headline": set(),
+    "headline": GRAPHS,
     "judge": GRAPHS | {"accelerate", "torch"},
     "negatives": GRAPHS,
     "probe": {*DENOISING, "scipy", "sklearn"},
