@@ -25,7 +25,7 @@ def made(root: Path, launch: str | None) -> dict[str, bytes]:
 def test_two_processes_draw_and_judge_what_one_does(tmp_path: Path) -> None:
     write_repository(tmp_path)
     params = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    params["evaluate"] |= {"draw": {"neutral": ["positive", "negative"]}, "steps": 1}
+    params["evaluate"] |= {"conditions": {"neutral": ["positive", "negative"]}, "steps": 1}
     params["judge"] |= {"shard_size": 16}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     alone = made(tmp_path, None)

@@ -88,7 +88,7 @@ def baseline(root: Path) -> Path:
         "maps": {"groups": {"middle": "0..1"}},
         "lora": {"blocks": "1..2", "rank": 4, "alpha": 4},
         "train": train,
-        "evaluate": {"adapters": {"graph": "graphs"}, "draw": {"neutral": ["positive", "negative"]}, "seeds": [0]},
+        "evaluate": {"adapters": {"graph": "graphs"}, "conditions": {"neutral": ["positive", "negative"]}, "seeds": [0]},
         "judge": {"judges": clip, "headline": "clip", "files": "models/clip"},
         "statistics": {"resamples": 100},
         "ablation": {"epochs": [1, 2], "runs": ["graph"]},
