@@ -104,9 +104,7 @@ class RandomPrompts:
                 states, pooled = torch.randn(self._shape), torch.randn(self._pooled)
                 self._rows[text] = states.to(self._dtype), pooled.to(self._dtype)
         rows = [self._rows[text] for text in texts]
-        return TextCondition(
-            torch.stack([states for states, _ in rows]), torch.stack([pooled for _, pooled in rows])
-        )
+        return TextCondition(torch.stack([states for states, _ in rows]), torch.stack([pooled for _, pooled in rows]))
 
 
 @dataclass
@@ -156,11 +154,7 @@ def open_training(work: Work, device: torch.device, folder: Path) -> Training:
     sections, backbone = work.sections, work.sections["backbone"]
     sizes = sections["graph_encoder"]
     vocabulary = Vocabulary.of(NAMES, PREDICATES)
-    encoder = Cgip(
-        CgipConfig(
-            len(vocabulary.objects), len(vocabulary.predicates), sizes.width, sizes.embed, sizes.layers
-        )
-    )
+    encoder = Cgip(CgipConfig(len(vocabulary.objects), len(vocabulary.predicates), sizes.width, sizes.embed, sizes.layers))
     (folder / "graph_encoder").mkdir()
     save_encoder(folder / "graph_encoder", encoder, vocabulary)
     tokens = replace(sections["graph_tokens"], encoder=str(folder / "graph_encoder"))
@@ -172,10 +166,6 @@ def open_training(work: Work, device: torch.device, folder: Path) -> Training:
     real = torch.device("cpu") if device.type == "meta" else device
     model = build(Denoiser(Flux(), transformer, layout, {}, real), backbone, arm, data.names.rms)
     if device.type == "meta":
-        model = Dataless(
-            Denoiser(Flux(), transformer, layout, {}, device),
-            model.adapter,
-            arm.train.guidance,
-        )
+        model = Dataless(Denoiser(Flux(), transformer, layout, {}, device), model.adapter, arm.train.guidance)
     prepare(model, arm)
     return Training(Objective(model, data, arm.train.losses), arm.train, folder, Processes(0, 1, device))

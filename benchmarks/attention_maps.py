@@ -89,18 +89,10 @@ SCHNELL = Shape(heads=24, width_t5=4096, width_pooled=768, side=32, text=256)
 
 
 @torch.no_grad()
-def generate(
-    model: FluxTransformer2DModel,
-    arguments: dict[str, Tensor],
-    concepts: Tensor | None,
-    grid: int,
-    steps: int,
-) -> None:
+def generate(model: FluxTransformer2DModel, arguments: dict[str, Tensor], concepts: Tensor | None, grid: int, steps: int) -> None:
     """Euler steps from t = 1 to 0, with maps where there are concepts."""
     latents = arguments["hidden_states"]
-    with (
-        nullcontext() if concepts is None else concept_stream(model, concepts, (grid, grid), GROUPS) as stream
-    ):
+    with nullcontext() if concepts is None else concept_stream(model, concepts, (grid, grid), GROUPS) as stream:
         for step in range(steps):
             t = latents.new_full((len(latents),), 1 - step / steps)
             velocity = model(**arguments | {"hidden_states": latents, "timestep": t}).sample
@@ -129,25 +121,15 @@ def paired(plain: Callable[[], None], maps: Callable[[], None], pairs: int) -> d
     }
 
 
-def measure_time(
-    shape: Shape, device: str, dtype: torch.dtype, batches: tuple[int, ...], steps: int, pairs: int
-) -> dict[str, Any]:
+def measure_time(shape: Shape, device: str, dtype: torch.dtype, batches: tuple[int, ...], steps: int, pairs: int) -> dict[str, Any]:
     """Paired generations by batch size, with random weights: seconds, images/s and, on a GPU, the peak of allocated bytes."""
     torch.manual_seed(0)
     model = shape.model(device, dtype)
-    return {
-        f"batch_{size}": _measure_batch(model, shape, device, dtype, size, steps, pairs) for size in batches
-    }
+    return {f"batch_{size}": _measure_batch(model, shape, device, dtype, size, steps, pairs) for size in batches}
 
 
 def _measure_batch(
-    model: FluxTransformer2DModel,
-    shape: Shape,
-    device: str,
-    dtype: torch.dtype,
-    size: int,
-    steps: int,
-    pairs: int,
+    model: FluxTransformer2DModel, shape: Shape, device: str, dtype: torch.dtype, size: int, steps: int, pairs: int
 ) -> dict[str, float]:
     arguments, concepts = shape.batch(size, device, dtype)
     peak: dict[str, int] = {}
@@ -174,11 +156,7 @@ def measure_flops(shape: Shape) -> dict[str, float]:
         with FlopCounterMode(display=False) as counter:
             generate(model, arguments, rows, shape.side, steps=1)
         counted.append(counter.get_total_flops())
-    return {
-        "plain_tflop": counted[0] / 1e12,
-        "maps_tflop": counted[1] / 1e12,
-        "more": counted[1] / counted[0] - 1,
-    }
+    return {"plain_tflop": counted[0] / 1e12, "maps_tflop": counted[1] / 1e12, "more": counted[1] / counted[0] - 1}
 
 
 def _new_bytes() -> int:
@@ -195,9 +173,7 @@ def measure_memory(shape: Shape, batch: int) -> dict[str, int]:
     model = shape.model("meta", torch.bfloat16)
     arguments, concepts = shape.batch(batch, "meta", torch.bfloat16)
     live: list[int] = []
-    handle = model.single_transformer_blocks[0].register_forward_pre_hook(
-        lambda *_: live.append(_new_bytes()), with_kwargs=True
-    )
+    handle = model.single_transformer_blocks[0].register_forward_pre_hook(lambda *_: live.append(_new_bytes()), with_kwargs=True)
     gc.collect()
     gc.freeze()
     try:

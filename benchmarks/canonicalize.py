@@ -72,32 +72,7 @@ _PREDICATES = [
     "watching",
     "worn_by",
 ]
-_WEIGHTS = [
-    500,
-    200,
-    270,
-    250,
-    146,
-    130,
-    96,
-    66,
-    47,
-    42,
-    41,
-    22,
-    18,
-    15,
-    14,
-    13,
-    10,
-    10,
-    10,
-    9,
-    9,
-    9,
-    30,
-    60,
-] + [8] * 24
+_WEIGHTS = [500, 200, 270, 250, 146, 130, 96, 66, 47, 42, 41, 22, 18, 15, 14, 13, 10, 10, 10, 9, 9, 9, 30, 60] + [8] * 24
 _NAMES = [
     f"{adjective}{noun}"
     for noun in [
@@ -176,19 +151,13 @@ def generate(root: Path, images: int, seed: int = 0) -> None:
             for index in range(draw.randint(12, 34)):
                 name = int(draw.random() ** 2 * len(_NAMES))
                 x, y = draw.randrange(700), draw.randrange(500)
-                objects.append(
-                    (next_id + 2 * index, name, x, y, draw.randrange(8, 400), draw.randrange(8, 300))
-                )
+                objects.append((next_id + 2 * index, name, x, y, draw.randrange(8, 400), draw.randrange(8, 300)))
             next_id += 2 * len(objects) + 20
             object_file.write(f'{comma}{{"image_id": {image}, "objects": [')
             object_file.write(", ".join(_object(*values, merged=values[0] % 5 == 0) for values in objects))
-            object_file.write(
-                f'], "image_url": "https://cs.stanford.edu/people/rak248/VG_100K_2/{image}.jpg"}}'
-            )
+            object_file.write(f'], "image_url": "https://cs.stanford.edu/people/rak248/VG_100K_2/{image}.jpg"}}')
             relation_file.write(f'{comma}{{"relationships": [')
-            relation_file.write(
-                ", ".join(_relation(draw, objects, 100 * image + n) for n in range(draw.randint(8, 35)))
-            )
+            relation_file.write(", ".join(_relation(draw, objects, 100 * image + n) for n in range(draw.randint(8, 35))))
             relation_file.write(f'], "image_id": {image}}}')
         for file in files:
             file.write("]")
@@ -254,19 +223,14 @@ def measure(root: Path, out: Path, workers: int) -> dict[str, Any]:
     peak.done.set()
     peak.join()
     after = psutil.Process().cpu_times()
-    spent = sum(
-        getattr(after, name) - getattr(cpu, name)
-        for name in ("user", "system", "children_user", "children_system")
-    )
+    spent = sum(getattr(after, name) - getattr(cpu, name) for name in ("user", "system", "children_user", "children_system"))
     return {"seconds": seconds, "cpu_seconds": spent, "peak_bytes": peak.bytes, "metrics": metrics}
 
 
 def main(
     scale: Annotated[float, typer.Option(min=0.0001, help="share of Visual Genome's size")] = 1.0,
     workers: Annotated[int, typer.Option(min=1, help="worker processes")] = 2,
-    folder: Annotated[
-        Path | None, typer.Option(help="keep or reuse the generated data in this folder")
-    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="keep or reuse the generated data in this folder")] = None,
     check: Annotated[bool, typer.Option("--check", help="fail if a bound is missed")] = False,
 ) -> None:
     """Generate, run, print."""
@@ -274,9 +238,7 @@ def main(
         root = folder or Path(temporary)
         if not (root / "relationships.json").exists():
             generate(root, max(1, round(IMAGES * scale)))
-        size = sum(
-            (root / name).stat().st_size for name in ("image_data.json", "objects.json", "relationships.json")
-        )
+        size = sum((root / name).stat().st_size for name in ("image_data.json", "objects.json", "relationships.json"))
         found = measure(root, Path(temporary) / "out", workers)
     metrics = found["metrics"]
     print(

@@ -29,14 +29,7 @@ from sgpipe.evaluation.judge_factory import open_judge
 from sgpipe.evaluation.judging import Work, ground_truth_images, judge_maker, merge_verdicts
 from sgpipe.evaluation.samples import ImageFile
 from sgpipe.evaluation.sampling import image_maker, merge_images, open_generator
-from sgpipe.evaluation.sampling_plan import (
-    BASE,
-    NO_GRAPH,
-    EvaluationTriple,
-    SampleRequest,
-    plan,
-    read_evaluation_triples,
-)
+from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH, EvaluationTriple, SampleRequest, plan, read_evaluation_triples
 from sgpipe.evaluation.summary import QualifiedJudges, evaluation_figures
 from sgpipe.evaluation.verdicts import Verdicts
 from sgpipe.params.load import read_section
@@ -60,12 +53,7 @@ def some_cases(triples: pa.Table, negatives: pa.Table, count: int) -> list[Evalu
 
 
 def sample_arm(
-    name: str,
-    requests: list[SampleRequest],
-    adapter: Path | None,
-    backbone: Backbone,
-    evaluate: Evaluate,
-    folder: Path,
+    name: str, requests: list[SampleRequest], adapter: Path | None, backbone: Backbone, evaluate: Evaluate, folder: Path
 ) -> float:
     """Seconds for sampling and packing these images, the generator loaded before."""
     generator = open_generator(backbone, adapter, CPU.device, requests)
@@ -87,9 +75,7 @@ def rebuild(
     judges = read_section(params, "judge", JudgeParams)
     store = ImageStore(open_images(read_section(params, "data", Data)))
     begun = time.perf_counter()
-    files = {
-        path.name: ImageFile(path) for path in sorted(folder.iterdir()) if (path / "images.parquet").is_file()
-    }
+    files = {path.name: ImageFile(path) for path in sorted(folder.iterdir()) if (path / "images.parquet").is_file()}
     work = Work(cases, files, questions(cases), tuple(judges.judges))
     state = folder / "state-judge"
     state.mkdir()
@@ -111,21 +97,15 @@ def main(
     adapter: Annotated[Path | None, typer.Option(help="adapter to sample with")] = None,
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
-        "outputs/negatives/negatives.parquet"
-    ),
-    triples: Annotated[
-        int, typer.Option(min=2, help="triples sampled, val before train; the bars are for 160")
-    ] = TRIPLES_DRAWN,
+    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path("outputs/negatives/negatives.parquet"),
+    triples: Annotated[int, typer.Option(min=2, help="triples sampled, val before train; the bars are for 160")] = TRIPLES_DRAWN,
     check: Annotated[bool, typer.Option("--check", help="fail where a bar is missed")] = False,
     out: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
 ) -> None:
     """SampleRequest, judge and count."""
     backbone = read_section(params, "backbone", Backbone)
     evaluate = read_section(params, "evaluate", Evaluate)
-    cases = some_cases(
-        read_table(curated / "triples.parquet", TRIPLES), read_table(negatives, NEGATIVES), triples
-    )
+    cases = some_cases(read_table(curated / "triples.parquet", TRIPLES), read_table(negatives, NEGATIVES), triples)
     with TemporaryDirectory() as name:
         folder = Path(name)
         if adapter:
@@ -142,10 +122,7 @@ def main(
         rebuilt, found = rebuild(cases, folder, params, backbone, evaluate)
     figures = {
         "sampling": {"images": counted, "seconds": seconds, "adapter": adapter is not None},
-        "rebuilding": {
-            "images": found["triples"] * found["seeds"] * (3 if adapter else 2),
-            "seconds": rebuilt,
-        },
+        "rebuilding": {"images": found["triples"] * found["seeds"] * (3 if adapter else 2), "seconds": rebuilt},
     }
     print(f"sampling {counted} images: {seconds:.1f} s (bar {SAMPLING:g})")
     print(f"rebuilding all tables from stored images: {rebuilt:.1f} s (bar {REBUILDING:g})")

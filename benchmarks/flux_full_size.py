@@ -103,11 +103,7 @@ def time_steps(work: Work, device: torch.device, steps: int, compiled: bool) -> 
             if fuse and not fused:
                 transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
                 fused = True
-            (
-                transformer.enable_gradient_checkpointing
-                if twice
-                else transformer.disable_gradient_checkpointing
-            )()
+            (transformer.enable_gradient_checkpointing if twice else transformer.disable_gradient_checkpointing)()
             for _ in range(3):
                 training.engine.update()
             if device.type == "cuda":
@@ -128,11 +124,7 @@ def time_steps(work: Work, device: torch.device, steps: int, compiled: bool) -> 
 
 
 def table(
-    flops: dict[str, Any],
-    planned: dict[str, float],
-    timed: dict[str, dict[str, float]],
-    rate: float | None,
-    full: bool,
+    flops: dict[str, Any], planned: dict[str, float], timed: dict[str, dict[str, float]], rate: float | None, full: bool
 ) -> Table:
     """A row per variant; what was not measured is said to be so."""
     shown = Table("variant", "s/step", "of 2.55 s", "peak GiB", "planned GiB", "MFU")
@@ -151,9 +143,7 @@ def table(
 
 
 def main(
-    config: Annotated[
-        str, typer.Option(help="full, or small: the same steps of a small transformer")
-    ] = "full",
+    config: Annotated[str, typer.Option(help="full, or small: the same steps of a small transformer")] = "full",
     preset: Annotated[str, typer.Option(help="preset whose training is measured")] = "flux-schnell-vg",
     steps: Annotated[int, typer.Option(min=1, help="steps timed, after three that are not")] = 20,
     compiled: Annotated[bool, typer.Option(help="measure with torch.compile, too")] = True,
@@ -178,20 +168,12 @@ def main(
         f"tokens {flops['token_parameters']:,}; {backbone.resolution} px, {backbone.max_sequence_length} + "
         f"{flops['graph_tokens']} text tokens, batch {train.batch_size}, {backbone.dtype}"
     )
-    print(
-        f"a step is {flops['step_flops'] / 1e12:.4g} TFLOP, {flops['forward_flops'] / 1e12:.4g} of it forward"
-    )
+    print(f"a step is {flops['step_flops'] / 1e12:.4g} TFLOP, {flops['forward_flops'] / 1e12:.4g} of it forward")
     if full:
         share = flops["step_flops"] / SECONDS / dict(PEAKS)["RTX A6000"]
-        print(
-            f"the predecessor: {SECONDS} s/step on an RTX A6000, an MFU of {share:.1%} if its step was this one"
-        )
+        print(f"the predecessor: {SECONDS} s/step on an RTX A6000, an MFU of {share:.1%} if its step was this one")
     Console(width=110).print(table(flops, memory, timed, rate, full))
-    print(
-        f"timed on: {name}"
-        if timed
-        else "timing: not run, no GPU was found (`--config small` times a small one here)"
-    )
+    print(f"timed on: {name}" if timed else "timing: not run, no GPU was found (`--config small` times a small one here)")
     if timed and on_gpu and rate is None:
         print(f"MFU is not stated: the peak of {name} in {backbone.dtype} is not in the table")
     write_json(

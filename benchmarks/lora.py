@@ -52,9 +52,7 @@ def open_training(params: Path, folder: Path) -> Training:
     data = read_data(Sources(), backbone, arm.train.dev)
     model = build(Denoiser.load(backbone, processes.device), backbone, arm, data.names.rms)
     prepare(model, arm)
-    return Training(
-        Objective(model, data, arm.train.losses), replace(arm.train, save_every=1 << 30), folder, processes
-    )
+    return Training(Objective(model, data, arm.train.losses), replace(arm.train, save_every=1 << 30), folder, processes)
 
 
 def bare_step(training: Training) -> Callable[[], None]:
@@ -63,9 +61,7 @@ def bare_step(training: Training) -> Callable[[], None]:
     said = positive + negative if training.recipe.losses.contrastive else positive
     objective, model = training.objective, training.objective.model
     repeat = len(said.texts) // len(noised.latents)
-    condition = model.condition(
-        said.graphs, said.texts, objective.data.prompts.get(said.texts), objective.data.names
-    )
+    condition = model.condition(said.graphs, said.texts, objective.data.prompts.get(said.texts), objective.data.names)
     states = condition.states.detach().requires_grad_()
     fixed = dataclasses.replace(condition, states=states)
     z_t = interpolate(noised.latents, noised.noise, noised.t).repeat(repeat, 1, 1, 1)
@@ -109,9 +105,7 @@ def measured_memory(kind: str, params: Path) -> int:
 def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     pairs: Annotated[int, typer.Option(min=1, help="pairs of steps timed")] = 15,
-    only: Annotated[
-        str | None, typer.Option(help="take three steps, `bare` or `loop`, and print the peak")
-    ] = None,
+    only: Annotated[str | None, typer.Option(help="take three steps, `bare` or `loop`, and print the peak")] = None,
     out: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/lora_cost.json"),
     check: Annotated[bool, typer.Option("--check", help="fail if a bar is missed")] = False,
 ) -> None:

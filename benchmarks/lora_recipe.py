@@ -61,9 +61,7 @@ def changed(sections: dict[str, Any], settings: list[str]) -> dict[str, Any]:
         key, equals, text = setting.partition("=")
         path = key.split(".")
         if not equals or path[0] not in KNOBS:
-            raise ParamsError(
-                f"--set {setting}: write <section>.<knob>=<value>; sections: {', '.join(KNOBS)}"
-            )
+            raise ParamsError(f"--set {setting}: write <section>.<knob>=<value>; sections: {', '.join(KNOBS)}")
         place = sections
         for part in path[:-1]:
             place = place.setdefault(part, {})
@@ -92,9 +90,7 @@ class Seen:
         return float(np.mean([way is not None for way in self.directions]))
 
 
-def measure(
-    generator: GraphGenerator, examples: list[Example], prompt: str, seeds: int, size: int
-) -> dict[str, float]:
+def measure(generator: GraphGenerator, examples: list[Example], prompt: str, seeds: int, size: int) -> dict[str, float]:
     """Figures of planar triples under the kind of prompt `prompt`, each drawn with `seeds` noises."""
     rows = [(each, seed) for each in examples for seed in range(seeds)]
     texts = [prompt_of(each, prompt) for each, _ in rows]
@@ -109,10 +105,7 @@ def measure(
         "base": [None] * len(graphs),
     }
     asked = [graph.triples[0][1] for graph in graphs]
-    seen = {
-        name: Seen.of(generator.sample(texts, each, noises, size=size), graphs)
-        for name, each in given.items()
-    }
+    seen = {name: Seen.of(generator.sample(texts, each, noises, size=size), graphs) for name, each in given.items()}
     figures: dict[str, float] = {"images": float(len(graphs))}
     for name, found in seen.items():
         pairs = [(way, wish) for way, wish in zip(found.directions, asked, strict=True) if way is not None]
@@ -132,13 +125,7 @@ def measure(
 
 
 def try_recipe(
-    name: str,
-    options: ArmOptions,
-    sections: Sections,
-    data: Data,
-    prompts: Sequence[str],
-    seeds: int,
-    folder: Path,
+    name: str, options: ArmOptions, sections: Sections, data: Data, prompts: Sequence[str], seeds: int, folder: Path
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Train one arm once: figures of the training, and those of its images by kind of prompt."""
     processes = Processes(0, 1, torch.device("cpu"))
@@ -176,14 +163,10 @@ def summary(found: Mapping[str, float]) -> dict[str, float]:
 
 def main(
     settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="<section>.<knob>=<value> of lora, train, arms or graph_tokens"),
+        list[str] | None, typer.Option("--set", help="<section>.<knob>=<value> of lora, train, arms or graph_tokens")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="preset whose values are taken before --set")] = None,
-    rates: Annotated[
-        list[float] | None,
-        typer.Option("--rate", help="train.optimiser.learning_rate; several, each tried"),
-    ] = None,
+    rates: Annotated[list[float] | None, typer.Option("--rate", help="train.optimiser.learning_rate; several, each tried")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="noises per triple")] = 3,
     trainings: Annotated[int, typer.Option(min=1, help="training seeds, from train.seed on")] = 1,
     dev: Annotated[float, typer.Option(help="share of train name pairs kept for this")] = 0.2,
@@ -193,9 +176,7 @@ def main(
     ] = None,
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     out: Annotated[Path | None, typer.Option(help="JSON lines file that results are added to")] = None,
-    metrics: Annotated[
-        Path | None, typer.Option(help="metrics file by learning rate, written after each training")
-    ] = None,
+    metrics: Annotated[Path | None, typer.Option(help="metrics file by learning rate, written after each training")] = None,
 ) -> None:
     """Train in a temporary folder, sample the development triples, print what the graph decides."""
     plain = read_yaml(params)
@@ -204,9 +185,7 @@ def main(
         plain = {name: to_builtins(section) for name, section in changed_by.items()}
     sections = changed(plain, settings or [])
     names = ("backbone", "maps", *KNOBS)
-    chosen: dict[str, Any] = {
-        name: decode(name, sections[name], section_type(name), str(params)) for name in names
-    }
+    chosen: dict[str, Any] = {name: decode(name, sections[name], section_type(name), str(params)) for name in names}
     if arm not in chosen["arms"]:
         raise ParamsError(f"--arm: got {arm!r}; valid: {', '.join(chosen['arms'])}")
     recipe, train = Sections.of(chosen), chosen["train"]
@@ -219,21 +198,13 @@ def main(
             optimiser = replace(train.optimiser, learning_rate=rate)
             tried = with_fields(recipe, train=replace(train, seed=seed, dev=dev, optimiser=optimiser))
             with tempfile.TemporaryDirectory() as folder:
-                took, shown = try_recipe(
-                    arm, chosen["arms"][arm], tried, data, prompts or ["neutral"], seeds, Path(folder)
-                )
+                took, shown = try_recipe(arm, chosen["arms"][arm], tried, data, prompts or ["neutral"], seeds, Path(folder))
             for prompt, figures in shown.items():
                 found = {**figures, **took}
                 line = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
                 print(f"rate {rate:g}, seed {seed}, {prompt} prompt: {line}")
                 if out is not None:
-                    told = {
-                        "settings": settings or [],
-                        "preset": preset,
-                        "rate": rate,
-                        "arm": arm,
-                        "prompt": prompt,
-                    }
+                    told = {"settings": settings or [], "preset": preset, "rate": rate, "arm": arm, "prompt": prompt}
                     with out.open("a", encoding="utf-8") as stream:
                         stream.write(json.dumps({**told, "seed": seed, **found}) + "\n")
             of_rate[f"seed_{seed}"] = {prompt: summary(figures) for prompt, figures in shown.items()}

@@ -83,13 +83,7 @@ def write_random_maps(path: Path, per_class: int) -> Pairs:
 
     write_maps(tables(), path, {"shape": SHAPE})
     triples = [
-        {
-            "triple_id": str(i),
-            "image_id": i,
-            "subject": f"s{i % 97}",
-            "predicate": PREDICATES[i % 24],
-            "object": f"o{i % 89}",
-        }
+        {"triple_id": str(i), "image_id": i, "subject": f"s{i % 97}", "predicate": PREDICATES[i % 24], "object": f"o{i % 89}"}
         for i in range(count)
     ]
     return Pairs(pa.Table.from_pylist(triples))
@@ -110,18 +104,7 @@ def measure_loader(per_class: int, rows: int, epochs: int, device: str) -> dict[
             probe.set_scale(*channels)
             return probe
 
-        clock = fit(
-            build,
-            source,
-            maps.labels,
-            train,
-            val,
-            epochs,
-            0.01,
-            Fitting(patience=epochs),
-            0,
-            torch.device(device),
-        ).clock
+        clock = fit(build, source, maps.labels, train, val, epochs, 0.01, Fitting(patience=epochs), 0, torch.device(device)).clock
     return {
         "waiting_share": clock.waiting / clock.total,
         "maps_per_second": epochs * (rows + len(val)) / clock.total,
@@ -157,13 +140,8 @@ def main(
             f"{found['waiting_share']:.2%} of the time waiting for maps"
         )
     write_json({"cells": cells, "loader": loader}, out, DIGITS)
-    if check and (
-        cells["seconds"] > SECONDS or max(of["waiting_share"] for of in loader.values()) >= WAITING
-    ):
-        print(
-            f"error: the bars are {SECONDS:.0f} s for all cells and {WAITING:.0%} of the time waiting",
-            file=sys.stderr,
-        )
+    if check and (cells["seconds"] > SECONDS or max(of["waiting_share"] for of in loader.values()) >= WAITING):
+        print(f"error: the bars are {SECONDS:.0f} s for all cells and {WAITING:.0%} of the time waiting", file=sys.stderr)
         sys.exit(1)
 
 

@@ -44,9 +44,7 @@ def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> 
 
     Raises `DataError` if there is no such pair.
     """
-    seen = {
-        frozenset(pair) for pair in zip(*(triples[n].to_pylist() for n in ("subject", "object")), strict=True)
-    }
+    seen = {frozenset(pair) for pair in zip(*(triples[n].to_pylist() for n in ("subject", "object")), strict=True)}
     classes = set(triples["predicate"].to_pylist()) & set(INVERSE)
     ids = [relations[name].to_numpy() for name in ("image_id", "relationship_id")]
     ranks = hashed(0, "unseen pairs", *ids)
@@ -74,9 +72,7 @@ def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> 
     return list(found.values())[:count]
 
 
-def figures(
-    images: NDArray[np.uint8], cases: list[EvaluationTriple], judge: Judge, statistics: Statistics
-) -> dict[str, Any]:
+def figures(images: NDArray[np.uint8], cases: list[EvaluationTriple], judge: Judge, statistics: Statistics) -> dict[str, Any]:
     """Direction accuracy of g⁺ in images of the right kind of arrangement, and objects present, with intervals by pair."""
     scores = judge.scores(images, [(case.positive, case.negative) for case in cases])
     chosen = choices(scores[:, :1].astype(float), scores[:, 1:].astype(float))
@@ -93,9 +89,7 @@ def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     canonical: Annotated[Path, typer.Option(help="folder of the relations")] = Path("outputs/canonical"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    adapter: Annotated[Path, typer.Option(help="adapter that is evaluated")] = Path(
-        "outputs/lora/graph/adapter"
-    ),
+    adapter: Annotated[Path, typer.Option(help="adapter that is evaluated")] = Path("outputs/lora/graph/adapter"),
     count: Annotated[int | None, typer.Option(min=2, help="no more than so many; else all")] = None,
     out: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
 ) -> None:
@@ -104,11 +98,7 @@ def main(
     evaluate = read_section(params, "evaluate", Evaluate)
     judges = read_section(params, "judge", JudgeParams)
     statistics = read_section(params, "statistics", Statistics)
-    cases = unseen(
-        read_table(canonical / "relations.parquet", RELATIONS),
-        read_table(curated / "triples.parquet", TRIPLES),
-        count,
-    )
+    cases = unseen(read_table(canonical / "relations.parquet", RELATIONS), read_table(curated / "triples.parquet", TRIPLES), count)
     judge = open_judge(judges.headline, judges.judges[judges.headline], CPU)
     found: dict[str, Any] = {"triples": len(cases), "judge": judges.headline, "conditions": {}}
     for name, shown, given in ((BASE, ("positive",), "none"), ("graph", GRAPHS, "graphs")):

@@ -46,8 +46,7 @@ def params_reference(params: ParamsPath = Path("params.yaml")) -> None:
 
 @params_app.command("show")
 def params_show(
-    params: ParamsPath = Path("params.yaml"),
-    section: Annotated[str | None, typer.Argument(help="print this section only")] = None,
+    params: ParamsPath = Path("params.yaml"), section: Annotated[str | None, typer.Argument(help="print this section only")] = None
 ) -> None:
     """Print the parameters in resolved form: defaults filled in, block ranges spelled out."""
     import yaml
@@ -59,9 +58,7 @@ def params_show(
         if section not in shown:
             raise SgpipeError(f"section {section!r} is unknown; valid: {', '.join(shown)}")
         shown = {section: shown[section]}
-    print(
-        yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120), end=""
-    )
+    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120), end="")
 
 
 @app.command("preset")
@@ -80,9 +77,7 @@ def preset(
 
     folder = params.parent / presets.FOLDER
     if apply and settings:
-        raise SgpipeError(
-            "--apply writes the changes and --settings prints them for a command; give one of the two"
-        )
+        raise SgpipeError("--apply writes the changes and --settings prints them for a command; give one of the two")
     if name is None:
         if apply:
             raise SgpipeError(f"--apply needs a preset; valid: {', '.join(presets.available(folder))}")
@@ -127,11 +122,7 @@ def state_list() -> None:
 
 
 @state_app.command("gc")
-def state_gc(
-    days: Annotated[
-        float, typer.Option(min=0, help="remove what nothing has written to for so many days")
-    ] = 14,
-) -> None:
+def state_gc(days: Annotated[float, typer.Option(min=0, help="remove what nothing has written to for so many days")] = 14) -> None:
     """Remove working states that were abandoned, never one of a running stage."""
     from sgpipe.runs.garbage import collect, describe
 
@@ -157,8 +148,7 @@ def tracking_sync(params: ParamsPath = Path("params.yaml")) -> None:
 
 @tracking_app.command("ui")
 def tracking_ui(
-    port: Annotated[int, typer.Option(help="port on localhost")] = 5000,
-    params: ParamsPath = Path("params.yaml"),
+    port: Annotated[int, typer.Option(help="port on localhost")] = 5000, params: ParamsPath = Path("params.yaml")
 ) -> None:
     """Print the address of the runs and serve MLflow's pages on localhost until interrupted, unless a server has them."""
     from sgpipe.params.load import read_section
@@ -171,18 +161,7 @@ def tracking_ui(
     print(f"runs: {runs_page(uri if served else f'http://127.0.0.1:{port}', experiment_id)}", flush=True)
     if served:
         return
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, command)
 
 

@@ -32,9 +32,7 @@ class _Representer(RoundTripRepresenter):
     """Writes `null` by its name."""
 
 
-_Representer.add_representer(
-    type(None), lambda into, _: into.represent_scalar("tag:yaml.org,2002:null", "null")
-)
+_Representer.add_representer(type(None), lambda into, _: into.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,7 @@ def apply(params: Path, preset: Path) -> list[Change]:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         left = changes(temporary, preset)
         if left:
-            raise ParamsError(
-                f"{params}: {left[0].knob} cannot be written; set it by hand to {shown(left[0].new)}"
-            )
+            raise ParamsError(f"{params}: {left[0].knob} cannot be written; set it by hand to {shown(left[0].new)}")
     return made
 
 

@@ -74,9 +74,7 @@ def _inside(a: Box, b: Box) -> bool:
 
 def _hanging(a: Box, b: Box) -> bool:
     """Below the object's middle, 2–9 px lower."""
-    return (
-        _centre(a)[1] > _centre(b)[1] and 2 <= _gap_y(a, b) <= 9 and abs(_centre(a)[0] - _centre(b)[0]) <= 5
-    )
+    return _centre(a)[1] > _centre(b)[1] and 2 <= _gap_y(a, b) <= 9 and abs(_centre(a)[0] - _centre(b)[0]) <= 5
 
 
 def _at_side(a: Box, b: Box) -> bool:

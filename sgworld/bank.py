@@ -60,9 +60,7 @@ class Bank:
     triples: Sequence[Triple]
 
 
-def _open_bank(
-    folder: Path, of: Mapping[str, Any], count: int, shown: Iterator[tuple[Triple, Scene]]
-) -> Bank:
+def _open_bank(folder: Path, of: Mapping[str, Any], count: int, shown: Iterator[tuple[Triple, Scene]]) -> Bank:
     """The `count` pictures of `shown` in `folder`, drawn unless they are there; `of` says what they are of."""
     pixels, facts = folder / "pictures.npy", folder / "bank.json"
     if not facts.is_file():
@@ -79,9 +77,7 @@ def _open_bank(
     stored = msgspec.json.decode(facts.read_bytes())
     held = {name: stored.get(name) for name in of}
     if held != of:
-        raise DataError(
-            f"{folder}: holds pictures of {held}, wanted {dict(of)}; remove the folder or name another"
-        )
+        raise DataError(f"{folder}: holds pictures of {held}, wanted {dict(of)}; remove the folder or name another")
     return Bank(np.load(pixels, mmap_mode="r"), [tuple(triple) for triple in stored["triples"]])
 
 
@@ -124,9 +120,7 @@ def row_chances(triples: Sequence[Triple], rarity: float) -> NDArray[np.float64]
     for (subject, _, object_), weight in zip(triples, weights, strict=True):
         shown[subject] += weight
         shown[object_] += weight
-    weights *= (
-        np.array([1 / shown[subject] + 1 / shown[object_] for subject, _, object_ in triples]) ** rarity
-    )
+    weights *= np.array([1 / shown[subject] + 1 / shown[object_] for subject, _, object_ in triples]) ** rarity
     return weights / weights.sum()
 
 

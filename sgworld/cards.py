@@ -46,12 +46,7 @@ def cards(metrics: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     """The text of each checkpoint's README.md, by folder name."""
     seen = misses(metrics)
     missed = "All bars are reached." if not seen else "Bars missed: " + "; ".join(seen) + "."
-    generator = (
-        "objects_present",
-        "arrangement_accuracy",
-        "base_direction_accuracy",
-        "neutral_objects_present",
-    )
+    generator = ("objects_present", "arrangement_accuracy", "base_direction_accuracy", "neutral_objects_present")
     by_class = metrics["clip_true_above_false_by_class"].items()
     shallow = " and ".join(f"{steps:,}" for steps in recipe.shallow_steps)
     flux = f"""# mini-flux

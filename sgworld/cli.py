@@ -8,9 +8,7 @@ import typer
 
 from sgpipe.errors import SgpipeError
 
-app = typer.Typer(
-    no_args_is_help=True, help="The embedded world: its data set, its checkpoints, what they can do."
-)
+app = typer.Typer(no_args_is_help=True, help="The embedded world: its data set, its checkpoints, what they can do.")
 Models = Annotated[Path, typer.Option(help="folder of mini-flux, mini-clip and mini-tower")]
 
 
@@ -30,9 +28,9 @@ def render_command(
 @app.command("train")
 def train_command(
     out: Models = Path("models"),
-    state: Annotated[
-        Path, typer.Option(help="working state; an interrupted training continues from it")
-    ] = Path("outputs/miniature"),
+    state: Annotated[Path, typer.Option(help="working state; an interrupted training continues from it")] = Path(
+        "outputs/miniature"
+    ),
     only: Annotated[list[str] | None, typer.Option(help="train this part only; may be repeated")] = None,
 ) -> None:
     """Train the checkpoints from nothing; about five hours on two cores by estimate, most of it the generator."""
@@ -57,17 +55,12 @@ def train_on_command(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="folder of the new pipeline")] = Path("outputs/mini-flux"),
-    start: Annotated[Path, typer.Option(help="pipeline whose transformer is trained on")] = Path(
-        "models/mini-flux"
+    start: Annotated[Path, typer.Option(help="pipeline whose transformer is trained on")] = Path("models/mini-flux"),
+    state: Annotated[Path, typer.Option(help="working state; an interrupted training continues from it")] = Path(
+        "outputs/miniature-onward"
     ),
-    state: Annotated[
-        Path, typer.Option(help="working state; an interrupted training continues from it")
-    ] = Path("outputs/miniature-onward"),
     rarity: Annotated[
-        float,
-        typer.Option(
-            min=0, help="0 draws all pictures of a class alike; 1 shows rare names nearly as often as others"
-        ),
+        float, typer.Option(min=0, help="0 draws all pictures of a class alike; 1 shows rare names nearly as often as others")
     ] = 1.0,
 ) -> None:
     """Train the generator on from where a checkpoint stands; text encoders and VAE stay as they are."""
@@ -81,9 +74,7 @@ def train_on_command(
 def measure_command(
     models: Models = Path("models"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/miniature.json"),
-    per_class: Annotated[
-        int, typer.Option(min=1, help="held-out triples of each class, three pictures each")
-    ] = 24,
+    per_class: Annotated[int, typer.Option(min=1, help="held-out triples of each class, three pictures each")] = 24,
 ) -> None:
     """Measure the checkpoints on triples that no training picture showed, and write the figures into their model cards."""
     from sgpipe.runs.atomic import DIGITS, write_json
@@ -104,9 +95,7 @@ def measure_command(
 def sheet_command(
     out: Annotated[Path, typer.Option(help="picture to write")] = Path("outputs/sheet.png"),
     models: Models = Path("models"),
-    drawn: Annotated[
-        bool, typer.Option("--drawn", help="show the drawing rules instead of generated pictures")
-    ] = False,
+    drawn: Annotated[bool, typer.Option("--drawn", help="show the drawing rules instead of generated pictures")] = False,
     seed: Annotated[int, typer.Option(help="seed of triples and noise")] = 0,
 ) -> None:
     """Draw a contact sheet of the 24 classes, a row each in two halves: sampled from mini-flux, or drawn by rule."""

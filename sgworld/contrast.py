@@ -38,20 +38,8 @@ def model_config(tower: Tower) -> dict[str, object]:
     """open_clip's `model_cfg`."""
     return {
         "embed_dim": tower.embed,
-        "vision_cfg": {
-            "image_size": 64,
-            "layers": tower.layers,
-            "width": tower.width,
-            "head_width": 32,
-            "patch_size": tower.patch,
-        },
-        "text_cfg": {
-            "context_length": CONTEXT,
-            "vocab_size": 49408,
-            "width": 64,
-            "heads": 2,
-            "layers": 3,
-        },
+        "vision_cfg": {"image_size": 64, "layers": tower.layers, "width": tower.width, "head_width": 32, "patch_size": tower.patch},
+        "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3},
     }
 
 
@@ -92,9 +80,7 @@ def contrastive_loss(image: Tensor, text: Tensor, negatives: Tensor, owner: Tens
     return (rows + F.cross_entropy(logits.T, target)) / 2
 
 
-def train_contrast(
-    bank: Bank, folder: Path, out: Path, tower: Tower, *, seed: int, steps: int, batch: int
-) -> None:
+def train_contrast(bank: Bank, folder: Path, out: Path, tower: Tower, *, seed: int, steps: int, batch: int) -> None:
     """Train one model and save it as an open_clip `local-dir:` folder with half-precision weights."""
     model = build_clip(tower, seed)
     tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=CONTEXT)
@@ -124,9 +110,7 @@ def save_local(model: open_clip.CLIP, tower: Tower, out: Path) -> None:
     """Write `open_clip_config.json` and `open_clip_model.safetensors` (float16): what open_clip reads from `local-dir:…`."""
     half = (0.5, 0.5, 0.5)
     preprocess = {"mean": half, "std": half, "interpolation": "bicubic", "resize_mode": "squash"}
-    write_json(
-        {"model_cfg": model_config(tower), "preprocess_cfg": preprocess}, out / "open_clip_config.json"
-    )
+    write_json({"model_cfg": model_config(tower), "preprocess_cfg": preprocess}, out / "open_clip_config.json")
     with atomic_path(out / "open_clip_model.safetensors") as temporary:
         weights = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, temporary, metadata={"format": "pt"})

@@ -40,10 +40,7 @@ def aliases() -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     for alias, meaning in read_table()[0].items():
         if meaning.predicate and lookup.meaning(alias) == meaning:
             (inverse if meaning.inverse else straight)[meaning.predicate].append(alias)
-    return (
-        {name: tuple(straight[name]) for name in PREDICATES},
-        {name: tuple(values) for name, values in inverse.items()},
-    )
+    return ({name: tuple(straight[name]) for name in PREDICATES}, {name: tuple(values) for name, values in inverse.items()})
 
 
 def raw_predicate(rng: np.random.Generator, predicate: str) -> tuple[str, bool]:

@@ -77,9 +77,7 @@ def draw_states(
     return states, targets, times
 
 
-def flow_loss(
-    generator: torch.Generator, velocity: Velocity, coupling: Coupling, captions: NDArray[np.int64]
-) -> Tensor:
+def flow_loss(generator: torch.Generator, velocity: Velocity, coupling: Coupling, captions: NDArray[np.int64]) -> Tensor:
     """Mean weighted squared error of the velocities against (state − picture) / t.
 
     For a state that is not rolled out that is ε − x (Liu et al. 2023, eq. 1); for one that is, the velocity that would end in the

@@ -57,11 +57,7 @@ def shallow_of(deep: FluxTransformer2DModel, double_blocks: int) -> FluxTransfor
     kept = {k: v for k, v in state.items() if k not in blocks}
     for number in range(double_blocks):
         source = f"transformer_blocks.{_sources(double_blocks, many).index(number)}."
-        kept |= {
-            f"transformer_blocks.{number}.{k.removeprefix(source)}": v
-            for k, v in blocks.items()
-            if k.startswith(source)
-        }
+        kept |= {f"transformer_blocks.{number}.{k.removeprefix(source)}": v for k, v in blocks.items() if k.startswith(source)}
     shallow = build_transformer(0, double_blocks)
     shallow.load_state_dict(kept)
     return shallow
@@ -76,10 +72,7 @@ def deepen(shallow: FluxTransformer2DModel, double_blocks: int, seed: int) -> Fl
     """
     deep = build_transformer(seed, double_blocks)
     old = len(shallow.transformer_blocks)
-    deep.load_state_dict(
-        {k: v for k, v in shallow.state_dict().items() if not k.startswith("transformer_blocks")},
-        strict=False,
-    )
+    deep.load_state_dict({k: v for k, v in shallow.state_dict().items() if not k.startswith("transformer_blocks")}, strict=False)
     sources = _sources(old, double_blocks)
     for index, (block, source) in enumerate(zip(deep.transformer_blocks, sources, strict=True)):
         block.load_state_dict(shallow.transformer_blocks[source].state_dict())
@@ -199,9 +192,7 @@ def fit(
 def mean_weights(models: Sequence[FluxTransformer2DModel]) -> FluxTransformer2DModel:
     """The mean of the weights of models that share their past, made in the first of them (Wortsman et al. 2022, Model soups)."""
     states = [model.state_dict() for model in models]
-    models[0].load_state_dict(
-        {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
-    )
+    models[0].load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
     return models[0]
 
 
@@ -226,9 +217,7 @@ def _train(
     return mean_weights(trained)
 
 
-def train_flux(
-    bank: Bank, parts: Path, vae_folder: Path, folder: Path, out: Path, schedule: Schedule, *, seed: int
-) -> None:
+def train_flux(bank: Bank, parts: Path, vae_folder: Path, folder: Path, out: Path, schedule: Schedule, *, seed: int) -> None:
     """Train the generator in two parts and save the pipeline.
 
     The transformer's weights are stored in float16, half the size and far below what a picture shows.

@@ -29,9 +29,7 @@ class ExactDetector:
         found: list[dict[str, Box]] = []
         for key, wanted in zip(keys, names, strict=True):
             by_score = sorted(self._seen[key], key=lambda detection: detection.score)
-            found.append(
-                {each.name: (each.x, each.y, each.w, each.h) for each in by_score if each.name in wanted}
-            )
+            found.append({each.name: (each.x, each.y, each.w, each.h) for each in by_score if each.name in wanted})
         return found
 
 

@@ -105,9 +105,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def token_ids(tokenizer: T5Tokenizer | CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     """Token ids `[B, 16]`, padded."""
-    return tokenizer(
-        list(texts), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
+    return tokenizer(list(texts), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
 
 
 class _Reading(nn.Module):
@@ -132,10 +130,7 @@ def train_language(folder: Path, out: Path, *, seed: int, steps: int, batch: int
     t5_tok = t5_tokenizer()
     sample = np.random.default_rng((seed, 1 << 20))
     clip_tok = clip_tokenizer(
-        [
-            caption(sample, sample_triple(sample, unseen=False), sample.random() < NEUTRAL)
-            for _ in range(20_000)
-        ]
+        [caption(sample, sample_triple(sample, unseen=False), sample.random() < NEUTRAL) for _ in range(20_000)]
     )
     torch.manual_seed(seed)
     model = _Reading(build_t5(len(t5_tok)), build_clip(clip_tok), len(t5_tok))

@@ -57,9 +57,7 @@ def boxes_of(found: Iterable[Detection], names: Sequence[str]) -> list[Box] | No
     return boxes
 
 
-def generate(
-    pipeline: FluxPipeline, prompts: Sequence[str], seeds: Sequence[int], batch: int = 16
-) -> NDArray[np.uint8]:
+def generate(pipeline: FluxPipeline, prompts: Sequence[str], seeds: Sequence[int], batch: int = 16) -> NDArray[np.uint8]:
     """Pictures `[N, 64, 64, 3]`, drawn in batches."""
     parts = [
         draw(pipeline, prompts[start : start + batch], seeds[start : start + batch])
@@ -89,9 +87,7 @@ def generator_metrics(pipeline: FluxPipeline, per_class: int = 8) -> dict[str, A
         right[predicate].append(arranged(predicate, *boxes))
         if predicate in DIRECTIONAL and right[predicate][-1]:
             roles.append(holds(predicate, *boxes))
-    neutral = generate(
-        pipeline, [neutral_prompt(t[0], t[2]) for t in triples], [seed + 500 for seed in seeds]
-    )
+    neutral = generate(pipeline, [neutral_prompt(t[0], t[2]) for t in triples], [seed + 500 for seed in seeds])
     seen = [boxes_of(detect(p), (t[0], t[2])) for t, p in zip(triples, neutral, strict=True)]
     found = np.array([boxes for boxes in seen if boxes is not None], np.float64).reshape(-1, 2, 4)
     ways = sector(found[:, 0], found[:, 1]).tolist()
@@ -104,9 +100,7 @@ def generator_metrics(pipeline: FluxPipeline, per_class: int = 8) -> dict[str, A
         "base_direction_accuracy": _share(roles),
         "base_role_images": len(roles),
         "neutral_objects_present": _share([boxes is not None for boxes in seen]),
-        "neutral_directions": {
-            name: _share([way == name for way in ways]) for name in ("left of", "right of", "above", "below")
-        },
+        "neutral_directions": {name: _share([way == name for way in ways]) for name in ("left of", "right of", "above", "below")},
     }
 
 
@@ -125,9 +119,7 @@ def images_per_second(pipeline: FluxPipeline, batch: int = 16, runs: int = 5) ->
 
 def drawn(triples: Sequence[Triple]) -> NDArray[np.uint8]:
     """Ground-truth pictures of `triples`."""
-    return np.stack(
-        [render(pair_scene(np.random.default_rng((SEED, 1, i)), *triple)) for i, triple in enumerate(triples)]
-    )
+    return np.stack([render(pair_scene(np.random.default_rng((SEED, 1, i)), *triple)) for i, triple in enumerate(triples)])
 
 
 def detector_accuracy(triples: Sequence[Triple]) -> float:
@@ -139,9 +131,7 @@ def detector_accuracy(triples: Sequence[Triple]) -> float:
         boxes = boxes_of(found, [placed.name for placed in scene.objects])
         truth = [(placed.x, placed.y, placed.w, placed.h) for placed in scene.objects]
         hits.append(
-            boxes is not None
-            and len(found) == len(truth)
-            and all(overlap(a, b) >= 0.6 for a, b in zip(boxes, truth, strict=True))
+            boxes is not None and len(found) == len(truth) and all(overlap(a, b) >= 0.6 for a, b in zip(boxes, truth, strict=True))
         )
     return _share(hits)
 
@@ -163,9 +153,7 @@ def judge_accuracy(folder: Path, triples: Sequence[Triple]) -> dict[str, Any]:
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     model.eval()
-    image = model.encode_image(
-        torch.stack([preprocess(Image.fromarray(picture)) for picture in drawn(triples)]), normalize=True
-    )
+    image = model.encode_image(torch.stack([preprocess(Image.fromarray(picture)) for picture in drawn(triples)]), normalize=True)
     rng = np.random.default_rng((SEED, 2))
     false = [false_triples(rng, t)[0 if t[1] in DIRECTIONAL else -1] for t in triples]
     scores = [

@@ -33,12 +33,7 @@ class Recipe:
     rarity: float = 1.0
 
 
-def train(
-    state: Path,
-    out: Path,
-    parts: tuple[str, ...] = PARTS,
-    recipe: Recipe | None = None,
-) -> None:
+def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None) -> None:
     """Train `parts` in order; working state in `state`, results in `out/{mini-flux,mini-clip,mini-tower}`.
 
     A training that was interrupted continues with the same command; a finished one is not repeated. Teacher and judge are
@@ -54,38 +49,14 @@ def train(
         train_vae(bank, state / "vae", vae, seed=3, steps=recipe.vae_steps, batch=recipe.batch, rate=2e-3)
     if "flux" in parts:
         schedule = Schedule(
-            recipe.shallow_steps,
-            recipe.flux_steps,
-            recipe.flux_decay,
-            recipe.flux_batch,
-            1e-3,
-            recipe.compiled,
-            recipe.rarity,
+            recipe.shallow_steps, recipe.flux_steps, recipe.flux_decay, recipe.flux_batch, 1e-3, recipe.compiled, recipe.rarity
         )
-        train_flux(
-            whole_bank(state / "world"), languages, vae, state / "flux", out / "mini-flux", schedule, seed=4
-        )
+        train_flux(whole_bank(state / "world"), languages, vae, state / "flux", out / "mini-flux", schedule, seed=4)
     if "clip" in parts:
-        train_contrast(
-            bank,
-            state / "clip",
-            out / "mini-clip",
-            JUDGE,
-            seed=5,
-            steps=recipe.clip_steps,
-            batch=recipe.pairs,
-        )
+        train_contrast(bank, state / "clip", out / "mini-clip", JUDGE, seed=5, steps=recipe.clip_steps, batch=recipe.pairs)
     if "tower" in parts:
         other = draw_bank(state / "tower-bank", recipe.pictures // 2, recipe.bank_seed + 1)
-        train_contrast(
-            other,
-            state / "tower",
-            out / "mini-tower",
-            TEACHER,
-            seed=6,
-            steps=recipe.tower_steps,
-            batch=recipe.pairs,
-        )
+        train_contrast(other, state / "tower", out / "mini-tower", TEACHER, seed=6, steps=recipe.tower_steps, batch=recipe.pairs)
 
 
 def continue_flux(
@@ -108,9 +79,7 @@ def continue_flux(
     Raises `DataError` if `out` is `start`, whose weights are read while `out` is written.
     """
     if out.resolve() == start.resolve():
-        raise DataError(
-            f"{out}: is the folder that the training starts from; name another and move it afterwards"
-        )
+        raise DataError(f"{out}: is the folder that the training starts from; name another and move it afterwards")
     recipe = recipe or Recipe()
     bank = whole_bank(state / "world")
     schedule = Schedule(shallow_steps, steps, decay, recipe.flux_batch, 1e-3, recipe.compiled, rarity)

@@ -32,20 +32,7 @@ Rule = Callable[[str, str], Layout]
 
 PEOPLE_AND_ANIMALS = ("person", "dog", "cat", "horse", "cow", "sheep", "elephant", "bird")
 SMALL_ANIMALS = ("dog", "cat", "sheep", "bird")
-SMALL_THINGS = (
-    "flower",
-    "banana",
-    "apple",
-    "hat",
-    "bag",
-    "ball",
-    "cup",
-    "bottle",
-    "pizza",
-    "laptop",
-    "book",
-    "clock",
-)
+SMALL_THINGS = ("flower", "banana", "apple", "hat", "bag", "ball", "cup", "bottle", "pizza", "laptop", "book", "clock")
 VEHICLES = ("car", "bus", "train", "boat", "bike", "motorcycle", "airplane")
 _ALL = tuple(NAMES)
 

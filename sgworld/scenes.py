@@ -66,9 +66,7 @@ def _on_grid(layout: Layout) -> tuple[tuple[int, int], tuple[int, int]]:
     return (max(0, -dx), max(0, -dy)), (max(0, dx), max(0, dy))
 
 
-def _extent(
-    corners: tuple[tuple[int, int], tuple[int, int]], subject: str, object_: str
-) -> tuple[int, int, int, int]:
+def _extent(corners: tuple[tuple[int, int], tuple[int, int]], subject: str, object_: str) -> tuple[int, int, int, int]:
     (sx, sy), (ox, oy) = corners
     (sw, sh), (ow, oh) = PICTOGRAMS[subject].size, PICTOGRAMS[object_].size
     return min(sx, ox), min(sy, oy), max(sx + sw, ox + ow), max(sy + sh, oy + oh)
@@ -84,9 +82,7 @@ def draw_triple(rng: np.random.Generator, predicate: str) -> tuple[str, str, str
 def _scene(subject: str, predicate: str, object_: str, background: int) -> Scene:
     """The pair in the middle of a cell, rounded to the grid."""
     if predicate not in RULES or not fits(subject, predicate, object_):
-        raise DataError(
-            f"({subject}, {predicate}, {object_}) cannot be drawn: no rule, or too large for a cell of {CELL} px"
-        )
+        raise DataError(f"({subject}, {predicate}, {object_}) cannot be drawn: no rule, or too large for a cell of {CELL} px")
     layout = RULES[predicate](subject, object_)
     corners = _on_grid(layout)
     shift = [_middle(size) for size in _extent(corners, subject, object_)[2:]]
@@ -128,9 +124,7 @@ def lone_scene(rng: np.random.Generator, name: str) -> Scene:
     w, h = PICTOGRAMS[name].size
     x, y = _middle(w), _middle(h)
     facing = "left" if rng.random() < 0.5 else "right"
-    return Scene(
-        CELL, CELL, int(rng.integers(len(BACKGROUNDS))), (Placed(name, x, y, w, h, facing),), (), (0,)
-    )
+    return Scene(CELL, CELL, int(rng.integers(len(BACKGROUNDS))), (Placed(name, x, y, w, h, facing),), (), (0,))
 
 
 def beside(scenes: list[Scene]) -> Scene:
@@ -148,14 +142,7 @@ def beside(scenes: list[Scene]) -> Scene:
         lines += [tuple((x + dx, y) for x, y in line) for line in scene.lines]
         dots += [(x + dx, y) for x, y in scene.dots]
     return Scene(
-        CELL * len(scenes),
-        CELL,
-        scenes[0].background,
-        tuple(objects),
-        tuple(relations),
-        tuple(order),
-        tuple(lines),
-        tuple(dots),
+        CELL * len(scenes), CELL, scenes[0].background, tuple(objects), tuple(relations), tuple(order), tuple(lines), tuple(dots)
     )
 
 

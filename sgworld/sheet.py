@@ -35,9 +35,7 @@ def drawn_sheet(path: Path, seed: int) -> None:
 def sampled_sheet(model: Path, path: Path, seed: int) -> None:
     """Pictures of the pipeline in `model`, relational prompts, 4 steps."""
     if not (model / "model_index.json").is_file():
-        raise DataError(
-            f"{model}: no pipeline there; `dvc pull models.dvc` gets it, `sgworld train` makes it"
-        )
+        raise DataError(f"{model}: no pipeline there; `dvc pull models.dvc` gets it, `sgworld train` makes it")
     triples = sheet_triples(seed)
     pipeline = FluxPipeline.from_pretrained(model)
     pictures = draw(pipeline, [relational_prompt(*t) for t in triples], range(seed, seed + len(triples)))

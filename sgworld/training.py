@@ -34,9 +34,7 @@ def optimisers_of(
         torch.optim.AdamW(others, rate, betas=(0.9, 0.99), weight_decay=weight_decay, foreach=True)
     ]
     if orthogonal:
-        made.append(
-            torch.optim.Muon(orthogonal, muon_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        made.append(torch.optim.Muon(orthogonal, muon_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     return made
 
 

@@ -67,9 +67,7 @@ def train_vae(bank: Bank, folder: Path, out: Path, *, seed: int, steps: int, bat
             loss, error = _loss(vae, pixels, step_generator(seed, step))
         return loss, {"mse": error}
 
-    train_model(
-        vae, losses, folder, steps=steps, samples=batch, rate=rate, decay=steps // 2, average=0.99, warmup=50
-    )
+    train_model(vae, losses, folder, steps=steps, samples=batch, rate=rate, decay=steps // 2, average=0.99, warmup=50)
     means = encode(vae, bank.pictures[:2048])
     vae.register_to_config(scaling_factor=float(1.0 / means.std()), shift_factor=float(means.mean()))
     vae.save_pretrained(out, safe_serialization=True)

@@ -19,9 +19,7 @@ from sgworld.dirt import NAME_ALIASES, UNMAPPED, raw_name, raw_predicate
 from sgworld.pictograms import NAMES
 from sgworld.scenes import Placed, Scene, beside, draw_triple, lone_scene, pair_scene, render
 
-RARE = frozenset(
-    {"drinking", "left of", "right of", "playing with", "pulling", "pushing", "touching", "using"}
-)
+RARE = frozenset({"drinking", "left of", "right of", "playing with", "pulling", "pushing", "touching", "using"})
 """The eight classes with little support in Visual Genome; here they are drawn half as often as the others."""
 CELLS = ((1, 0.25), (2, 0.5), (3, 0.25))
 LONE, DANGLING, NO_OBJECTS, UNMAPPED_EXTRA, REPEATED, SELF_LOOP = 0.12, 0.2, 0.1, 0.3, 0.02, 0.01
@@ -85,13 +83,7 @@ def annotate(rng: np.random.Generator, scene: Scene, image_id: int, ids: _Ids) -
         ends = [_endpoint(rng, scene.objects[i], stored[i], ids) for i in dict.fromkeys((subject, object_))]
         number = ids.new("relationship")
         relationships.append(
-            {
-                "predicate": predicate,
-                "subject": ends[0],
-                "object": ends[-1],
-                "relationship_id": number,
-                "synsets": [],
-            }
+            {"predicate": predicate, "subject": ends[0], "object": ends[-1], "relationship_id": number, "synsets": []}
         )
 
     for subject, predicate, object_ in scene.relations:
@@ -105,10 +97,7 @@ def annotate(rng: np.random.Generator, scene: Scene, image_id: int, ids: _Ids) -
         if rng.random() < SELF_LOOP:
             add(subject, text, subject)
     objects = [] if rng.random() < NO_OBJECTS else stored
-    return (
-        {"image_id": image_id, "objects": objects},
-        {"image_id": image_id, "relationships": relationships},
-    )
+    return ({"image_id": image_id, "objects": objects}, {"image_id": image_id, "relationships": relationships})
 
 
 def write_visual_genome(folder: Path, count: int, seed: int) -> None:
@@ -122,10 +111,7 @@ def write_visual_genome(folder: Path, count: int, seed: int) -> None:
     images: list[_Json] = []
     objects: list[_Json] = []
     relationships: list[_Json] = []
-    with (
-        atomic_path(folder / "images.zip") as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
-    ):
+    with atomic_path(folder / "images.zip") as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for index in tqdm(range(count), desc="rendering images", unit="image", mininterval=2):
             rng, image_id = np.random.default_rng((seed, 7, index)), index + 1
             scene = compose(rng)
@@ -141,9 +127,7 @@ def write_visual_genome(folder: Path, count: int, seed: int) -> None:
                     "flickr_id": None,
                 }
             )
-            for records, record in zip(
-                (objects, relationships), annotate(rng, scene, image_id, ids), strict=True
-            ):
+            for records, record in zip((objects, relationships), annotate(rng, scene, image_id, ids), strict=True):
                 records.append(record)
     for name, value in (("image_data", images), ("objects", objects), ("relationships", relationships)):
         with atomic_path(folder / f"{name}.json") as temporary:
@@ -157,7 +141,5 @@ def write_visual_genome(folder: Path, count: int, seed: int) -> None:
 def _png(pixels: NDArray[np.uint8]) -> bytes:
     """Palette PNG; scenes of more than 256 colours are quantised without dithering."""
     stream = io.BytesIO()
-    Image.fromarray(pixels).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-        stream, "PNG", optimize=True
-    )
+    Image.fromarray(pixels).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
     return stream.getvalue()

@@ -27,10 +27,6 @@ def working(
     name = module or stage.partition("@")[0]
     paths = list(inputs)
     digest = fingerprint(f"stages.{name}", config, paths, Path(), processes.device_kind)
-    recording = (
-        track(stage, sections, paths, params, fingerprint=digest)
-        if processes.is_main
-        else nullcontext(StageRun())
-    )
+    recording = track(stage, sections, paths, params, fingerprint=digest) if processes.is_main else nullcontext(StageRun())
     with shared_state(stage, digest, Path(), processes) as state, recording as recorded:
         yield state, recorded

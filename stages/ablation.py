@@ -19,12 +19,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
-        "outputs/negatives/negatives.parquet"
-    ),
-    images: Annotated[Path, typer.Option(help="folder with a folder of images per checkpoint")] = Path(
-        "outputs/images_by_epoch"
-    ),
+    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path("outputs/negatives/negatives.parquet"),
+    images: Annotated[Path, typer.Option(help="folder with a folder of images per checkpoint")] = Path("outputs/images_by_epoch"),
     judged: Annotated[Path, typer.Option(help="folder of the verdicts")] = Path("outputs/judged_by_epoch"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/ablation.json"),
 ) -> None:

@@ -29,8 +29,7 @@ def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
     negatives: Annotated[
-        Path | None,
-        typer.Option(help="encode the prompts of this table of negatives, not those of the triples"),
+        Path | None, typer.Option(help="encode the prompts of this table of negatives, not those of the triples")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder of the cache")] = Path("outputs/prompts"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/cache_prompts.json"),

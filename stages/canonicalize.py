@@ -22,9 +22,7 @@ def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     out: Annotated[Path, typer.Option(help="folder of the tables")] = Path("outputs/canonical"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/canonicalize.json"),
-    workers: Annotated[
-        int, typer.Option(min=0, help="processes for large files; 0 takes the processors, at most 4")
-    ] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="processes for large files; 0 takes the processors, at most 4")] = 0,
 ) -> None:
     """Write images, objects, relations and rejects, and count what became of every record."""
     data = read_section(params, "data", Data)
@@ -32,12 +30,7 @@ def main(
     data_set = open_data_set(data)
     inputs = data_set.annotations()
     inputs += [Path(config.splits.file)] if config.splits.file else []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
     with (
         track("canonicalize", {"data": data, "canonicalize": config}, inputs, params) as recorded,
         Progress(*columns, console=Console(stderr=True)) as bars,

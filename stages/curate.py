@@ -18,9 +18,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
-    canonical: Annotated[Path, typer.Option(help="folder of the canonical tables")] = Path(
-        "outputs/canonical"
-    ),
+    canonical: Annotated[Path, typer.Option(help="folder of the canonical tables")] = Path("outputs/canonical"),
     out: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/curate.json"),
 ) -> None:

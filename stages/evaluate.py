@@ -22,21 +22,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
-        "outputs/negatives/negatives.parquet"
-    ),
-    images: Annotated[Path, typer.Option(help="folder with a folder of images per arm")] = Path(
-        "outputs/images"
-    ),
+    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path("outputs/negatives/negatives.parquet"),
+    images: Annotated[Path, typer.Option(help="folder with a folder of images per arm")] = Path("outputs/images"),
     judged: Annotated[Path, typer.Option(help="folder of the verdicts")] = Path("outputs/judged"),
-    trained: Annotated[Path, typer.Option(help="folder of the metrics of training, a file per arm")] = Path(
-        "metrics/lora"
-    ),
+    trained: Annotated[Path, typer.Option(help="folder of the metrics of training, a file per arm")] = Path("metrics/lora"),
     out: Annotated[Path, typer.Option(help="folder of the rows by class")] = Path("outputs/evaluation"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/evaluation.json"),
-    arms: Annotated[Path, typer.Option(help="metrics file of the arms side by side")] = Path(
-        "metrics/lora.json"
-    ),
+    arms: Annotated[Path, typer.Option(help="metrics file of the arms side by side")] = Path("metrics/lora.json"),
 ) -> None:
     """Count, with calibrations, intervals and tests."""
     evaluate = read_section(params, "evaluate", Evaluate)

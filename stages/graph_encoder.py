@@ -83,9 +83,7 @@ def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     canonical: Annotated[Path, typer.Option(help="folder of the relations")] = Path("outputs/canonical"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    prompts: Annotated[Path, typer.Option(help="prompt cache, for vectors of names")] = Path(
-        "outputs/prompts"
-    ),
+    prompts: Annotated[Path, typer.Option(help="prompt cache, for vectors of names")] = Path("outputs/prompts"),
     out: Annotated[Path, typer.Option(help="folder of the encoder")] = Path("outputs/graph_encoder"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/graph_encoder.json"),
 ) -> None:
@@ -98,9 +96,7 @@ def main(
     processes = start(compute)
     who, store = tower_identity(config), ImageStore(open_images(data))
     inputs = [canonical / "relations.parquet", canonical / "images.parquet"]
-    relations, images = (
-        read_table(path, schema) for path, schema in zip(inputs, (RELATIONS, IMAGES), strict=True)
-    )
+    relations, images = (read_table(path, schema) for path, schema in zip(inputs, (RELATIONS, IMAGES), strict=True))
     inputs += [curated / "triples.parquet", curated / "map_triples.parquet"]
     said = [read_table(path, TRIPLES) for path in inputs[2:]]
     examples = Examples.of(relations, images, said[0], choice, config)
@@ -127,10 +123,7 @@ def main(
         encoder, vocabulary = _encoder(config, known, texts)
         names = vocabulary or texts
         usable = frozenset(known if vocabulary else texts.vectors)
-        lessons = {
-            part: Lessons(examples, features, examples.rows(part, features.read, usable), names)
-            for part in PARTS
-        }
+        lessons = {part: Lessons(examples, features, examples.rows(part, features.read, usable), names) for part in PARTS}
         for part in ("train", "val"):
             least = config.batch_size if part == "train" else 1
             if len(lessons[part].rows) < least:
@@ -144,16 +137,11 @@ def main(
         pretrain(learner, lessons["train"], config, state, recorded.log_step)
         publish_log(state, "graph_encoder")
         found: dict[str, Any] = {
-            part: measure(learner, lessons[part])
-            for part in ("development", "val")
-            if len(lessons[part].rows)
+            part: measure(learner, lessons[part]) for part in ("development", "val") if len(lessons[part].rows)
         }
         found |= {
             "true_above_swap": found["val"]["true_above_swap"]["directional"],
-            "direction_cosine": {
-                "before": before,
-                "after": token_cosines(encoder, positive, names, texts, config.seed),
-            },
+            "direction_cosine": {"before": before, "after": token_cosines(encoder, positive, names, texts, config.seed)},
             "relations": _counts(lessons, examples),
             "crops": {"read": int(features.read.sum()), "all": len(examples.crops), "rescaled": rescaled},
             "rejected_by_reason": features.counts,

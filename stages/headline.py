@@ -16,9 +16,7 @@ from sgpipe.runs.command import run
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def headline(
-    evaluation: Mapping[str, Any], probes: Mapping[str, Any], adapters: Mapping[str, str]
-) -> dict[str, Any]:
+def headline(evaluation: Mapping[str, Any], probes: Mapping[str, Any], adapters: Mapping[str, str]) -> dict[str, Any]:
     """Direction accuracies with their bounds, swap-follow rate, objects present and probe selectivity, by short names.
 
     `graph`: the first of `adapters` (arm → what it is given, as `evaluate.adapters`) that is given graphs, under neutral prompts,
@@ -28,9 +26,7 @@ def headline(
     these are fifteen; what was not sampled is left out.
     """
     arms, found = evaluation["arms"], {}
-    given = {
-        kind: next((arm for arm, of in adapters.items() if of == kind), "") for kind in ("graphs", "empty")
-    }
+    given = {kind: next((arm for arm, of in adapters.items() if of == kind), "") for kind in ("graphs", "empty")}
     for name, arm in (("base", BASE), ("text", given["empty"]), ("graph", given["graphs"])):
         if arm not in arms:
             continue
@@ -57,9 +53,7 @@ def headline(
 @app.command()
 def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
-    evaluation: Annotated[Path, typer.Option(help="metrics of the evaluation")] = Path(
-        "metrics/evaluation.json"
-    ),
+    evaluation: Annotated[Path, typer.Option(help="metrics of the evaluation")] = Path("metrics/evaluation.json"),
     probes: Annotated[Path, typer.Option(help="metrics of the probes")] = Path("metrics/probes.json"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/headline.json"),
 ) -> None:

@@ -32,12 +32,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
-        "outputs/negatives/negatives.parquet"
-    ),
-    images: Annotated[Path, typer.Option(help="folder with a folder of images per arm")] = Path(
-        "outputs/images"
-    ),
+    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path("outputs/negatives/negatives.parquet"),
+    images: Annotated[Path, typer.Option(help="folder with a folder of images per arm")] = Path("outputs/images"),
     out: Annotated[Path, typer.Option(help="folder of the verdicts")] = Path("outputs/judged"),
 ) -> None:
     """Let every judge see every image; killed at any point, the same command goes on. Nothing is sampled."""
@@ -72,12 +68,7 @@ def main(
         )
 
     inputs = [*tables, *folders]
-    plain = {
-        "judge": to_builtins(config),
-        "judges": who,
-        "images": store.signature(),
-        "side": backbone.resolution,
-    }
+    plain = {"judge": to_builtins(config), "judges": who, "images": store.signature(), "side": backbone.resolution}
     with working("judge", plain, {"judge": config}, inputs, params, processes) as (state, recorded):
         run_shards(shards, state, processes, open_maker, "image")
         if processes.is_main:

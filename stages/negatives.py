@@ -21,12 +21,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     triples: Annotated[Path, typer.Option(help="curated triples")] = Path("outputs/curated/triples.parquet"),
-    relations: Annotated[Path, typer.Option(help="canonical relations")] = Path(
-        "outputs/canonical/relations.parquet"
-    ),
-    out: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
-        "outputs/negatives/negatives.parquet"
-    ),
+    relations: Annotated[Path, typer.Option(help="canonical relations")] = Path("outputs/canonical/relations.parquet"),
+    out: Annotated[Path, typer.Option(help="table of the negatives")] = Path("outputs/negatives/negatives.parquet"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/negatives.json"),
 ) -> None:
     """Make one negative per triple and count them by kind and by what replaces what."""
@@ -42,10 +38,7 @@ def main(
         pairs = Counter(
             f"{true} -> {false}"
             for true, false, kind in zip(
-                positives["predicate"].to_pylist(),
-                made["predicate"].to_pylist(),
-                made["kind"].to_pylist(),
-                strict=True,
+                positives["predicate"].to_pylist(), made["predicate"].to_pylist(), made["kind"].to_pylist(), strict=True
             )
             if kind == "replace"
         )

@@ -31,13 +31,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def open_bench(
-    triples: Path,
-    generated: Path,
-    noised: Path,
-    prompts: Path,
-    backbone: Backbone,
-    config: Probes,
-    device: torch.device,
+    triples: Path, generated: Path, noised: Path, prompts: Path, backbone: Backbone, config: Probes, device: torch.device
 ) -> Bench:
     """Map the files of a layer group and read the names' embeddings (mean over each name's tokens)."""
     pairs = Pairs(read_table(triples, TRIPLES))
@@ -70,9 +64,7 @@ def main(
     processes = start(compute)
     files = [generated / f"{group}.parquet", noised / f"{group}.parquet"]
     inputs = [curated / "map_triples.parquet", prompts, *files]
-    opener: Callable[[], Bench] = partial(
-        open_bench, inputs[0], files[0], files[1], prompts, backbone, config, processes.device
-    )
+    opener: Callable[[], Bench] = partial(open_bench, inputs[0], files[0], files[1], prompts, backbone, config, processes.device)
     stage, plain = f"probe@{group}", {"probes": to_builtins(config), "group": group}
     settings = {**plain, "device": processes.device.type}
     with working(stage, settings, {"probes": config}, inputs, params, processes) as (state, recorded):

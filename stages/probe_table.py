@@ -21,9 +21,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     probes: Annotated[Path, typer.Option(help="folder of all groups' probes")] = Path("outputs/probes"),
-    out: Annotated[Path, typer.Option(help="table of confusions")] = Path(
-        "outputs/confusions/confusions.json"
-    ),
+    out: Annotated[Path, typer.Option(help="table of confusions")] = Path("outputs/confusions/confusions.json"),
     plots: Annotated[Path, typer.Option(help="folder of the figures")] = Path("plots/probes"),
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/probes.json"),
 ) -> None:

@@ -65,16 +65,10 @@ def optional(name: str, title: str, paths: list[Path], command: str) -> Section 
 def main(
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
-        "outputs/negatives/negatives.parquet"
-    ),
-    images: Annotated[Path, typer.Option(help="folder with a folder of images per arm")] = Path(
-        "outputs/images"
-    ),
+    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path("outputs/negatives/negatives.parquet"),
+    images: Annotated[Path, typer.Option(help="folder with a folder of images per arm")] = Path("outputs/images"),
     judged: Annotated[Path, typer.Option(help="folder of the verdicts")] = Path("outputs/judged"),
-    evaluation: Annotated[Path, typer.Option(help="folder of the rows by class")] = Path(
-        "outputs/evaluation"
-    ),
+    evaluation: Annotated[Path, typer.Option(help="folder of the rows by class")] = Path("outputs/evaluation"),
     metrics: Annotated[Path, typer.Option(help="folder of the metrics")] = Path("metrics"),
     plots: Annotated[Path, typer.Option(help="folder of the figures")] = Path("plots"),
     out: Annotated[Path, typer.Option(help="the page")] = Path("outputs/report/index.html"),
@@ -90,9 +84,7 @@ def main(
     with track("report", {"report": config}, inputs, params) as recorded:
         found = read_metrics(metrics / "evaluation.json")
         rows = read_metrics(evaluation / "predicates.json")
-        verdicts, qualified = read_judged(
-            curated, negatives, judged, evaluate, judges, statistics, list(arms)
-        )
+        verdicts, qualified = read_judged(curated, negatives, judged, evaluate, judges, statistics, list(arms))
         files = image_files(images)
         known = {name: plain(asdict(each)) for name, each in qualified.by_class[judges.headline].items()}
         sections = [
@@ -112,9 +104,7 @@ def main(
         )
         graphs = [arm for arm, given in arms.items() if given == "graphs"]
         picked = pick(config, verdicts, qualified, graphs[0]) if graphs else {}
-        shown = {
-            kind: panels(cases, arms, files, verdicts, judges.headline) for kind, cases in picked.items()
-        }
+        shown = {kind: panels(cases, arms, files, verdicts, judges.headline) for kind, cases in picked.items()}
         intro = (
             f"Neutral prompt, seed {verdicts.seeds[0]}, the same noise in a row; below each image what judge "
             f"{judges.headline} says of it."
@@ -124,9 +114,7 @@ def main(
         sections.append(
             optional("training", "Training", curves, "dvc repro train_lora")
             or Section(
-                "training",
-                "Training",
-                images=[control_figure(p, arm) for p, arm in zip(curves, evaluate.adapters, strict=True)],
+                "training", "Training", images=[control_figure(p, arm) for p, arm in zip(curves, evaluate.adapters, strict=True)]
             )
         )
         path = metrics / "probes.json"
@@ -139,9 +127,7 @@ def main(
                 [tables.probes(of, "accuracy", "Accuracy"), tables.probes(of, "selectivity", "Selectivity")],
             )
         sections.append(section)
-        sheets = {
-            name: plots / "saliency" / f"{phrase(name).replace(' ', '_')}.png" for name in config.sheets
-        }
+        sheets = {name: plots / "saliency" / f"{phrase(name).replace(' ', '_')}.png" for name in config.sheets}
         sections.append(
             optional("saliency", "Saliency", list(sheets.values()), "dvc repro saliency_sheets")
             or Section(

@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 from sgpipe.attention_maps.config import Maps
 from sgpipe.attention_maps.extract import SAMPLES
 from sgpipe.attention_maps.files import KINDS, MapFile
-from sgpipe.attention_maps.localisation import (
-    Floats,
-    boxes_in_crop,
-    coverage,
-    mass_in_box,
-    peak_in_box,
-    uniform_mass,
-)
+from sgpipe.attention_maps.localisation import Floats, boxes_in_crop, coverage, mass_in_box, peak_in_box, uniform_mass
 from sgpipe.attention_maps.sheets import Row, write_sheet
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import read_layout
@@ -43,9 +36,7 @@ ROLES = {"subject": (0, "s"), "object": (2, "o")}
 def images(folder: Path, backbone: Backbone) -> dict[str, Any]:
     """The kept images `[S, S, 3]` by triple id."""
     samples = pq.read_table(folder / f"{SAMPLES}.parquet")
-    shape = read_layout(locate(backbone, ("transformer", "vae", "scheduler")), backbone).latent_shape(
-        backbone.resolution
-    )
+    shape = read_layout(locate(backbone, ("transformer", "vae", "scheduler")), backbone).latent_shape(backbone.resolution)
     vae = load_module(backbone, "vae")
     shown = {}
     for triple, value in zip(samples["triple_id"].to_pylist(), samples["latents"].to_pylist(), strict=True):

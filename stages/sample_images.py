@@ -12,12 +12,7 @@ from sgpipe.backbones.source import identity
 from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table
 from sgpipe.errors import ParamsError
 from sgpipe.evaluation.config import HEADLINE, Evaluate, Graph, Prompt, check_runs
-from sgpipe.evaluation.sampling import (
-    check_adapter,
-    image_maker,
-    merge_images,
-    open_generator,
-)
+from sgpipe.evaluation.sampling import check_adapter, image_maker, merge_images, open_generator
 from sgpipe.evaluation.sampling_plan import BASE, plan, read_evaluation_triples
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.atomic import new_folder
@@ -35,20 +30,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     arm: Annotated[str, typer.Option(help="base, or a training run in the folder of adapters")],
     epoch: Annotated[
-        int | None,
-        typer.Option(help="sample from this epoch's checkpoint, neutral prompts with g⁺ and g⁻ alone"),
+        int | None, typer.Option(help="sample from this epoch's checkpoint, neutral prompts with g⁺ and g⁻ alone")
     ] = None,
     params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path(
-        "outputs/negatives/negatives.parquet"
-    ),
+    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path("outputs/negatives/negatives.parquet"),
     adapters: Annotated[Path, typer.Option(help="folder of the adapters")] = Path("outputs/lora"),
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder of the images; outputs/images/<arm>, or outputs/images_by_epoch/<arm>-<epoch>"
-        ),
+        Path | None, typer.Option(help="folder of the images; outputs/images/<arm>, or outputs/images_by_epoch/<arm>-<epoch>")
     ] = None,
 ) -> None:
     """SampleRequest the images; killed at any point, the same command goes on."""
@@ -70,9 +59,7 @@ def main(
     out = out or Path("outputs/images" if epoch is None else "outputs/images_by_epoch") / name
     processes = start(compute)
     tables = [curated / "triples.parquet", negatives]
-    cases = read_evaluation_triples(
-        read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES), config.per_class
-    )
+    cases = read_evaluation_triples(read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES), config.per_class)
     requests = plan(cases, conditions, config.seeds, given)
     shards = cut("images", len(requests), config.shard_size)
     who = {
@@ -83,19 +70,14 @@ def main(
     }
 
     def open_maker() -> Make:
-        generator = open_generator(
-            backbone, adapter, processes.device, requests, config.guidance, compute.offload
-        )
+        generator = open_generator(backbone, adapter, processes.device, requests, config.guidance, compute.offload)
         return image_maker(generator, requests, config.steps, backbone.resolution, config.batch_size)
 
     read = {**to_builtins(config), "conditions": to_builtins(conditions)}
     del read["adapters"]  # another arm samples nothing anew
     plain = {"evaluate": read, **who}
     stage, inputs = f"sample_images@{name}", [*tables, *([adapter] if adapter else [])]
-    with working(stage, plain, {"evaluate": config, "backbone": backbone}, inputs, params, processes) as (
-        state,
-        recorded,
-    ):
+    with working(stage, plain, {"evaluate": config, "backbone": backbone}, inputs, params, processes) as (state, recorded):
         run_shards(shards, state, processes, open_maker, "image")
         if processes.is_main:
             with new_folder(out) as folder:

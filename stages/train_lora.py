@@ -60,10 +60,7 @@ def figures(fitted: Fitted) -> dict[str, Any]:
     if fitted.history.controls:
         last = fitted.history.controls[-1]
         found |= {f"val_loss_{name}": last["losses"][name] for name in CONDITIONS}
-        found |= {
-            "preference_accuracy": last["preferred"],
-            "preference_accuracy_by_t": last["preferred_by_t"],
-        }
+        found |= {"preference_accuracy": last["preferred"], "preference_accuracy_by_t": last["preferred_by_t"]}
     return found
 
 
@@ -79,21 +76,13 @@ def timings(fitted: Fitted, seconds: float) -> dict[str, float]:
 def provenance(device: torch.device) -> dict[str, Any]:
     """By what a training was made: commit, library versions, kind of device."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "commit": done.stdout.strip() or None,
-        "libraries": {name: version(name) for name in LIBRARIES},
-        "device": device.type,
-    }
+    return {"commit": done.stdout.strip() or None, "libraries": {name: version(name) for name in LIBRARIES}, "device": device.type}
 
 
 def control_rows(history: History) -> list[dict[str, Any]]:
     """Rows of `controls.csv`."""
     return [
-        {
-            "step": row["step"],
-            **{name: row["losses"][name] for name in CONDITIONS},
-            "preferred": row["preferred"],
-        }
+        {"step": row["step"], **{name: row["losses"][name] for name in CONDITIONS}, "preferred": row["preferred"]}
         for row in history.controls
     ]
 
@@ -134,26 +123,14 @@ def main(
     plots = plots or Path("plots/lora") / arm
     sources = Sources()
     plain = chosen.plain()
-    who = {
-        **base_identity(backbone, family_of_backbone(backbone)),
-        "vae": identity(backbone, ("vae", "scheduler")),
-    }
+    who = {**base_identity(backbone, family_of_backbone(backbone)), "vae": identity(backbone, ("vae", "scheduler"))}
     stage = f"train_lora@{arm}"
     inputs = [*sources.paths(), resolved / f"{arm}.json"]
     inputs += chosen.adapter.files(chosen.settings).values()
     sections = {"arm": chosen.settings, "train": chosen.train, "backbone": backbone}
-    settings = {
-        **plain,
-        "backbone": who,
-        "threads": torch.get_num_threads(),
-        "deterministic": compute.deterministic,
-    }
+    settings = {**plain, "backbone": who, "threads": torch.get_num_threads(), "deterministic": compute.deterministic}
     digest = fingerprint("stages.train_lora", settings, inputs, Path(), processes.device_kind)
-    recording = (
-        track(stage, sections, inputs, params, fingerprint=digest)
-        if processes.is_main
-        else nullcontext(StageRun())
-    )
+    recording = track(stage, sections, inputs, params, fingerprint=digest) if processes.is_main else nullcontext(StageRun())
     facts = {"config": config_hash(plain)}
     begun = time.perf_counter()
     with shared_state(stage, digest, Path(), processes) as folder, recording as recorded:
@@ -192,9 +169,7 @@ def main(
             write_metrics(found, metrics, plain)
             sizes = ("steps", *counts(fitted.model))
             recorded.log_params({name: found[name] for name in sizes})
-            recorded.log_metrics(
-                {**{name: value for name, value in found.items() if name not in sizes}, **took}
-            )
+            recorded.log_metrics({**{name: value for name, value in found.items() if name not in sizes}, **took})
             stem = stage.replace("@", "-")
             name = f"{stem}.json"
             publish_log(folder, stem)

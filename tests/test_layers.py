@@ -4,9 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(
-    path.relative_to(ROOT).as_posix() for name in ("sgpipe", "stages") for path in (ROOT / name).rglob("*.py")
-)
+FILES = sorted(path.relative_to(ROOT).as_posix() for name in ("sgpipe", "stages") for path in (ROOT / name).rglob("*.py"))
 
 
 def imported(source: str) -> set[str]:

@@ -68,11 +68,7 @@ def test_the_predecessors_set_up(root: Path) -> None:
     assert (backbone.resolution, backbone.dtype, train.precision) == (256, "bfloat16", "bfloat16")
     assert (lora.blocks.indices, lora.rank, lora.alpha) == ((7, 8, 9, 10, 11, 12), 16, 16)
     assert (train.times.density, train.times.low, train.times.high) == ("uniform", 0.5, 1)
-    assert (train.optimiser.learning_rate, train.optimiser.weight_decay, train.optimiser.clip) == (
-        1e-4,
-        1e-2,
-        1,
-    )
+    assert (train.optimiser.learning_rate, train.optimiser.weight_decay, train.optimiser.clip) == (1e-4, 1e-2, 1)
     assert train.losses.flow == 1 and not train.losses.contrastive and not train.losses.maps
     assert train.conditions.shares() == {"relational": 1}
     assert not set(found["judge"].judges) & {"exact"}
@@ -82,9 +78,7 @@ def test_settings_of_the_user_stay(root: Path) -> None:
     """Blocks spelled in another way are no change; a knob that no preset names keeps its value."""
     params = root / "params.yaml"
     text = params.read_text(encoding="utf-8")
-    text = text.replace("blocks: 7..12", "blocks: [7, 8, 9..12]").replace(
-        "experiment: sgpipe", "experiment: mine"
-    )
+    text = text.replace("blocks: 7..12", "blocks: [7, 8, 9..12]").replace("experiment: sgpipe", "experiment: mine")
     params.write_text(text, encoding="utf-8")
     made = apply(params, preset_path(root / "presets", "flux-dev-vg"))
     assert "lora.blocks" not in {change.knob for change in made}
@@ -98,10 +92,7 @@ def test_the_arms_of_a_preset_are_all_that_is_trained(root: Path) -> None:
     arms = "arms:\n  graph: {kind: graph_lora, blocks: 0..6}\n  alone: {kind: graph_tokens}\n"
     preset.write_text(f"{arms}evaluate: {{adapters: {{graph: graphs, alone: graphs}}}}\n", encoding="utf-8")
     assert [change.knob for change in apply(params, preset)] == ["arms", "evaluate.adapters"]
-    assert {name: arm.kind for name, arm in load_all(params)["arms"].items()} == {
-        "graph": "graph_lora",
-        "alone": "graph_tokens",
-    }
+    assert {name: arm.kind for name, arm in load_all(params)["arms"].items()} == {"graph": "graph_lora", "alone": "graph_tokens"}
     assert changes(params, preset) == []
 
 
@@ -121,15 +112,9 @@ def test_as_settings_a_preset_is_a_part_of_a_command(root: Path) -> None:
     done = CliRunner().invoke(app, ["preset", "predecessor-miniature", "--params", str(params), "--settings"])
     made = changes(params, preset_path(root / "presets", "predecessor-miniature"))
     words = done.output.split()
-    assert (
-        words[::2] == ["-S"] * len(made)
-        and "train.active_timesteps=always" in words
-        and "train.ema_decay=null" in words
-    )
+    assert words[::2] == ["-S"] * len(made) and "train.active_timesteps=always" in words and "train.ema_decay=null" in words
     assert [word.partition("=")[0] for word in words[1::2]] == [change.knob for change in made]
-    both = CliRunner().invoke(
-        app, ["preset", "flux-dev-vg", "--params", str(params), "--settings", "--apply"]
-    )
+    both = CliRunner().invoke(app, ["preset", "flux-dev-vg", "--params", str(params), "--settings", "--apply"])
     assert "give one of the two" in str(both.exception)
 
 

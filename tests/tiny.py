@@ -56,9 +56,7 @@ def _clip(tokenizer: Any, width: int) -> CLIPTextConfig:
     )
 
 
-def write_pipeline(
-    folder: Path, *, dev: bool = False, seed: int = 0, longest: int | None = None, **scheduler: Any
-) -> Path:
+def write_pipeline(folder: Path, *, dev: bool = False, seed: int = 0, longest: int | None = None, **scheduler: Any) -> Path:
     """A `FluxPipeline` folder: like FLUX.1-schnell, or with `dev` like FLUX.1-dev (guidance as an input, dynamic shifting).
 
     `longest` is the most tokens of a text.
@@ -94,9 +92,7 @@ def write_pipeline(
     return folder
 
 
-def write_sd3_pipeline(
-    folder: Path, *, qk_norm: str | None = "rms_norm", shift: float = 3.0, seed: int = 0
-) -> Path:
+def write_sd3_pipeline(folder: Path, *, qk_norm: str | None = "rms_norm", shift: float = 3.0, seed: int = 0) -> Path:
     """A `StableDiffusion3Pipeline` folder like SD3.5-medium: q/k norms, and a second attention of image rows in the first block."""
     torch.manual_seed(seed)
     transformer = SD3Transformer2DModel(

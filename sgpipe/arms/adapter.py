@@ -55,9 +55,7 @@ def counts(model: ArmModel) -> dict[str, int]:
     return {**found, "lora_modules": len(groups["lora"]) // 2}
 
 
-def save_adapter(
-    folder: Path, model: ArmModel, arm: Arm, backbone: Backbone, facts: Mapping[str, Any]
-) -> None:
+def save_adapter(folder: Path, model: ArmModel, arm: Arm, backbone: Backbone, facts: Mapping[str, Any]) -> None:
     """Write an adapter's folder; the same weights give the same bytes. `facts` go into `adapter.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     model.adapter.save(folder)
@@ -82,9 +80,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         about = about if "kind" in about else updated(about)
         about["arm"], about["settings"], about["train"], about["maps"], about["backbone"], about["base"]
     except FileNotFoundError:
-        raise ModelError(
-            f"{path}: no such file; {folder} is no adapter folder (`dvc repro train_lora` makes one)"
-        ) from None
+        raise ModelError(f"{path}: no such file; {folder} is no adapter folder (`dvc repro train_lora` makes one)") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ModelError(f"{path}: not an adapter's description ({error}); train or fetch it again") from None
     return about

@@ -6,39 +6,24 @@ from typing import Annotated
 
 import typer
 
-Adapter = Annotated[
-    Path | None, typer.Option(help="folder of an adapter, as outputs/lora/graph/adapter; none draws the base")
-]
+Adapter = Annotated[Path | None, typer.Option(help="folder of an adapter, as outputs/lora/graph/adapter; none draws the base")]
 
 
 def generate(
     graph: Annotated[
-        str,
-        typer.Option(
-            help='"subject, predicate, object; …", JSON text, or a JSON file; "" is the empty graph'
-        ),
+        str, typer.Option(help='"subject, predicate, object; …", JSON text, or a JSON file; "" is the empty graph')
     ] = "",
     adapter: Adapter = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="text; by default the names of the graph without a relation")
-    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="text; by default the names of the graph without a relation")] = None,
     model: Annotated[Path, typer.Option(help="pipeline folder")] = Path("models/mini-flux"),
-    out: Annotated[Path, typer.Option(help="image to write; several get numbers")] = Path(
-        "outputs/generated.png"
-    ),
+    out: Annotated[Path, typer.Option(help="image to write; several get numbers")] = Path("outputs/generated.png"),
     seed: Annotated[int, typer.Option(min=0, help="seed of the first image's noise")] = 0,
     count: Annotated[int, typer.Option(min=1, help="images, from consecutive seeds")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Euler steps")] = 4,
-    size: Annotated[
-        int | None, typer.Option(min=16, help="side in pixels; by default that of the adapter's training")
-    ] = None,
+    size: Annotated[int | None, typer.Option(min=16, help="side in pixels; by default that of the adapter's training")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "cpu",
     strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="refuse what is otherwise a warning: truncated, unknown and untrained names and words",
-        ),
+        bool, typer.Option("--strict", help="refuse what is otherwise a warning: truncated, unknown and untrained names and words")
     ] = False,
 ) -> None:
     """Draw an image of a graph with a trained adapter, or of a prompt with the base."""
@@ -65,9 +50,7 @@ def generate(
     if prompt is None and not scene.objects:
         raise ParamsError("generate: neither --graph nor --prompt says what to draw; give one")
     if adapter is None and scene.triples:
-        raise ParamsError(
-            "generate: --graph needs --adapter: the base reads no graph; give one, or --prompt alone"
-        )
+        raise ParamsError("generate: --graph needs --adapter: the base reads no graph; give one, or --prompt alone")
     text = prompt if prompt is not None else words(scene, "neutral")
     if size is None:
         if adapter is None:
@@ -85,15 +68,9 @@ def generate(
         raise ParamsError(f"generate --strict: {'; '.join(said)}")
     for each in said:
         print(f"warning: {each}", file=sys.stderr)
-    generator = GraphGenerator.load(
-        model, adapter, device=str(where), backbone=backbone, ahead=([text], [scene])
-    )
+    generator = GraphGenerator.load(model, adapter, device=str(where), backbone=backbone, ahead=([text], [scene]))
     images = generator.sample(
-        [text] * count,
-        [scene if adapter else None] * count,
-        range(seed, seed + count),
-        steps=steps,
-        size=size,
+        [text] * count, [scene if adapter else None] * count, range(seed, seed + count), steps=steps, size=size
     )
     for index, image in enumerate(images):
         path = out if count == 1 else out.with_stem(f"{out.stem}-{seed + index}")

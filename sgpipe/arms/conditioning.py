@@ -41,9 +41,7 @@ def name_table(states: Tensor, mask: Tensor, texts: Sequence[str]) -> NameTable:
 class GraphConditioner(nn.Module):
     """Graph tokens with all they are made of: projector, gate and graph encoder. `train_encoder` says what is trained."""
 
-    def __init__(
-        self, params: GraphTokens, base: Base, encoder: tuple[Encoder, Vocabulary | None] | None
-    ) -> None:
+    def __init__(self, params: GraphTokens, base: Base, encoder: tuple[Encoder, Vocabulary | None] | None) -> None:
         super().__init__()
         denoiser, width = base.denoiser, base.denoiser.layout.text_width
         self.params, self._word_rows = params, base.backbone.max_sequence_length
@@ -100,14 +98,10 @@ class GraphConditioner(nn.Module):
         spans = [self._spans(*pair, words_from) for pair in zip(graphs, prompts.texts, strict=True)]
         return replace(text, states=self.residual(tokens, text.states, spans))
 
-    def _encode(
-        self, graphs: Sequence[SceneGraph], names: NameTable, device: torch.device
-    ) -> GraphEncoding | None:
+    def _encode(self, graphs: Sequence[SceneGraph], names: NameTable, device: torch.device) -> GraphEncoding | None:
         if self.encoder is None:
             return None
-        return self.encoder(
-            batch_graphs(graphs, names if self.vocabulary is None else self.vocabulary).to(device)
-        )
+        return self.encoder(batch_graphs(graphs, names if self.vocabulary is None else self.vocabulary).to(device))
 
     def _spans(self, graph: SceneGraph, text: str, words_from: int) -> dict[int, range]:
         """Rows of a condition that hold each named object; T5's are the last ones, `words_from` the first of them."""

@@ -11,15 +11,10 @@ from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks, Placement
 from sgpipe.params.load import decode
 
-Target = Literal[
-    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj_out"
-]
+Target = Literal["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj_out"]
 Targets = Annotated[
     tuple[Target, ...],
-    Meta(
-        min_length=1,
-        description="projections: to_* of the image, add_* of the text, proj_out of single blocks",
-    ),
+    Meta(min_length=1, description="projections: to_* of the image, add_* of the text, proj_out of single blocks"),
 ]
 Rank = Annotated[int, Meta(ge=1)]
 Alpha = Annotated[float, Meta(gt=0.0)]
@@ -54,8 +49,7 @@ class ArmOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     kind: Annotated[str, Meta(description="how the graph reaches the generator")]
     seed: Annotated[
-        Annotated[int, Meta(ge=0, lt=1 << 32)] | None,
-        Meta(description="training seed of this arm; null takes `train.seed`"),
+        Annotated[int, Meta(ge=0, lt=1 << 32)] | None, Meta(description="training seed of this arm; null takes `train.seed`")
     ] = None
 
 
@@ -64,13 +58,9 @@ class LoraOptions(ArmOptions, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     blocks: Annotated[
         Placement | None,
-        Meta(
-            description="double-stream blocks; `random` draws as many as `lora.blocks` names, another set than that"
-        ),
+        Meta(description="double-stream blocks; `random` draws as many as `lora.blocks` names, another set than that"),
     ] = None
-    single_blocks: Annotated[
-        Placement | None, Meta(description="single-stream blocks; `random` as for `blocks`")
-    ] = None
+    single_blocks: Annotated[Placement | None, Meta(description="single-stream blocks; `random` as for `blocks`")] = None
     targets: Annotated[Targets | None, Meta(description="projections")] = None
     rank: Annotated[Rank | None, Meta(description="rank r")] = None
     alpha: Annotated[Alpha | None, Meta(description="scale α")] = None
@@ -100,9 +90,7 @@ class Arms(dict[str, ArmOptions]):
         """From plain values, each arm by its kind's options. Raises `ParamsError` naming the key at fault."""
         kinds, found = arm_kinds(), cls()
         if not isinstance(raw, Mapping) or not raw:
-            raise ParamsError(
-                f"{source}: {section}: got {raw!r}; name at least one arm, as {{graph: {{kind: graph_lora}}}}"
-            )
+            raise ParamsError(f"{source}: {section}: got {raw!r}; name at least one arm, as {{graph: {{kind: graph_lora}}}}")
         for name, given in raw.items():
             if not isinstance(name, str) or not _NAME.fullmatch(name) or name == "base":
                 raise ParamsError(

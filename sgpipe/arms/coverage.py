@@ -29,9 +29,7 @@ def uncovered(graph: SceneGraph, prompt: str, trained_on: Mapping[str, Any] | No
     None (an adapter that does not state its training) is said, too.
     """
     if trained_on is None:
-        return [
-            "the adapter does not state the names that it was trained on; train it again to have them checked"
-        ]
+        return ["the adapter does not state the names that it was trained on; train it again to have them checked"]
     names, predicates = trained_on["names"], trained_on["predicates"]
     said = [
         f"{name!r} is no name that the adapter was trained on; {suggestion(name, names)}"
@@ -61,9 +59,5 @@ def uncovered(graph: SceneGraph, prompt: str, trained_on: Mapping[str, Any] | No
 def unknown_tokens(texts: Iterable[Tokenized]) -> list[str]:
     """One sentence for each word that an encoder gets as its unknown token."""
     return sorted(
-        {
-            f"{word!r} has characters that the tokenizer of {each.encoder} does not know"
-            for each in texts
-            for word in each.unknown
-        }
+        {f"{word!r} has characters that the tokenizer of {each.encoder} does not know" for each in texts for word in each.unknown}
     )

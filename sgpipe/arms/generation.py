@@ -116,13 +116,7 @@ class GraphGenerator:
         return made
 
     def sample(
-        self,
-        prompts: Sequence[str],
-        graphs: Sequence[SceneGraph | None],
-        seeds: Sequence[int],
-        *,
-        steps: int = 4,
-        size: int,
+        self, prompts: Sequence[str], graphs: Sequence[SceneGraph | None], seeds: Sequence[int], *, steps: int = 4, size: int
     ) -> NDArray[np.uint8]:
         """Images `[N, size, size, 3]`, 0–255, of prompts with a graph each; the noise of each depends on its seed alone.
 
@@ -144,11 +138,7 @@ class GraphGenerator:
                 part = rows[start : start + self.batch]
                 with on_device(self.denoiser.transformer, self.denoiser.device, self.offload):
                     latents = self.latents(
-                        [prompts[i] for i in part],
-                        [graphs[i] for i in part],
-                        [seeds[i] for i in part],
-                        steps,
-                        size,
+                        [prompts[i] for i in part], [graphs[i] for i in part], [seeds[i] for i in part], steps, size
                     )
                 with on_device(self.vae, self.denoiser.device, self.offload):
                     images[part] = decode(self.vae, latents)
@@ -156,12 +146,7 @@ class GraphGenerator:
 
     @torch.no_grad()
     def latents(
-        self,
-        prompts: Sequence[str],
-        graphs: Sequence[SceneGraph | None],
-        seeds: Sequence[int],
-        steps: int,
-        size: int,
+        self, prompts: Sequence[str], graphs: Sequence[SceneGraph | None], seeds: Sequence[int], steps: int, size: int
     ) -> Tensor:
         """Latents `[N, C, h, w]` of one batch; either all graphs or none are None."""
         encoded = self.texts.prompts(prompts).to(self.denoiser.device)

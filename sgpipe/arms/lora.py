@@ -72,9 +72,7 @@ def target_modules(layout: Layout, lora: Lora) -> list[str]:
     """Full module names that get LoRA, block by block. Raises `ParamsError` for blocks or targets that the model lacks."""
     double = lora.blocks.resolve(layout.double_blocks, "lora.blocks")
     single = lora.single_blocks.resolve(layout.single_blocks, "lora.single_blocks")
-    there = {
-        name.removeprefix("attn."): name for name in (*layout.image_projections, *layout.text_projections)
-    }
+    there = {name.removeprefix("attn."): name for name in (*layout.image_projections, *layout.text_projections)}
     alone = layout.single_projections
     names: list[str] = []
     for blocks, block, kind, valid in (
@@ -94,9 +92,7 @@ def target_modules(layout: Layout, lora: Lora) -> list[str]:
 
 def lora_config(names: Sequence[str], lora: Lora) -> LoraConfig:
     """peft's configuration for modules of these full names."""
-    return LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(names), bias="none"
-    )
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(names), bias="none")
 
 
 def attach(transformer: Any, names: Sequence[str], lora: Lora, seed: int) -> dict[str, nn.Parameter]:
@@ -150,9 +146,7 @@ class LoraLayers:
         """On the blocks and targets of `lora`, as `attach` says."""
         denoiser = base.denoiser
         names = target_modules(denoiser.layout, lora)
-        return cls(
-            denoiser.transformer, lora, tuple(names), attach(denoiser.transformer, names, lora, base.seed)
-        )
+        return cls(denoiser.transformer, lora, tuple(names), attach(denoiser.transformer, names, lora, base.seed))
 
     @classmethod
     def load(cls, base: Base, lora: Lora, folder: Path) -> Self:
@@ -161,9 +155,7 @@ class LoraLayers:
         if made.weights:
             state = load_tensors(folder / LORA_FILE)
             names = {f"{_PREFIX}.{plain_name(name)}": weight for name, weight in made.weights.items()}
-            check_state(
-                state, names, folder / LORA_FILE, "blocks and rank are those in adapter.json; fetch it again"
-            )
+            check_state(state, names, folder / LORA_FILE, "blocks and rank are those in adapter.json; fetch it again")
             with torch.no_grad():
                 for name, weight in names.items():
                     weight.copy_(state[name])
@@ -177,9 +169,7 @@ class LoraLayers:
         about = {f"{_PREFIX}.{key}": value for key, value in {
             "r": self.lora.rank, "lora_alpha": self.lora.alpha, "target_modules": sorted(self.names),
         }.items()}  # fmt: skip
-        write_tensors(
-            tensors, folder / LORA_FILE, {"lora_adapter_metadata": json.dumps(about, sort_keys=True)}
-        )
+        write_tensors(tensors, folder / LORA_FILE, {"lora_adapter_metadata": json.dumps(about, sort_keys=True)})
 
     @contextmanager
     def off(self) -> Iterator[None]:

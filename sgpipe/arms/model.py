@@ -42,16 +42,11 @@ class ArmModel:
         `Adapter.parameters`: no optimiser would ever change it.
         """
         found = {
-            f"{group}.{name}": weight
-            for group, weights in self.adapter.parameters().items()
-            for name, weight in weights.items()
+            f"{group}.{name}": weight for group, weights in self.adapter.parameters().items() for name, weight in weights.items()
         }
         held = {id(weight) for weight in found.values()}
         every = [
-            *(
-                ("transformer." + name, weight)
-                for name, weight in self.denoiser.transformer.named_parameters()
-            ),
+            *(("transformer." + name, weight) for name, weight in self.denoiser.transformer.named_parameters()),
             *_weights(vars(self.adapter), type(self.adapter).__name__),
         ]
         left = [name for name, weight in every if weight.requires_grad and id(weight) not in held]
@@ -62,9 +57,7 @@ class ArmModel:
             )
         return found
 
-    def condition(
-        self, graphs: Sequence[SceneGraph], texts: Sequence[str], text: TextCondition, names: NameTable
-    ) -> TextCondition:
+    def condition(self, graphs: Sequence[SceneGraph], texts: Sequence[str], text: TextCondition, names: NameTable) -> TextCondition:
         """What the transformer reads for prompts `texts` (encoded: `text`), each with its graph."""
         return self.adapter.condition(Prompts(graphs, texts, text.to(self.denoiser.device), names))
 

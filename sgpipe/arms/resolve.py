@@ -17,16 +17,7 @@ from sgpipe.attention_maps.config import Maps
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.params.load import decode, to_builtins
 from sgpipe.params.moved import with_moved
-from sgpipe.training.config import (
-    Conditions,
-    Losses,
-    Margin,
-    Preference,
-    Ranking,
-    Times,
-    Train,
-    Weighted,
-)
+from sgpipe.training.config import Conditions, Losses, Margin, Preference, Ranking, Times, Train, Weighted
 
 
 @dataclass(frozen=True)
@@ -50,11 +41,7 @@ class Arm:
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         parts = {"settings": self.settings, "train": self.train, "maps": self.maps}
-        return {
-            "arm": self.name,
-            "kind": self.kind,
-            **{key: to_builtins(part) for key, part in parts.items()},
-        }
+        return {"arm": self.name, "kind": self.kind, **{key: to_builtins(part) for key, part in parts.items()}}
 
     @classmethod
     def read(cls, plain: Mapping[str, Any], source: str) -> "Arm":
@@ -97,9 +84,7 @@ def resolve(name: str, options: ArmOptions, sections: Sections) -> Arm:
     )
     if not options.reads_graph:
         train = replace(
-            train,
-            conditions=Conditions(neutral=0.0, relational=1.0),
-            optimiser=replace(train.optimiser, token_lr_multiplier=1.0),
+            train, conditions=Conditions(neutral=0.0, relational=1.0), optimiser=replace(train.optimiser, token_lr_multiplier=1.0)
         )
     settings = KINDS[options.kind].resolve(f"arms.{name}", options, with_fields(sections, train=train))
     return Arm(name, options.kind, settings, train, _maps(train.losses, sections.maps))
@@ -122,9 +107,7 @@ def _maps(losses: Losses, maps: Maps | None) -> Maps | None:
         return None
     groups = maps.groups if maps is not None else {}
     if lacking := sorted(wanted - groups.keys()):
-        raise ParamsError(
-            f"train.losses: group {lacking[0]!r} is not in maps.groups; valid: {', '.join(groups) or 'none'}"
-        )
+        raise ParamsError(f"train.losses: group {lacking[0]!r} is not in maps.groups; valid: {', '.join(groups) or 'none'}")
     assert maps is not None
     used = {name: blocks for name, blocks in groups.items() if name in wanted}
     return Maps(used, maps.normalisation, maps.concept_tokens, maps.side)

@@ -19,27 +19,19 @@ class Maps(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     groups: Annotated[
-        dict[str, Blocks],
-        Meta(min_length=1, description="layer groups: name to double-stream blocks; groups may overlap"),
+        dict[str, Blocks], Meta(min_length=1, description="layer groups: name to double-stream blocks; groups may overlap")
     ]
     normalisation: Annotated[
-        Normalisation,
-        Meta(
-            description="of saliency scores per block and step: a softmax over concepts or patches, or none"
-        ),
+        Normalisation, Meta(description="of saliency scores per block and step: a softmax over concepts or patches, or none")
     ] = "concepts"
     concept_tokens: Annotated[
-        Pooling,
-        Meta(description="a concept of several words by its first token, as published, or by their mean"),
+        Pooling, Meta(description="a concept of several words by its first token, as published, or by their mean")
     ] = "first"
     side: Annotated[
-        Annotated[int, Meta(ge=2)] | None,
-        Meta(description="side of the stored maps; null keeps the model's own grid"),
+        Annotated[int, Meta(ge=2)] | None, Meta(description="side of the stored maps; null keeps the model's own grid")
     ] = None
     batch_size: Annotated[int, Meta(ge=1, description="images per forward of the transformer")] = 16
-    shard_size: Annotated[
-        int, Meta(ge=1, description="images per row group, the unit of work and of resuming")
-    ] = 256
+    shard_size: Annotated[int, Meta(ge=1, description="images per row group, the unit of work and of resuming")] = 256
 
 
 class Saliency(Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,28 +39,21 @@ class Saliency(Struct, frozen=True, forbid_unknown_fields=True):
     averaged over the sampling of an image from the triple's prompt.
     """
 
-    condition: Annotated[
-        Condition, Meta(description="prompt: with its relation, without, with a wrong one")
-    ] = "relational"
+    condition: Annotated[Condition, Meta(description="prompt: with its relation, without, with a wrong one")] = "relational"
     steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to image")] = 4
     counted: Annotated[
         Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] | None,
         Meta(description="steps that count into the mean, from 0; null counts all"),
     ] = None
     guidance: Annotated[
-        Annotated[float, Meta(ge=0)] | None,
-        Meta(description="scale that a guidance-distilled transformer takes; null for others"),
+        Annotated[float, Meta(ge=0)] | None, Meta(description="scale that a guidance-distilled transformer takes; null for others")
     ] = None
-    images: Annotated[
-        int, Meta(ge=1, description="images per class that are kept for the contact sheets")
-    ] = 4
+    images: Annotated[int, Meta(ge=1, description="images per class that are kept for the contact sheets")] = 4
     seed: Annotated[int, Meta(ge=0, lt=1 << 31, description="seed of the starting noise")] = 0
 
     def __post_init__(self) -> None:
         if self.counted is not None and max(self.counted) >= self.steps:
-            raise ValueError(
-                f"counted: got {list(self.counted)}; valid: steps 0..{self.steps - 1}, as steps is {self.steps}"
-            )
+            raise ValueError(f"counted: got {list(self.counted)}; valid: steps 0..{self.steps - 1}, as steps is {self.steps}")
 
 
 class NoisedMaps(Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,16 +62,11 @@ class NoisedMaps(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     conditions: Annotated[
-        tuple[Condition, ...],
-        Meta(min_length=1, description="prompts under which each image is seen; concepts follow the prompt"),
+        tuple[Condition, ...], Meta(min_length=1, description="prompts under which each image is seen; concepts follow the prompt")
     ]
-    times: Annotated[
-        Times,
-        Meta(min_length=1, description="t of z_t = (1 − t) z_0 + t ε; the same ε at every t of an image"),
-    ]
+    times: Annotated[Times, Meta(min_length=1, description="t of z_t = (1 − t) z_0 + t ε; the same ε at every t of an image")]
     guidance: Annotated[
-        Annotated[float, Meta(ge=0)] | None,
-        Meta(description="scale that a guidance-distilled transformer takes; null for others"),
+        Annotated[float, Meta(ge=0)] | None, Meta(description="scale that a guidance-distilled transformer takes; null for others")
     ] = None
     seed: Annotated[int, Meta(ge=0, lt=1 << 31, description="seed of the noise")] = 0
 

@@ -29,22 +29,11 @@ from sgpipe.relations.predicates import phrase
 from sgpipe.runs.hashing import hashed
 from sgpipe.runs.shards import Make, Shard, Tick
 
-ITEMS = pa.schema(
-    [
-        *MAP_ITEMS,
-        ("prompt", pa.string()),
-        ("concepts", pa.list_(pa.string(), 3)),
-        ("seed", pa.int64()),
-    ]
-)
+ITEMS = pa.schema([*MAP_ITEMS, ("prompt", pa.string()), ("concepts", pa.list_(pa.string(), 3)), ("seed", pa.int64())])
 
 
 def map_items(
-    triples: pa.Table,
-    prompts: pa.Table,
-    conditions: Collection[str],
-    times: Collection[float | None],
-    seed: int,
+    triples: pa.Table, prompts: pa.Table, conditions: Collection[str], times: Collection[float | None], seed: int
 ) -> pa.Table:
     """Rows `ITEMS` for all triples × conditions × times, in this order.
 
@@ -55,8 +44,7 @@ def map_items(
     asked: Mapping[tuple[str, str], tuple[str | None, str]] = {
         (triple, condition): (predicate, prompt)
         for triple, condition, predicate, prompt in zip(
-            *(prompts[name].to_pylist() for name in ("triple_id", "condition", "predicate", "prompt")),
-            strict=True,
+            *(prompts[name].to_pylist() for name in ("triple_id", "condition", "predicate", "prompt")), strict=True
         )
     }
     seeds = hashed(seed, "maps", *(triples[name].to_numpy() for name in ("image_id", "relationship_id")))
@@ -106,19 +94,14 @@ class Observer:
 
     def concepts(self, items: pa.Table) -> Tensor:
         """Concept vectors `[B, K, d_T5]` of rows of `ITEMS`, on the device."""
-        rows = [
-            concept_embeddings(*self.cache.concepts(said), self.pooling)
-            for said in items["concepts"].to_pylist()
-        ]
+        rows = [concept_embeddings(*self.cache.concepts(said), self.pooling) for said in items["concepts"].to_pylist()]
         return torch.stack(rows).to(self.denoiser.device, self.denoiser.dtype)
 
     def along_sampling(self, items: pa.Table, steps: int) -> Seen:
         """Means over the counted steps of sampling each row's prompt from the noise of its seed."""
         grid = self.denoiser.layout.grid(self.resolution)
         prompts, seeds = self.cache.get(items["prompt"].to_pylist()), items["seed"].to_pylist()
-        with concept_stream(
-            self.denoiser.transformer, self.concepts(items), (grid, grid), self.options
-        ) as stream:
+        with concept_stream(self.denoiser.transformer, self.concepts(items), (grid, grid), self.options) as stream:
             latents = self.denoiser.sample(prompts, seeds, self.resolution, steps, self.guidance)
         return Seen(stream.maps(), latents)
 
@@ -129,16 +112,12 @@ class Observer:
         t = torch.tensor(items["t"].to_pylist())
         z_t = interpolate(clean, noise(items["seed"].to_pylist(), tuple(clean.shape[1:])), t)
         prompts = self.cache.get(items["prompt"].to_pylist())
-        with concept_stream(
-            self.denoiser.transformer, self.concepts(items), (grid, grid), self.options
-        ) as stream:
+        with concept_stream(self.denoiser.transformer, self.concepts(items), (grid, grid), self.options) as stream:
             self.denoiser.velocity(z_t, t, prompts, self.guidance)
         return Seen(stream.maps())
 
 
-def map_maker(
-    see: Callable[[pa.Table], Seen], items: pa.Table, batch_size: int, side: int | None, kept: Sequence[bool]
-) -> Make:
+def map_maker(see: Callable[[pa.Table], Seen], items: pa.Table, batch_size: int, side: int | None, kept: Sequence[bool]) -> Make:
     """What fills a shard: `<group>.parquet` with the maps of its rows, resized to `side`, and `samples.parquet`.
 
     `kept` tells for every row of `items` whether the latents of its image are kept.
@@ -156,14 +135,10 @@ def map_maker(
             if seen.latents is not None and any(kept[batch]):
                 chosen = pa.array(kept[batch])
                 latents = seen.latents[torch.tensor(kept[batch])]
-                samples.append(
-                    pa.table({"triple_id": rows["triple_id"].filter(chosen), "latents": map_bytes(latents)})
-                )
+                samples.append(pa.table({"triple_id": rows["triple_id"].filter(chosen), "latents": map_bytes(latents)}))
             tick(batch.stop - batch.start)
         for group, parts in tables.items():
-            pq.write_table(
-                pa.concat_tables(parts), folder / f"{group}.parquet", compression="none", use_dictionary=False
-            )
+            pq.write_table(pa.concat_tables(parts), folder / f"{group}.parquet", compression="none", use_dictionary=False)
         if samples:
             pq.write_table(pa.concat_tables(samples), folder / f"{SAMPLES}.parquet", compression="none")
 
@@ -182,12 +157,7 @@ def check_shard(folder: Path, groups: Iterable[str]) -> None:
 
 
 def merge_maps(
-    shards: Sequence[Shard],
-    made: Path,
-    out: Path,
-    options: MapOptions,
-    facts: Mapping[str, Any],
-    grid: tuple[int, int],
+    shards: Sequence[Shard], made: Path, out: Path, options: MapOptions, facts: Mapping[str, Any], grid: tuple[int, int]
 ) -> None:
     """Make `<group>.parquet` in `out` of the finished shards in `made`, a row group each, and `samples.parquet` if there are any.
 

@@ -29,14 +29,10 @@ def map_bytes(maps: Tensor) -> pa.Array:
     """Maps `[B, …]` as B fixed-size binary values of float16. Raises `ModelError` where one is beyond float16."""
     halves = maps.half()
     if not halves.isfinite().all():
-        raise ModelError(
-            f"maps reach {maps.abs().max():.4g}, float16 ends at 65504; set maps.normalisation to concepts or patches"
-        )
+        raise ModelError(f"maps reach {maps.abs().max():.4g}, float16 ends at 65504; set maps.normalisation to concepts or patches")
     values = halves.cpu().contiguous().numpy()
     width = values[0].nbytes
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(width), len(values), [None, pa.py_buffer(values.tobytes())]
-    )
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(values), [None, pa.py_buffer(values.tobytes())])
 
 
 def map_table(items: pa.Table, saliency: Tensor, cross: Tensor) -> pa.Table:
@@ -61,9 +57,7 @@ def write_maps(tables: Iterable[pa.Table], path: Path, facts: Mapping[str, Any])
     schema = map_schema(tuple(facts["shape"]))
     with (
         atomic_path(path) as temporary,
-        pq.ParquetWriter(
-            temporary, schema, compression="none", use_dictionary=MAP_ITEMS.names[:4], store_schema=False
-        ) as writer,
+        pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=MAP_ITEMS.names[:4], store_schema=False) as writer,
     ):
         for table in tables:
             whole = table.cast(schema).combine_chunks()
@@ -112,9 +106,7 @@ class MapFile:
     def _view(self, chunk: pa.Array) -> Halves:
         width = chunk.type.byte_width
         if width != 2 * int(np.prod(self.shape)):
-            raise DataError(
-                f"{self.path}: maps of {width} bytes do not fit their shape {self.shape}; run its stage again"
-            )
+            raise DataError(f"{self.path}: maps of {width} bytes do not fit their shape {self.shape}; run its stage again")
         flat = np.frombuffer(chunk.buffers()[1], np.float16)
         first = chunk.offset * width // 2
         return flat[first : first + len(chunk) * width // 2].reshape(len(chunk), *self.shape)

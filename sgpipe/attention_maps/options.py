@@ -65,14 +65,9 @@ class MapOptions:
         if self.normalisation not in get_args(Normalisation):
             valid = ", ".join(get_args(Normalisation))
             raise ParamsError(f"normalisation: got {self.normalisation!r}; valid: {valid}")
-        if self.steps is not None and (
-            not self.steps or min(self.steps) < 0 or len(set(self.steps)) < len(self.steps)
-        ):
+        if self.steps is not None and (not self.steps or min(self.steps) < 0 or len(set(self.steps)) < len(self.steps)):
             raise ParamsError(f"steps: got {self.steps}; valid: None, or distinct forwards counted from 0")
 
     def resolve(self, count: int) -> dict[str, tuple[int, ...]]:
         """Ascending block indices of each group in a model of `count` double blocks; `ParamsError` if one lies outside."""
-        return {
-            name: Blocks.parse(blocks).resolve(count, f"groups.{name}")
-            for name, blocks in self.groups.items()
-        }
+        return {name: Blocks.parse(blocks).resolve(count, f"groups.{name}") for name, blocks in self.groups.items()}

@@ -57,9 +57,7 @@ class GroupSums:
     def means(self, grid: tuple[int, int]) -> dict[str, GroupMaps]:
         """Maps per group on a grid of H × W = N patches."""
         return {
-            name: GroupMaps(
-                *(total.unflatten(2, grid) / (len(self.groups[name]) * self.forwards) for total in totals)
-            )
+            name: GroupMaps(*(total.unflatten(2, grid) / (len(self.groups[name]) * self.forwards) for total in totals))
             for name, totals in self._sums.items()
         }
 

@@ -35,20 +35,13 @@ def write_sheet(title: str, rows: Sequence[Row], path: Path) -> None:
                 cell = next(cells)
                 cell.imshow(row.image, interpolation="nearest", alpha=0.35)
                 side = row.image.shape[0]
-                cell.imshow(
-                    values.astype(np.float32),
-                    cmap="magma",
-                    alpha=0.7,
-                    extent=(-0.5, side - 0.5, side - 0.5, -0.5),
-                )
+                cell.imshow(values.astype(np.float32), cmap="magma", alpha=0.7, extent=(-0.5, side - 0.5, side - 0.5, -0.5))
                 cell.set_title(concept, fontsize=7, pad=2)
         for cell in line:
             cell.set_axis_off()
     for index, group in enumerate(groups):
         first = axes[0][1 + index * len(rows[0].concepts)]
-        first.annotate(
-            group, (0, 1.32), xycoords="axes fraction", fontsize=9, fontweight="bold", annotation_clip=False
-        )
+        first.annotate(group, (0, 1.32), xycoords="axes fraction", fontsize=9, fontweight="bold", annotation_clip=False)
     figure.suptitle(title, fontsize=10, x=0.02, ha="left")
     figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.8 / figure.get_figheight(), 0.06, 0.2)
     with atomic_path(path) as temporary:

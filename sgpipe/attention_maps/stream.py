@@ -50,13 +50,7 @@ class _Visit:
 class ConceptStream:
     """Concept rows of one batch and the sums of their maps; made by `concept_stream`."""
 
-    def __init__(
-        self,
-        transformer: Any,
-        concept_embeds: Tensor,
-        grid: tuple[int, int],
-        options: MapOptions,
-    ) -> None:
+    def __init__(self, transformer: Any, concept_embeds: Tensor, grid: tuple[int, int], options: MapOptions) -> None:
         self.taps = family_of_transformer(transformer).taps(transformer)
         if concept_embeds.ndim != 3:
             raise ValueError(f"concept_embeds: got {list(concept_embeds.shape)}; valid: [B, K, d_T5]")
@@ -109,9 +103,7 @@ class ConceptStream:
         if self.options.steps is not None and self.forwards not in self.options.steps:
             return
         if len(temb) != len(self.concept_embeds):
-            raise ValueError(
-                f"concept_embeds are for {len(self.concept_embeds)} samples; the forward has {len(temb)}"
-            )
+            raise ValueError(f"concept_embeds are for {len(self.concept_embeds)} samples; the forward has {len(temb)}")
         with self._grad_mode():
             conditioning = self.taps.conditioning(args)
             rows = self.taps.embed(self.concept_embeds.to(temb))
@@ -145,10 +137,7 @@ class ConceptStream:
             attended = tap.attend(rows, forward.conditioning, visit.key, visit.value, visit.positions)
             if visit.query is not None:
                 saliency = saliency_scores(attended.output, args[0])
-                scores = (
-                    normalise(saliency, self.options.normalisation),
-                    cross_scores(visit.query, attended.key),
-                )
+                scores = (normalise(saliency, self.options.normalisation), cross_scores(visit.query, attended.key))
             if index < self._scored[-1]:
                 rows = tap.update(rows, attended)
         if forward.finished:
@@ -179,12 +168,7 @@ class ConceptStream:
 
 
 @contextmanager
-def concept_stream(
-    transformer: Any,
-    concept_embeds: Tensor,
-    grid: tuple[int, int],
-    options: MapOptions,
-) -> Iterator[ConceptStream]:
+def concept_stream(transformer: Any, concept_embeds: Tensor, grid: tuple[int, int], options: MapOptions) -> Iterator[ConceptStream]:
     """Let the concepts of a batch ride along every forward of `transformer` inside the `with` block.
 
     The model's outputs do not change by a bit. `concept_embeds` `[B, K, d_T5]` (see `concept_embeddings`): the K concepts of each

@@ -43,9 +43,7 @@ class TextCondition:
     def rows(self) -> list[Self]:
         """The samples of the batch, each a batch of one."""
         count = len(self.states)
-        columns = [
-            [None] * count if x is None else list(x.split(1)) for x in (self.states, self.pooled, self.mask)
-        ]
+        columns = [[None] * count if x is None else list(x.split(1)) for x in (self.states, self.pooled, self.mask)]
         return [type(self)(*each) for each in zip(*columns, strict=True)]
 
     @classmethod
@@ -110,11 +108,7 @@ class Layout:
 
 def check_sizes(config: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raises `ModelError` for a size of a transformer that is no whole number from 1, `KeyError` for a missing one."""
-    odd = [
-        f"{name} {config[name]!r}"
-        for name in names
-        if not (isinstance(config[name], int) and config[name] >= 1)
-    ]
+    odd = [f"{name} {config[name]!r}" for name in names if not (isinstance(config[name], int) and config[name] >= 1)]
     if odd:
         raise ModelError(f"transformer/config.json: {', '.join(odd)}: a whole number from 1 is needed")
 
@@ -158,9 +152,7 @@ class BlockTap(Protocol):
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """Of a call of the block: its conditioning vector, and the positions of its rows (None without rotary embedding)."""
 
-    def attend(
-        self, rows: Tensor, conditioning: Tensor, image_key: Tensor, image_value: Tensor, positions: Any
-    ) -> Attended:
+    def attend(self, rows: Tensor, conditioning: Tensor, image_key: Tensor, image_value: Tensor, positions: Any) -> Attended:
         """Concept rows `[B, K, D]`, modulated by `conditioning` `[B, D]`, attend to [concept keys; image keys]."""
 
     def update(self, rows: Tensor, attended: Attended) -> Tensor:
@@ -228,18 +220,11 @@ class Family(Protocol):
         """What a freshly loaded transformer needs so that masks, attention settings and block compilation work."""
 
     def velocity(
-        self,
-        transformer: nn.Module,
-        latents: Tensor,
-        t: Tensor,
-        condition: TextCondition,
-        guidance: float | None,
+        self, transformer: nn.Module, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None
     ) -> Tensor:
         """v `[B, C, h, w]` of latents `[B, C, h, w]` at times `[B]` in [0, 1]; all on one device, in the weights' precision."""
 
-    def sigmas(
-        self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]
-    ) -> NDArray[np.float32]:
+    def sigmas(self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
         """Times `[steps + 1]` from 1 to 0 that the family's own pipeline steps between, for its scheduler's configuration."""
 
     def taps(self, transformer: nn.Module) -> Taps:

@@ -25,21 +25,13 @@ def open_tensors(path: Path, encoder: str) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read ({error}); run its stage again") from error
     if made_by != encoder:
-        raise DataError(
-            f"{path}: made by encoder {made_by}, the cache's manifest says {encoder}; run its stage again"
-        )
+        raise DataError(f"{path}: made by encoder {made_by}, the cache's manifest says {encoder}; run its stage again")
     return tensors
 
 
 def write_manifest(folder: Path, kind: str, identity: Mapping[str, Any], **facts: Any) -> None:
     """Write `manifest.json`: what was cached, what its encoder depended on, that encoder's hash, and further facts."""
-    content = {
-        "kind": kind,
-        "version": VERSION,
-        "encoder": config_hash(identity),
-        "identity": identity,
-        **facts,
-    }
+    content = {"kind": kind, "version": VERSION, "encoder": config_hash(identity), "identity": identity, **facts}
     with atomic_path(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -63,7 +55,5 @@ def read_manifest(folder: Path, kind: str, identity: Mapping[str, Any], stage: s
         made_by = made_by if isinstance(made_by, dict) else {}
         other = sorted(name for name in {*made_by, *identity} if made_by.get(name) != identity.get(name))
         shown = "; ".join(f"{name} {made_by.get(name)} there, {identity.get(name)} here" for name in other)
-        raise DataError(
-            f"{folder}: made by another encoder than backbone.model's now ({shown}); run `dvc repro {stage}`"
-        )
+        raise DataError(f"{folder}: made by another encoder than backbone.model's now ({shown}); run `dvc repro {stage}`")
     return content

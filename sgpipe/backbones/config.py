@@ -12,32 +12,17 @@ class Backbone(Struct, frozen=True, forbid_unknown_fields=True):
 
     model: Annotated[str, Meta(min_length=1, description="local folder or hub id of a diffusers pipeline")]
     double_blocks: Annotated[
-        int,
-        Meta(
-            ge=1,
-            description="double-stream (MM-DiT) blocks the checkpoint must have; block ranges are checked against it",
-        ),
+        int, Meta(ge=1, description="double-stream (MM-DiT) blocks the checkpoint must have; block ranges are checked against it")
     ]
     single_blocks: Annotated[int, Meta(ge=0, description="single-stream blocks the checkpoint must have")]
-    resolution: Annotated[
-        int, Meta(ge=16, multiple_of=8, description="side of generated images and of crops, pixels")
-    ]
-    max_sequence_length: Annotated[
-        int, Meta(ge=1, le=512, description="T5 tokens per prompt, padding included")
-    ]
-    revision: Annotated[
-        str | None, Meta(description="pinned commit of a hub id, which needs one; null for a folder")
-    ] = None
+    resolution: Annotated[int, Meta(ge=16, multiple_of=8, description="side of generated images and of crops, pixels")]
+    max_sequence_length: Annotated[int, Meta(ge=1, le=512, description="T5 tokens per prompt, padding included")]
+    revision: Annotated[str | None, Meta(description="pinned commit of a hub id, which needs one; null for a folder")] = None
     files: Annotated[
         str,
-        Meta(
-            min_length=1,
-            description="folder whose parts DVC watches: model itself if it is a folder, presets/hub for a hub id",
-        ),
+        Meta(min_length=1, description="folder whose parts DVC watches: model itself if it is a folder, presets/hub for a hub id"),
     ] = "presets/hub"
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], Meta(description="precision of the weights")
-    ] = "float32"
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Meta(description="precision of the weights")] = "float32"
     quantisation: Annotated[
         Literal["int8", "nf4"] | None,
         Meta(

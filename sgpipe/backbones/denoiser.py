@@ -56,9 +56,7 @@ class Denoiser:
         """Precision of the weights that are not quantised, and of latents on their way through."""
         return next(weight.dtype for weight in self.transformer.parameters() if weight.is_floating_point())
 
-    def velocity(
-        self, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None = None
-    ) -> Tensor:
+    def velocity(self, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None = None) -> Tensor:
         """v_θ(z_t, t, condition) `[B, C, h, w]` for latents `[B, C, h, w]` at times `[B]`.
 
         `guidance` is the scale that a guidance-distilled transformer takes as an input. Raises `ModelError` if it is missing

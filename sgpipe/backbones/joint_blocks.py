@@ -46,11 +46,7 @@ class JointBlockTap:
     @property
     def value(self) -> nn.Module:
         """The projection of the image values, which may be one of three fused ones."""
-        return (
-            self.block.attn.to_qkv
-            if getattr(self.block.attn, "fused_projections", False)
-            else self.block.attn.to_v
-        )
+        return self.block.attn.to_qkv if getattr(self.block.attn, "fused_projections", False) else self.block.attn.to_v
 
     @property
     def output(self) -> nn.Module:
@@ -65,15 +61,11 @@ class JointBlockTap:
             return self._split(made)
         return made.transpose(1, 2) if self.heads_first else made
 
-    def attend(
-        self, rows: Tensor, conditioning: Tensor, image_key: Tensor, image_value: Tensor, positions: Any
-    ) -> Attended:
+    def attend(self, rows: Tensor, conditioning: Tensor, image_key: Tensor, image_value: Tensor, positions: Any) -> Attended:
         """Concept queries attend to [concept keys; image keys], never to the prompt's; scale 1/√d."""
         attn = self.block.attn
         modulation: tuple[Tensor, ...] = ()
-        if isinstance(
-            self.block.norm1_context, AdaLayerNormContinuous
-        ):  # SD3's last block has no text output
+        if isinstance(self.block.norm1_context, AdaLayerNormContinuous):  # SD3's last block has no text output
             modulated = self.block.norm1_context(rows, conditioning)
         else:
             modulated, *modulation = self.block.norm1_context(rows, emb=conditioning)
@@ -82,14 +74,10 @@ class JointBlockTap:
         else:
             projected = attn.add_q_proj(modulated), attn.add_k_proj(modulated), attn.add_v_proj(modulated)
         query, key, value = map(self._split, projected)
-        query, key = (
-            (norm or _same)(part) for norm, part in ((attn.norm_added_q, query), (attn.norm_added_k, key))
-        )
+        query, key = ((norm or _same)(part) for norm, part in ((attn.norm_added_q, query), (attn.norm_added_k, key)))
         keys = torch.cat([key, self.rotate(image_key, positions)], dim=1)
         values = torch.cat([value, image_value], dim=1)
-        output = scaled_dot_product_attention(
-            query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
-        )
+        output = scaled_dot_product_attention(query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
         return Attended(output.transpose(1, 2).flatten(2), key, tuple(modulation))
 
     def update(self, rows: Tensor, attended: Attended) -> Tensor:

@@ -61,18 +61,14 @@ class Crops:
             found.setdefault(crop, set()).add(name)
         order = sorted(found)
         return cls(
-            tuple(image for image, _ in order),
-            tuple(box for _, box in order),
-            tuple(tuple(sorted(found[crop])) for crop in order),
+            tuple(image for image, _ in order), tuple(box for _, box in order), tuple(tuple(sorted(found[crop])) for crop in order)
         )
 
     def __len__(self) -> int:
         return len(self.image)
 
 
-def latent_maker(
-    vae: Any, load: LoadImage, crops: Crops, resolution: int, batch_size: int, encoder: str
-) -> Make:
+def latent_maker(vae: Any, load: LoadImage, crops: Crops, resolution: int, batch_size: int, encoder: str) -> Make:
     """What fills a shard: `item`, `mean` and `std` of every crop that can be read, and the reasons of the others.
 
     `load` gives an image or raises `DataError`.
@@ -103,9 +99,7 @@ def latent_maker(
                 means.append(mean.half())
                 deviations.append(std.half())
                 if not torch.isfinite(means[-1]).all():
-                    raise ModelError(
-                        "vae: its latents exceed the range of float16; the checkpoint is damaged"
-                    )
+                    raise ModelError("vae: its latents exceed the range of float16; the checkpoint is damaged")
             tick(batch.stop - batch.start)
         tensors = {"item": torch.tensor(items, dtype=torch.int64)}
         if items:
@@ -140,8 +134,7 @@ def merge_latents(
                 for column, value in zip(LATENT_INDEX.names, values, strict=True):
                     rows[column].append(value)
     rejects = pa.concat_tables(
-        [LATENT_REJECTS.empty_table()]
-        + [read_table(made / shard.name / _REJECTS, LATENT_REJECTS) for shard in shards]
+        [LATENT_REJECTS.empty_table()] + [read_table(made / shard.name / _REJECTS, LATENT_REJECTS) for shard in shards]
     )
     if kept == 0:
         raise DataError(
@@ -177,9 +170,7 @@ class LatentCache:
         columns = (index[name].to_pylist() for name in ("image_id", *_CROP))
         self._crops = dict(zip(names, zip(*columns, strict=True), strict=True))
         rejects = read_table(folder / _REJECTS, LATENT_REJECTS)
-        self._rejects = dict(
-            zip(rejects["triple_id"].to_pylist(), rejects["reason"].to_pylist(), strict=True)
-        )
+        self._rejects = dict(zip(rejects["triple_id"].to_pylist(), rejects["reason"].to_pylist(), strict=True))
 
     def available(self, triples: pa.Table) -> pa.Table:
         """The rows of curated triples whose latents are there, in their order; rejected ones fall out.

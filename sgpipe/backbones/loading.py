@@ -33,9 +33,7 @@ def _class_of(folder: Path, part: str) -> tuple[str, Any]:
         )
     kind = getattr(module, str(name), None)
     if kind is None:
-        raise ModelError(
-            f"{folder}/model_index.json: {part} is a {name!r}, which this {library} does not have"
-        )
+        raise ModelError(f"{folder}/model_index.json: {part} is a {name!r}, which this {library} does not have")
     return library, kind
 
 
@@ -52,9 +50,7 @@ def quantiser(backbone: Backbone, device: torch.device) -> Any:
     """diffusers' configuration of `backbone.quantisation`. Raises `ParamsError` where it cannot be had on this machine."""
     given = f"backbone.quantisation: got {backbone.quantisation}"
     if device.type != "cuda":
-        raise ParamsError(
-            f"{given}; bitsandbytes needs a CUDA GPU, and the model is to run on {device}; set it to null"
-        )
+        raise ParamsError(f"{given}; bitsandbytes needs a CUDA GPU, and the model is to run on {device}; set it to null")
     try:
         version("bitsandbytes")
     except PackageNotFoundError:
@@ -65,9 +61,7 @@ def quantiser(backbone: Backbone, device: torch.device) -> Any:
 
     if backbone.quantisation == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[backbone.dtype]
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[backbone.dtype])
 
 
 def _said(error: Exception) -> str:
@@ -108,9 +102,7 @@ def load_plain(backbone: Backbone, part: str) -> Any:
     try:
         return kind.from_pretrained(folder / part, local_files_only=True)
     except Exception as error:
-        raise ModelError(
-            f"{folder / part}: cannot be loaded: {_said(error)}; fetch the checkpoint again"
-        ) from error
+        raise ModelError(f"{folder / part}: cannot be loaded: {_said(error)}; fetch the checkpoint again") from error
 
 
 def place(module: nn.Module, device: torch.device, offload: str) -> None:

@@ -46,7 +46,5 @@ def load_open_clip(name: str, pretrained: str | None, device: torch.device) -> t
             for key, shape in found.items()
             if key in wanted and shape != tuple(wanted[key].shape)
         ]
-        refuse(
-            problems, folder, f"{FILES[0]} describes another model than {FILES[1]}: fetch both from one place"
-        )
+        refuse(problems, folder, f"{FILES[0]} describes another model than {FILES[1]}: fetch both from one place")
     return model, preprocess

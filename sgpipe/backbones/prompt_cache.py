@@ -26,9 +26,7 @@ _FILE = "tensors.safetensors"
 
 def prompt_identity(backbone: Backbone) -> dict[str, Any]:
     """What encodings of texts depend on."""
-    return identity(
-        backbone, family_of_backbone(backbone).text_parts, max_sequence_length=backbone.max_sequence_length
-    )
+    return identity(backbone, family_of_backbone(backbone).text_parts, max_sequence_length=backbone.max_sequence_length)
 
 
 def prompt_shards(prompts: Sequence[str], concepts: Sequence[str], size: int) -> list[Shard]:
@@ -36,9 +34,7 @@ def prompt_shards(prompts: Sequence[str], concepts: Sequence[str], size: int) ->
     return cut("prompts", len(prompts), size) + cut("concepts", len(concepts), size)
 
 
-def prompt_maker(
-    encoders: TextEncoders, prompts: Sequence[str], concepts: Sequence[str], batch_size: int, encoder: str
-) -> Make:
+def prompt_maker(encoders: TextEncoders, prompts: Sequence[str], concepts: Sequence[str], batch_size: int, encoder: str) -> Make:
     """What fills a shard: the parts of the prompts' conditions, or `states` of all tokens of concepts and their `counts`."""
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
@@ -62,12 +58,7 @@ def prompt_maker(
 
 
 def merge_prompts(
-    shards: Sequence[Shard],
-    made: Path,
-    out: Path,
-    prompts: Sequence[str],
-    concepts: Sequence[str],
-    who: Mapping[str, Any],
+    shards: Sequence[Shard], made: Path, out: Path, prompts: Sequence[str], concepts: Sequence[str], who: Mapping[str, Any]
 ) -> dict[str, int]:
     """Make the cache `out` of the finished shards in `made`, whose encoder is `who`.
 
@@ -128,10 +119,7 @@ class PromptCache:
 
         Token 0 is what ConceptAttention publishes with; the mean over the mask takes the whole name.
         """
-        rows = [
-            self._shard(path)["states"][start : start + count]
-            for path, start, count in map(self._place("concept"), texts)
-        ]
+        rows = [self._shard(path)["states"][start : start + count] for path, start, count in map(self._place("concept"), texts)]
         states = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         counts = torch.tensor([len(row) for row in rows])
         return states, torch.arange(states.shape[1]) < counts[:, None]

@@ -50,9 +50,7 @@ def logit_normal_times(count: int, mean: float, deviation: float, random: torch.
 
 def noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """ε `[B, *shape]`, float32, on the CPU; row i depends on `seeds[i]` alone and equals what diffusers draws for that seed."""
-    return torch.cat(
-        [torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    )
+    return torch.cat([torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def dynamic_mu(tokens: int, scheduler: Mapping[str, Any]) -> float:

@@ -110,9 +110,7 @@ def part_configs(folder: Path, parts: Iterable[str]) -> dict[str, dict[str, Any]
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ModelError(
-                f"{path}: no such file; {folder} is not a whole diffusers pipeline folder"
-            ) from None
+            raise ModelError(f"{path}: no such file; {folder} is not a whole diffusers pipeline folder") from None
         except (ValueError, OSError) as error:
             raise ModelError(f"{path}: cannot be read ({error}); fetch the checkpoint again") from None
         if not isinstance(config, dict):

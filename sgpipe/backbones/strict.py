@@ -61,9 +61,7 @@ def name_problems(missing: Collection[str], unexpected: Collection[str]) -> list
     return [f"{name} is missing" for name in missing] + [f"{name} is unexpected" for name in unexpected]
 
 
-def check_state(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: Path | str, remedy: str
-) -> None:
+def check_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: Path | str, remedy: str) -> None:
     """A state dict has exactly the tensors `wanted`, of their shapes, all finite. Raises `ModelError` naming those at fault."""
     problems = name_problems(wanted.keys() - state.keys(), state.keys() - wanted.keys())
     for name in wanted.keys() & state.keys():

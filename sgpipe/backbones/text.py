@@ -20,9 +20,7 @@ class T5Words:
     With `offload: model` it is on the device only while it runs.
     """
 
-    def __init__(
-        self, backbone: Backbone, encoder: str, tokenizer: str, device: torch.device, offload: str
-    ) -> None:
+    def __init__(self, backbone: Backbone, encoder: str, tokenizer: str, device: torch.device, offload: str) -> None:
         self.length, self._part = backbone.max_sequence_length, encoder
         self._device, self._offload = device, offload
         self._tokenizer, self._t5 = load_plain(backbone, tokenizer), load_module(backbone, encoder)
@@ -80,9 +78,7 @@ class EncodedTexts:
     So an image's transformer need not share a device with T5. Raises `ModelError` for a text that was not named.
     """
 
-    def __init__(
-        self, encoders: TextEncoders, prompts: Iterable[str], names: Iterable[str], batch: int = 16
-    ) -> None:
+    def __init__(self, encoders: TextEncoders, prompts: Iterable[str], names: Iterable[str], batch: int = 16) -> None:
         self._prompts: dict[str, TextCondition] = {}
         self._names: dict[str, Tensor] = {}
         for texts in _batches(prompts, batch):
@@ -107,16 +103,12 @@ def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
 
 def _known(made: Mapping[str, T], text: str) -> T:
     if text not in made:
-        raise ModelError(
-            f"{text!r} was not encoded before its encoders were let go; name it when they are loaded"
-        )
+        raise ModelError(f"{text!r} was not encoded before its encoders were let go; name it when they are loaded")
     return made[text]
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
-    return tokenizer(
-        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
+    return tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
 
 def check_finite(values: Tensor, part: str, texts: Sequence[str]) -> None:

@@ -46,15 +46,9 @@ def tokenized(tokenizer: Any, encoder: str, texts: Iterable[str], limit: int) ->
         whole = tokenizer(text, return_offsets_mapping=True, verbose=False)
         given = tokenizer(text, max_length=limit, truncation=True, return_offsets_mapping=True, verbose=False)
         pieces = zip(whole.input_ids, whole["offset_mapping"], strict=True)
-        unknown = [
-            _word(text, start)
-            for token, (start, end) in pieces
-            if token == tokenizer.unk_token_id and end > start
-        ]
+        unknown = [_word(text, start) for token, (start, end) in pieces if token == tokenizer.unk_token_id and end > start]
         kept = max((end for _, end in given["offset_mapping"]), default=0)
-        found.append(
-            Tokenized(text, encoder, len(whole.input_ids), limit, kept, tuple(dict.fromkeys(unknown)))
-        )
+        found.append(Tokenized(text, encoder, len(whole.input_ids), limit, kept, tuple(dict.fromkeys(unknown))))
     return found
 
 

@@ -78,11 +78,7 @@ def counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 
 def canonicalize(
-    data_set: DataSet,
-    out: Path,
-    params: Canonicalize,
-    workers: int = 1,
-    progress: Progress = lambda path, done: None,
+    data_set: DataSet, out: Path, params: Canonicalize, workers: int = 1, progress: Progress = lambda path, done: None
 ) -> dict[str, Any]:
     """Write the four tables of a data set into `out` and return the metrics. The bytes do not depend on `workers`.
 
@@ -111,16 +107,11 @@ def _folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tables(
-    data_set: DataSet, work: Work, splitter: Splitter, writers: dict[str, TableWriter]
-) -> dict[str, Any]:
+def _tables(data_set: DataSet, work: Work, splitter: Splitter, writers: dict[str, TableWriter]) -> dict[str, Any]:
     tallies = {name: Tally(data_set.root) for name in ("images", "objects", "relations")}
     images, objects, relations = tallies.values()
     classes, derived = Counter[str](), Counter[str]()
-    with (
-        closing(data_set.relations(work)) as batches,
-        TableWriter(work.folder / "geometric.parquet", RELATIONS) as geometric,
-    ):
+    with closing(data_set.relations(work)) as batches, TableWriter(work.folder / "geometric.parquet", RELATIONS) as geometric:
         for batch in batches:
             kept = batch.kept
             if batch.kind == "images":
@@ -157,9 +148,7 @@ def _tables(
     }
     rejected = metrics["rejected"] + metrics["images"]["rejected"] + metrics["objects"]["rejected"]
     if (writers["relations"].rows, writers["rejects"].rows) != (relations.kept + derived.total(), rejected):
-        raise DataError(
-            "relations or rejects: rows written differ from rows counted; a fault of the program, please report it"
-        )
+        raise DataError("relations or rejects: rows written differ from rows counted; a fault of the program, please report it")
     return metrics
 
 

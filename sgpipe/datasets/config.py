@@ -11,23 +11,14 @@ class Data(Struct, frozen=True, forbid_unknown_fields=True):
     kind: Annotated[
         str,
         Meta(
-            min_length=1,
-            description="visual_genome, or what another package brings by an entry point of the group sgpipe.datasets",
+            min_length=1, description="visual_genome, or what another package brings by an entry point of the group sgpipe.datasets"
         ),
     ] = "visual_genome"
 
-    root: Annotated[
-        str,
-        Meta(
-            min_length=1,
-            description="folder of annotations and images, in the layout of the kind",
-        ),
-    ] = "data"
+    root: Annotated[str, Meta(min_length=1, description="folder of annotations and images, in the layout of the kind")] = "data"
     release: Annotated[
         Literal["auto", "v1.4", "v1.2", "v1.0"],
-        Meta(
-            description="layout of Visual Genome's JSON files; auto tells them apart by content, a name refuses any other"
-        ),
+        Meta(description="layout of Visual Genome's JSON files; auto tells them apart by content, a name refuses any other"),
     ] = "auto"
 
 
@@ -37,16 +28,9 @@ GeometricClass = Literal["left of", "right of", "above", "below", "in"]
 class Splits(Struct, frozen=True, forbid_unknown_fields=True):
     """Which images belong to which split: by a published list, else by a hash of the image id."""
 
-    file: Annotated[
-        str | None,
-        Meta(description="JSON {split: [image ids]}; images it does not name get the split `none`"),
-    ] = None
-    train: Annotated[
-        float, Meta(ge=0.0, le=1.0, description="fraction of images hashed into train; without a file")
-    ] = 0.8
-    val: Annotated[float, Meta(ge=0.0, le=1.0, description="fraction hashed into val; the rest is test")] = (
-        0.1
-    )
+    file: Annotated[str | None, Meta(description="JSON {split: [image ids]}; images it does not name get the split `none`")] = None
+    train: Annotated[float, Meta(ge=0.0, le=1.0, description="fraction of images hashed into train; without a file")] = 0.8
+    val: Annotated[float, Meta(ge=0.0, le=1.0, description="fraction hashed into val; the rest is test")] = 0.1
     seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the hash")] = 0
 
     def __post_init__(self) -> None:
@@ -58,16 +42,15 @@ class Geometric(Struct, frozen=True, forbid_unknown_fields=True):
     """Relations read off pairs of boxes (facts of scene-graph-to-image work on COCO-Stuff), marked `geometric`."""
 
     per_image: Annotated[int, Meta(ge=0, description="at most so many per image; 0 makes none")] = 0
-    classes: Annotated[
-        tuple[GeometricClass, ...], Meta(min_length=1, description="which classes may be derived from boxes")
-    ] = ("left of", "right of")
+    classes: Annotated[tuple[GeometricClass, ...], Meta(min_length=1, description="which classes may be derived from boxes")] = (
+        "left of",
+        "right of",
+    )
     seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the choice of pairs")] = 0
 
     def __post_init__(self) -> None:
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError(
-                f"classes: got {list(self.classes)}; name each of {list(get_args(GeometricClass))} at most once"
-            )
+            raise ValueError(f"classes: got {list(self.classes)}; name each of {list(get_args(GeometricClass))} at most once")
 
 
 class Canonicalize(Struct, frozen=True, forbid_unknown_fields=True):

@@ -128,9 +128,7 @@ class ImageStore:
         Raises `DataError` for an archive or a file of sizes that cannot be read.
         """
         sizes = f"{self.files.sizes_file.name} {config_hash(sorted(self._sizes.items()))}"
-        return hashlib.sha256("\n".join(sorted([sizes, *self.files.files().values()])).encode()).hexdigest()[
-            :16
-        ]
+        return hashlib.sha256("\n".join(sorted([sizes, *self.files.files().values()])).encode()).hexdigest()[:16]
 
 
 def _orientation(image: Image.Image) -> int:

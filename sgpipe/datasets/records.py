@@ -64,19 +64,12 @@ def batches(file: Path, records: Iterable[Record | Invalid], work: Work) -> Gene
 
 
 def _chunk(
-    file: Path,
-    chunk: list[Record | Invalid],
-    first: int,
-    seen: set[int],
-    names: Names,
-    codes_of: PredicateCodes,
-    work: Work,
+    file: Path, chunk: list[Record | Invalid], first: int, seen: set[int], names: Names, codes_of: PredicateCodes, work: Work
 ) -> Iterator[Batch]:
     index = [first + i for i, record in enumerate(chunk) if isinstance(record, Record)]
     records = [record for record in chunk if isinstance(record, Record)]
     ids, width, height = (
-        np.array([getattr(record, name) for record in records], dtype=np.int64)
-        for name in ("image_id", "width", "height")
+        np.array([getattr(record, name) for record in records], dtype=np.int64) for name in ("image_id", "width", "height")
     )
     invalid = [record for record in chunk if isinstance(record, Invalid)]
     images = Images(np.array(index, dtype=np.int64), ids, width, height, [record.url for record in records])
@@ -96,9 +89,7 @@ def _chunk(
         height[items.owner],
     )
     rows, kept, rejected = object_tables(items, objects, raw_names, boxes)
-    derived = (
-        geometric_relations(work.geometric, kept, objects.boxes[rows]) if work.geometric.per_image else None
-    )
+    derived = geometric_relations(work.geometric, kept, objects.boxes[rows]) if work.geometric.per_image else None
     yield Batch("objects", file, len(flat), kept, rejected, derived)
 
     place: dict[tuple[int, int], int] = {}
@@ -108,10 +99,7 @@ def _chunk(
     items = Items.of(file.name, index, ids, codes, [len(record.relations) for record in records])
     subject, object_ = (
         np.array(
-            [
-                place.get((owner, getattr(each, side)), len(flat))
-                for owner, each in zip(items.owner.tolist(), said, strict=True)
-            ],
+            [place.get((owner, getattr(each, side)), len(flat)) for owner, each in zip(items.owner.tolist(), said, strict=True)],
             dtype=np.int64,
         )
         for side in ("subject", "object")

@@ -269,10 +269,7 @@ def relation_tables(
         "relationship_id": pa.array(ids[drop], mask=ids[drop] == MISSING),
         "reason": pa.array(reasons).take(pa.array(codes[drop])),
         "raw": pc.binary_join_element_wise(
-            ends.names.take(pa.array(first[drop])),
-            raws.take(pa.array(drop)),
-            ends.names.take(pa.array(last[drop])),
-            " | ",
+            ends.names.take(pa.array(first[drop])), raws.take(pa.array(drop)), ends.names.take(pa.array(last[drop])), " | "
         ),
     }
     return pa.table(columns, schema=RELATIONS), reject_table(items.file, rejects, invalid)
@@ -294,12 +291,7 @@ def geometric_relations(params: Geometric, objects: pa.Table, boxes: NDArray) ->
     classes, exchange = geometric_relation(boxes[s], boxes[o])
     s, o = np.where(exchange, o, s), np.where(exchange, s, o)
     names = np.array(objects["name"].to_pylist(), dtype=object)
-    good = (
-        (size > 1)
-        & (names[s] != names[o])
-        & np.isin(classes, params.classes)
-        & (boxes[s] != boxes[o]).any(axis=1)
-    )
+    good = (size > 1) & (names[s] != names[o]) & np.isin(classes, params.classes) & (boxes[s] != boxes[o]).any(axis=1)
     rows = np.flatnonzero(good)
     rows = rows[np.lexsort([rank[rows], first[rows]])]
     _, begin, many = np.unique(first[rows], return_index=True, return_counts=True)

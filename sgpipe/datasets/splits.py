@@ -18,9 +18,7 @@ UNLISTED = "none"
 def read_split_file(path: Path) -> dict[str, list[int]]:
     """`{split: [image ids]}`. Raises `DataError` if an image stands in two splits or the file is no such mapping."""
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such split file; set canonicalize.splits.file to one, or to null for hashed splits"
-        )
+        raise DataError(f"{path}: no such split file; set canonicalize.splits.file to one, or to null for hashed splits")
     try:
         splits = decode_whole(path.read_bytes(), dict[str, list[Id]])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -32,9 +30,7 @@ def read_split_file(path: Path) -> dict[str, list[int]]:
     for name, ids in splits.items():
         for image_id in ids:
             if seen.setdefault(image_id, name) != name:
-                raise DataError(
-                    f"{path}: image {image_id} is in {seen[image_id]} and in {name}; an image has one split"
-                )
+                raise DataError(f"{path}: image {image_id} is in {seen[image_id]} and in {name}; an image has one split")
     return splits
 
 

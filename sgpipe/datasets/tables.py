@@ -18,22 +18,10 @@ _SUBJECT_BOX: Final = [(f"s{name}", dtype) for name, dtype in _BOX]
 _OBJECT_BOX: Final = [(f"o{name}", dtype) for name, dtype in _BOX]
 
 IMAGES: Final = pa.schema(
-    [
-        ("image_id", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("url", pa.string()),
-        ("split", pa.string()),
-    ]
+    [("image_id", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("url", pa.string()), ("split", pa.string())]
 )
 OBJECTS: Final = pa.schema(
-    [
-        ("object_id", pa.int64()),
-        ("image_id", pa.int64()),
-        ("name", pa.string()),
-        ("raw_name", pa.string()),
-        *_BOX,
-    ]
+    [("object_id", pa.int64()), ("image_id", pa.int64()), ("name", pa.string()), ("raw_name", pa.string()), *_BOX]
 )
 RELATIONS: Final = pa.schema(
     [
@@ -78,12 +66,7 @@ TRIPLES: Final = pa.schema(
         *_OBJECT_BOX,
         ("objects", pa.list_(pa.string())),
         ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
-        (
-            "triples",
-            pa.list_(
-                pa.struct([("subject", pa.int32()), ("predicate", pa.string()), ("object", pa.int32())])
-            ),
-        ),
+        ("triples", pa.list_(pa.struct([("subject", pa.int32()), ("predicate", pa.string()), ("object", pa.int32())]))),
     ]
 )
 """Curated triples, each with its scene graph. `crop_*` is the region of the image that stands for the graph; `s*`/`o*` are boxes in
@@ -101,22 +84,11 @@ NEGATIVES: Final = pa.schema(
 )
 """What g⁻ says in the place of the graph's first triple, how it was made (`swap`, `replace`), and all of g⁻ in words."""
 PROMPTS: Final = pa.schema(
-    [
-        ("triple_id", pa.string()),
-        ("condition", pa.string()),
-        ("predicate", pa.string()),
-        ("prompt", pa.string()),
-    ]
+    [("triple_id", pa.string()), ("condition", pa.string()), ("predicate", pa.string()), ("prompt", pa.string())]
 )
 """Prompts of a triple: `relational`, `neutral` (no predicate), `wrong` (another relation) or `conflicting` (its negative's)."""
 PROMPT_INDEX: Final = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("text", pa.string()),
-        ("shard", pa.string()),
-        ("start", pa.int64()),
-        ("count", pa.int64()),
-    ]
+    [("kind", pa.string()), ("text", pa.string()), ("shard", pa.string()), ("start", pa.int64()), ("count", pa.int64())]
 )
 """Where a text's encoding is: `count` rows of its shard from `start` (one per prompt, one per token of a concept)."""
 LATENT_INDEX: Final = pa.schema(
@@ -129,12 +101,7 @@ LATENT_INDEX: Final = pa.schema(
     ]
 )
 LATENT_REJECTS: Final = pa.schema(
-    [
-        ("triple_id", pa.string()),
-        ("image_id", pa.int64()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
+    [("triple_id", pa.string()), ("image_id", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
 )
 
 MAP_ITEMS: Final = pa.schema(
@@ -205,9 +172,7 @@ def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) 
     try:
         found = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{path}: not a readable Parquet file ({error}); delete it and run its stage again"
-        ) from error
+        raise DataError(f"{path}: not a readable Parquet file ({error}); delete it and run its stage again") from error
     wanted = columns or schema.names
     missing = [name for name in wanted if name not in found.names]
     if missing:

@@ -10,16 +10,10 @@ TRIPLES = (Path("outputs/curated/triples.parquet"), Path("outputs/curated/map_tr
 
 def doctor(
     params: Annotated[Path, typer.Option(help="parameters of the run")] = Path("params.yaml"),
-    model: Annotated[
-        str | None, typer.Option(help="plan the memory of this folder or hub id, not of backbone.model")
-    ] = None,
-    blocks: Annotated[
-        str | None, typer.Option(help="double-stream blocks with LoRA, instead of lora.blocks")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="plan the memory of this folder or hub id, not of backbone.model")] = None,
+    blocks: Annotated[str | None, typer.Option(help="double-stream blocks with LoRA, instead of lora.blocks")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="rank, instead of lora.rank")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="triples per forward, instead of train.batch_size")
-    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="triples per forward, instead of train.batch_size")] = None,
     gpu: Annotated[list[float] | None, typer.Option(help="GPU sizes to plan for, GiB")] = None,
     memory: Annotated[bool, typer.Option(help="plan the memory (a dry run; ~15 s at full size)")] = True,
 ) -> None:

@@ -63,9 +63,7 @@ def check_download(need: Need, cache: Path) -> Finding:
     """Whether a pipeline that is still to be downloaded (16 bits per parameter) fits the disk of the hub's cache."""
     size = sum(part.bytes("bfloat16") for part in need.sizes.values())
     free = shutil.disk_usage(_existing(cache)).free
-    what = (
-        f"{size / GIB:.1f} GiB of weights to download, {free / GIB:.1f} GiB free for the hub cache ({cache})"
-    )
+    what = f"{size / GIB:.1f} GiB of weights to download, {free / GIB:.1f} GiB free for the hub cache ({cache})"
     remedy = "free some space, or set HF_HOME to a larger disk"
     return fail("disk", what, remedy) if size + LEAST_FREE > free else ok("disk", what)
 

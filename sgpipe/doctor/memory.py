@@ -93,19 +93,13 @@ def build(config: dict[str, Any]) -> Any:
     name = config.get("_class_name") or (config.get("architectures") or [None])[0]
     kind: Any = getattr(diffusers, str(name), None) or getattr(transformers, str(name), None)
     if kind is None:
-        raise ModelError(
-            f"config.json names the class {name!r}, which neither diffusers nor transformers has"
-        )
+        raise ModelError(f"config.json names the class {name!r}, which neither diffusers nor transformers has")
     try:
         with torch.device("meta"):
-            module = (
-                kind.from_config(config) if "_class_name" in config else kind(kind.config_class(**config))
-            )
+            module = kind.from_config(config) if "_class_name" in config else kind(kind.config_class(**config))
     except Exception as error:  # as loading does: classes of errors differ by library and by value
         said = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"{name} cannot be built from its config.json: {type(error).__name__}: {said}"
-        ) from error
+        raise ModelError(f"{name} cannot be built from its config.json: {type(error).__name__}: {said}") from error
     return module.requires_grad_(False).eval()
 
 
@@ -218,9 +212,7 @@ def _peak(modules: tuple[nn.Module, ...], run: Callable[[], object]) -> int:
     return memory.peak
 
 
-def measure(
-    configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbone, lora: Lora, train: Train
-) -> Need:
+def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbone, lora: Lora, train: Train) -> Need:
     """Dry-run every phase on the meta device, at the resolution, prompt length and precision of `backbone`.
 
     A training batch of a contrastive loss goes through the transformer under g⁺ and g⁻ at once. Raises `ModelError`, or

@@ -32,10 +32,7 @@ class Epochs:
 
     def __init__(self, verdicts: Verdicts, qualified: QualifiedJudges, runs: Sequence[str]) -> None:
         self._verdicts, self._runs = verdicts, runs
-        self._judge, self._kind = (
-            qualified.judges.headline,
-            qualified.judges.judges[qualified.judges.headline].kind,
-        )
+        self._judge, self._kind = (qualified.judges.headline, qualified.judges.judges[qualified.judges.headline].kind)
         self._summary = Summary(verdicts, qualified)
         wanted = qualified.statistics
         self._crossed = Crossed(Bootstrap(wanted.resamples, wanted.confidence, wanted.seed))
@@ -57,29 +54,18 @@ class Epochs:
                 run: float(np.nanmean(part)) if np.isfinite(part).any() else float("nan")
                 for run, part in zip(self._runs, shown, strict=True)
             },
-            **bounds(
-                "swap_follow_rate", self._crossed.mean([1 - o for o in self.outcomes(epoch, "negative")])
-            ),
+            **bounds("swap_follow_rate", self._crossed.mean([1 - o for o in self.outcomes(epoch, "negative")])),
             **bounds("accuracy", self._crossed.mean(self.outcomes(epoch, "positive", directional=False))),
         }
         if self._kind != "open_clip":
             present = [
-                np.isfinite(
-                    self._verdicts.scored(Condition(name, HEADLINE, "positive"), self._judge).positive
-                )
-                for name in names
+                np.isfinite(self._verdicts.scored(Condition(name, HEADLINE, "positive"), self._judge).positive) for name in names
             ]
             found["objects_present"] = float(np.mean(present))
-        apart = [
-            distances(files[name], self._verdicts.cases, self._verdicts.seeds, HEADLINE) for name in names
-        ]
+        apart = [distances(files[name], self._verdicts.cases, self._verdicts.seeds, HEADLINE) for name in names]
         graphs, other = [each.graphs for each in apart], [each.other_seed for each in apart]
         ratio = self._crossed.function(lambda means: means[0] / means[1], [graphs, other], LOG)
-        return found | {
-            "mse": float(np.mean(graphs)),
-            "mse_other_seed": float(np.mean(other)),
-            **bounds("mse_ratio", ratio),
-        }
+        return found | {"mse": float(np.mean(graphs)), "mse_other_seed": float(np.mean(other)), **bounds("mse_ratio", ratio)}
 
     def compare(self, later: int, earlier: int) -> dict[str, Any]:
         """Direction accuracy of a later epoch less that of an earlier one, with interval and test (`Crossed.difference`)."""
@@ -97,11 +83,7 @@ class Epochs:
 
 
 def ablation_figures(
-    verdicts: Verdicts,
-    qualified: QualifiedJudges,
-    files: Mapping[str, ImageFile],
-    epochs: Sequence[int],
-    runs: Sequence[str],
+    verdicts: Verdicts, qualified: QualifiedJudges, files: Mapping[str, ImageFile], epochs: Sequence[int], runs: Sequence[str]
 ) -> dict[str, Any]:
     """Metrics of the ablation: each epoch, and each against the one before it."""
     side = Epochs(verdicts, qualified, runs)
@@ -112,9 +94,7 @@ def ablation_figures(
             "runs": len(runs),
             "judge": qualified.judges.headline,
             "epochs": {str(epoch): side.figures(epoch, files) for epoch in epochs},
-            "comparisons": {
-                f"{later}-{earlier}": side.compare(later, earlier) for earlier, later in pairwise(epochs)
-            },
+            "comparisons": {f"{later}-{earlier}": side.compare(later, earlier) for earlier, later in pairwise(epochs)},
             "predecessor": PREDECESSOR,
         },
         "ablation",

@@ -45,9 +45,7 @@ def arm_figures(arms: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]
     """
     found: dict[str, Any] = {}
     for arm, by_prompt in arms.items():
-        own_name, against_name = headline_conditions(
-            {(p, g): (p, g) for p, shown in by_prompt.items() for g in shown}
-        )
+        own_name, against_name = headline_conditions({(p, g): (p, g) for p, shown in by_prompt.items() for g in shown})
         prompt = own_name[0]
         own, against = (by_prompt[p][g] for p, g in (own_name, against_name))
         followed = against["direction_accuracy"]
@@ -62,8 +60,6 @@ def arm_figures(arms: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]
             for name in LOSSES:
                 key = f"val_loss_{name}"
                 if key not in trained[arm]:
-                    raise DataError(
-                        f"metrics/lora/{arm}.json: {key} is missing; run `dvc repro train_lora` again"
-                    )
+                    raise DataError(f"metrics/lora/{arm}.json: {key} is missing; run `dvc repro train_lora` again")
                 found[arm][key] = trained[arm][key]
     return found

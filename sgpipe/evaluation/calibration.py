@@ -48,31 +48,13 @@ def questions(cases: Sequence[EvaluationTriple]) -> list[Question]:
         subject, predicate, object_ = case.positive
         if predicate in INVERSE:
             told = INVERSE[predicate]
-            made.append(
-                Question(
-                    "inverse",
-                    index,
-                    case.triple_id,
-                    predicate,
-                    (object_, told, subject),
-                    (subject, told, object_),
-                )
-            )
+            made.append(Question("inverse", index, case.triple_id, predicate, (object_, told, subject), (subject, told, object_)))
         held = case.negative[1]
         if case.kind == "replace" and of_class.get(held) and not may_hold(predicate, held):
             shown = of_class[held][used[held] % len(of_class[held])]
             used[held] += 1
             first, _, second = cases[shown].positive
-            made.append(
-                Question(
-                    "false",
-                    shown,
-                    case.triple_id,
-                    predicate,
-                    (first, predicate, second),
-                    (first, held, second),
-                )
-            )
+            made.append(Question("false", shown, case.triple_id, predicate, (first, predicate, second), (first, held, second)))
     return made
 
 

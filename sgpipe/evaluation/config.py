@@ -34,21 +34,15 @@ class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):
     ]
     seeds: Annotated[
         tuple[Annotated[int, Meta(ge=0, lt=1 << 31)], ...],
-        Meta(
-            min_length=1,
-            description="images of each triple and condition; one seed is one noise per triple",
-        ),
+        Meta(min_length=1, description="images of each triple and condition; one seed is one noise per triple"),
     ] = (0, 1, 2)
     per_class: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
-        Meta(description="val triples of each class that are evaluated; null takes all"),
+        Annotated[int, Meta(ge=1)] | None, Meta(description="val triples of each class that are evaluated; null takes all")
     ] = None
     steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to image")] = 4
     guidance: Annotated[
         Annotated[float, Meta(ge=0)] | None,
-        Meta(
-            description="scale that a guidance-distilled transformer takes, of the base and of every arm; null for others"
-        ),
+        Meta(description="scale that a guidance-distilled transformer takes, of the base and of every arm; null for others"),
     ] = None
     batch_size: Annotated[int, Meta(ge=1, description="images per forward of the transformer")] = 16
     shard_size: Annotated[int, Meta(ge=1, description="images per shard, the unit of resuming")] = 96
@@ -60,9 +54,7 @@ class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):
             if len(set(graphs)) != len(graphs):
                 raise ValueError(f"conditions: got {list(graphs)}; name each graph once")
         if not {"positive", "negative"} <= set(self.conditions.get(HEADLINE, ())):
-            raise ValueError(
-                f"conditions: {HEADLINE} needs at least positive and negative, which the headline compares"
-            )
+            raise ValueError(f"conditions: {HEADLINE} needs at least positive and negative, which the headline compares")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: got {list(self.seeds)}; name each once")
 
@@ -80,10 +72,7 @@ class Statistics(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0.8
     confidence: Annotated[float, Meta(gt=0.5, lt=1.0, description="of the intervals")] = 0.95
     resamples: Annotated[int, Meta(ge=100, description="of the bootstrap by triple")] = 2000
-    power: Annotated[
-        float,
-        Meta(gt=0.5, lt=1.0, description="chance of seeing the effect, for the number of triples needed"),
-    ] = 0.8
+    power: Annotated[float, Meta(gt=0.5, lt=1.0, description="chance of seeing the effect, for the number of triples needed")] = 0.8
     seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the resampling")] = 0
 
 
@@ -96,10 +85,7 @@ class Ablation(Struct, frozen=True, forbid_unknown_fields=True):
     ]
     runs: Annotated[
         tuple[str, ...],
-        Meta(
-            min_length=1,
-            description="training runs in outputs/lora; runs of other training seeds are pooled with the first",
-        ),
+        Meta(min_length=1, description="training runs in outputs/lora; runs of other training seeds are pooled with the first"),
     ] = ("graph",)
 
     def __post_init__(self) -> None:
@@ -150,13 +136,10 @@ class Judge(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = None
     pretrained: Annotated[
-        str | None,
-        Meta(description="open_clip architecture: published tag or checkpoint path of its weights"),
+        str | None, Meta(description="open_clip architecture: published tag or checkpoint path of its weights")
     ] = None
     revision: Annotated[str | None, Meta(description="pinned commit of a detector's hub id")] = None
-    box_threshold: Annotated[
-        float, Meta(gt=0.0, lt=1.0, description="zero_shot_detector: least score of a box that counts")
-    ] = 0.1
+    box_threshold: Annotated[float, Meta(gt=0.0, lt=1.0, description="zero_shot_detector: least score of a box that counts")] = 0.1
 
     def __post_init__(self) -> None:
         if (self.model is None) != (self.kind not in BUILT_IN):
@@ -176,10 +159,9 @@ class JudgeParams(Struct, frozen=True, forbid_unknown_fields=True):
 
     judges: Annotated[dict[str, Judge], Meta(min_length=1, description="judges by the name that tables use")]
     headline: Annotated[str, Meta(description="the judge whose figures stand in the first table")]
-    files: Annotated[
-        str,
-        Meta(min_length=1, description="folder of weights that DVC watches, presets/hub where there is none"),
-    ] = "presets/hub"
+    files: Annotated[str, Meta(min_length=1, description="folder of weights that DVC watches, presets/hub where there is none")] = (
+        "presets/hub"
+    )
     batch_size: Annotated[int, Meta(ge=1, description="images per forward of a judge")] = 64
     shard_size: Annotated[int, Meta(ge=1, description="images per shard, the unit of resuming")] = 1024
 

@@ -33,9 +33,7 @@ class Link:
 
 
 IDENTITY: Final = Link(lambda x: x, lambda y: y, lambda _: 1.0)
-LOGIT: Final = Link(
-    lambda x: float(np.log(x / (1 - x))), lambda y: float(1 / (1 + np.exp(-y))), lambda x: 1 / (x * (1 - x))
-)
+LOGIT: Final = Link(lambda x: float(np.log(x / (1 - x))), lambda y: float(1 / (1 + np.exp(-y))), lambda x: 1 / (x * (1 - x)))
 LOG: Final = Link(lambda x: float(np.log(x)), lambda y: float(np.exp(y)), lambda x: 1 / x)
 
 
@@ -110,9 +108,7 @@ class Crossed:
             return self.bootstrap.function(combine, own, int(np.isfinite(own).all(0).sum()))
         return self._over_runs(combine, arrays, link)[0]
 
-    def _over_runs(
-        self, combine: Combine, arrays: Sequence[Sequence[Floats]], link: Link
-    ) -> tuple[Estimate, Spread]:
+    def _over_runs(self, combine: Combine, arrays: Sequence[Sequence[Floats]], link: Link) -> tuple[Estimate, Spread]:
         value = of_means(combine, [np.concatenate(runs, axis=1) for runs in arrays])
         by_run = list(zip(*arrays, strict=True))
         counts = [int(np.isfinite(run).all(0).sum()) for run in by_run]

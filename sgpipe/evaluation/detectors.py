@@ -25,9 +25,7 @@ class ZeroShotFinder:
     def __init__(self, model: Any, processor: Any, threshold: float, device: torch.device) -> None:
         self._kind = model.config.model_type
         if self._kind not in DETECTORS:
-            raise ModelError(
-                f"detector: a {self._kind!r} is no zero-shot detector; valid: {', '.join(DETECTORS)}"
-            )
+            raise ModelError(f"detector: a {self._kind!r} is no zero-shot detector; valid: {', '.join(DETECTORS)}")
         self._model = model.requires_grad_(False).eval().to(device)
         self._processor, self._threshold, self._device = processor, threshold, device
         self._cut: set[str] = set()
@@ -58,9 +56,9 @@ class ZeroShotFinder:
                     f"{len(tokens)} and is cut; shorten the name with an alias to have it judged whole",
                     file=sys.stderr,
                 )
-        inputs = self._processor(
-            text=[queries], images=Image.fromarray(image), return_tensors="pt", truncation=True
-        ).to(self._device)
+        inputs = self._processor(text=[queries], images=Image.fromarray(image), return_tensors="pt", truncation=True).to(
+            self._device
+        )
         (result,) = self._processor.post_process_grounded_object_detection(
             self._model(**inputs), threshold=self._threshold, target_sizes=torch.tensor([image.shape[:2]])
         )

@@ -59,11 +59,7 @@ def open_judge(name: str, named: Named, device: torch.device) -> Judge:
         raise
     except Exception as error:
         weights = f"{named.model} with {named.pretrained}" if named.pretrained else named.model
-        expected = (
-            "open_clip's configuration and weights"
-            if named.kind == "open_clip"
-            else "a detector of transformers"
-        )
+        expected = "open_clip's configuration and weights" if named.kind == "open_clip" else "a detector of transformers"
         raise ModelError(
             f"judge.judges.{name}: {weights} cannot be loaded ({why(error)}); expected: {expected}; give a local folder or "
             "checkpoint, or fetch it into the hub's cache where there is a network (`hf download`), or take the judge out"

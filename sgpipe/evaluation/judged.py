@@ -35,13 +35,9 @@ def read_judged(
     for judge in judges.judges:
         for arm in arms:
             if (judge, arm) not in seen:
-                raise DataError(
-                    f"{judged}: judge {judge} has not seen {arm}; run `dvc repro judge judge_epochs`"
-                )
+                raise DataError(f"{judged}: judge {judge} has not seen {arm}; run `dvc repro judge judge_epochs`")
         if judge not in calibrated:
-            raise DataError(
-                f"{judged}: judge {judge} has not been calibrated on ground truth; run `dvc repro judge judge_epochs`"
-            )
+            raise DataError(f"{judged}: judge {judge} has not been calibrated on ground truth; run `dvc repro judge judge_epochs`")
     return Verdicts(table, cases, evaluate.seeds), QualifiedJudges.of(judges, answers, statistics)
 
 

@@ -70,10 +70,7 @@ class BoxJudge:
         """See `Judge`."""
         names = [sorted({n for s, _, o in several for n in (s, o)}) for several in statements]
         found = self._find(images, names)
-        made = [
-            [self._score(each, boxes) for each in several]
-            for several, boxes in zip(statements, found, strict=True)
-        ]
+        made = [[self._score(each, boxes) for each in several] for several, boxes in zip(statements, found, strict=True)]
         return np.array(made, np.float32)
 
     def _score(self, statement: Triple, boxes: Mapping[str, Box]) -> float:

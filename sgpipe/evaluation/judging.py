@@ -141,22 +141,14 @@ def merge_verdicts(work: Work, shards: Sequence[Shard], made: Path) -> Judged:
         table = pa.concat_tables(parts)
         columns: dict[str, Any] = {"judge": [judge] * table.num_rows, **{n: table[n] for n in _SCORES}}
         if arm == ".truth":
-            for name, attribute in (
-                ("triple_id", "triple_id"),
-                ("predicate", "predicate"),
-                ("question", "kind"),
-            ):
+            for name, attribute in (("triple_id", "triple_id"), ("predicate", "predicate"), ("question", "kind")):
                 columns[name] = [getattr(question, attribute) for question in work.questions]
             said = pa.table({name: columns[name] for name in CALIBRATION.names}, schema=CALIBRATION)
             answers.append(said.filter(table["reason"].is_null()))
             for question, why in zip(work.questions, table.select(_WHY).to_pylist(), strict=True):
                 if why["reason"] is not None:
                     case = work.cases[question.image]
-                    rejects[question.image] = {
-                        "triple_id": case.triple_id,
-                        "image_id": case.image_id,
-                        **why,
-                    }
+                    rejects[question.image] = {"triple_id": case.triple_id, "image_id": case.image_id, **why}
         else:
             columns["arm"] = [arm] * table.num_rows
             columns |= {n: work.files[arm].items[n] for n in ("triple_id", "prompt", "graph", "seed")}

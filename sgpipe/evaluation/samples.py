@@ -41,9 +41,7 @@ def write_image_file(tables: Iterable[pa.Table], path: Path, facts: Mapping[str,
     count = 0
     with (
         atomic_path(path) as temporary,
-        pq.ParquetWriter(
-            temporary, SAMPLES, compression="none", use_dictionary=SAMPLES.names[:3], store_schema=False
-        ) as writer,
+        pq.ParquetWriter(temporary, SAMPLES, compression="none", use_dictionary=SAMPLES.names[:3], store_schema=False) as writer,
     ):
         for table in tables:
             count += table.num_rows
@@ -61,9 +59,7 @@ class ImageFile:
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         if not self.path.is_file():
-            raise DataError(
-                f"{self.path}: no such file of images; run `dvc repro` for the arm that samples it"
-            )
+            raise DataError(f"{self.path}: no such file of images; run `dvc repro` for the arm that samples it")
         try:
             self._file = pq.ParquetFile(self.path, memory_map=True)
             self.facts: dict[str, Any] = json.loads((self._file.metadata.metadata or {})[_KEY])
@@ -77,19 +73,11 @@ class ImageFile:
 
     def read(self, rows: Sequence[int]) -> Pixels:
         """Images `[N, H, W, 3]` at these rows, which are best close together."""
-        starts = np.cumsum(
-            [0] + [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-        )
+        starts = np.cumsum([0] + [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)])
         groups = np.searchsorted(starts, rows, side="right") - 1
-        held = {
-            int(group): self._file.read_row_group(int(group), columns=["png"])["png"]
-            for group in np.unique(groups)
-        }
+        held = {int(group): self._file.read_row_group(int(group), columns=["png"])["png"] for group in np.unique(groups)}
         return np.stack(
-            [
-                from_png(held[int(group)][int(row - starts[group])].as_py())
-                for row, group in zip(rows, groups, strict=True)
-            ]
+            [from_png(held[int(group)][int(row - starts[group])].as_py()) for row, group in zip(rows, groups, strict=True)]
         )
 
 

@@ -26,13 +26,7 @@ class Generator(Protocol):
     """What samples: `None` for a graph switches the adapter off, an empty graph keeps it on without tokens."""
 
     def sample(
-        self,
-        prompts: Sequence[str],
-        graphs: Sequence[SceneGraph | None],
-        seeds: Sequence[int],
-        *,
-        steps: int,
-        size: int,
+        self, prompts: Sequence[str], graphs: Sequence[SceneGraph | None], seeds: Sequence[int], *, steps: int, size: int
     ) -> NDArray[np.uint8]:
         """One image `[N, size, size, 3]` per prompt."""
         ...
@@ -72,9 +66,7 @@ def open_generator(
     )
 
 
-def image_maker(
-    generator: Generator, requests: Sequence[SampleRequest], steps: int, size: int, batch_size: int
-) -> Make:
+def image_maker(generator: Generator, requests: Sequence[SampleRequest], steps: int, size: int, batch_size: int) -> Make:
     """What fills a shard with its images. Raises `ModelError` if the generator's images are not what was asked for."""
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:

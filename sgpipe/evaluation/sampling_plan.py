@@ -66,9 +66,7 @@ class SampleRequest:
     scene: SceneGraph | None
 
 
-def read_evaluation_triples(
-    triples: pa.Table, negatives: pa.Table, per_class: int | None = None
-) -> list[EvaluationTriple]:
+def read_evaluation_triples(triples: pa.Table, negatives: pa.Table, per_class: int | None = None) -> list[EvaluationTriple]:
     """Validation triples with their negatives, in the table's order; with `per_class` that many of each, by hash of their ids.
 
     Raises `DataError` if there are none, if one lacks a negative, or if a class has too few.
@@ -90,11 +88,7 @@ def read_evaluation_triples(
                 graph,
                 graph.negated(false["kind"], false["predicate"]),
                 false["kind"],
-                {
-                    "neutral": row["neutral_prompt"],
-                    "relational": row["prompt"],
-                    "conflicting": false["prompt"],
-                },
+                {"neutral": row["neutral_prompt"], "relational": row["prompt"], "conflicting": false["prompt"]},
             )
         )
     if per_class is None:
@@ -102,13 +96,9 @@ def read_evaluation_triples(
     ranks = hashed(0, "evaluated", text_ids([case.triple_id for case in cases]))
     kept: set[str] = set()
     for predicate in {case.predicate for case in cases}:
-        of_class = sorted(
-            (rank, c.triple_id) for rank, c in zip(ranks, cases, strict=True) if c.predicate == predicate
-        )
+        of_class = sorted((rank, c.triple_id) for rank, c in zip(ranks, cases, strict=True) if c.predicate == predicate)
         if len(of_class) < per_class:
-            raise DataError(
-                f"evaluate.per_class: got {per_class}; class {predicate!r} has {len(of_class)} val triples"
-            )
+            raise DataError(f"evaluate.per_class: got {per_class}; class {predicate!r} has {len(of_class)} val triples")
         kept |= {name for _, name in of_class[:per_class]}
     return [case for case in cases if case.triple_id in kept]
 
@@ -123,27 +113,20 @@ def others(cases: Sequence[EvaluationTriple]) -> list[int]:
 
     Raises `DataError` if all cases say the same.
     """
-    order = np.argsort(
-        hashed(0, "another triple", text_ids([case.triple_id for case in cases])), kind="stable"
-    )
+    order = np.argsort(hashed(0, "another triple", text_ids([case.triple_id for case in cases])), kind="stable")
     found = np.empty(len(cases), np.int64)
     for place, index in enumerate(order):
         own = cases[index].positive
         later = (int(order[(place + step) % len(order)]) for step in range(1, len(order)))
         other = next((i for i in later if set(cases[i].positive) != set(own)), None)
         if other is None:
-            raise DataError(
-                f"all {len(cases)} val triples say {own}; a shuffled graph needs two different ones"
-            )
+            raise DataError(f"all {len(cases)} val triples say {own}; a shuffled graph needs two different ones")
         found[index] = other
     return found.tolist()
 
 
 def plan(
-    cases: Sequence[EvaluationTriple],
-    conditions: Mapping[Prompt, Sequence[Graph]],
-    seeds: Sequence[int],
-    given: str,
+    cases: Sequence[EvaluationTriple], conditions: Mapping[Prompt, Sequence[Graph]], seeds: Sequence[int], given: str
 ) -> list[SampleRequest]:
     """All images of one arm. `given` is `graphs`, or `empty` or `none` for an arm whose images depend on the prompt alone.
 
@@ -166,7 +149,5 @@ def plan(
                             "shuffled": cases[elsewhere[index]].graph,
                         }[graph]
                     text = case.prompts[prompt]
-                    planned.append(
-                        SampleRequest(case.triple_id, prompt, graph, seed, text, noise[seed][index], scene)
-                    )
+                    planned.append(SampleRequest(case.triple_id, prompt, graph, seed, text, noise[seed][index], scene))
     return planned

@@ -41,9 +41,7 @@ class Distances:
     other_seed: Floats
 
 
-def distances(
-    file: ImageFile, cases: Sequence[EvaluationTriple], seeds: Sequence[int], prompt: str
-) -> Distances:
+def distances(file: ImageFile, cases: Sequence[EvaluationTriple], seeds: Sequence[int], prompt: str) -> Distances:
     """MSE(I⁺, I⁻) at equal seeds, and MSE of the I⁺ of one triple between seeds: what two images differ by anyway.
 
     Raises `DataError` if an image of the two conditions is missing.
@@ -52,17 +50,13 @@ def distances(
     column = {seed: index for index, seed in enumerate(seeds)}
     names = ("triple_id", "prompt", "graph", "seed")
     at: dict[tuple[str, int, int], int] = {}
-    for index, (triple, of_prompt, graph, seed) in enumerate(
-        zip(*(file.items[name].to_pylist() for name in names), strict=True)
-    ):
+    for index, (triple, of_prompt, graph, seed) in enumerate(zip(*(file.items[name].to_pylist() for name in names), strict=True)):
         if of_prompt == prompt and triple in place:
             at[graph, place[triple], column[seed]] = index
     needed = len(cases) * len(seeds)
     for graph in ("positive", "negative"):
         if sum(key[0] == graph for key in at) != needed:
-            raise DataError(
-                f"{file.path}: not all {needed} images of {prompt}, {graph}; sample the arm again"
-            )
+            raise DataError(f"{file.path}: not all {needed} images of {prompt}, {graph}; sample the arm again")
     shown, swapped = (
         np.stack([file.read([at[graph, row, s] for row in range(len(cases))]) for s in range(len(seeds))])
         for graph in ("positive", "negative")
@@ -75,12 +69,7 @@ def distances(
 
 def _mse(first: np.ndarray, second: np.ndarray) -> Floats:
     """Mean squared difference `[N]` of images `[N, H, W, 3]`."""
-    return np.array(
-        [
-            np.square(a.astype(np.float32) - b).mean(dtype=np.float64)
-            for a, b in zip(first, second, strict=True)
-        ]
-    )
+    return np.array([np.square(a.astype(np.float32) - b).mean(dtype=np.float64) for a, b in zip(first, second, strict=True)])
 
 
 def condition_pairs(conditions: Sequence[Condition]) -> list[tuple[Condition, Condition]]:

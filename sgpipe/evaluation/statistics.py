@@ -35,11 +35,7 @@ def _draws(resamples: int, seed: int, triples: int, images: int) -> Floats:
     columns = rng.integers(images, size=(resamples, triples, images))
     size = triples * images
     places = np.arange(resamples)[:, None, None] * size + rows * images + columns
-    return (
-        np.bincount(places.reshape(-1), minlength=resamples * size)
-        .reshape(resamples, size)
-        .astype(np.float64)
-    )
+    return np.bincount(places.reshape(-1), minlength=resamples * size).reshape(resamples, size).astype(np.float64)
 
 
 def exact_share(values: Floats, confidence: float) -> Estimate:
@@ -158,9 +154,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def triples_needed(
-    share: float, null: float = 0.5, power: float = 0.8, level: float = 0.05, most: int = 20_000
-) -> int | None:
+def triples_needed(share: float, null: float = 0.5, power: float = 0.8, level: float = 0.05, most: int = 20_000) -> int | None:
     """The fewest independent triples with which a two-sided exact binomial test tells `share` from `null` with the power.
 
     0.6 against 0.5 needs 199, 0.55 needs 786. None if it takes more than `most`.
@@ -169,10 +163,7 @@ def triples_needed(
         return None
     guess = int(
         (
-            (
-                stats.norm.isf(level / 2) * np.sqrt(null * (1 - null))
-                + stats.norm.isf(1 - power) * np.sqrt(share * (1 - share))
-            )
+            (stats.norm.isf(level / 2) * np.sqrt(null * (1 - null)) + stats.norm.isf(1 - power) * np.sqrt(share * (1 - share)))
             / (share - null)
         )
         ** 2

@@ -13,15 +13,7 @@ from sgpipe.evaluation.config import HEADLINE, JudgeParams, Statistics
 from sgpipe.evaluation.samples import ImageFile
 from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH, EvaluationTriple
 from sgpipe.evaluation.sensitivity import CHANCE, condition_pairs, distances, two_by_two
-from sgpipe.evaluation.statistics import (
-    Bootstrap,
-    Estimate,
-    Floats,
-    holm,
-    mcnemar,
-    rogan_gladen,
-    triples_needed,
-)
+from sgpipe.evaluation.statistics import Bootstrap, Estimate, Floats, holm, mcnemar, rogan_gladen, triples_needed
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.runs.atomic import defined, plain
 
@@ -57,9 +49,7 @@ class QualifiedJudges:
     def mask(self, judge: str, cases: Sequence[EvaluationTriple], directional: bool) -> np.ndarray:
         """`[T]`: triples whose class the judge may judge; with `roles` those alone whose negative swaps the roles."""
         used = self.used(judge)
-        return np.array(
-            [case.predicate in used and (case.kind == "swap" or not directional) for case in cases]
-        )
+        return np.array([case.predicate in used and (case.kind == "swap" or not directional) for case in cases])
 
     def figures(self) -> dict[str, Any]:
         """Each judge over all classes, and those it is refused."""
@@ -108,9 +98,7 @@ class Summary:
         for name, directional in (("direction_accuracy", True), ("accuracy", False)):
             estimate = self._bootstrap.mean(self.outcomes(condition, self._judge, directional))
             found |= bounds(name, estimate)
-            found[f"{name}_corrected"] = self._qualified.corrected(
-                self._judge, estimate, self._classes(directional)
-            )
+            found[f"{name}_corrected"] = self._qualified.corrected(self._judge, estimate, self._classes(directional))
             found[f"{name}_images"] = estimate.count
         return found
 
@@ -131,9 +119,7 @@ class Summary:
         cases, seeds = self._verdicts.cases, self._verdicts.seeds
         for shown, swapped in condition_pairs(self._verdicts.conditions(self._judge)):
             apart = distances(files[shown.arm], cases, seeds, shown.prompt)
-            ratio = self._bootstrap.function(
-                lambda means: means[0] / means[1], [apart.graphs, apart.other_seed], apart.graphs.size
-            )
+            ratio = self._bootstrap.function(lambda means: means[0] / means[1], [apart.graphs, apart.other_seed], apart.graphs.size)
             entry: dict[str, Any] = {
                 "mse": float(apart.graphs.mean()),
                 "mse_deviation": float(apart.graphs.std()),
@@ -194,10 +180,7 @@ class Summary:
             if prompt == HEADLINE:
                 told = [each for each in seen if each.prompt == "relational" and each.graph == NO_GRAPH]
                 rows |= {
-                    f"{_label(a)}-{_label(b)}_in_words": self.compare(a, b)
-                    for a in here
-                    for b in told
-                    if a.graph == "positive"
+                    f"{_label(a)}-{_label(b)}_in_words": self.compare(a, b) for a in here for b in told if a.graph == "positive"
                 }
             rows = {name: row for name, row in rows.items() if row["pairs"]}
             for row, adjusted in zip(rows.values(), holm([row["p"] for row in rows.values()]), strict=True):
@@ -254,9 +237,7 @@ class Summary:
 
 
 def _label(condition: Condition) -> str:
-    return (
-        condition.arm if condition.graph in ("positive", NO_GRAPH) else f"{condition.arm}_{condition.graph}"
-    )
+    return condition.arm if condition.graph in ("positive", NO_GRAPH) else f"{condition.arm}_{condition.graph}"
 
 
 def evaluation_figures(

@@ -81,9 +81,7 @@ def _having(arm: str, experiments: Sequence[Experiment]) -> Sequence[Experiment]
         return runs[:1]
     seeds = [each.trained(arm) for each in runs]
     if len(set(seeds)) != len(seeds):
-        raise DataError(
-            f"arm {arm}, training seeds {seeds}: each may come once; name the experiments of one sweep"
-        )
+        raise DataError(f"arm {arm}, training seeds {seeds}: each may come once; name the experiments of one sweep")
     return runs
 
 
@@ -102,9 +100,7 @@ def _rows(runs: Sequence[Experiment], name: str, arm: str) -> list[pa.Table]:
     ]  # fmt: skip
 
 
-def sweep_samples(
-    experiments: Sequence[Experiment], others: Mapping[str, Sequence[Experiment]] | None = None
-) -> SweepSamples:
+def sweep_samples(experiments: Sequence[Experiment], others: Mapping[str, Sequence[Experiment]] | None = None) -> SweepSamples:
     """What every sample of the experiments shows, under the conditions that count for its arm.
 
     An arm is pooled over the experiments that trained it. Of `others`, experiments of another recipe by its
@@ -142,10 +138,7 @@ def sweep_samples(
 def _figures(samples: SweepSamples, arm: str, crossed: Crossed) -> dict[str, Any]:
     shown = samples.outcomes(arm, "own")
     roles = crossed.mean(shown)
-    by_seed = {
-        str(seed): of_means(lambda means: means[0], [each])
-        for seed, each in zip(samples.arms[arm], shown, strict=True)
-    }
+    by_seed = {str(seed): of_means(lambda means: means[0], [each]) for seed, each in zip(samples.arms[arm], shown, strict=True)}
     values = np.array(list(by_seed.values()))
     found = {
         "prompt": samples.facts["arms"][arm]["prompt"],

@@ -76,10 +76,7 @@ class SweepSamples:
 
     def write(self, path: Path) -> None:
         """Write table and facts as one Parquet file, atomically; the same content gives the same bytes."""
-        with (
-            atomic_path(path) as temporary,
-            pq.ParquetWriter(temporary, SWEEP, compression="zstd", store_schema=False) as writer,
-        ):
+        with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SWEEP, compression="zstd", store_schema=False) as writer:
             writer.write_table(self.table)
             writer.add_key_value_metadata({_KEY: json.dumps(dict(self.facts), sort_keys=True)})
 

@@ -50,9 +50,7 @@ class Verdicts:
             for name in names:
                 part = part.filter(pc.equal(part[name], group[name]))
             ids, of_seed = part["triple_id"].to_pylist(), part["seed"].to_pylist()
-            if not (
-                set(ids) <= set(rows) and set(of_seed) <= set(columns) and len(ids) == shape[0] * shape[1]
-            ):
+            if not (set(ids) <= set(rows) and set(of_seed) <= set(columns) and len(ids) == shape[0] * shape[1]):
                 raise DataError(
                     f"verdicts of {group['arm']}, {group['prompt']}, {group['graph']} are of other triples or seeds than "
                     "asked for; run `dvc repro judge`"

@@ -21,32 +21,20 @@ def _under(base: str, paths: dict[str, str]) -> dict[str, str]:
 
 @app.command("visual-genome")
 def visual_genome(
-    root: Annotated[Path, typer.Option(help="folder to fill, `data.root` of params.yaml")] = Path(
-        "visual_genome"
-    ),
-    release: Annotated[
-        str, typer.Option(help="of the annotations: " + ", ".join(catalogue.ANNOTATIONS))
-    ] = "v1.4",
-    annotations_only: Annotated[
-        bool, typer.Option("--annotations-only", help="leave out the 15.2 GB of images")
-    ] = False,
+    root: Annotated[Path, typer.Option(help="folder to fill, `data.root` of params.yaml")] = Path("visual_genome"),
+    release: Annotated[str, typer.Option(help="of the annotations: " + ", ".join(catalogue.ANNOTATIONS))] = "v1.4",
+    annotations_only: Annotated[bool, typer.Option("--annotations-only", help="leave out the 15.2 GB of images")] = False,
     triples: Annotated[
-        list[Path] | None,
-        typer.Option(help="fetch only the images of this table of curated triples; repeatable"),
+        list[Path] | None, typer.Option(help="fetch only the images of this table of curated triples; repeatable")
     ] = None,
     images_table: Annotated[Path, typer.Option(help="table of each image's address, for --triples")] = Path(
         "outputs/canonical/images.parquet"
     ),
-    annotations_url: Annotated[
-        str, typer.Option(help="base address of the annotation archives")
-    ] = catalogue.ANNOTATIONS_URL,
+    annotations_url: Annotated[str, typer.Option(help="base address of the annotation archives")] = catalogue.ANNOTATIONS_URL,
     images_url: Annotated[
-        str | None,
-        typer.Option(help=f"base address of images (default {catalogue.IMAGES_URL}, or each image's own)"),
+        str | None, typer.Option(help=f"base address of images (default {catalogue.IMAGES_URL}, or each image's own)")
     ] = None,
-    unpinned: Annotated[
-        bool, typer.Option("--unpinned", help="accept archives that differ from the published digests")
-    ] = False,
+    unpinned: Annotated[bool, typer.Option("--unpinned", help="accept archives that differ from the published digests")] = False,
     connections: Annotated[int, typer.Option(min=1, max=16, help="single images at a time")] = 4,
     retries: Annotated[int, typer.Option(min=0, max=100, help="how often a failed request is repeated")] = 6,
 ) -> None:
@@ -63,9 +51,7 @@ def visual_genome(
     if release not in catalogue.ANNOTATIONS:
         raise ParamsError(f"--release: got {release!r}; valid: {', '.join(catalogue.ANNOTATIONS)}")
     if triples and annotations_only:
-        raise ParamsError(
-            "--annotations-only and --triples exclude each other: the latter fetches images only"
-        )
+        raise ParamsError("--annotations-only and --triples exclude each other: the latter fetches images only")
     http = session(connections, retries)
     try:
         if triples:
@@ -79,9 +65,7 @@ def visual_genome(
         typer.echo(f"{root}: stopped; run the same command again to continue", err=True)
         raise typer.Exit(130) from None
     rejected = len(summary.rejects)
-    typer.echo(
-        f"{root}: {summary.fetched} fetched, {summary.present} already there, {rejected} could not be had"
-    )
+    typer.echo(f"{root}: {summary.fetched} fetched, {summary.present} already there, {rejected} could not be had")
     if summary.rejects:
         typer.echo(f"{root / REJECTS} says why; run the same command to try these again", err=True)
         raise typer.Exit(1)

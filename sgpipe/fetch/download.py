@@ -162,9 +162,7 @@ def save(hub: pooch.Pooch) -> None:
         temporary.write_text("".join(lines), encoding="utf-8")
 
 
-def get(
-    hub: pooch.Pooch, name: str, url: str, http: requests.Session, check: Check, bar: bool = False
-) -> bool:
+def get(hub: pooch.Pooch, name: str, url: str, http: requests.Session, check: Check, bar: bool = False) -> bool:
     """Download a file into the folder of `hub` unless it is there; returns whether it was downloaded.
 
     It must have the hash that `hub.registry` knows, if any, and pass `check`. Raises `FetchError` if it cannot be

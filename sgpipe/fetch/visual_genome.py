@@ -48,9 +48,7 @@ class WantedImage(NamedTuple):
 
 def _wrong(path: Path, what: str, error: object = "") -> ValueError:
     with path.open("rb") as stream:
-        return ValueError(
-            f"not {what} ({error or 'wrong content'}; it begins with {repr(stream.read(24))[1:]})"
-        )
+        return ValueError(f"not {what} ({error or 'wrong content'}; it begins with {repr(stream.read(24))[1:]})")
 
 
 def check_zip(path: Path) -> None:
@@ -123,9 +121,7 @@ def fetch_archives(root: Path, files: dict[str, str], http: requests.Session, pi
     with data_folder(root) as hub:
         archives = {name: root / url.rsplit("/", 1)[-1] for name, url in files.items()}
         missing = {name: archive for name, archive in archives.items() if not archive.is_file()}
-        _require_space(
-            root, sum(ROOM.get(name, 0) - size_of(part_of(path)) for name, path in missing.items())
-        )
+        _require_space(root, sum(ROOM.get(name, 0) - size_of(part_of(path)) for name, path in missing.items()))
         for name, archive in archives.items():
             if pinned and archive.name in DIGESTS:
                 hub.registry[archive.name] = DIGESTS[archive.name]
@@ -162,9 +158,7 @@ def wanted_images(triples: Iterable[Path], images: Path, images_url: str | None)
         row, url = rows[image_id], rows[image_id]["url"] or ""
         path = PurePosixPath(urlsplit(url).path)
         if not path.name or (images_url is None and not url.startswith(("http://", "https://"))):
-            raise DataError(
-                f"{images}: image {image_id} has the address {url!r}, not one of http:// or https://"
-            )
+            raise DataError(f"{images}: image {image_id} has the address {url!r}, not one of http:// or https://")
         folder = path.parent.name if path.parent.name in IMAGE_FOLDERS else IMAGE_FOLDERS[0]
         if images_url is not None:
             url = f"{images_url.rstrip('/')}/{folder}/{path.name}"
@@ -174,9 +168,7 @@ def wanted_images(triples: Iterable[Path], images: Path, images_url: str | None)
     return wanted
 
 
-def fetch_images(
-    root: Path, images: list[WantedImage], http: requests.Session, connections: int = 4
-) -> Summary:
+def fetch_images(root: Path, images: list[WantedImage], http: requests.Session, connections: int = 4) -> Summary:
     """Get single images into `root`; those in its image archives count as present.
 
     An image that cannot be had, or is not what its annotations were made for, is recorded in

@@ -25,21 +25,13 @@ from sgpipe.graph_encoder.vocabulary import Vocabulary
 from sgpipe.runs.atomic import write_json
 
 Encoder = Cgip | OpenVocabularyEncoder
-_CONFIGS: Final[dict[str, type[CgipConfig | OpenVocabularyConfig]]] = {
-    "cgip": CgipConfig,
-    "open_vocabulary": OpenVocabularyConfig,
-}
+_CONFIGS: Final[dict[str, type[CgipConfig | OpenVocabularyConfig]]] = {"cgip": CgipConfig, "open_vocabulary": OpenVocabularyConfig}
 
 IGNORED: Final = "clip_model."
 """SGDiff saved the frozen CLIP of its pre-training along; nothing else may be in the file beyond the encoder."""
 
 _WRAPPER: Final = "module."
-_NUMPY: Final[list[Any]] = [
-    np.float64(0).__reduce__()[0],
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-]
+_NUMPY: Final[list[Any]] = [np.float64(0).__reduce__()[0], np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
 """Harmless types that the optimiser's state in a published file can hold."""
 
 WEIGHTS, SIZES, VOCABULARY, RECONSTRUCTION = (
@@ -83,9 +75,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
         raise ModelError(f"{path}: not a readable PyTorch file ({first_line(error)}); get it again") from None
     state = found.get("state_dict", found) if isinstance(found, dict) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(
-            f"{path}: no state_dict; a mapping of names to tensors, alone or under the key `state_dict`, is needed"
-        )
+        raise ModelError(f"{path}: no state_dict; a mapping of names to tensors, alone or under the key `state_dict`, is needed")
     return state
 
 
@@ -99,9 +89,7 @@ def _official_state(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor
         if plain.startswith(IGNORED):
             continue
         if plain in state:
-            raise ModelError(
-                f"{path}: tensor {plain} is given twice, with and without the prefix {_WRAPPER!r}"
-            )
+            raise ModelError(f"{path}: tensor {plain} is given twice, with and without the prefix {_WRAPPER!r}")
         state[plain] = tensor.float()
     return state
 
@@ -139,18 +127,13 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
 
 
 def save_encoder(
-    folder: Path,
-    encoder: Encoder,
-    vocabulary: Vocabulary | None = None,
-    reconstruction: nn.Module | None = None,
+    folder: Path, encoder: Encoder, vocabulary: Vocabulary | None = None, reconstruction: nn.Module | None = None
 ) -> None:
     """Write an encoder's folder. CGIP needs its `vocabulary`; `reconstruction` is the trained block of the masked loss."""
     kind = "cgip" if isinstance(encoder, Cgip) else "open_vocabulary"
     if isinstance(encoder, Cgip):
         if vocabulary is None:
-            raise DataError(
-                f"{folder}: a CGIP encoder is of no use without its vocabulary; give it to be saved"
-            )
+            raise DataError(f"{folder}: a CGIP encoder is of no use without its vocabulary; give it to be saved")
         _check_rows(vocabulary, encoder.config, folder / VOCABULARY, folder / WEIGHTS)
         vocabulary.write(folder / VOCABULARY)
     write_tensors(encoder.state_dict(), folder / WEIGHTS, {"format": "pt"})
@@ -180,9 +163,7 @@ def load_encoder(folder: Path) -> tuple[Encoder, Vocabulary | None]:
             raise ModelError(f"{sizes}: kind is {kind!r}; valid: {', '.join(_CONFIGS)}")
         config = msgspec.convert(raw, _CONFIGS[str(kind)])
     except FileNotFoundError:
-        raise ModelError(
-            f"{sizes}: no such file; a graph encoder's folder has {SIZES} and {WEIGHTS}"
-        ) from None
+        raise ModelError(f"{sizes}: no such file; a graph encoder's folder has {SIZES} and {WEIGHTS}") from None
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{sizes}: not the sizes of a graph encoder: {error}") from None
     vocabulary = None

@@ -21,15 +21,9 @@ class GraphEncoder(Struct, frozen=True, forbid_unknown_fields=True):
             description="open_clip model that teaches: `local-dir:<folder>`, or an architecture with `pretrained`; not the judge",
         ),
     ]
-    pretrained: Annotated[
-        str | None, Meta(description="open_clip's tag of the weights; null for a folder")
-    ] = None
+    pretrained: Annotated[str | None, Meta(description="open_clip's tag of the weights; null for a folder")] = None
     files: Annotated[
-        str,
-        Meta(
-            min_length=1,
-            description="what DVC watches: the tower's folder, or presets/hub where it is none",
-        ),
+        str, Meta(min_length=1, description="what DVC watches: the tower's folder, or presets/hub where it is none")
     ] = "presets/hub"
     block: Annotated[
         int,
@@ -40,35 +34,23 @@ class GraphEncoder(Struct, frozen=True, forbid_unknown_fields=True):
     ] = -2
     kind: Annotated[
         Literal["cgip", "open_vocabulary"],
-        Meta(
-            description="encoder: rows of a table for known names, or any name by the generator's text encoder"
-        ),
+        Meta(description="encoder: rows of a table for known names, or any name by the generator's text encoder"),
     ] = "cgip"
     embed: Annotated[int, Meta(ge=1, description="width of node, edge and graph vectors")] = 512
     width: Annotated[int, Meta(ge=1, description="width of hidden layers")] = 512
-    layers: Annotated[
-        int, Meta(ge=1, description="rounds of messages; for cgip after its first, as SGDiff counts")
-    ] = 5
-    min_count: Annotated[
-        int, Meta(ge=1, description="training relations that a name must occur in to get a row (cgip)")
-    ] = 1
+    layers: Annotated[int, Meta(ge=1, description="rounds of messages; for cgip after its first, as SGDiff counts")] = 5
+    min_count: Annotated[int, Meta(ge=1, description="training relations that a name must occur in to get a row (cgip)")] = 1
     queries: Annotated[int, Meta(ge=1, description="queries of the attention that pools an image")] = 8
     geometric: Annotated[bool, Meta(description="relations from boxes join the annotated ones")] = True
-    mirror: Annotated[
-        bool, Meta(description="each training crop once more as its mirror image, left and right exchanged")
-    ] = True
-    graphs: Annotated[
-        int, Meta(ge=0, description="training relations at most, drawn by hash; 0 takes all")
-    ] = 0
-    development: Annotated[
-        float,
-        Meta(ge=0.0, lt=1.0, description="share of training name pairs held out, to choose knobs by"),
-    ] = 0.1
+    mirror: Annotated[bool, Meta(description="each training crop once more as its mirror image, left and right exchanged")] = True
+    graphs: Annotated[int, Meta(ge=0, description="training relations at most, drawn by hash; 0 takes all")] = 0
+    development: Annotated[float, Meta(ge=0.0, lt=1.0, description="share of training name pairs held out, to choose knobs by")] = (
+        0.1
+    )
     steps: Annotated[int, Meta(ge=1, description="steps of AdamW")] = 20000
     batch_size: Annotated[int, Meta(ge=2, description="graphs per step")] = 256
     masked_batch: Annotated[
-        int,
-        Meta(ge=1, description="graphs of a step whose masked loss is taken; it costs more than all else"),
+        int, Meta(ge=1, description="graphs of a step whose masked loss is taken; it costs more than all else")
     ] = 64
     directional: Annotated[
         Annotated[float, Meta(ge=0.0, le=1.0)] | None,
@@ -78,20 +60,14 @@ class GraphEncoder(Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     rate: Annotated[float, Meta(gt=0.0, description="peak learning rate")] = 1e-3
     weight_decay: Annotated[float, Meta(ge=0.0, description="of matrices")] = 0.02
-    masked_weight: Annotated[
-        float, Meta(ge=0.0, description="of the masked loss beside the contrastive one")
-    ] = 1.0
+    masked_weight: Annotated[float, Meta(ge=0.0, description="of the masked loss beside the contrastive one")] = 1.0
     tower_batch: Annotated[int, Meta(ge=1, description="crops per forward of the tower")] = 64
-    shard_size: Annotated[int, Meta(ge=1, description="crops per file of features, the unit of resuming")] = (
-        512
-    )
+    shard_size: Annotated[int, Meta(ge=1, description="crops per file of features, the unit of resuming")] = 512
     seed: Annotated[int, Meta(ge=0, lt=1 << 31, description="seed of everything drawn")] = 0
 
     def __post_init__(self) -> None:
         if self.masked_batch > self.batch_size:
-            raise ValueError(
-                f"masked_batch: got {self.masked_batch}; valid: 1 to batch_size, which is {self.batch_size}"
-            )
+            raise ValueError(f"masked_batch: got {self.masked_batch}; valid: 1 to batch_size, which is {self.batch_size}")
         if self.tower.startswith(LOCAL):
             folder = self.tower.removeprefix(LOCAL)
             if self.files != folder:
@@ -99,13 +75,9 @@ class GraphEncoder(Struct, frozen=True, forbid_unknown_fields=True):
                     f"files: got {self.files!r}; the tower is the folder {folder}, set files to it, so that DVC sees its weights"
                 )
             if self.pretrained is not None:
-                raise ValueError(
-                    f"pretrained: got {self.pretrained!r}; a tower in a folder has its own weights: null"
-                )
+                raise ValueError(f"pretrained: got {self.pretrained!r}; a tower in a folder has its own weights: null")
         elif self.pretrained is None:
-            raise ValueError(
-                f"pretrained: got null; the architecture {self.tower} needs open_clip's tag of its weights"
-            )
+            raise ValueError(f"pretrained: got null; the architecture {self.tower} needs open_clip's tag of its weights")
 
 
 class GraphTokens(Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,10 +98,7 @@ class GraphTokens(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "table"
     relation_scale: Annotated[
-        float,
-        Meta(
-            gt=0.0, le=10.0, description="size of what fresh projections give, in units of a text embedding"
-        ),
+        float, Meta(gt=0.0, le=10.0, description="size of what fresh projections give, in units of a text embedding")
     ] = 0.5
     global_token: Annotated[bool, Meta(description="one more token for the whole graph")] = False
     encoder: Annotated[
@@ -139,14 +108,10 @@ class GraphTokens(Struct, frozen=True, forbid_unknown_fields=True):
             "trained with the tokens"
         ),
     ] = None
-    train_encoder: Annotated[
-        bool, Meta(description="train the graph encoder of a folder on with the tokens")
-    ] = False
+    train_encoder: Annotated[bool, Meta(description="train the graph encoder of a folder on with the tokens")] = False
     injection: Annotated[
         Literal["prepend", "residual"],
-        Meta(
-            description="tokens before the prompt's, or added behind a gate to the prompt's tokens of the names"
-        ),
+        Meta(description="tokens before the prompt's, or added behind a gate to the prompt's tokens of the names"),
     ] = "prepend"
 
     def __post_init__(self) -> None:

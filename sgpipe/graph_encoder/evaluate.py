@@ -23,9 +23,7 @@ from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import DIRECTIONAL, SYMMETRIC
 
 
-def retrieval(
-    graph: Tensor, image: Tensor, same: Tensor, at: Sequence[int] = (1, 5, 10)
-) -> dict[str, dict[str, float]]:
+def retrieval(graph: Tensor, image: Tensor, same: Tensor, at: Sequence[int] = (1, 5, 10)) -> dict[str, dict[str, float]]:
     """Recall among N candidates, both ways: share of queries with a right answer in the first k, `{direction: {"r<k>": share}}`.
 
     Right for row n is every candidate with `same[n, ·]` `[N, N]` (images of equal graphs answer each other). A wrong candidate
@@ -84,8 +82,7 @@ def measure(learner: Learner, lessons: Lessons) -> dict[str, Any]:
     crop = torch.from_numpy(lessons.examples.crop[lessons.rows])
     image, with_graph, without = _seen(learner, lessons, graphs, device)
     true, swapped = (
-        _pooled(learner.encoder, each, lessons.names, device)
-        for each in (graphs, [graph.reversed() for graph in graphs])
+        _pooled(learner.encoder, each, lessons.names, device) for each in (graphs, [graph.reversed() for graph in graphs])
     )
     same = same_graph(graphs) | (crop[:, None] == crop)
     classes = [graph.triples[0][1] for graph in graphs]
@@ -158,9 +155,7 @@ def token_cosines(
     for layout in LAYOUTS:
         torch.manual_seed(seed)
         params = GraphTokens(layout=layout, relation="encoder")
-        tokenizer = GraphTokenizer(params, texts.width, text_scale=texts.rms, embed=encoder.config.embed).to(
-            device
-        )
+        tokenizer = GraphTokenizer(params, texts.width, text_scale=texts.rms, embed=encoder.config.embed).to(device)
         tokens = [tokenizer(g, e, texts) for g, e in zip((graphs, swapped), encoded, strict=True)]
         found[layout] = direction_cosine(*tokens)
     return found

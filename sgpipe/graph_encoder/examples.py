@@ -41,9 +41,7 @@ class Examples:
     shared: int
 
     @classmethod
-    def of(
-        cls, relations: pa.Table, images: pa.Table, triples: pa.Table, curate: Curate, params: GraphEncoder
-    ) -> Self:
+    def of(cls, relations: pa.Table, images: pa.Table, triples: pa.Table, curate: Curate, params: GraphEncoder) -> Self:
         """All relations of training images that pass curate's bounds, and its validation triples.
 
         Name pairs that curate deals to validation stay out of training, in either order, and so does a share of the others, which
@@ -75,9 +73,7 @@ class Examples:
         frame = pl.concat([part.select(columns) for part in (trained, held_out, val)])
         frame = frame.with_columns(mirrored=False)
         if params.mirror:
-            turned = frame.filter(pl.col("part") == "train").with_columns(
-                pl.col("predicate").replace(_MIRRORED), mirrored=True
-            )
+            turned = frame.filter(pl.col("part") == "train").with_columns(pl.col("predicate").replace(_MIRRORED), mirrored=True)
             frame = pl.concat([frame, turned])
         frame = frame.sort("image_id", "relationship_id", "part", "mirrored")
         where = frame.select("image_id", *_SEEN).unique(maintain_order=True).with_row_index("crop")
@@ -119,8 +115,6 @@ def _hidden(first: pl.DataFrame, seed: int) -> pl.DataFrame:
     low = (box[:, :2] - crop[:, :2]) / crop[:, 2:]
     edges = np.concatenate([low, low + box[:, 2:] / crop[:, 2:]], axis=1).clip(0, 1)
     mirrored = first["mirrored"].to_numpy()[:, None]
-    edges = np.where(
-        mirrored, np.stack([1 - edges[:, 2], edges[:, 1], 1 - edges[:, 0], edges[:, 3]], 1), edges
-    )
+    edges = np.where(mirrored, np.stack([1 - edges[:, 2], edges[:, 1], 1 - edges[:, 0], edges[:, 3]], 1), edges)
     hidden = {name: pl.Series(edges[:, i]) for i, name in enumerate(("x0", "y0", "x1", "y1"))}
     return first.select("image_id", *_SEEN).with_columns(**hidden)

@@ -29,9 +29,7 @@ from sgpipe.runs.atomic import write_json
 from sgpipe.runs.shards import Make, Shard, Tick
 
 
-def hidden_pixels(
-    boxes: Tensor, box_image: Tensor, drawn: Tensor, count: int, size: tuple[int, int]
-) -> Tensor:
+def hidden_pixels(boxes: Tensor, box_image: Tensor, drawn: Tensor, count: int, size: tuple[int, int]) -> Tensor:
     """True `[count, H, W]` where the centre of a pixel lies in the box of a drawn object.
 
     `boxes` `[O, 4]` are x0, y0, x1, y1 in 0–1 of the image that the tower sees, `box_image` `[O]` the image of each, `drawn` `[O]`
@@ -54,9 +52,7 @@ def hidden_patches(pixels: Tensor, patch: int) -> Tensor:
 _FILE = "features.safetensors"
 
 
-def feature_maker(
-    tower: ImageTower, load: LoadImage, crops: pl.DataFrame, batch_size: int, encoder: str
-) -> Make:
+def feature_maker(tower: ImageTower, load: LoadImage, crops: pl.DataFrame, batch_size: int, encoder: str) -> Make:
     """What fills a shard: `item`, `patches`, `rest` `[n, P, F]` in float16 and `region` `[n, P]` of every crop that can be read.
 
     A crop is squashed to the tower's square, and mirrored where it says so. `load` gives an image or raises `DataError`:
@@ -95,9 +91,7 @@ def feature_maker(
             tick(batch.stop - batch.start)
         tensors = {name: torch.cat(parts) for name, parts in made.items() if parts}
         write_json(counts, folder / COUNTS)
-        write_tensors(
-            tensors or {"item": torch.zeros(0, dtype=torch.int64)}, folder / _FILE, {"encoder": encoder}
-        )
+        write_tensors(tensors or {"item": torch.zeros(0, dtype=torch.int64)}, folder / _FILE, {"encoder": encoder})
 
     return make
 
@@ -126,15 +120,11 @@ class Features:
         self.read[list(self._place)] = True
         if not self._place:
             reasons = ", ".join(f"{reason} {crops}" for reason, crops in self.counts.items() if crops)
-            raise DataError(
-                f"graph_encoder: none of {count} crops could be read ({reasons}); run `dvc repro curate`"
-            )
+            raise DataError(f"graph_encoder: none of {count} crops could be read ({reasons}); run `dvc repro curate`")
 
     def get(self, name: str, crops: Sequence[int]) -> Tensor:
         """`patches`, `rest` (float32) or `region` of crops, in their order, on the CPU."""
-        rows = torch.stack(
-            [self._open[shard][name][row] for shard, row in map(self._place.__getitem__, crops)]
-        )
+        rows = torch.stack([self._open[shard][name][row] for shard, row in map(self._place.__getitem__, crops)])
         return rows.float() if rows.is_floating_point() else rows
 
     @property

@@ -28,9 +28,7 @@ def prepend(tokens: Tokens, text: TextCondition) -> TextCondition:
     return replace(text, states=states, mask=mask)
 
 
-def named_spans(
-    graph: SceneGraph, prompt_ids: Sequence[int], name_ids: Mapping[str, Sequence[int]]
-) -> dict[int, range]:
+def named_spans(graph: SceneGraph, prompt_ids: Sequence[int], name_ids: Mapping[str, Sequence[int]]) -> dict[int, range]:
     """Where a tokenised prompt mentions each related object of a graph: object number to positions.
 
     `name_ids` are token ids of names without special tokens. Longer names choose first ("hot dog" before "dog"), objects of
@@ -62,9 +60,7 @@ class GatedResidual(nn.Module):
         super().__init__()
         self.gate = nn.Parameter(torch.zeros(()))
 
-    def forward(
-        self, tokens: Tokens, encoder_hidden_states: Tensor, spans: Sequence[Mapping[int, range]]
-    ) -> Tensor:
+    def forward(self, tokens: Tokens, encoder_hidden_states: Tensor, spans: Sequence[Mapping[int, range]]) -> Tensor:
         """States `[N, T, D]`; `spans[n]` gives the positions of the objects of graph n. Other positions keep their bits."""
         rows = [
             (n, position, place)
@@ -80,7 +76,7 @@ class GatedResidual(nn.Module):
         change = torch.zeros_like(encoder_hidden_states).index_put(
             (graph, position), added.to(encoder_hidden_states.dtype), accumulate=True
         )
-        touched = torch.zeros(
-            encoder_hidden_states.shape[:2], dtype=torch.bool, device=change.device
-        ).index_put((graph, position), torch.ones_like(graph, dtype=torch.bool))
+        touched = torch.zeros(encoder_hidden_states.shape[:2], dtype=torch.bool, device=change.device).index_put(
+            (graph, position), torch.ones_like(graph, dtype=torch.bool)
+        )
         return torch.where(touched[..., None], encoder_hidden_states + change, encoder_hidden_states)

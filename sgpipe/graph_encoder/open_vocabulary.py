@@ -30,9 +30,7 @@ class NameTable:
     def __post_init__(self) -> None:
         widths = {tuple(vector.shape) for vector in self.vectors.values()}
         if len(widths) != 1 or len(next(iter(widths))) != 1:
-            raise DataError(
-                f"name vectors: one vector of one width per name is needed, got shapes {sorted(widths)}"
-            )
+            raise DataError(f"name vectors: one vector of one width per name is needed, got shapes {sorted(widths)}")
 
     @property
     def width(self) -> int:
@@ -90,14 +88,9 @@ class _Layer(nn.Module):
         super().__init__()
         self._split = (width, embed, width)
         self.edge = nn.Sequential(
-            nn.LayerNorm(3 * embed),
-            nn.Linear(3 * embed, width),
-            nn.GELU(),
-            nn.Linear(width, 2 * width + embed),
+            nn.LayerNorm(3 * embed), nn.Linear(3 * embed, width), nn.GELU(), nn.Linear(width, 2 * width + embed)
         )
-        self.node = nn.Sequential(
-            nn.LayerNorm(embed + width), nn.Linear(embed + width, width), nn.GELU(), nn.Linear(width, embed)
-        )
+        self.node = nn.Sequential(nn.LayerNorm(embed + width), nn.Linear(embed + width, width), nn.GELU(), nn.Linear(width, embed))
 
     def forward(self, nodes: Tensor, edges: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         subject, object_ = ends.unbind(1)
@@ -133,8 +126,5 @@ class OpenVocabularyEncoder(nn.Module):
         for layer in self.layers:
             nodes, edges = layer(nodes, edges, batch.ends)
         nodes, edges = self.norm(nodes), self.norm(edges)
-        pooled = torch.cat(
-            [mean_by(nodes, batch.node_graph, batch.count), mean_by(edges, batch.edge_graph, batch.count)],
-            dim=1,
-        )
+        pooled = torch.cat([mean_by(nodes, batch.node_graph, batch.count), mean_by(edges, batch.edge_graph, batch.count)], dim=1)
         return encoding(batch, nodes, edges, self.config.most, self.pool(pooled))

@@ -30,9 +30,7 @@ class ImageHead(nn.Module):
     Keys carry learned places, so that a query can ask what is leftmost.
     """
 
-    def __init__(
-        self, features: int, patches: int, embed: int, queries: int, width: int = 128, heads: int = 4
-    ) -> None:
+    def __init__(self, features: int, patches: int, embed: int, queries: int, width: int = 128, heads: int = 4) -> None:
         super().__init__()
         self._heads = heads
         self.norm = nn.LayerNorm(features)
@@ -42,19 +40,14 @@ class ImageHead(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.leave = nn.Sequential(
-            nn.LayerNorm(queries * width),
-            nn.Linear(queries * width, 2 * width),
-            nn.GELU(),
-            nn.Linear(2 * width, embed),
+            nn.LayerNorm(queries * width), nn.Linear(queries * width, 2 * width), nn.GELU(), nn.Linear(2 * width, embed)
         )
 
     def forward(self, patches: Tensor) -> Tensor:
         """Vectors of images, of any length."""
         x = F.gelu(self.enter(self.norm(patches)) + self.place)
         queries = self.queries.expand(len(x), -1, -1)
-        query, key, value = (
-            y.unflatten(-1, (self._heads, -1)).transpose(1, 2) for y in (queries, self.key(x), self.value(x))
-        )
+        query, key, value = (y.unflatten(-1, (self._heads, -1)).transpose(1, 2) for y in (queries, self.key(x), self.value(x)))
         seen = F.scaled_dot_product_attention(query, key, value)
         return self.leave(seen.transpose(1, 2).flatten(1))
 
@@ -63,9 +56,7 @@ SWAPPED, REPLACED = 0, 1
 """Places of the two hard negatives of a graph."""
 
 
-def hard_negatives(
-    graph: SceneGraph, rng: np.random.Generator
-) -> tuple[SceneGraph | None, SceneGraph | None]:
+def hard_negatives(graph: SceneGraph, rng: np.random.Generator) -> tuple[SceneGraph | None, SceneGraph | None]:
     """The graph with one triple's subject and object exchanged, and with one triple's predicate replaced; None where none is false.
 
     A symmetric predicate is not swapped. A directional predicate is replaced by its inverse, another by a class that cannot hold
@@ -216,9 +207,7 @@ def pretraining_losses(
     `same_image` `[B, B]`: pairs that describe one image, which are no negatives of each other, as those of `same_graph` are not.
     """
     if len(graphs) != len(images.pooled):
-        raise DataError(
-            f"pre-training: {len(graphs)} graphs and {len(images.pooled)} images; one image per graph is needed"
-        )
+        raise DataError(f"pre-training: {len(graphs)} graphs and {len(images.pooled)} images; one image per graph is needed")
     if encoder.config.embed != images.pooled.shape[1]:
         raise ModelError(
             f"pre-training: the graph encoder gives vectors of width {encoder.config.embed}, the images' have "
@@ -230,23 +219,13 @@ def pretraining_losses(
     encoded = encoder(batch_graphs([*graphs, *false], names).to(device))
     vectors = F.normalize(encoded.pooled, dim=1)
     count = len(graphs)
-    hard = vectors.new_zeros(*present.shape, vectors.shape[1]).index_put(
-        present.nonzero(as_tuple=True), vectors[count:]
-    )
+    hard = vectors.new_zeros(*present.shape, vectors.shape[1]).index_put(present.nonzero(as_tuple=True), vectors[count:])
     same = same_graph(graphs)
     if same_image is not None:
         same = same | same_image
     contrastive = contrastive_loss(
-        vectors[:count],
-        F.normalize(images.pooled, dim=1),
-        encoder.logit_scale.exp(),
-        same.to(device),
-        hard,
-        present,
+        vectors[:count], F.normalize(images.pooled, dim=1), encoder.logit_scale.exp(), same.to(device), hard, present
     )
     own = GraphEncoding(*(value[: len(images.rest)] for value in vars(encoded).values()))
     predicted = reconstruction(images.rest, images.region, own)
-    return {
-        "contrastive": contrastive,
-        "masked": masked_loss(predicted, images.patches, images.region),
-    }
+    return {"contrastive": contrastive, "masked": masked_loss(predicted, images.patches, images.region)}

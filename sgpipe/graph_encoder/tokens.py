@@ -85,13 +85,7 @@ class GraphTokenizer(nn.Module):
     text_scale: Tensor
 
     def __init__(
-        self,
-        params: GraphTokens,
-        text: int,
-        *,
-        text_scale: float,
-        embed: int | None = None,
-        predicates: Sequence[str] = PREDICATES,
+        self, params: GraphTokens, text: int, *, text_scale: float, embed: int | None = None, predicates: Sequence[str] = PREDICATES
     ) -> None:
         super().__init__()
         if params.needs_encoder and embed is None:
@@ -100,23 +94,16 @@ class GraphTokenizer(nn.Module):
         self.register_buffer("text_scale", torch.tensor(float(text_scale)))
         self._rows = {name: row for row, name in enumerate(predicates)}
         scale, width = params.relation_scale, embed or 0
-        inputs = {
-            "triple": [3 * width],
-            "roles": [width] * 3,
-            "objects": [3 * width] * 2 if params.relation == "encoder" else [],
-        }[params.layout]
+        inputs = {"triple": [3 * width], "roles": [width] * 3, "objects": [3 * width] * 2 if params.relation == "encoder" else []}[
+            params.layout
+        ]
         self.projections = nn.ModuleList(_Projection(into, text, scale) for into in inputs)
         if params.relation == "table":
             self.table = nn.Parameter(torch.randn(len(predicates), 2, text) * scale)
         if params.global_token:
             self.pooled = _Projection(width, text, scale)
 
-    def forward(
-        self,
-        graphs: Sequence[SceneGraph],
-        encoded: GraphEncoding | None = None,
-        names: NameTable | None = None,
-    ) -> Tokens:
+    def forward(self, graphs: Sequence[SceneGraph], encoded: GraphEncoding | None = None, names: NameTable | None = None) -> Tokens:
         """Tokens of `graphs`; `encoded` is what the graph encoder says of the same graphs in the same order.
 
         `names` are needed where tokens carry the text embedding of names (layout `objects`, prepended). With `residual` the
@@ -144,9 +131,7 @@ class GraphTokenizer(nn.Module):
         codes = self.params.relation_scale * binding_codes(rank_in_graph(graph, len(count)), roles, self.text)
         return codes * (count[graph] > 1)[:, None, None]
 
-    def _triple_tokens(
-        self, graphs: Sequence[SceneGraph], encoded: GraphEncoding | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _triple_tokens(self, graphs: Sequence[SceneGraph], encoded: GraphEncoding | None) -> tuple[Tensor, Tensor, Tensor]:
         encoded = _given(encoded)
         rows = encoded.local[encoded.relation]
         graph, owner = _relations(graphs, encoded.local.shape[1])
@@ -160,11 +145,7 @@ class GraphTokenizer(nn.Module):
         states = torch.stack(parts, dim=1)
         if self.params.layout == "roles":
             states = states + self._bound(graph, 3).to(states)
-        return (
-            self.text_scale * states.flatten(0, 1),
-            graph.repeat_interleave(len(parts)),
-            torch.stack(owners, 1).flatten(),
-        )
+        return (self.text_scale * states.flatten(0, 1), graph.repeat_interleave(len(parts)), torch.stack(owners, 1).flatten())
 
     def _object_tokens(
         self, graphs: Sequence[SceneGraph], encoded: GraphEncoding | None, names: NameTable | None
@@ -178,9 +159,7 @@ class GraphTokenizer(nn.Module):
             graph, ends = _relations(graphs, None)
             for each in graphs:
                 each.check_predicates(self._rows, "table of the graph tokens")
-            row = torch.tensor(
-                [self._rows[p] for each in graphs for _, p, _ in each.triples], dtype=torch.long
-            )
+            row = torch.tensor([self._rows[p] for each in graphs for _, p, _ in each.triples], dtype=torch.long)
             said = self.table[row.to(self.table.device)]
             said = said + self._bound(graph, 2).to(said)
         pairs = torch.stack([graph[:, None].expand(-1, 2), ends], dim=2).flatten(0, 1)

@@ -46,9 +46,7 @@ class ImageTower:
             ) from None
         self._visual: Any = model.visual.eval().requires_grad_(False)
         wanted = open_clip.get_model_preprocess_cfg(model)
-        self._mean, self._std = (
-            torch.tensor(wanted[name], device=device)[:, None, None] for name in ("mean", "std")
-        )
+        self._mean, self._std = (torch.tensor(wanted[name], device=device)[:, None, None] for name in ("mean", "std"))
         size = self._visual.image_size
         self.side = int(size if isinstance(size, int) else size[0])
         blank = np.zeros((1, self.side, self.side, 3), dtype=np.uint8)

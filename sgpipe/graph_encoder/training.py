@@ -40,9 +40,7 @@ Log = Callable[[int, Mapping[str, float]], None]
 class Learner(nn.Module):
     """What is trained together: the graph encoder, the head that pools the tower's patches, the reconstruction block."""
 
-    def __init__(
-        self, encoder: Encoder, shape: tuple[int, int], params: GraphEncoder, device: torch.device
-    ) -> None:
+    def __init__(self, encoder: Encoder, shape: tuple[int, int], params: GraphEncoder, device: torch.device) -> None:
         super().__init__()
         patches, features = shape
         self.encoder = encoder
@@ -84,9 +82,7 @@ class Lessons:
             drawn += rng.choice(rows, count, replace=len(rows) < count).tolist() if count else []
         return drawn
 
-    def images(
-        self, rows: Sequence[int], head: ImageHead, device: torch.device, masked: int | None = None
-    ) -> ImageFeatures:
+    def images(self, rows: Sequence[int], head: ImageHead, device: torch.device, masked: int | None = None) -> ImageFeatures:
         """Features of the crops of these rows, for the masked loss of the first `masked` (None: all)."""
         crops = self.examples.crop[rows].tolist()
         patches = self.features.get("patches", crops).to(device)
@@ -102,10 +98,7 @@ def learning_rate(step: int, steps: int) -> float:
 def _optimizer(learner: Learner, params: GraphEncoder) -> torch.optim.AdamW:
     matrices = [p for p in learner.parameters() if p.ndim >= 2]
     others = [p for p in learner.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": params.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    groups = [{"params": matrices, "weight_decay": params.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, params.rate, betas=(0.9, 0.98))
 
 
@@ -133,9 +126,7 @@ def pretrain(learner: Learner, lessons: Lessons, params: GraphEncoder, state: Pa
     learner.eval()
 
 
-def _losses(
-    learner: Learner, lessons: Lessons, params: GraphEncoder, step: int, device: torch.device
-) -> dict[str, Tensor]:
+def _losses(learner: Learner, lessons: Lessons, params: GraphEncoder, step: int, device: torch.device) -> dict[str, Tensor]:
     rng = np.random.default_rng((params.seed, step))
     rows = lessons.draw(rng, params)
     graphs = [restated(lessons.examples.graphs[row], rng) for row in rows]
@@ -143,11 +134,5 @@ def _losses(
     crop = torch.from_numpy(lessons.examples.crop[rows])
     images = lessons.images(rows, learner.head, device, params.masked_batch)
     return pretraining_losses(
-        learner.encoder,
-        learner.reconstruction,
-        graphs,
-        negatives,
-        lessons.names,
-        images,
-        same_image=crop[:, None] == crop,
+        learner.encoder, learner.reconstruction, graphs, negatives, lessons.names, images, same_image=crop[:, None] == crop
     )

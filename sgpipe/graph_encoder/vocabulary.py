@@ -35,10 +35,7 @@ class Vocabulary:
     predicates: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for what, names, first in (
-            ("object", self.objects, IMAGE),
-            ("predicate", self.predicates, IN_IMAGE),
-        ):
+        for what, names, first in (("object", self.objects, IMAGE), ("predicate", self.predicates, IN_IMAGE)):
             if names[:1] != (first,):
                 raise DataError(
                     f"vocabulary: {what} 0 is {names[0]!r}, it must be {first!r}; rows in another order give wrong vectors"
@@ -67,17 +64,13 @@ class Vocabulary:
             found = msgspec.json.decode(path.read_bytes(), type=_File)
             return cls(tuple(found.object_idx_to_name), tuple(found.pred_idx_to_name))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{path}: not a JSON object with the lists object_idx_to_name and pred_idx_to_name: {error}"
-            ) from None
+            raise DataError(f"{path}: not a JSON object with the lists object_idx_to_name and pred_idx_to_name: {error}") from None
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
 
     def write(self, path: Path) -> None:
         """As a file that `read` takes."""
-        write_json(
-            {"object_idx_to_name": list(self.objects), "pred_idx_to_name": list(self.predicates)}, path
-        )
+        write_json({"object_idx_to_name": list(self.objects), "pred_idx_to_name": list(self.predicates)}, path)
 
     @property
     def image_node(self) -> bool:

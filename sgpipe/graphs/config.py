@@ -30,53 +30,35 @@ SUPPORTED = (
 class Quality(Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds on the two boxes and names of a relation; one that misses a bound is no candidate."""
 
-    min_area: Annotated[
-        float, Meta(ge=0.0, lt=1.0, description="smallest box area, fraction of the image")
-    ] = 0.005
+    min_area: Annotated[float, Meta(ge=0.0, lt=1.0, description="smallest box area, fraction of the image")] = 0.005
     min_side: Annotated[float, Meta(ge=0.0, description="smallest box side, pixels")] = 32.0
     max_overlap: Annotated[float, Meta(gt=0.0, le=1.0, description="largest intersection over union")] = 0.9
     max_size_ratio: Annotated[float, Meta(ge=1.0, description="largest ratio of the two areas")] = 100.0
     max_distance: Annotated[
-        float,
-        Meta(gt=0.0, le=1.0, description="largest distance of the centres, fraction of the image diagonal"),
+        float, Meta(gt=0.0, le=1.0, description="largest distance of the centres, fraction of the image diagonal")
     ] = 0.7
-    max_name_words: Annotated[
-        int, Meta(ge=1, description="longest object name, words; longer ones are sentences")
-    ] = 3
-    distinct_names: Annotated[
-        bool, Meta(description="leave out relations whose two objects have the same name")
-    ] = True
+    max_name_words: Annotated[int, Meta(ge=1, description="longest object name, words; longer ones are sentences")] = 3
+    distinct_names: Annotated[bool, Meta(description="leave out relations whose two objects have the same name")] = True
 
 
 class Crop(Struct, frozen=True, forbid_unknown_fields=True):
     """The region of the image that stands for a triple."""
 
-    kind: Annotated[
-        Literal["image", "union"], Meta(description="the full image, or the square around both boxes")
-    ] = "union"
+    kind: Annotated[Literal["image", "union"], Meta(description="the full image, or the square around both boxes")] = "union"
     margin: Annotated[
-        float,
-        Meta(ge=0.0, le=2.0, description="margin of a union crop on every side, fraction of its longer side"),
+        float, Meta(ge=0.0, le=2.0, description="margin of a union crop on every side, fraction of its longer side")
     ] = 0.1
-    min_side: Annotated[
-        float, Meta(ge=0.0, description="smallest side of a union crop, pixels, as far as the image allows")
-    ] = 0.0
+    min_side: Annotated[float, Meta(ge=0.0, description="smallest side of a union crop, pixels, as far as the image allows")] = 0.0
     align: Annotated[
-        float,
-        Meta(ge=0.0, description="corners of a union crop are multiples of this many pixels; 0 is any place"),
+        float, Meta(ge=0.0, description="corners of a union crop are multiples of this many pixels; 0 is any place")
     ] = 0.0
 
 
 class GraphSize(Struct, frozen=True, forbid_unknown_fields=True):
     """How many triples a scene graph has: a chosen relation, and others of its image that share an object with the graph."""
 
-    min: Annotated[
-        int, Meta(ge=1, le=16, description="relations whose image gives fewer triples are no candidates")
-    ] = 1
-    max: Annotated[
-        int,
-        Meta(ge=1, le=16, description="most triples; each number from `min` on is aimed at equally often"),
-    ] = 1
+    min: Annotated[int, Meta(ge=1, le=16, description="relations whose image gives fewer triples are no candidates")] = 1
+    max: Annotated[int, Meta(ge=1, le=16, description="most triples; each number from `min` on is aimed at equally often")] = 1
 
     def __post_init__(self) -> None:
         if self.min > self.max:
@@ -87,39 +69,22 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
     """Section `curate`. Which triples are chosen for training, validation and maps, and what part of the image stands for each."""
 
     predicates: Annotated[
-        tuple[str, ...],
-        Meta(min_length=1, description="classes of the train and val triples, equally many of each"),
+        tuple[str, ...], Meta(min_length=1, description="classes of the train and val triples, equally many of each")
     ] = SUPPORTED
     train: Annotated[int, Meta(ge=0, description="train triples, a multiple of the number of classes")] = 800
     val: Annotated[int, Meta(ge=0, description="val triples, a multiple of the number of classes")] = 160
-    map_predicates: Annotated[tuple[str, ...], Meta(description="classes of the triples for the maps")] = (
-        PREDICATES
-    )
+    map_predicates: Annotated[tuple[str, ...], Meta(description="classes of the triples for the maps")] = PREDICATES
     maps_per_class: Annotated[int, Meta(ge=0, description="triples for the maps, of each class")] = 700
     graph: Annotated[GraphSize, Meta(description="triples per scene graph")] = GraphSize()
     val_pairs: Annotated[
-        float,
-        Meta(
-            gt=0.0,
-            lt=1.0,
-            description="fraction of unordered (subject, object) name pairs that are kept for val",
-        ),
+        float, Meta(gt=0.0, lt=1.0, description="fraction of unordered (subject, object) name pairs that are kept for val")
     ] = 0.2
     max_per_pair: Annotated[
-        int,
-        Meta(
-            ge=0, description="most triples of a class with the same two names in train or val; 0 is no limit"
-        ),
+        int, Meta(ge=0, description="most triples of a class with the same two names in train or val; 0 is no limit")
     ] = 0
-    geometric: Annotated[
-        bool, Meta(description="let relations derived from boxes fill what annotated ones leave")
-    ] = True
-    allow_short: Annotated[
-        bool, Meta(description="take what there is of a class that is too small; false is an error")
-    ] = False
-    seed: Annotated[
-        int, Meta(ge=0, lt=1 << 32, description="seed of the choice and of the mention order")
-    ] = 0
+    geometric: Annotated[bool, Meta(description="let relations derived from boxes fill what annotated ones leave")] = True
+    allow_short: Annotated[bool, Meta(description="take what there is of a class that is too small; false is an error")] = False
+    seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the choice and of the mention order")] = 0
     quality: Annotated[Quality, Meta(description="what a candidate must fulfil")] = Quality()
     crop: Annotated[Crop, Meta(description="what part of the image is used")] = Crop()
 
@@ -135,9 +100,7 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
         for key in ("train", "val"):
             if getattr(self, key) % len(self.predicates):
                 count = len(self.predicates)
-                raise ValueError(
-                    f"{key}: got {getattr(self, key)}; {count} predicates need a multiple of {count}"
-                )
+                raise ValueError(f"{key}: got {getattr(self, key)}; {count} predicates need a multiple of {count}")
 
 
 class Negatives(Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,7 +114,6 @@ class Negatives(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = None
     choice: Annotated[
-        Literal["hardest", "sampled"],
-        Meta(description="the most frequent confusion, or one drawn with the counts as weights"),
+        Literal["hardest", "sampled"], Meta(description="the most frequent confusion, or one drawn with the counts as weights")
     ] = "sampled"
     seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the draw")] = 0

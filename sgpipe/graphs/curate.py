@@ -47,10 +47,7 @@ def boxes_of(frame: pl.DataFrame, side: str) -> np.ndarray:
 def quality_misses(frame: pl.DataFrame, params: Quality) -> dict[str, np.ndarray]:
     """For each bound, which rows miss it. `frame` has the columns of relations, `width` and `height`."""
     s, o = boxes_of(frame, "s"), boxes_of(frame, "o")
-    width, height = (
-        frame["width"].to_numpy().astype(np.float64),
-        frame["height"].to_numpy().astype(np.float64),
-    )
+    width, height = (frame["width"].to_numpy().astype(np.float64), frame["height"].to_numpy().astype(np.float64))
     areas = np.stack([s[:, 2] * s[:, 3], o[:, 2] * o[:, 3]])
     distance = np.linalg.norm(s[:, :2] + s[:, 2:] / 2 - o[:, :2] - o[:, 2:] / 2, axis=1)
     words = np.maximum(*(frame[name].str.count_matches(" ").to_numpy() + 1 for name in ("subject", "object")))
@@ -96,24 +93,16 @@ def candidates(
     rank = hashed(params.seed, "curate", frame["image_id"].to_numpy(), frame["relationship_id"].to_numpy())
     side = pair_sides(zip(frame["subject"], frame["object"], strict=True), params)
     return frame.with_columns(
-        rank=pl.Series(rank, dtype=pl.UInt64),
-        side=pl.Series(side, dtype=pl.String),
-        derived=pl.col("source") != "annotated",
+        rank=pl.Series(rank, dtype=pl.UInt64), side=pl.Series(side, dtype=pl.String), derived=pl.col("source") != "annotated"
     ), rejected
 
 
-def choose(
-    frame: pl.DataFrame, split: str, classes: tuple[str, ...], count: int, per_pair: int
-) -> pl.DataFrame:
+def choose(frame: pl.DataFrame, split: str, classes: tuple[str, ...], count: int, per_pair: int) -> pl.DataFrame:
     """The first `count` of each class by rank among the images and name pairs of `split`, annotated relations first.
 
     Rows come by class and rank; a class that is too small gives what it has.
     """
-    frame = frame.filter(
-        (pl.col("image_split") == split)
-        & (pl.col("side") == split)
-        & pl.col("predicate").is_in(list(classes))
-    )
+    frame = frame.filter((pl.col("image_split") == split) & (pl.col("side") == split) & pl.col("predicate").is_in(list(classes)))
     frame = frame.sort("predicate", *_ORDER)
     if per_pair:
         frame = frame.filter(pl.int_range(pl.len()).over("predicate", "subject", "object") < per_pair)
@@ -122,10 +111,7 @@ def choose(
 
 def crops(frame: pl.DataFrame, params: Crop, regions: np.ndarray | None = None) -> np.ndarray:
     """`[N, 4]` region of the image that stands for each row: the full image, or the square around both boxes, or `regions`."""
-    width, height = (
-        frame["width"].to_numpy().astype(np.float64),
-        frame["height"].to_numpy().astype(np.float64),
-    )
+    width, height = (frame["width"].to_numpy().astype(np.float64), frame["height"].to_numpy().astype(np.float64))
     if params.kind == "image":
         return np.stack([np.zeros_like(width), np.zeros_like(height), width, height], axis=1)
     if regions is None:
@@ -147,9 +133,7 @@ class Graphs:
     def of(self, frame: pl.DataFrame, split: str) -> list[PlacedGraph]:
         """Of each row. No two objects of a graph are a name pair of validation, unless `split` is `val`."""
         params, size = self._params, self._params.graph
-        draw = fraction(
-            params.seed, "graph size", frame["image_id"].to_numpy(), frame["relationship_id"].to_numpy()
-        )
+        draw = fraction(params.seed, "graph size", frame["image_id"].to_numpy(), frame["relationship_id"].to_numpy())
         aims = size.min + (draw * (size.max - size.min + 1)).astype(np.int64)
 
         @cache
@@ -166,10 +150,7 @@ class Graphs:
         if self._params.graph.min == 1:
             return frame
         return frame.filter(
-            pl.Series(
-                [len(graph.triples) >= self._params.graph.min for graph in self.of(frame, split)],
-                dtype=pl.Boolean,
-            )
+            pl.Series([len(graph.triples) >= self._params.graph.min for graph in self.of(frame, split)], dtype=pl.Boolean)
         )
 
 
@@ -186,8 +167,7 @@ def triples_table(frame: pl.DataFrame, split: str, graphs: Sequence[PlacedGraph]
         "split": pa.repeat(split, len(frame)),
         "prompt": [words(scene) for scene in scenes],
         "neutral_prompt": [
-            words(scene, "neutral", mention_order(len(scene.objects), draw))
-            for scene, draw in zip(scenes, draws, strict=True)
+            words(scene, "neutral", mention_order(len(scene.objects), draw)) for scene, draw in zip(scenes, draws, strict=True)
         ],
         "concepts": pa.array([concepts(*triple) for triple in said], TRIPLES.field("concepts").type),
         **columns_of(graphs, crop),
@@ -231,18 +211,12 @@ def curate(relations: pa.Table, images: pa.Table, params: Curate) -> Curated:
         )
     metrics = {
         **{
-            name: {
-                "triples": tables[name].num_rows,
-                "by_class": found[name],
-                "by_graph_size": _sizes(tables[name]),
-            }
+            name: {"triples": tables[name].num_rows, "by_class": found[name], "by_graph_size": _sizes(tables[name])}
             for name in wanted
         },
         "candidates": len(ranked),
         "filtered": rejected,
-        "shortfall": {
-            name: sum(max(wanted[name][2] - n, 0) for n in found[name].values()) for name in wanted
-        },
+        "shortfall": {name: sum(max(wanted[name][2] - n, 0) for n in found[name].values()) for name in wanted},
     }
     return Curated(pa.concat_tables([tables["train"], tables["val"]]), tables["maps"], metrics)
 

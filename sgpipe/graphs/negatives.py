@@ -20,15 +20,7 @@ from sgpipe.errors import DataError
 from sgpipe.graphs.config import Negatives
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.rows import graphs_of
-from sgpipe.relations.predicates import (
-    DIRECTIONAL,
-    INVERSE,
-    PREDICATE_INDEX,
-    PREDICATES,
-    RELATIONS,
-    SYMMETRIC,
-    may_hold,
-)
+from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATE_INDEX, PREDICATES, RELATIONS, SYMMETRIC, may_hold
 from sgpipe.runs.hashing import fraction
 
 Confusions = Mapping[str, Mapping[str, float]]
@@ -42,9 +34,7 @@ DEFAULT_CONFUSIONS: Final[Mapping[str, Mapping[str, float]]] = {
 def read_confusions(path: Path) -> dict[str, dict[str, float]]:
     """`{class: {class: count}}`. Raises `DataError` for an unreadable file, an unknown class or a negative count."""
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such confusion table; run the probes first or set negatives.confusions to null"
-        )
+        raise DataError(f"{path}: no such confusion table; run the probes first or set negatives.confusions to null")
     try:
         table = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, float]])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -95,21 +85,15 @@ def negatives(triples: pa.Table, relations: pa.Table, params: Negatives) -> pa.T
     confusions = DEFAULT_CONFUSIONS if params.confusions is None else read_confusions(Path(params.confusions))
     columns = ("image_id", "subject", "object", "predicate")
     held = stated(zip(*(relations[name].to_pylist() for name in columns), strict=True))
-    draws = fraction(
-        params.seed, "negatives", triples["image_id"].to_numpy(), triples["relationship_id"].to_numpy()
-    )
+    draws = fraction(params.seed, "negatives", triples["image_id"].to_numpy(), triples["relationship_id"].to_numpy())
     rows: dict[str, list[str]] = {name: [] for name in NEGATIVES.names}
-    asked = zip(
-        triples.select(["triple_id", *columns]).to_pylist(), graphs_of(triples), draws.tolist(), strict=True
-    )
+    asked = zip(triples.select(["triple_id", *columns]).to_pylist(), graphs_of(triples), draws.tolist(), strict=True)
     for row, graph, draw in asked:
         subject, predicate, object_ = row["subject"], row["predicate"], row["object"]
         true = frozenset(held.get((row["image_id"], subject, object_), set()) - {predicate})
         made = (row["triple_id"], "swap", object_, predicate, subject)
         if predicate not in DIRECTIONAL or predicate in held.get((row["image_id"], object_, subject), ()):
-            options = replacements(predicate, confusions, true) or replacements(
-                predicate, confusions, frozenset()
-            )
+            options = replacements(predicate, confusions, true) or replacements(predicate, confusions, frozenset())
             made = (row["triple_id"], "replace", subject, _pick(options, draw, params.choice), object_)
         prompt = words(graph.negated(made[1], made[3]))
         for name, value in zip(NEGATIVES.names, (*made, prompt), strict=True):

@@ -25,9 +25,7 @@ def wrong_predicates(triples: pa.Table, seed: int) -> list[str]:
     Unlike a negative's swap, the words always name another relation: what maps show under such a prompt of an image's
     relation cannot come from the words.
     """
-    draws = fraction(
-        seed, "wrong relation", triples["image_id"].to_numpy(), triples["relationship_id"].to_numpy()
-    )
+    draws = fraction(seed, "wrong relation", triples["image_id"].to_numpy(), triples["relationship_id"].to_numpy())
     options = {name: [other for other in PREDICATES if not may_hold(other, name)] for name in PREDICATES}
     return [
         options[predicate][int(draw * len(options[predicate]))]
@@ -97,12 +95,7 @@ def conflicting_prompts(negatives: pa.Table) -> pa.Table:
 
 
 def _rows(ids: pa.ChunkedArray, condition: str, predicates: object, prompts: object) -> pa.Table:
-    columns = {
-        "triple_id": ids,
-        "condition": [condition] * len(ids),
-        "predicate": predicates,
-        "prompt": prompts,
-    }
+    columns = {"triple_id": ids, "condition": [condition] * len(ids), "predicate": predicates, "prompt": prompts}
     return pa.table(columns, schema=PROMPTS)
 
 

@@ -65,13 +65,11 @@ class SceneGraph:
             for index in (subject, object_):
                 if not 0 <= index < len(self.objects):
                     raise DataError(
-                        f"{shown}: there is no object {index}; the graph has {len(self.objects)} objects, "
-                        f"numbered from 0"
+                        f"{shown}: there is no object {index}; the graph has {len(self.objects)} objects, numbered from 0"
                     )
             if subject == object_:
                 raise DataError(
-                    f"{shown}: a self-loop on {self.objects[subject]!r}; name two objects, "
-                    f"which may have the same name"
+                    f"{shown}: a self-loop on {self.objects[subject]!r}; name two objects, which may have the same name"
                 )
 
     @classmethod
@@ -83,9 +81,7 @@ class SceneGraph:
         """Raises `DataError` naming a predicate that is not in `table`."""
         for _, predicate, _ in self.triples:
             if predicate not in table:
-                raise DataError(
-                    f"predicate {predicate!r} is not in the {what}; {suggestion(predicate, table)}"
-                )
+                raise DataError(f"predicate {predicate!r} is not in the {what}; {suggestion(predicate, table)}")
 
     def reversed(self) -> Self:
         """The same objects with subject and object of every triple exchanged: g⁻ of a graph of directional triples."""
@@ -97,9 +93,7 @@ class SceneGraph:
         Objects are numbered by their first mention in the triples. Raises `DataError` for another kind and a graph without triples.
         """
         if kind not in ("swap", "replace") or not self.triples:
-            raise DataError(
-                f"graph `{self}`: no negative of kind {kind!r}; valid: swap, replace, of a graph with a triple"
-            )
+            raise DataError(f"graph `{self}`: no negative of kind {kind!r}; valid: swap, replace, of a graph with a triple")
         (s, _, o), *others = self.triples
         first = (o, predicate, s) if kind == "swap" else (s, predicate, o)
         return type(self)(self.objects, (first, *others), self.boxes).numbered()
@@ -162,9 +156,7 @@ def parse_graph(text: str, predicates: Collection[str] = PREDICATES) -> SceneGra
 def read_graph(path: Path, predicates: Collection[str] = PREDICATES) -> SceneGraph:
     """A graph from a JSON file. Raises `DataError` naming the file."""
     if not path.is_file():
-        raise DataError(
-            f'{path}: no such file; a graph is JSON: {{"objects": [...], "triples": [[0, "left of", 1]]}}'
-        )
+        raise DataError(f'{path}: no such file; a graph is JSON: {{"objects": [...], "triples": [[0, "left of", 1]]}}')
     return _from_json(path.read_bytes(), str(path), predicates)
 
 
@@ -178,15 +170,11 @@ def _from_json(text: bytes, where: str, predicates: Collection[str]) -> SceneGra
     try:
         written = msgspec.json.decode(text, type=_Written)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f'{where}: not JSON of the form {{"objects": [...], "triples": [[0, "left of", 1]]}}: {error}'
-        ) from None
+        raise DataError(f'{where}: not JSON of the form {{"objects": [...], "triples": [[0, "left of", 1]]}}: {error}') from None
     triples = [(s, plain_name(p), o) for s, p, o in written.triples]
     try:
         graph = SceneGraph(
-            tuple(map(plain_name, written.objects)),
-            tuple((s, _PHRASES.get(p, p), o) for s, p, o in triples),
-            tuple(written.boxes),
+            tuple(map(plain_name, written.objects)), tuple((s, _PHRASES.get(p, p), o) for s, p, o in triples), tuple(written.boxes)
         )
         graph.check_predicates(predicates)
     except DataError as error:

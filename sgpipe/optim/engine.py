@@ -98,14 +98,7 @@ class Engine:
         """Take the steps that are left. Raises `StateError` for a loss or a gradient that is not finite, and for a full disk."""
         saved = time.monotonic()
         hidden = self.progress is None or not self.processes.is_main
-        with tqdm(
-            total=self.steps,
-            initial=self.step,
-            desc=self.progress,
-            unit="step",
-            mininterval=5,
-            disable=hidden,
-        ) as bar:
+        with tqdm(total=self.steps, initial=self.step, desc=self.progress, unit="step", mininterval=5, disable=hidden) as bar:
             while self.step < self.steps and not self.ended:
                 self.update()
                 bar.update()
@@ -257,9 +250,7 @@ def average_gradients(weights: Mapping[str, nn.Parameter], processes: int) -> No
     if processes == 1:
         return
     sizes = [weight.numel() for weight in weights.values()]
-    own = [
-        weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights.values()
-    ]
+    own = [weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights.values()]
     reached = own[0].new_tensor([float(weight.grad is not None) for weight in weights.values()])
     mean = reduce(torch.cat([*(gradient.flatten() for gradient in own), reached]), reduction="mean")
     parts, shares = mean[: sum(sizes)].split(sizes), mean[sum(sizes) :].tolist()

@@ -58,9 +58,7 @@ class Interval:
         """The interval as JSON, of steps of `samples` samples; six digits, null for what is not finite."""
         speed = samples * self.steps / self.seconds if self.seconds else math.nan
         numbers = {**self.means, "learning_rate": self.learning_rate, "samples_per_second": speed}
-        shown = {
-            name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in numbers.items()
-        }
+        shown = {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in numbers.items()}
         return json.dumps({"step": self.step, **shown, "peak_memory_bytes": self.peak_memory})
 
 

@@ -34,9 +34,7 @@ class Average:
         """Move towards the weights after `step` steps, 1 or more."""
         n = step - 1 + self._first
         share = 1 - min(self._decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(
-            list(self.values.values()), [weights[name].detach() for name in self.values], share
-        )
+        torch._foreach_lerp_(list(self.values.values()), [weights[name].detach() for name in self.values], share)
 
 
 class Best:

@@ -73,9 +73,7 @@ class Blocks:
         outside = [index for index in self.indices if index >= count]
         if outside:
             valid = f"0..{count - 1}" if count else "none (the model has no such blocks)"
-            raise ParamsError(
-                f"{key}: block {', '.join(map(str, outside))} is out of range; valid: {valid}, got {self}"
-            )
+            raise ParamsError(f"{key}: block {', '.join(map(str, outside))} is out of range; valid: {valid}, got {self}")
         return self.indices
 
     def __str__(self) -> str:

@@ -104,9 +104,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
             raw = yaml.load(text)
     except DuplicateKeyError as error:
         key = str(error.problem).split('"')[1]
-        raise ParamsError(
-            f"{source}: line {error.problem_mark.line + 1}: key {key!r} is given twice; keep one"
-        ) from None
+        raise ParamsError(f"{source}: line {error.problem_mark.line + 1}: key {key!r} is given twice; keep one") from None
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ParamsError(f"{source}: {line}not valid YAML: {error.problem or error.context}") from None
@@ -193,9 +191,7 @@ def decode(section: str, raw: Any, kind: type[T], source: str) -> T:
             raise ParamsError(f"{source}: {full}: key {keys} is no text{_close(keys, valid)}") from None
         unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
         if unknown:
-            raise ParamsError(
-                f"{source}: {full}.{unknown[1]}: unknown key{_close(unknown[1], valid)}"
-            ) from None
+            raise ParamsError(f"{source}: {full}.{unknown[1]}: unknown key{_close(unknown[1], valid)}") from None
         named, _, rest = what.partition(": ")
         if named in valid:
             full, what = f"{full}.{named}", rest

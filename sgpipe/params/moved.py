@@ -5,17 +5,7 @@ from typing import Any, Final
 
 from sgpipe.errors import ParamsError
 
-_TRAIN = (
-    "losses",
-    "times",
-    "conditions",
-    "optimiser",
-    "epochs",
-    "batch_size",
-    "precision",
-    "attention",
-    "compile",
-)
+_TRAIN = ("losses", "times", "conditions", "optimiser", "epochs", "batch_size", "precision", "attention", "compile")
 MOVED: Final[dict[str, str]] = {
     "evaluate.draw": "evaluate.conditions",
     "saliency.pictures": "saliency.images",
@@ -67,6 +57,4 @@ def refuse_moved(raw: Mapping[str, Any], source: str) -> None:
     rest = _copied(raw)
     found = [f"{old} is now {new}" for old, new in MOVED.items() for _ in _pop(rest, old)]
     if found:
-        raise ParamsError(
-            f"{source}: written for an older version: {'; '.join(found)}; move them (docs/parameters.md)"
-        )
+        raise ParamsError(f"{source}: written for an older version: {'; '.join(found)}; move them (docs/parameters.md)")

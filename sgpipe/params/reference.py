@@ -56,12 +56,7 @@ def _number(value: float) -> str:
 
 
 def _bounds(metas: list[Meta]) -> str:
-    said = [
-        f"{sign} {_number(bound)}"
-        for meta in metas
-        for key, sign in _BOUNDS
-        if (bound := getattr(meta, key)) is not None
-    ]
+    said = [f"{sign} {_number(bound)}" for meta in metas for key, sign in _BOUNDS if (bound := getattr(meta, key)) is not None]
     return " and ".join(said)
 
 

@@ -19,15 +19,11 @@ def load_all(path: Path) -> dict[str, Any]:
     refuse_moved(raw, str(path))
     missing = [name for name in SECTIONS if name not in raw]
     if missing:
-        raise ParamsError(
-            f"{path}: sections missing: {', '.join(missing)}; `git checkout {path}` restores the defaults"
-        )
+        raise ParamsError(f"{path}: sections missing: {', '.join(missing)}; `git checkout {path}` restores the defaults")
     unknown = [str(name) for name in raw if name not in SECTIONS]
     if unknown:
         raise ParamsError(f"{path}: {unknown[0]}: unknown section; valid: {', '.join(SECTIONS)}")
-    found: dict[str, Any] = {
-        name: decode(name, raw[name], section_type(name), str(path)) for name in SECTIONS
-    }
+    found: dict[str, Any] = {name: decode(name, raw[name], section_type(name), str(path)) for name in SECTIONS}
     check(found, str(path))
     return found
 
@@ -41,13 +37,10 @@ def _spell_out(section: Any, plain: Any, key: str, counts: dict[str, int]) -> An
         return list(section.resolve(counts[stream], key))
     if hasattr(section, "__struct_fields__"):
         return {
-            name: _spell_out(getattr(section, name), plain[name], f"{key}.{name}", counts)
-            for name in section.__struct_fields__
+            name: _spell_out(getattr(section, name), plain[name], f"{key}.{name}", counts) for name in section.__struct_fields__
         }
     if isinstance(section, dict):
-        return {
-            name: _spell_out(value, plain[name], f"{key}.{name}", counts) for name, value in section.items()
-        }
+        return {name: _spell_out(value, plain[name], f"{key}.{name}", counts) for name, value in section.items()}
     return plain
 
 
@@ -58,9 +51,7 @@ def spelled_out(sections: dict[str, Any]) -> dict[str, Any]:
     """
     backbone = sections["backbone"]
     counts = {"double": backbone.double_blocks, "single": backbone.single_blocks}
-    return {
-        name: _spell_out(section, to_builtins(section), name, counts) for name, section in sections.items()
-    }
+    return {name: _spell_out(section, to_builtins(section), name, counts) for name, section in sections.items()}
 
 
 def resolved(path: Path) -> dict[str, Any]:

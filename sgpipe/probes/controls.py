@@ -59,8 +59,7 @@ def check_conditions(maps: MapSet) -> None:
     missing = [name for name in NEEDED if name not in set(maps.conditions)]
     if missing:
         raise DataError(
-            f"{maps.path}: no maps under {', '.join(missing)} prompts; set saliency_noised.conditions to "
-            f"[{', '.join(NEEDED)}]"
+            f"{maps.path}: no maps under {', '.join(missing)} prompts; set saliency_noised.conditions to [{', '.join(NEEDED)}]"
         )
 
 
@@ -73,9 +72,6 @@ def word_trace(maps: MapSet, rows: Indices, predicted: Indices) -> dict[str, flo
     """
     right = predicted == maps.labels[rows]
     condition, said = maps.conditions[rows], maps.said[rows]
-    found = {
-        name: mean(right[condition == of])
-        for name, of in zip(("true", "wrong", "neutral"), NEEDED, strict=True)
-    }
+    found = {name: mean(right[condition == of]) for name, of in zip(("true", "wrong", "neutral"), NEEDED, strict=True)}
     named = (condition == "wrong") & (said >= 0)
     return {**found, "wrong_towards_word": mean((predicted == said)[named])}

@@ -92,9 +92,7 @@ class MapSet:
         items = {name: self.file.items[name].to_pylist() for name in self.file.items.column_names}
         foreign = sorted({name for name in items["predicate"] if name not in PREDICATE_INDEX}, key=str)
         if foreign:
-            raise DataError(
-                f"{path}: classes {foreign} are none of the {len(PREDICATES)}; run its stage again"
-            )
+            raise DataError(f"{path}: classes {foreign} are none of the {len(PREDICATES)}; run its stage again")
         self.triple_ids: list[str] = items["triple_id"]
         lost = next((name for name in self.triple_ids if name not in pairs.row_of), None)
         if lost is not None:
@@ -106,9 +104,7 @@ class MapSet:
         self.conditions = np.array(items["condition"], dtype=object)
         self.t = np.array([np.nan if t is None else t for t in items["t"]], np.float32)
         self.triples: Indices = np.array([pairs.row_of[name] for name in self.triple_ids], np.int64)
-        self._views = {
-            kind: [self.file.read(kind, group) for group in range(self.file.row_groups)] for kind in KINDS
-        }
+        self._views = {kind: [self.file.read(kind, group) for group in range(self.file.row_groups)] for kind in KINDS}
         sizes = [len(view) for view in self._views[KINDS[0]]]
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         self._check_finite()
@@ -130,14 +126,10 @@ class MapSet:
     def expect(self, classes: Sequence[str], shape: Sequence[int], of: str) -> None:
         """Raise `DataError` unless the maps have these classes and this shape, which are those of `of`."""
         if tuple(shape) != tuple(self.shape):
-            raise DataError(
-                f"{self.path}: maps are {list(self.shape)} [K, H, W], those of {of} {list(shape)}"
-            )
+            raise DataError(f"{self.path}: maps are {list(self.shape)} [K, H, W], those of {of} {list(shape)}")
         if tuple(classes) != self.classes:
             differ = sorted({*classes} ^ {*self.classes})
-            raise DataError(
-                f"{self.path}: other classes than those of {of}: {', '.join(differ)} in one of them only"
-            )
+            raise DataError(f"{self.path}: other classes than those of {of}: {', '.join(differ)} in one of them only")
 
     def gather(self, rows: Indices, kinds: Sequence[str]) -> Tensor:
         """Maps `[B, kinds · K, H, W]` of these rows, float32."""

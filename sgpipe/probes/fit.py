@@ -103,9 +103,7 @@ def cut(rows: Indices, size: int) -> list[Indices]:
     return [part for part in np.array_split(rows, max(1, -(-len(rows) // size))) if len(part)]
 
 
-def _batches(
-    source: Source, parts: Sequence[Indices], device: torch.device, clock: Clock
-) -> Iterator[Tensor]:
+def _batches(source: Source, parts: Sequence[Indices], device: torch.device, clock: Clock) -> Iterator[Tensor]:
     """Inputs of each part on the device; a thread gathers ahead for a GPU. The wait for them is counted."""
     if device.type == "cpu":
         for part in parts:
@@ -139,12 +137,7 @@ def _autocast(device: torch.device) -> Any:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module,
-    source: Source,
-    rows: Indices,
-    device: torch.device,
-    clock: Clock | None = None,
-    size: int = 512,
+    model: nn.Module, source: Source, rows: Indices, device: torch.device, clock: Clock | None = None, size: int = 512
 ) -> NDArray[np.float64]:
     """Logits `[N, classes]` of these rows, in eval mode."""
     model.eval()
@@ -192,9 +185,7 @@ def fit(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = build().to(device)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), highest, weight_decay=config.weight_decay, fused=device.type != "mps"
-        )
+        optimizer = torch.optim.AdamW(model.parameters(), highest, weight_decay=config.weight_decay, fused=device.type != "mps")
         best = Best(tensors_of(model))
 
         def batches() -> Iterator[tuple[Indices, Tensor]]:

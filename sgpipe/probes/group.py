@@ -37,14 +37,7 @@ def _pooled(results: Sequence[Result], name: str) -> Indices:
 def _interval(bench: Bench, results: Sequence[Result]) -> list[float]:
     rows = _pooled(results, "rows")
     correct = _pooled(results, "predicted") == _pooled(results, "labels")
-    return list(
-        interval(
-            correct,
-            bench.groups.of_triple[bench.generated.triples[rows]],
-            bench.params.resamples,
-            bench.params.seed,
-        )
-    )
+    return list(interval(correct, bench.groups.of_triple[bench.generated.triples[rows]], bench.params.resamples, bench.params.seed))
 
 
 def names_alone(bench: Bench, get: Get) -> dict[str, Any]:
@@ -67,15 +60,9 @@ def cell(bench: Bench, get: Get, kind: Kind, feature: Feature, names: float) -> 
     results = _repeats(bench, get, kind, feature)
     mixed = [get(Unit("shuffled", i, kind, feature)) for i in range(bench.params.shuffled_seeds)]
     figures = _spread(_accuracies(results))
-    confusion = confusion_matrix(
-        _pooled(results, "labels"), _pooled(results, "predicted"), len(bench.generated.classes)
-    )
+    confusion = confusion_matrix(_pooled(results, "labels"), _pooled(results, "predicted"), len(bench.generated.classes))
     trace = word_trace(bench.noised, _pooled(results, "noised_rows"), _pooled(results, "noised_predicted"))
-    controls = {
-        "shuffled": float(np.mean(_accuracies(mixed))),
-        "names": names,
-        "word": trace["wrong_towards_word"],
-    }
+    controls = {"shuffled": float(np.mean(_accuracies(mixed))), "names": names, "word": trace["wrong_towards_word"]}
     over = {
         "shuffled": difference(figures["accuracy"], controls["shuffled"]),
         "names": difference(figures["accuracy"], controls["names"]),
@@ -110,9 +97,7 @@ def noised(bench: Bench, unit: Unit, result: Result, probe: NoiseAwareProbe, nam
     logits = result.tensors["logits"].double().numpy()
     temperatures = probe.temperatures(probe.times.new_tensor(t)).double().numpy()
     own = bench.params.noise_aware
-    by_time = {
-        f"{time:.4g}": word_trace(maps, rows[t == time], predicted[t == time]) for time in np.unique(t)
-    }
+    by_time = {f"{time:.4g}": word_trace(maps, rows[t == time], predicted[t == time]) for time in np.unique(t)}
     return {
         "probe": own.probe,
         "feature": own.feature,
@@ -125,9 +110,7 @@ def noised(bench: Bench, unit: Unit, result: Result, probe: NoiseAwareProbe, nam
         "trace": word_trace(maps, rows, predicted),
         "trace_by_time": by_time,
         "neutral_over_names": {time: difference(trace["neutral"], names) for time, trace in by_time.items()},
-        "calibration": calibration(
-            logits[inside], maps.labels[rows][inside], t[inside], temperatures[inside]
-        ),
+        "calibration": calibration(logits[inside], maps.labels[rows][inside], t[inside], temperatures[inside]),
     }
 
 
@@ -142,16 +125,13 @@ def write_group(bench: Bench, group: str, get: Get, folder: Path) -> dict[str, A
     maps, params = bench.generated, bench.params
     names = names_alone(bench, get)
     cells = {
-        kind: {feature: cell(bench, get, kind, feature, names["accuracy"]) for feature in params.features}
-        for kind in params.epochs
+        kind: {feature: cell(bench, get, kind, feature, names["accuracy"]) for feature in params.features} for kind in params.epochs
     }
     kind, feature = _best(cells)
     results = _repeats(bench, get, kind, feature)
     repeat = int(np.argmax([result.facts["val_accuracy"] for result in results]))
     unit = Unit("cell", repeat, kind, feature)
-    origin = {
-        name: maps.file.facts.get(name) for name in ("blocks", "backbone", "normalisation", "concept_tokens")
-    }
+    origin = {name: maps.file.facts.get(name) for name in ("blocks", "backbone", "normalisation", "concept_tokens")}
     about = {"group": group, **origin, "repeat": repeat}
     chosen = {
         "probe": kind, "feature": feature, "accuracy": _accuracies(results)[repeat],

@@ -69,9 +69,7 @@ class Result:
     @property
     def weights(self) -> dict[str, Tensor]:
         """The model's state."""
-        return {
-            name.removeprefix("w."): value for name, value in self.tensors.items() if name.startswith("w.")
-        }
+        return {name.removeprefix("w."): value for name, value in self.tensors.items() if name.startswith("w.")}
 
     def indices(self, name: str) -> Indices:
         """One of `rows`, `predicted`, `noised_rows`, `noised_predicted`, `labels`."""
@@ -219,9 +217,7 @@ class Bench:
         source = MapSource(maps, own.feature, timed=True)
         fitted = self._fit_probe(unit, source, maps.labels, rows("train"), rows("val"), own.epochs)
         val, test = rows("val"), parts.rows(maps.triples, "test")
-        times, log_t = calibrate(
-            predict(fitted.model, source, val, self.device, fitted.clock), maps.labels[val], maps.t[val]
-        )
+        times, log_t = calibrate(predict(fitted.model, source, val, self.device, fitted.clock), maps.labels[val], maps.t[val])
         probe = NoiseAwareProbe(fitted.model.cpu(), times, log_t)
         fitted.model.to(self.device)
         logits = np.empty((0, len(maps.classes)))

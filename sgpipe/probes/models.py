@@ -75,12 +75,7 @@ class WideResNet(nn.Sequential):
                 blocks.append(BasicBlock(inputs, outputs, stride if index == 0 else 1))
                 inputs = outputs
         super().__init__(
-            *blocks,
-            nn.BatchNorm2d(inputs),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(inputs, classes),
+            *blocks, nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -118,10 +118,7 @@ def calibration(
             "ece_after": calibration_error((logits / temperatures[:, None])[rows], labels[rows]),
         }
 
-    by_time = {
-        f"{time:.4g}": {**errors(t == time), "temperature": float(temperatures[t == time][0])}
-        for time in np.unique(t)
-    }
+    by_time = {f"{time:.4g}": {**errors(t == time), "temperature": float(temperatures[t == time][0])} for time in np.unique(t)}
     return {**errors(np.ones(len(t), bool)), "by_time": by_time}
 
 

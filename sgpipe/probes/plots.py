@@ -61,20 +61,14 @@ def plot_probe(kind: str, row: Row, names: Mapping[str, Mapping[str, Any]], clas
     axes.plot([], [], marker="_", color="black", linestyle="", label="shuffled labels")
     axes.set_ylim(0, 1)
     axes.set_ylabel("accuracy, held-out names and images")
-    axes.set_title(
-        f"{TITLES[kind]}: relation from maps of sampled images, {classes} classes", fontsize=10, loc="left"
-    )
+    axes.set_title(f"{TITLES[kind]}: relation from maps of sampled images, {classes} classes", fontsize=10, loc="left")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     _save(figure, path)
 
 
 def plot_selectivity(cells: Mapping[str, Row], path: Path) -> None:
     """Selectivity of every cell as bars, its accuracy as circles, and the three differences whose least it is as ticks."""
-    marks = {
-        "shuffled": ("_", "over shuffled labels"),
-        "names": ("x", "over names alone"),
-        "word": ("1", "over the word"),
-    }
+    marks = {"shuffled": ("_", "over shuffled labels"), "names": ("x", "over names alone"), "word": ("1", "over the word")}
     figure = Figure(figsize=(8.6, 2.5 * len(cells) + 0.3), dpi=110, layout="constrained")
     panels = figure.subplots(len(cells), squeeze=False, sharex=False)[:, 0]
     for axes, (kind, row) in zip(panels, cells.items(), strict=True):
@@ -92,9 +86,7 @@ def plot_selectivity(cells: Mapping[str, Row], path: Path) -> None:
         handles += panels[0].plot([], [], marker=mark, color="black", linestyle="")
         labels.append(label)
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
-    figure.suptitle(
-        "Selectivity: the least of the differences to the controls", fontsize=11, x=0.01, ha="left"
-    )
+    figure.suptitle("Selectivity: the least of the differences to the controls", fontsize=11, x=0.01, ha="left")
     _save(figure, path)
 
 
@@ -136,11 +128,7 @@ def plot_table(cells: Mapping[str, Row], path: Path) -> None:
     figure = Figure(figsize=(2 + 1.5 * len(features), 0.42 * len(lines) + 0.9), dpi=110, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(
-        [[_drawn(cell["selectivity"]) for cell in row] for row in shown],
-        cmap="RdBu",
-        vmin=-1,
-        vmax=1,
-        aspect="auto",
+        [[_drawn(cell["selectivity"]) for cell in row] for row in shown], cmap="RdBu", vmin=-1, vmax=1, aspect="auto"
     )
     for y, row in enumerate(shown):
         for x, cell in enumerate(row):
@@ -172,8 +160,6 @@ def plot_confusion(
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(
-        f"{group}: {TITLES[best['probe']]} on {best['feature']}, held-out names and images of all seeds",
-        fontsize=9,
-        loc="left",
+        f"{group}: {TITLES[best['probe']]} on {best['feature']}, held-out names and images of all seeds", fontsize=9, loc="left"
     )
     _save(figure, path)

@@ -49,9 +49,7 @@ def _run_in_worker(unit: Unit, folder: Path) -> None:
     _bench.run(unit).save(kept_at(unit, folder))
 
 
-def run_units(
-    units: list[Unit], folder: Path, processes: Processes, open_bench: Callable[[], Bench], workers: int
-) -> None:
+def run_units(units: list[Unit], folder: Path, processes: Processes, open_bench: Callable[[], Bench], workers: int) -> None:
     """Run this process's fits that `folder` does not hold whole yet, every n-th one, then wait for the other processes.
 
     On a CPU every fit has one thread, so its bits do not depend on `workers`; a GPU takes one fit after the other. `open_bench`
@@ -60,13 +58,7 @@ def run_units(
     mine = units[processes.index :: processes.count]
     todo = [unit for unit in mine if not is_kept(unit, folder)]
     workers = min(workers if processes.device.type == "cpu" else 1, len(todo))
-    with tqdm(
-        total=len(mine),
-        initial=len(mine) - len(todo),
-        unit="fit",
-        disable=not processes.is_main,
-        dynamic_ncols=True,
-    ) as bar:
+    with tqdm(total=len(mine), initial=len(mine) - len(todo), unit="fit", disable=not processes.is_main, dynamic_ncols=True) as bar:
         if workers > 1:
             _run_in_pool(todo, folder, open_bench, workers, bar)
         elif todo:
@@ -80,9 +72,7 @@ def run_units(
     processes.wait()
 
 
-def _run_in_pool(
-    todo: list[Unit], folder: Path, open_bench: Callable[[], Bench], workers: int, bar: tqdm
-) -> None:
+def _run_in_pool(todo: list[Unit], folder: Path, open_bench: Callable[[], Bench], workers: int, bar: tqdm) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (open_bench,)) as pool:
         running = [pool.submit(_run_in_worker, unit, folder) for unit in todo]

@@ -60,9 +60,7 @@ class Probe(nn.Module):
         config = self.config
         wanted = (config.channels + config.timed, *config.shape[1:])
         if maps.shape[1:] != wanted:
-            raise ValueError(
-                f"maps are {list(maps.shape)}; this probe takes [B, {', '.join(map(str, wanted))}]"
-            )
+            raise ValueError(f"maps are {list(maps.shape)}; this probe takes [B, {', '.join(map(str, wanted))}]")
         scaled = (maps[:, : config.channels] - self.mean) / self.deviation
         fused = fuse(scaled, config.feature)
         if config.timed:

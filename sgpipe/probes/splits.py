@@ -77,9 +77,7 @@ def group_folds(pairs: Pairs, groups: Groups, folds: int, seed: int) -> Indices:
     for row in kept.tolist():
         spread[pairs.predicates[row]].add(int(groups.of_triple[row]))
     if len(samples) < 2:
-        raise DataError(
-            f"map triples: {len(samples)} classes; a probe tells at least two apart; see curate.predicates"
-        )
+        raise DataError(f"map triples: {len(samples)} classes; a probe tells at least two apart; see curate.predicates")
     for predicate in sorted(samples):
         count = len(spread[predicate])
         if count < folds:
@@ -119,11 +117,7 @@ class Split:
     def rows(self, triples: Indices, part: str) -> Indices:
         """Rows, of those with these triples (by number), that belong to `train`, `val` or `test`."""
         of = self.fold[triples]
-        chosen = {
-            "test": of == self.test,
-            "val": of == self.val,
-            "train": (of != self.test) & (of != self.val) & (of != LEFT_OUT),
-        }
+        chosen = {"test": of == self.test, "val": of == self.val, "train": (of != self.test) & (of != self.val) & (of != LEFT_OUT)}
         return np.flatnonzero(chosen[part])
 
 

@@ -18,9 +18,7 @@ from sgpipe.runs.atomic import write_json
 WEIGHTS, ABOUT = "probe.safetensors", "probe.json"
 
 
-def save_weights(
-    state: Mapping[str, Tensor], config: ProbeConfig, facts: Mapping[str, Any], folder: Path
-) -> None:
+def save_weights(state: Mapping[str, Tensor], config: ProbeConfig, facts: Mapping[str, Any], folder: Path) -> None:
     """Write tensors, the probe's configuration and further facts into `folder`."""
     write_tensors(state, folder / WEIGHTS)
     write_json({"config": asdict(config), "facts": dict(facts)}, folder / ABOUT)
@@ -45,9 +43,7 @@ def load_weights(module: nn.Module, folder: Path) -> None:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); run `dvc repro probe`") from None
-    check_state(
-        state, module.state_dict(), path, f"{ABOUT} describes other weights than these; run `dvc repro probe`"
-    )
+    check_state(state, module.state_dict(), path, f"{ABOUT} describes other weights than these; run `dvc repro probe`")
     module.load_state_dict(state)
 
 

@@ -25,9 +25,7 @@ def read_groups(folder: Path, groups: Iterable[str]) -> dict[str, dict[str, Any]
         except FileNotFoundError:
             raise DataError(f"{path}: no such figures; run `dvc repro probe@{group}`") from None
         except msgspec.MsgspecError as error:
-            raise DataError(
-                f"{path}: not a group's figures ({error}); run `dvc repro probe@{group}`"
-            ) from None
+            raise DataError(f"{path}: not a group's figures ({error}); run `dvc repro probe@{group}`") from None
         first = next(iter(found.values()))
         for name in ("classes", "shape"):
             if found[group].get(name) != first[name]:
@@ -37,21 +35,13 @@ def read_groups(folder: Path, groups: Iterable[str]) -> dict[str, dict[str, Any]
     return found
 
 
-def merged(
-    tables: Mapping[str, Figures], kinds: Iterable[Kind], features: Sequence[Feature]
-) -> dict[str, Any]:
+def merged(tables: Mapping[str, Figures], kinds: Iterable[Kind], features: Sequence[Feature]) -> dict[str, Any]:
     """Metrics over all groups: `cells.<probe>.<feature>.<group>`; by group the names alone, the fits on noised maps, the best."""
     cells = {
-        kind: {
-            feature: {group: table["cells"][kind][feature] for group, table in tables.items()}
-            for feature in features
-        }
+        kind: {feature: {group: table["cells"][kind][feature] for group, table in tables.items()} for feature in features}
         for kind in kinds
     }
-    by_group = {
-        name: {group: table[name] for group, table in tables.items()}
-        for name in ("names", "noise_aware", "trace", "best")
-    }
+    by_group = {name: {group: table[name] for group, table in tables.items()} for name in ("names", "noise_aware", "trace", "best")}
     first = next(iter(tables.values()))
     counts = {name: first[name] for name in ("pairs", "folds")}
     return {"cells": cells, **by_group, "classes": len(first["classes"]), **counts}

@@ -25,11 +25,7 @@ def read_aliases(path: Path) -> dict[str, str]:
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise DataError(f"{path}: line {line}: not UTF-8 text; get the file again or remove it") from None
-    lines = [
-        [" ".join(word.lower().split()) for word in line.split(",")]
-        for line in text.splitlines()
-        if line.strip()
-    ]
+    lines = [[" ".join(word.lower().split()) for word in line.split(",")] for line in text.splitlines() if line.strip()]
     heads = {line[0] for line in lines}
     aliases: dict[str, str] = {}
     for head, *others in lines:
@@ -119,9 +115,7 @@ def read_table() -> tuple[dict[str, Meaning], frozenset[str]]:
             table[alias] = Meaning(None, reason=f"predicate: {name}")
         else:
             valid = f"a class ({', '.join(PREDICATES)}), `inverse <class>`, `reject <name>` or `drop`"
-            raise DataError(
-                f"predicate_aliases.tsv: line {number}: {alias!r} has the meaning {meaning!r}; valid: {valid}"
-            )
+            raise DataError(f"predicate_aliases.tsv: line {number}: {alias!r} has the meaning {meaning!r}; valid: {valid}")
     return table, frozenset(dropped)
 
 
@@ -130,15 +124,7 @@ def ing_forms(verb: str) -> list[str]:
     if verb in _PASTS:
         return [_PASTS[verb]]
     stems = [verb]
-    for ending, stem in (
-        ("ies", "y"),
-        ("ied", "y"),
-        ("es", ""),
-        ("es", "e"),
-        ("s", ""),
-        ("ed", ""),
-        ("d", ""),
-    ):
+    for ending, stem in (("ies", "y"), ("ied", "y"), ("es", ""), ("es", "e"), ("s", ""), ("ed", ""), ("d", "")):
         if verb.endswith(ending) and len(verb) > len(ending) + 1:
             stems.append(verb[: -len(ending)] + stem)
     forms = []

@@ -77,9 +77,7 @@ def geometric_relation(subject: Boxes, object_: Boxes) -> tuple[NDArray[np.str_]
     return np.where(surrounding | inside, "in", sector(subject, object_)), surrounding
 
 
-def square_crop(
-    boxes: Boxes, margin: float, width: NDArray, height: NDArray, min_side: float = 0.0, align: float = 0.0
-) -> Boxes:
+def square_crop(boxes: Boxes, margin: float, width: NDArray, height: NDArray, min_side: float = 0.0, align: float = 0.0) -> Boxes:
     """Each box grown by `margin` of its longer side on every side, made square as far as its image allows.
 
     The square has a side of at least `min_side` pixels and is moved into the image; where it is larger than the image it

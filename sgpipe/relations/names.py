@@ -10,9 +10,7 @@ IMAGE: Final = "__image__"
 IN_IMAGE: Final = "__in_image__"
 """The node that stands for the whole image, and the predicate of the edge that every object has to it (SGDiff's data)."""
 LONGEST: Final = 60
-RULE: Final = (
-    f"a name has 1 to {LONGEST} printable characters, some letter or digit, and single spaces between words"
-)
+RULE: Final = f"a name has 1 to {LONGEST} printable characters, some letter or digit, and single spaces between words"
 
 
 def name_fault(name: str) -> str | None:

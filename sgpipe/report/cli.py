@@ -14,13 +14,9 @@ Evaluation = Annotated[Path, typer.Option(help="metrics of the evaluation")]
 @app.command("readme-table")
 def readme_table(
     evaluation: Evaluation = Path("metrics/evaluation.json"),
-    sweep: Annotated[Path, typer.Option(help="metrics of a sweep; left out if absent")] = Path(
-        "metrics/sweep.json"
-    ),
+    sweep: Annotated[Path, typer.Option(help="metrics of a sweep; left out if absent")] = Path("metrics/sweep.json"),
     readme: Annotated[Path, typer.Option(help="file with the markers")] = Path("README.md"),
-    check: Annotated[
-        bool, typer.Option("--check", help="change nothing, fail if the table is another one")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="change nothing, fail if the table is another one")] = False,
 ) -> None:
     """Write the tables of the README between their markers."""
     from sgpipe.evaluation.arms import read_metrics
@@ -34,9 +30,7 @@ def readme_table(
     if sweep.is_file():
         after = replace_table(after, "sweep", sweep_table(read_metrics(sweep)).markdown())
     if check and after != before:
-        raise SgpipeError(
-            f"{readme}: its tables are not those of the metrics; run `sgpipe report readme-table`"
-        )
+        raise SgpipeError(f"{readme}: its tables are not those of the metrics; run `sgpipe report readme-table`")
     if after != before:
         readme.write_text(after, encoding="utf-8")
     print(f"{readme}: " + ("written" if after != before else "already in step"))
@@ -84,26 +78,19 @@ def sheet_command(
 
 @app.command("sweep")
 def sweep_command(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="DVC experiments of one sweep, by name or pattern")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="DVC experiments of one sweep, by name or pattern")] = None,
     beside: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=PATTERN: arm `graph` of experiments with another recipe, in a row of that name"
-        ),
+        list[str] | None, typer.Option(help="NAME=PATTERN: arm `graph` of experiments with another recipe, in a row of that name")
     ] = None,
     seeds: Annotated[
-        str | None,
-        typer.Option(help="training seeds, as 0,1,2, that every arm must have; else those there are"),
+        str | None, typer.Option(help="training seeds, as 0,1,2, that every arm must have; else those there are")
     ] = None,
     source: Annotated[
-        Path | None,
-        typer.Option("--from", help="samples that an earlier call wrote, in place of experiments"),
+        Path | None, typer.Option("--from", help="samples that an earlier call wrote, in place of experiments")
     ] = None,
-    out: Annotated[
-        Path, typer.Option(help="metrics file to write; the samples are written beside it as .parquet")
-    ] = Path("metrics/sweep.json"),
+    out: Annotated[Path, typer.Option(help="metrics file to write; the samples are written beside it as .parquet")] = Path(
+        "metrics/sweep.json"
+    ),
 ) -> None:
     """Pool experiments that differ in their training seed, print their table, write its figures and samples."""
     from sgpipe.errors import ParamsError

@@ -37,9 +37,7 @@ def _own_ids(svg: str) -> str:
     return re.sub(r'(href="|url\()#', rf"\1#{mark}", svg)
 
 
-def intervals(
-    rows: Sequence[tuple[str, Mapping[str, Any]]], name: str, chance: float | None, title: str
-) -> str:
+def intervals(rows: Sequence[tuple[str, Mapping[str, Any]]], name: str, chance: float | None, title: str) -> str:
     """A dot with its interval for each labelled row; rows without a figure are left out. `chance` is drawn as a line."""
     known = [(label, row) for label, row in rows if row.get(name) is not None]
     figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.32 * max(1, len(known))), layout="constrained")
@@ -47,14 +45,7 @@ def intervals(
         low, high = row[f"{name}_low"], row[f"{name}_high"]
         axes.plot([low, high], [place, place], color=COLOURS[0], linewidth=2)
         axes.plot([row[name]], [place], "o", color=COLOURS[0])
-        axes.annotate(
-            f"{row[name]:.2f}",
-            (row[name], place),
-            (0, 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
+        axes.annotate(f"{row[name]:.2f}", (row[name], place), (0, 5), textcoords="offset points", ha="center", fontsize=8)
     if chance is not None:
         axes.axvline(chance, color=COLOURS[4], linestyle="--", linewidth=1)
     axes.set_yticks(range(len(known)), [label for label, _ in reversed(known)])

@@ -48,11 +48,7 @@ def headline_figure(found: Mapping[str, Any]) -> Image:
     ]
     plot = figures.intervals(rows, "direction_accuracy", 0.5, "direction accuracy of g⁺")
     said = "; ".join(f"{label} {tables.with_interval(row, 'direction_accuracy', 2)}" for label, row in rows)
-    return Image(
-        f"Direction accuracy of g⁺ by arm, prompt and graph, with 95 % intervals: {said}",
-        "Dashed: chance",
-        svg=plot,
-    )
+    return Image(f"Direction accuracy of g⁺ by arm, prompt and graph, with 95 % intervals: {said}", "Dashed: chance", svg=plot)
 
 
 def control_figure(path: Path, arm: str) -> Image:
@@ -64,9 +60,7 @@ def control_figure(path: Path, arm: str) -> Image:
         names = [name for name in rows[0] if name not in ("step", "preferred")]
         columns = {name: [float(row[name]) for row in rows] for name in names}
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise DataError(
-            f"{path}: not a table of control losses ({error}); run `dvc repro train_lora` again"
-        ) from None
+        raise DataError(f"{path}: not a table of control losses ({error}); run `dvc repro train_lora` again") from None
     said = ", ".join(f"{name} {values[-1]:.4f}" for name, values in columns.items())
     return Image(
         f"Validation loss of arm {arm} over {int(steps[-1])} steps; at the end {said}",
@@ -79,16 +73,9 @@ def render(sections: Sequence[Section], provenance: Mapping[str, str], title: st
     """The page as text; everything that comes from data is escaped."""
     here = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(here),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["markup"] = Markup
     return environment.get_template(_TEMPLATE).render(
-        sections=sections,
-        provenance=provenance,
-        title=title,
-        style=Markup((here / _STYLE).read_text(encoding="utf-8")),
+        sections=sections, provenance=provenance, title=title, style=Markup((here / _STYLE).read_text(encoding="utf-8"))
     )

@@ -45,9 +45,7 @@ def sample_sheet(images: Path, triples: Path, seed: int, count: int, out: Path) 
     ids = known["triple_id"].to_list()
     chosen = [ids[i] for i in np.argsort(hashed(seed, "panels", text_ids(ids)), kind="stable")[:count]]
     first = items[BASE]["seed"].min()
-    figure, axes = plt.subplots(
-        len(ROWS), len(chosen), figsize=(1.15 * len(chosen), 3.9), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(len(ROWS), len(chosen), figsize=(1.15 * len(chosen), 3.9), squeeze=False, layout="constrained")
     for column, triple in enumerate(chosen):
         said = known.row(by_predicate=pl.col("triple_id") == triple, named=True)
         axes[0][column].set_title(f"{said['subject']}\n{said['predicate']}\n{said['object']}", fontsize=8)
@@ -118,9 +116,7 @@ def _verdict(positive: float, negative: float) -> str:
     return "as g⁺" if positive > negative else "as g⁻"
 
 
-def pick(
-    report: Report, verdicts: Verdicts, qualified: QualifiedJudges, arm: str
-) -> dict[str, list[EvaluationTriple]]:
+def pick(report: Report, verdicts: Verdicts, qualified: QualifiedJudges, arm: str) -> dict[str, list[EvaluationTriple]]:
     """Triples of the chosen, the random and the worst panels. The random ones depend on the seed and the ids alone.
 
     The worst are those of whose g⁺ images by `arm` the fewest are judged right, among classes that the judge may judge.
@@ -150,21 +146,14 @@ def columns(arms: Mapping[str, str]) -> list[tuple[str, Condition]]:
     found: list[tuple[str, Condition]] = []
     for arm, given in arms.items():
         if given == "graphs":
-            found += [
-                (f"{arm} {sign}", Condition(arm, HEADLINE, g))
-                for sign, g in (("g⁺", "positive"), ("g⁻", "negative"))
-            ]
+            found += [(f"{arm} {sign}", Condition(arm, HEADLINE, g)) for sign, g in (("g⁺", "positive"), ("g⁻", "negative"))]
         else:
             found.append((arm, Condition(arm, HEADLINE, NO_GRAPH)))
     return found
 
 
 def panels(
-    cases: Sequence[EvaluationTriple],
-    arms: Mapping[str, str],
-    files: Mapping[str, ImageFile],
-    verdicts: Verdicts,
-    judge: str,
+    cases: Sequence[EvaluationTriple], arms: Mapping[str, str], files: Mapping[str, ImageFile], verdicts: Verdicts, judge: str
 ) -> list[Panel]:
     """A panel per case, of the first seed under the neutral prompt."""
     rows = {case.triple_id: row for row, case in enumerate(verdicts.cases)}

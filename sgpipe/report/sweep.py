@@ -34,9 +34,7 @@ def named_experiments(root: Path, patterns: Sequence[str]) -> list[Recorded]:
     for pattern in patterns:
         matching = {name: item for name, item in known.items() if fnmatchcase(name, pattern)}
         if not matching:
-            raise ParamsError(
-                f"{pattern}: no experiment of that name; there are: {', '.join(sorted(known)) or 'none'}"
-            )
+            raise ParamsError(f"{pattern}: no experiment of that name; there are: {', '.join(sorted(known)) or 'none'}")
         found |= matching
     return [found[name] for name in sorted(found)]
 
@@ -56,9 +54,7 @@ def get_outputs(root: Path, item: Recorded, names: Sequence[str], folder: Path) 
             try:
                 files.get(name, str(folder / Path(name).name), recursive=True)
             except FileNotFoundError as error:
-                raise DataError(
-                    f"{item.name}: {name} is not in the DVC cache ({error}); run the experiment again"
-                ) from None
+                raise DataError(f"{item.name}: {name} is not in the DVC cache ({error}); run the experiment again") from None
 
 
 def read_experiment(root: Path, item: Recorded) -> Experiment:

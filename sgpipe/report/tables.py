@@ -27,9 +27,7 @@ class Table:
     def markdown(self) -> str:
         """As Markdown; the caption and the note stand before and after."""
         lines = [self.head, ("---",) * len(self.head), *self.rows]
-        body = "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-        )
+        body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
         return "\n\n".join(part for part in (self.caption, body, self.note) if part)
 
 
@@ -61,16 +59,7 @@ def conditions(found: Mapping[str, Any]) -> list[tuple[str, str, str, Mapping[st
         for prompt, by_graph in by_prompt.items()
         for graph, row in by_graph.items()
     ]
-    return sorted(
-        rows,
-        key=lambda row: (
-            row[0] != BASE,
-            row[2] != NO_GRAPH,
-            row[0],
-            prompts.index(row[1]),
-            graphs.index(row[2]),
-        ),
-    )
+    return sorted(rows, key=lambda row: (row[0] != BASE, row[2] != NO_GRAPH, row[0], prompts.index(row[1]), graphs.index(row[2])))
 
 
 def headline(found: Mapping[str, Any]) -> Table:
@@ -93,16 +82,7 @@ def headline(found: Mapping[str, Any]) -> Table:
     return Table(
         f"What the images show, by judge {found['headline']['judge']} (right on {figure(known['ground_truth_accuracy'])} of "
         "ground-truth images)",
-        (
-            "arm",
-            "prompt",
-            "graph",
-            "both objects",
-            "direction accuracy of g⁺",
-            "corrected",
-            "images",
-            "any class as g⁺",
-        ),
+        ("arm", "prompt", "graph", "both objects", "direction accuracy of g⁺", "corrected", "images", "any class as g⁺"),
         tuple(rows),
         f"{found['triples']} triples, {found['seeds']} seeds each; intervals by bootstrap over triples with seeds nested. Roles: "
         "images with both objects in the right kind of arrangement, directional classes; under the graph “negative” a low figure "
@@ -136,19 +116,7 @@ def comparisons(found: Mapping[str, Any]) -> Table:
 
 def sensitivity(found: Mapping[str, Any]) -> Table:
     """MSE with its control, and the 2×2 by judge; the predecessor's figures in the first row."""
-    rows = [
-        (
-            "predecessor, 20 epochs",
-            "relational",
-            "8613.7",
-            "not reported",
-            "–",
-            "CLIP",
-            "0.494",
-            "-0.022",
-            *("–",) * 4,
-        )
-    ]
+    rows = [("predecessor, 20 epochs", "relational", "8613.7", "not reported", "–", "CLIP", "0.494", "-0.022", *("–",) * 4)]
     for arm, prompts in found["sensitivity"].items():
         for prompt, row in prompts.items():
             for judge, of in row["judges"].items():
@@ -168,17 +136,7 @@ def sensitivity(found: Mapping[str, Any]) -> Table:
     chance = ", ".join(f"{name} {value:.3f}" for name, value in CHANCE.items())
     return Table(
         "Does the image change with the graph, and towards it",
-        (
-            "arm",
-            "prompt",
-            "MSE(I⁺, I⁻)",
-            "MSE other seed",
-            "ratio",
-            "judge",
-            "c⁺ over c⁻ on I⁺",
-            "margin",
-            *CHANCE,
-        ),
+        ("arm", "prompt", "MSE(I⁺, I⁻)", "MSE other seed", "ratio", "judge", "c⁺ over c⁻ on I⁺", "margin", *CHANCE),
         tuple(rows),
         "MSE on 0–255 pixels; two unrelated images of deviation σ differ by 2σ², so only the ratio to what another seed changes "
         f"says that the graph did something. Chance of the last four: {chance}. No calibration is needed here.",
@@ -201,11 +159,7 @@ def calibrations(found: Mapping[str, Any]) -> Table:
         for name, row in found["judges"].items()
     )
     truth = found.get("ground_truth")
-    unread = (
-        f" {truth['triples'] - truth['read']} of {truth['triples']} triples have none that can be read."
-        if truth
-        else ""
-    )
+    unread = f" {truth['triples'] - truth['read']} of {truth['triples']} triples have none that can be read." if truth else ""
     return Table(
         "What the judges are worth, on ground-truth validation images",
         (
@@ -220,14 +174,11 @@ def calibrations(found: Mapping[str, Any]) -> Table:
         ),
         rows,
         "Ceiling: c⁺ chosen over c⁻ on the triple's own image. Floor: c⁺ chosen on another triple's image, of those where it "
-        "chooses; a half is no preference. Order bias: right as told less right as told from the object's side."
-        + unread,
+        "chooses; a half is no preference. Order bias: right as told less right as told from the object's side." + unread,
     )
 
 
-def by_predicate(
-    rows: list[dict[str, Any]], calibration: Mapping[str, Mapping[str, Any]], arms: Mapping[str, str]
-) -> Table:
+def by_predicate(rows: list[dict[str, Any]], calibration: Mapping[str, Mapping[str, Any]], arms: Mapping[str, str]) -> Table:
     """A row per class: calibration, then accuracy of each arm."""
     graphs = {arm: "positive" if given == "graphs" else "none" for arm, given in arms.items()}
     cells = {(row["predicate"], row["arm"]): row for row in rows if graphs.get(row["arm"]) == row["graph"]}
@@ -238,8 +189,7 @@ def by_predicate(
         of_arms = [cells[predicate, arm] for arm in arms]
         shown = [with_interval(row, "accuracy", 2) if row["used"] else "refused" for row in of_arms]
         against = [
-            f"{row['difference']:+.2f}, p {p_value(row['p_holm'])}" if row.get("p_holm") is not None else "–"
-            for row in of_arms[1:]
+            f"{row['difference']:+.2f}, p {p_value(row['p_holm'])}" if row.get("p_holm") is not None else "–" for row in of_arms[1:]
         ]
         made.append(
             (
@@ -254,14 +204,7 @@ def by_predicate(
     others = list(arms)[1:]
     return Table(
         "By class: the judge's calibration and the share of images as g⁺ has it",
-        (
-            "class",
-            "ground_truth_accuracy",
-            "chance_level",
-            "neither",
-            *arms,
-            *(f"{arm} − base" for arm in others),
-        ),
+        ("class", "ground_truth_accuracy", "chance_level", "neither", *arms, *(f"{arm} − base" for arm in others)),
         tuple(made),
         "Neutral prompt; g⁺ for arms that are given graphs. Against base: pairs won less pairs lost, as the mean share over "
         "triples, and McNemar's p adjusted over classes (Holm).",
@@ -285,15 +228,7 @@ def ablation(found: Mapping[str, Any]) -> Table:
     )
     return Table(
         "Ablation of epochs",
-        (
-            "epochs",
-            "direction accuracy of g⁺",
-            "roles as g⁻",
-            "both objects",
-            "MSE ratio",
-            "against the row above",
-            "p",
-        ),
+        ("epochs", "direction accuracy of g⁺", "roles as g⁻", "both objects", "MSE ratio", "against the row above", "p"),
         rows,
         f"{found['triples']} triples, {found['seeds']} seeds, {found['runs']} training run(s); judge {found['judge']}. "
         f"{PREDECESSOR_NOTE}",

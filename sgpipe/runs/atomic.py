@@ -104,9 +104,7 @@ def write_json(value: Any, path: Path, digits: int | None = None) -> None:
     undefined: dict[str, float] = {}
     found = _walked(value, "", digits, undefined)
     for key, number in undefined.items():
-        raise DataError(
-            f"{path}: {key} is {number}: JSON holds finite numbers; leave the key out or use null"
-        )
+        raise DataError(f"{path}: {key} is {number}: JSON holds finite numbers; leave the key out or use null")
     text = json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -76,9 +76,7 @@ def save_checkpoint(content: Mapping[str, Any], step: int, folder: Path) -> Path
     return path
 
 
-def newest_checkpoint(
-    folder: Path, accept: Callable[[Path, dict[str, Any]], T], device: torch.device | str = "cpu"
-) -> T | None:
+def newest_checkpoint(folder: Path, accept: Callable[[Path, dict[str, Any]], T], device: torch.device | str = "cpu") -> T | None:
     """What `accept` makes of the newest checkpoint that is whole; None without one.
 
     A damaged one, and one that `accept` cannot take, is passed over for the one before with a warning.
@@ -95,8 +93,5 @@ def newest_checkpoint(
                 raise
             _passed_over(path, error)
     if paths:
-        print(
-            f"warning: {folder}: no checkpoint is whole; the training starts from its first step",
-            file=sys.stderr,
-        )
+        print(f"warning: {folder}: no checkpoint is whole; the training starts from its first step", file=sys.stderr)
     return None

@@ -38,11 +38,7 @@ class Closure:
 
 def _is_text(node: Any) -> bool:
     """Whether a statement is nothing but a string: a docstring."""
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _syntax(node: Any) -> Any:
@@ -135,7 +131,4 @@ def import_closure(module: str, root: Path) -> Closure:
         pending += (each for group in source.strings & plugins.keys() for each in plugins[group])
         parts = name.split(".")
         pending += [".".join(parts[:n]) for n in range(1, len(parts))]
-    return Closure(
-        tuple(sorted(path.relative_to(root).as_posix() for path in files)),
-        frozenset(foreign) - {"__future__"},
-    )
+    return Closure(tuple(sorted(path.relative_to(root).as_posix() for path in files)), frozenset(foreign) - {"__future__"})

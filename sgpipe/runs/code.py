@@ -104,11 +104,7 @@ def code_of(module: str, root: Path) -> Code:
     for name in closure.files:
         path = root / name
         try:
-            digest = (
-                source_at(path).digest
-                if path.suffix == ".py"
-                else hashlib.sha256(path.read_bytes()).hexdigest()
-            )
+            digest = source_at(path).digest if path.suffix == ".py" else hashlib.sha256(path.read_bytes()).hexdigest()
         except FileNotFoundError:
             raise CodeError(f"{name} went away while it was read; run the same command again") from None
         modules[name] = digest[:16]

@@ -9,20 +9,17 @@ class Compute(Struct, frozen=True, forbid_unknown_fields=True):
     """Section `compute`. How computations are run; nothing here changes what is computed, so no stage reruns when it changes."""
 
     device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"],
-        Meta(description="where models run; auto takes a GPU if there is one"),
+        Literal["auto", "cpu", "cuda", "mps"], Meta(description="where models run; auto takes a GPU if there is one")
     ] = "auto"
     offload: Annotated[
         Literal["none", "model", "sequential"],
-        Meta(
-            description="what waits in main memory while it is not used: nothing, whole models, or single layers (slow)"
-        ),
+        Meta(description="what waits in main memory while it is not used: nothing, whole models, or single layers (slow)"),
     ] = "none"
     launch: Annotated[
         str | None,
         Meta(
             description="command that starts a stage's processes, e.g. `torchrun --nproc-per-node 4` or "
-            "`accelerate launch --num_processes 4`; null runs one process",
+            "`accelerate launch --num_processes 4`; null runs one process"
         ),
     ] = None
     deterministic: Annotated[

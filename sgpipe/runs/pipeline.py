@@ -113,8 +113,7 @@ def dag(root: Path, width: int = 110) -> list[str]:
     with _opened(root) as repo:
         for stage in repo.index.stages:
             own, *others = (
-                each.addressing.partition("@")[0].removesuffix(".dvc")
-                for each in (stage, *repo.index.graph.successors(stage))
+                each.addressing.partition("@")[0].removesuffix(".dvc") for each in (stage, *repo.index.graph.successors(stage))
             )
             if own != CODE:
                 counts[own] = counts.get(own, 0) + 1

@@ -80,14 +80,7 @@ def run_shards(
     done = total - sum(shard.stop - shard.start for shard in missing)
     if missing:
         make = open_maker()
-        with tqdm(
-            total=total,
-            initial=done,
-            unit=unit,
-            disable=not processes.is_main,
-            smoothing=0.1,
-            dynamic_ncols=True,
-        ) as bar:
+        with tqdm(total=total, initial=done, unit=unit, disable=not processes.is_main, smoothing=0.1, dynamic_ncols=True) as bar:
             for shard in missing:
                 _make_whole(shard, folder, make, bar.update)
     processes.wait()

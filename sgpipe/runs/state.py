@@ -87,9 +87,7 @@ def states_dir(root: Path) -> Path:
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, or of the sorted relative names and hashes of a folder's files."""
     if path.is_dir():
-        lines = [
-            f"{p.relative_to(path).as_posix()} {file_hash(p)}" for p in sorted(path.rglob("*")) if p.is_file()
-        ]
+        lines = [f"{p.relative_to(path).as_posix()} {file_hash(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -106,9 +104,7 @@ def fingerprint(module: str, config: Any, inputs: Iterable[Path], root: Path, de
     code = code_of(module, root)
     data = {str(path): file_hash(path) for path in sorted(inputs)}
     libraries = installed(code.libraries)
-    return config_hash(
-        {"config": config, "code": code.digest, "libraries": libraries, "device": device, "inputs": data}
-    )
+    return config_hash({"config": config, "code": code.digest, "libraries": libraries, "device": device, "inputs": data})
 
 
 def state_folder(stage: str, digest: str, root: Path) -> Path:
@@ -130,10 +126,7 @@ def stage_state(stage: str, digest: str, root: Path) -> Iterator[Path]:
     """
     folder = state_folder(stage, digest, root)
     if not folder.parent.is_relative_to(beside_cache(root)):
-        print(
-            f"note: {beside_cache(root)} is not yours to write; working state is kept in {folder.parent}",
-            file=sys.stderr,
-        )
+        print(f"note: {beside_cache(root)} is not yours to write; working state is kept in {folder.parent}", file=sys.stderr)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = lock_of(folder)
     try:

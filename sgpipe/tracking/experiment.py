@@ -20,9 +20,7 @@ def experiment_tags(root: Path, parameters: Mapping[str, Any]) -> dict[str, str]
     subject = said(root, "show", "-s", "--format=%s", "HEAD")[:100] or "no commit"
     edited = said(root, "status", "--porcelain", "--", "params.yaml", *CODE)
     return {
-        "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV")
-        or said(root, "rev-parse", "HEAD")
-        or "no-commit",
+        "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV") or said(root, "rev-parse", "HEAD") or "no-commit",
         "dvc.exp_name": os.environ.get("DVC_EXP_NAME") or subject + (" + edits" if edited else ""),
         "sgpipe.config": config_hash(parameters),
         "sgpipe.code": code_hash(root),
@@ -69,9 +67,7 @@ def settle(client: Any, experiment_id: str, parent_id: str) -> None:
 
     RUNNING while one runs, else FAILED or KILLED where the newest run of any stage is that, else FINISHED.
     """
-    runs = client.search_runs(
-        [experiment_id], f"tags.`{PARENT}` = '{parent_id}'", order_by=["attributes.start_time DESC"]
-    )
+    runs = client.search_runs([experiment_id], f"tags.`{PARENT}` = '{parent_id}'", order_by=["attributes.start_time DESC"])
     newest: dict[str, str] = {}
     for run in runs:
         newest.setdefault(run.data.tags["dvc.stage"], run.info.status)
@@ -84,9 +80,7 @@ def settle(client: Any, experiment_id: str, parent_id: str) -> None:
 
 def close_killed(client: Any, experiment_id: str, root: Path) -> int:
     """End the runs whose process is gone, KILLED or as the process left word; returns how many."""
-    running = client.search_runs(
-        [experiment_id], "tags.`sgpipe.kind` = 'stage' and attributes.status = 'RUNNING'"
-    )
+    running = client.search_runs([experiment_id], "tags.`sgpipe.kind` = 'stage' and attributes.status = 'RUNNING'")
     closed = 0
     for run in running:
         with ended(root, run.data.tags.get("sgpipe.lock", "")) as status:

@@ -14,16 +14,12 @@ CODE = ("sgpipe", "sgworld", "stages")
 def git(root: Path, *arguments: str) -> str:
     """Standard output of git run in `root`. Raises `SgpipeError` where git fails or is not installed."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", check=False
-        )
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", check=False)
     except FileNotFoundError:
         raise SgpipeError("git: not installed, or not on PATH; install it and run again") from None
     if done.returncode:
         said = done.stderr.strip().splitlines()
-        raise SgpipeError(
-            f"git {' '.join(arguments[:2])}: {said[0] if said else 'failed'}; run inside the repository"
-        )
+        raise SgpipeError(f"git {' '.join(arguments[:2])}: {said[0] if said else 'failed'}; run inside the repository")
     return done.stdout
 
 
@@ -51,7 +47,5 @@ def code_hash(root: Path) -> str:
 
 def code_hash_at(root: Path, commit: str) -> str:
     """The same of a commit: equal to `code_hash` of its clean checkout."""
-    rows = (
-        row.partition("\t") for row in git(root, "ls-tree", "-rz", commit, "--", *CODE).split("\0") if row
-    )
+    rows = (row.partition("\t") for row in git(root, "ls-tree", "-rz", commit, "--", *CODE).split("\0") if row)
     return config_hash({name: entry.split()[2] for entry, _, name in rows})

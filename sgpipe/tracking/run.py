@@ -51,23 +51,14 @@ def metric_name(name: str) -> str:
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """The numeric leaves of nested metrics, by dotted name."""
     flat = flatten(values)
-    return {
-        metric_name(k): float(v)
-        for k, v in flat.items()
-        if isinstance(v, int | float) and not isinstance(v, bool)
-    }
+    return {metric_name(k): float(v) for k, v in flat.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 class StageRun:
     """The child run of one stage. Every method is a no-op once recording has failed or is switched off."""
 
     def __init__(
-        self,
-        client: Any = None,
-        run_id: str = "",
-        parent_id: str = "",
-        stage: str = "",
-        alive: Alive | None = None,
+        self, client: Any = None, run_id: str = "", parent_id: str = "", stage: str = "", alive: Alive | None = None
     ) -> None:
         self._client, self._run_id, self._parent_id, self._stage = client, run_id, parent_id, stage
         self._alive, self._continued = alive, False
@@ -95,9 +86,7 @@ class StageRun:
         assert self._alive is not None
         tags = {**tags, experiment.PARENT: self._parent_id, "sgpipe.lock": self._alive.token}
         fingerprint = tags.get("sgpipe.fingerprint")
-        found = fingerprint and experiment.find_interrupted(
-            self._client, experiment_id, self._stage, fingerprint
-        )
+        found = fingerprint and experiment.find_interrupted(self._client, experiment_id, self._stage, fingerprint)
         if not found:
             self._run_id = self._client.create_run(experiment_id, run_name=self._stage, tags=tags).info.run_id
             self.log_params(plain)
@@ -189,9 +178,7 @@ class StageRun:
         if self._client is not None:
             with self._recording():
                 if error is not None:
-                    self._client.set_tag(
-                        self._run_id, "sgpipe.error", f"{type(error).__name__}: {error}"[:5000]
-                    )
+                    self._client.set_tag(self._run_id, "sgpipe.error", f"{type(error).__name__}: {error}"[:5000])
                 self._client.set_terminated(self._run_id, status)
         told = self._client is not None
         if self._alive is not None:
@@ -216,9 +203,7 @@ def _patience_for_uploads() -> Iterator[None]:
             os.environ[name] = before
 
 
-def log_values(
-    client: Any, run_id: str, values: Mapping[str, float], milliseconds: int | None = None
-) -> None:
+def log_values(client: Any, run_id: str, values: Mapping[str, float], milliseconds: int | None = None) -> None:
     """Record values by name at step 0, at this time or another."""
     from mlflow.entities import Metric
 
@@ -229,12 +214,7 @@ def log_values(
 
 
 def _begin(
-    stage: str,
-    sections: Mapping[str, Any],
-    inputs: Iterable[Path],
-    params: Path,
-    root: Path,
-    fingerprint: str | None,
+    stage: str, sections: Mapping[str, Any], inputs: Iterable[Path], params: Path, root: Path, fingerprint: str | None
 ) -> StageRun:
     everything = read_yaml(params)
     tracking = read_section(params, "tracking", Tracking)

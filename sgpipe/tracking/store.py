@@ -26,11 +26,7 @@ PATIENCE = {
 }
 """MLflow's settings where the environment says nothing; its own wait 253 s for a server that is away."""
 SQLITE_SECONDS = 5
-QUIET = {
-    "alembic": logging.WARNING,
-    "mlflow.store.db.utils": logging.CRITICAL,
-    "urllib3.connectionpool": logging.ERROR,
-}
+QUIET = {"alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "urllib3.connectionpool": logging.ERROR}
 """Loggers that tell in many lines what is said here in one."""
 
 

@@ -72,9 +72,7 @@ def at_commit(root: Path, commit: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return params, metrics
 
 
-def _find_live(
-    client: Any, experiment_id: str, root: Path, item: Recorded, params: dict[str, Any]
-) -> str | None:
+def _find_live(client: Any, experiment_id: str, root: Path, item: Recorded, params: dict[str, Any]) -> str | None:
     """The run that was recorded while what became this commit was made."""
     same = {"dvc.baseline_rev": item.baseline, "sgpipe.code": code_hash_at(root, item.commit)}
     if item.name is None:
@@ -85,9 +83,7 @@ def _find_live(
     return found
 
 
-def _create(
-    client: Any, experiment_id: str, root: Path, item: Recorded, params: dict[str, Any], name: str
-) -> str:
+def _create(client: Any, experiment_id: str, root: Path, item: Recorded, params: dict[str, Any], name: str) -> str:
     tags = {
         "dvc.exp_name": name,
         "dvc.baseline_rev": item.baseline,

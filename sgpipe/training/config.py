@@ -13,9 +13,7 @@ class Times(Struct, frozen=True, forbid_unknown_fields=True):
 
     density: Annotated[
         Literal["uniform", "logit_normal", "sampler"],
-        Meta(
-            description="of times within the bounds; `sampler` takes the sigmas of the base's scheduler, shifted as in sampling"
-        ),
+        Meta(description="of times within the bounds; `sampler` takes the sigmas of the base's scheduler, shifted as in sampling"),
     ] = "uniform"
     low: Annotated[float, Meta(ge=0.0, lt=1.0, description="lower bound; layout is decided near t = 1")] = 0.7
     high: Annotated[float, Meta(gt=0.0, le=1.0, description="upper bound")] = 1.0
@@ -33,9 +31,7 @@ class Conditions(Struct, frozen=True, forbid_unknown_fields=True):
 
     neutral: Annotated[Share, Meta(description="both names without a relation")] = 1.0
     relational: Annotated[Share, Meta(description="the triple in words")] = 0.0
-    dropped: Annotated[Share, Meta(description="the relational prompt without the words of the relation")] = (
-        0.0
-    )
+    dropped: Annotated[Share, Meta(description="the relational prompt without the words of the relation")] = 0.0
     wrong: Annotated[Share, Meta(description="another relation in words, the graph is right")] = 0.0
     conflicting: Annotated[Share, Meta(description="the negative graph in words, the graph is right")] = 0.0
 
@@ -68,9 +64,7 @@ class Ranking(Struct, frozen=True, forbid_unknown_fields=True):
 
     weight: Annotated[Weight, Meta(description="λ; 0 leaves it out")] = 0.0
     margin: Annotated[float, Meta(gt=0.0, description="m, in logits")] = 1.0
-    group: Annotated[
-        str, Meta(min_length=1, description="layer group of `maps.groups` that the probe reads")
-    ] = "middle"
+    group: Annotated[str, Meta(min_length=1, description="layer group of `maps.groups` that the probe reads")] = "middle"
     probe: Annotated[str | None, Meta(description="folder of the noise-aware probe")] = None
 
     def __post_init__(self) -> None:
@@ -82,9 +76,7 @@ class Weighted(Struct, frozen=True, forbid_unknown_fields=True):
     """L_gen-rel: the flow loss weighted by the relation's saliency."""
 
     weight: Annotated[Weight, Meta(description="α; 0 leaves it out")] = 0.0
-    group: Annotated[str, Meta(min_length=1, description="layer group of `maps.groups` whose maps weigh")] = (
-        "middle"
-    )
+    group: Annotated[str, Meta(min_length=1, description="layer group of `maps.groups` whose maps weigh")] = "middle"
 
 
 class Losses(Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,30 +109,23 @@ class Optimiser(Struct, frozen=True, forbid_unknown_fields=True):
 
     learning_rate: Annotated[float, Meta(gt=0.0, description="peak learning rate")] = 1e-4
     token_lr_multiplier: Annotated[
-        float,
-        Meta(
-            gt=0.0, description="learning rate of projector, gate and graph encoder, in units of the others'"
-        ),
+        float, Meta(gt=0.0, description="learning rate of projector, gate and graph encoder, in units of the others'")
     ] = 1.0
     weight_decay: Annotated[float, Meta(ge=0.0, description="decoupled weight decay")] = 0.01
     clip: Annotated[float, Meta(gt=0.0, description="largest norm of the gradient")] = 1.0
-    schedule: Annotated[
-        Literal["constant", "linear", "cosine"], Meta(description="of the learning rate after the warm-up")
-    ] = "constant"
+    schedule: Annotated[Literal["constant", "linear", "cosine"], Meta(description="of the learning rate after the warm-up")] = (
+        "constant"
+    )
     warmup: Annotated[int, Meta(ge=0, description="steps of linear warm-up")] = 0
 
 
 class Validation(Struct, frozen=True, forbid_unknown_fields=True):
     """Control losses and images along the training; nothing of it is trained on."""
 
-    every: Annotated[
-        int, Meta(ge=1, description="epochs between two validations; first and last step have one")
-    ] = 5
+    every: Annotated[int, Meta(ge=1, description="epochs between two validations; first and last step have one")] = 5
     triples: Annotated[int, Meta(ge=0, description="at most so many triples; 0 takes all")] = 0
     bins: Annotated[int, Meta(ge=1, description="bins of t for the implicit preference accuracy")] = 3
-    images: Annotated[
-        int, Meta(ge=0, description="triples sampled under g⁺ and its swap; 0 samples none")
-    ] = 6
+    images: Annotated[int, Meta(ge=0, description="triples sampled under g⁺ and its swap; 0 samples none")] = 6
     steps: Annotated[int, Meta(ge=1, description="Euler steps of these images")] = 4
 
 
@@ -168,35 +153,24 @@ class Train(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="decay of the averaged weights that are exported; null exports the last ones"),
     ] = None
     precision: Annotated[
-        Literal["float32", "bfloat16"],
-        Meta(description="of matrix products in training; weights keep theirs"),
+        Literal["float32", "bfloat16"], Meta(description="of matrix products in training; weights keep theirs")
     ] = "bfloat16"
     attention: Annotated[
         Literal["native", "math"],
-        Meta(
-            description="attention of PyTorch: the fastest kernel, or plain products (bfloat16 on a CPU needs these)"
-        ),
+        Meta(description="attention of PyTorch: the fastest kernel, or plain products (bfloat16 on a CPU needs these)"),
     ] = "native"
     compile: Annotated[bool, Meta(description="fuse every block with torch.compile")] = False
     gradient_checkpointing: Annotated[bool, Meta(description="compute blocks twice to save memory")] = False
     guidance: Annotated[
-        Annotated[float, Meta(ge=0)] | None,
-        Meta(description="scale that a guidance-distilled transformer takes"),
+        Annotated[float, Meta(ge=0)] | None, Meta(description="scale that a guidance-distilled transformer takes")
     ] = None
     dev: Annotated[
-        float,
-        Meta(
-            ge=0.0, lt=1.0, description="share of train name pairs kept out of training, to choose recipes on"
-        ),
+        float, Meta(ge=0.0, lt=1.0, description="share of train name pairs kept out of training, to choose recipes on")
     ] = 0.0
     validation: Annotated[Validation, Meta(description="control losses and images")] = Validation()
-    keep_epochs: Annotated[
-        tuple[int, ...], Meta(description="epochs after which the adapter is kept, too")
-    ] = ()
+    keep_epochs: Annotated[tuple[int, ...], Meta(description="epochs after which the adapter is kept, too")] = ()
     save_every: Annotated[int, Meta(ge=1, description="steps between two checkpoints")] = 50
-    seed: Annotated[
-        int, Meta(ge=0, lt=1 << 32, description="seed of weights, order, noise, times and prompts")
-    ] = 0
+    seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of weights, order, noise, times and prompts")] = 0
 
     def steps_after(self, epoch: int, triples: int) -> int:
         """Steps that end so many passes over so many train triples."""

@@ -38,9 +38,7 @@ def chosen_condition(train: Train, mode: InjectionMode) -> str:
     return "relational" if mode == "text" else max(shares, key=lambda name: shares[name])
 
 
-def spoken(
-    condition: str, examples: Sequence[Example], others: Sequence[Example], prompt: str, mode: InjectionMode
-) -> Spoken:
+def spoken(condition: str, examples: Sequence[Example], others: Sequence[Example], prompt: str, mode: InjectionMode) -> Spoken:
     """What each example is given under a condition; `shuffled` takes the graph of `others`.
 
     Where the graph goes in words alone, they are what changes: no relation for `empty`, the other example's triple for `shuffled`,
@@ -65,9 +63,7 @@ def spoken(
 
 
 @torch.no_grad()
-def measure(
-    objective: Objective, examples: Sequence[Example], train: Train, base: float | None = None
-) -> Controls:
+def measure(objective: Objective, examples: Sequence[Example], train: Train, base: float | None = None) -> Controls:
     """Control losses of `examples`, without dropout, on noise that depends on the triple alone.
 
     `base`, the base model's loss, is taken as it is where it is known.
@@ -81,12 +77,7 @@ def measure(
     for start in range(0, len(examples), train.batch_size):
         part, other = (each[start : start + train.batch_size] for each in (examples, others))
         latents = objective.data.latents.latents([each.triple_id for each in part])
-        noise = torch.stack(
-            [
-                torch.randn(latents.shape[1:], generator=generator("validation", each.triple_id))
-                for each in part
-            ]
-        )
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=generator("validation", each.triple_id)) for each in part])
         target = velocity_target(latents, noise)
         noised = Noised(part, latents, noise, times[start : start + len(part)])
         for name, losses in found.items():

@@ -51,13 +51,7 @@ class Sources:
 
     def paths(self) -> list[Path]:
         """All that training reads."""
-        return [
-            self.curated / "triples.parquet",
-            self.negatives,
-            self.prompts,
-            self.negative_prompts,
-            self.latents,
-        ]
+        return [self.curated / "triples.parquet", self.negatives, self.prompts, self.negative_prompts, self.latents]
 
 
 @dataclass(frozen=True)
@@ -94,14 +88,8 @@ def read_data(sources: Sources, backbone: Backbone, dev: float) -> Data:
     latents = LatentCache(sources.latents, backbone)
     prompts = PromptCache([sources.prompts, sources.negative_prompts], backbone)
     said = _prompts(sources)
-    negatives = {
-        row["triple_id"]: row
-        for row in read_table(sources.negatives / "negatives.parquet", NEGATIVES).to_pylist()
-    }
-    parts = [
-        tuple(_example(row, said, negatives) for row in latents.available(part).to_pylist())
-        for part in (train, held_out)
-    ]
+    negatives = {row["triple_id"]: row for row in read_table(sources.negatives / "negatives.parquet", NEGATIVES).to_pylist()}
+    parts = [tuple(_example(row, said, negatives) for row in latents.available(part).to_pylist()) for part in (train, held_out)]
     _check_texts(backbone, parts)
     if not parts[0]:
         raise DataError(
@@ -131,11 +119,7 @@ def _prompts(sources: Sources) -> dict[str, dict[str, str]]:
     return said
 
 
-def _example(
-    row: Mapping[str, Any],
-    said: Mapping[str, Mapping[str, str]],
-    negatives: Mapping[str, Mapping[str, str]],
-) -> Example:
+def _example(row: Mapping[str, Any], said: Mapping[str, Mapping[str, str]], negatives: Mapping[str, Mapping[str, str]]) -> Example:
     name = str(row["triple_id"])
     if name not in negatives:
         raise DataError(f"triple {name} has no negative; run `dvc repro negatives`")

@@ -45,10 +45,7 @@ def adamw(weights: Mapping[str, nn.Parameter], optimiser: Optimiser) -> torch.op
     for name, weight in weights.items():
         groups.setdefault(name.partition(".")[0], []).append(weight)
     multiplier = {"tokens": optimiser.token_lr_multiplier}
-    own = [
-        {"params": group, "lr": optimiser.learning_rate * multiplier.get(name, 1.0)}
-        for name, group in groups.items()
-    ]
+    own = [{"params": group, "lr": optimiser.learning_rate * multiplier.get(name, 1.0)} for name, group in groups.items()]
     return torch.optim.AdamW(own, betas=(0.9, 0.999), weight_decay=optimiser.weight_decay, foreach=True)
 
 
@@ -143,9 +140,7 @@ class Training:
         share = slice(self.processes.index, None, self.processes.count)
         examples = [data.train[row] for row in rows][share]
         latents = data.latents.latents([each.triple_id for each in examples])
-        drawn = torch.randn(
-            train.batch_size, *latents.shape[1:], generator=generator(train.seed, "noise", number)
-        )
+        drawn = torch.randn(train.batch_size, *latents.shape[1:], generator=generator(train.seed, "noise", number))
         device = self.objective.model.denoiser.device
         noised = Noised(examples, latents.to(device), drawn[share].to(device), t[share].to(device))
         return (noised, *spoken(examples, kinds[share], self.objective.model.mode))
@@ -177,9 +172,7 @@ class Training:
         self.recorded.log_step(interval.step, {**curves, **rates})
 
 
-def spoken(
-    examples: Sequence[Example], conditions: Sequence[str], mode: InjectionMode
-) -> tuple[Spoken, Spoken]:
+def spoken(examples: Sequence[Example], conditions: Sequence[str], mode: InjectionMode) -> tuple[Spoken, Spoken]:
     """g⁺ and g⁻ of each example beside the prompt of its condition; or in words, with empty graphs."""
     if mode == "text":
         none = [SceneGraph()] * len(examples)
@@ -187,6 +180,4 @@ def spoken(
         positive, negative = (Spoken([prompt_of(each, kind) for each in examples], none) for kind in kinds)
         return positive, negative
     texts = [prompt_of(each, kind) for each, kind in zip(examples, conditions, strict=True)]
-    return Spoken(texts, [each.graph for each in examples]), Spoken(
-        texts, [each.negative for each in examples]
-    )
+    return Spoken(texts, [each.graph for each in examples]), Spoken(texts, [each.negative for each in examples])

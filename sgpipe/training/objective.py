@@ -51,9 +51,7 @@ def bounded_margin(positive: Tensor, negative: Tensor, margin: float) -> Tensor:
     return F.relu(margin - (negative - positive))
 
 
-def graph_dpo(
-    positive: Tensor, negative: Tensor, reference_positive: Tensor, reference_negative: Tensor, beta: float
-) -> Tensor:
+def graph_dpo(positive: Tensor, negative: Tensor, reference_positive: Tensor, reference_negative: Tensor, beta: float) -> Tensor:
     """−log σ(−(β/2) [(ℓ_θ(g⁺) − ℓ_ref(g⁺)) − (ℓ_θ(g⁻) − ℓ_ref(g⁻))]) `[B]` (Diffusion-DPO, Wallace et al. 2024, eq. 14).
 
     Winner and loser share x, t and ε here. A reference that reads no graph has ℓ_ref(g⁺) = ℓ_ref(g⁻) under equal prompts, and
@@ -128,28 +126,20 @@ class Objective:
             return None
         denoiser, first = self.model.denoiser, self.data.train[0]
         side = self.data.latents.latents([first.triple_id]).shape[-1] * denoiser.layout.vae_factor
-        return sampler_times(
-            times, denoiser.family.sigmas(times.steps, denoiser.layout, side, denoiser.scheduler)
-        )
+        return sampler_times(times, denoiser.family.sigmas(times.steps, denoiser.layout, side, denoiser.scheduler))
 
     def velocity(self, noised: Noised, spoken: Spoken) -> Tensor:
         """v_θ under what is spoken; several times as many texts as samples repeat the samples."""
         repeat = len(spoken.texts) // len(noised.latents)
         z_t = interpolate(noised.latents, noised.noise, noised.t).repeat(repeat, 1, 1, 1)
-        condition = self.model.condition(
-            spoken.graphs, spoken.texts, self.data.prompts.get(spoken.texts), self.data.names
-        )
+        condition = self.model.condition(spoken.graphs, spoken.texts, self.data.prompts.get(spoken.texts), self.data.names)
         return self.model.velocity(z_t, noised.t.repeat(repeat), condition)
 
-    def __call__(
-        self, noised: Noised, positive: Spoken, negative: Spoken
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, noised: Noised, positive: Spoken, negative: Spoken) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its parts `[B]` by name, detached: `flow`, `negative`, `preferred` and every term with a weight."""
         terms, batch = self.losses, len(noised.latents)
         spoken = positive + negative if terms.contrastive else positive
-        velocity, maps = (
-            self._with_maps(noised, spoken) if terms.maps else (self.velocity(noised, spoken), {})
-        )
+        velocity, maps = self._with_maps(noised, spoken) if terms.maps else (self.velocity(noised, spoken), {})
         target = velocity_target(noised.latents, noised.noise).to(velocity.device)
         flow = sample_losses(velocity[:batch], target)
         parts = {"flow": flow}
@@ -175,9 +165,7 @@ class Objective:
         return total.mean(), {name: part.detach() for name, part in parts.items()}
 
     @torch.no_grad()
-    def _reference(
-        self, noised: Noised, positive: Spoken, negative: Spoken, target: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _reference(self, noised: Noised, positive: Spoken, negative: Spoken, target: Tensor) -> tuple[Tensor, Tensor]:
         """ℓ_ref(g⁺) and ℓ_ref(g⁻) `[B]` of the base model, which reads prompts and no graph.
 
         Under equal prompts they are equal and cancel, and both are given as 0, without a forward.
@@ -197,10 +185,7 @@ class Objective:
         """The velocity, and the maps of the examples' own concepts along that forward."""
         assert self._maps is not None
         denoiser = self.model.denoiser
-        rows = [
-            concept_embeddings(*self.data.prompts.concepts(each.concepts), self._pooling)
-            for each in noised.examples
-        ]
+        rows = [concept_embeddings(*self.data.prompts.concepts(each.concepts), self._pooling) for each in noised.examples]
         repeat = len(spoken.texts) // len(rows)
         concepts = torch.stack(rows * repeat).to(denoiser.device, denoiser.dtype)
         side = noised.latents.shape[-1] // denoiser.layout.patch
@@ -214,8 +199,6 @@ class Objective:
         seen = torch.cat([getattr(maps, kind) for kind in probe.kinds], dim=1)
         seen = seen if probe.side is None else resize_maps(seen, probe.side)
         logits = probe.logits(seen, noised.t.repeat(2).to(seen.device))
-        label = torch.tensor([probe.classes.index(each.predicate) for each in noised.examples]).to(
-            logits.device
-        )
+        label = torch.tensor([probe.classes.index(each.predicate) for each in noised.examples]).to(logits.device)
         positive, negative = logits.chunk(2)
         return relation_ranking(positive, negative, label, self.losses.ranking.margin)

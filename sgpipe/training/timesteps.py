@@ -7,12 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgpipe.backbones.rectified_flow import (
-    generator,
-    is_within,
-    logit_normal_times,
-    uniform_times,
-)
+from sgpipe.backbones.rectified_flow import generator, is_within, logit_normal_times, uniform_times
 from sgpipe.errors import ParamsError
 from sgpipe.training.config import Conditions, Times
 

@@ -39,11 +39,7 @@ def plain(lora: Lora = LORA, train: Train = TRAIN, maps: Maps = MAPS, **options:
         {"lora": replace(LORA, blocks=Blocks.parse(["7..12"]))},
         {"lora": replace(LORA, blocks=Blocks.parse([7, 8, "9..12"]))},
         {"lora": replace(LORA, targets=("to_out.0", "to_v", "to_k", "to_q"))},
-        {
-            "train": replace(
-                TRAIN, losses=Losses(preference=Preference(beta=7.0), ranking=Ranking(margin=3.0))
-            )
-        },
+        {"train": replace(TRAIN, losses=Losses(preference=Preference(beta=7.0), ranking=Ranking(margin=3.0)))},
         {"train": replace(TRAIN, times=Times(mean=3.0))},
         {"lora": replace(LORA, blocks=Blocks.parse("0..6"), rank=4), "blocks": "7..12", "rank": 16},
         {"train": replace(TRAIN, seed=4), "seed": 0},
@@ -104,9 +100,7 @@ def test_random_blocks_are_as_many_and_others() -> None:
 
 def test_an_arm_may_have_blocks_and_a_training_seed_of_its_own() -> None:
     """The same meaning but for these; random blocks depend on the seed."""
-    other, drawn, again = (
-        resolved(**each) for each in ({"seed": 3}, {"blocks": "random"}, {"blocks": "random", "seed": 3})
-    )
+    other, drawn, again = (resolved(**each) for each in ({"seed": 3}, {"blocks": "random"}, {"blocks": "random", "seed": 3}))
     assert other.train == replace(resolved().train, seed=3) and other.settings == resolved().settings
     sets = [arm.settings.lora.blocks.indices for arm in (drawn, again)]  # type: ignore[attr-defined]
     assert len(sets[0]) == len(sets[1]) == 6 and sets[0] != sets[1]
@@ -164,10 +158,7 @@ def test_an_arm_that_makes_no_sense_is_refused_by_name(raw: Any, message: str) -
         ({"keep_epochs": [2, 2]}, r"train\.keep_epochs: got .*; name each once"),
         ({"times": {"low": 0.9, "high": 0.8}}, r"train\.times\.low: got low 0\.9, high 0\.8"),
         ({"losses": {"ranking": {"weight": 1}}}, r"train\.losses\.ranking\.probe: got null; name the folder"),
-        (
-            {"compile": True, "losses": {"saliency": {"weight": 1}}},
-            r"train\.compile: got true; saliency maps",
-        ),
+        ({"compile": True, "losses": {"saliency": {"weight": 1}}}, r"train\.compile: got true; saliency maps"),
         ({"losses": {"flow": 0, "margin": {"weight": 0}}}, r"every weight is 0"),
     ],
 )
@@ -177,9 +168,6 @@ def test_a_knob_that_makes_no_sense_is_refused_by_name(raw: dict, message: str) 
 
 
 def test_lora_names_its_targets() -> None:
-    for targets, message in (
-        (["to_x"], r"lora\.targets.*valid: to_q"),
-        (["to_q", "to_q"], r"name each once"),
-    ):
+    for targets, message in ((["to_x"], r"lora\.targets.*valid: to_q"), (["to_q", "to_q"], r"name each once")):
         with pytest.raises(ParamsError, match=message):
             decode("lora", {"blocks": "7..12", "targets": targets}, Lora, "params.yaml")

@@ -19,11 +19,7 @@ from sgpipe.training.loop import Training
 
 META = torch.device("meta")
 TEXT = 512
-MODULES = [
-    f"transformer_blocks.{i}.attn.{part}"
-    for i in range(7, 13)
-    for part in ("to_k", "to_out.0", "to_q", "to_v")
-]
+MODULES = [f"transformer_blocks.{i}.attn.{part}" for i in range(7, 13) for part in ("to_k", "to_out.0", "to_q", "to_v")]
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +43,10 @@ def test_parameters_and_modules_of_the_preset(training: Training) -> None:
     assert 10e6 < numbers["lora_parameters"] + numbers["token_parameters"] < 12e6
     assert {name.partition(".lora_")[0] for name in model.adapter.parameters()["lora"]} == set(MODULES)
     named = dict(model.denoiser.transformer.named_parameters())
-    assert (
-        sum(value.numel() for name, value in named.items() if name not in model.adapter.parameters()["lora"])
-        == 11_891_178_560
-    )
-    assert {name for name, value in named.items() if value.requires_grad} == set(
-        model.adapter.parameters()["lora"]
-    )
+    assert sum(value.numel() for name, value in named.items() if name not in model.adapter.parameters()["lora"]) == 11_891_178_560
+    assert {name for name, value in named.items() if value.requires_grad} == set(model.adapter.parameters()["lora"])
     assert all(value.device == META for value in named.values())
-    assert {
-        value.dtype for name, value in named.items() if name not in model.adapter.parameters()["lora"]
-    } == {torch.bfloat16}
+    assert {value.dtype for name, value in named.items() if name not in model.adapter.parameters()["lora"]} == {torch.bfloat16}
 
 
 def test_shapes_through_one_training_step(training: Training) -> None:
@@ -81,32 +70,19 @@ def test_shapes_through_one_training_step(training: Training) -> None:
     assert kept["encoder_hidden_states"].shape == text.shape == (2, 2 + TEXT, 3072)
     assert all(made.dtype == torch.bfloat16 for made in (text, image))
     assert seen["single_transformer_blocks.37"][1][1].shape == (2, 256, 3072)
-    assert (
-        loss.shape == ()
-        and loss.dtype == torch.float32
-        and {*parts} == {"flow"}
-        and parts["flow"].shape == (2,)
-    )
+    assert loss.shape == () and loss.dtype == torch.float32 and {*parts} == {"flow"} and parts["flow"].shape == (2,)
 
     loss.backward()
     assert all(
-        weight.grad is not None and weight.grad.shape == weight.shape
-        for weight in model.adapter.parameters()["lora"].values()
+        weight.grad is not None and weight.grad.shape == weight.shape for weight in model.adapter.parameters()["lora"].values()
     )
     assert model.given.grad is not None and model.given.grad.shape == (2, 2 + TEXT, 4096)
-    others = [
-        value
-        for name, value in transformer.named_parameters()
-        if name not in model.adapter.parameters()["lora"]
-    ]
+    others = [value for name, value in transformer.named_parameters() if name not in model.adapter.parameters()["lora"]]
     assert all(value.grad is None for value in others)
     (optimiser,) = training.engine.optimisers
     optimiser.step()
     state = optimiser.state
-    assert all(
-        state[weight]["exp_avg"].shape == weight.shape
-        for weight in model.adapter.parameters()["lora"].values()
-    )
+    assert all(state[weight]["exp_avg"].shape == weight.shape for weight in model.adapter.parameters()["lora"].values())
 
 
 def test_the_adapter_goes_into_flux_as_it_is(
@@ -129,9 +105,7 @@ def test_the_adapter_goes_into_flux_as_it_is(
     )  # fmt: skip
     pipeline.load_lora_weights(tmp_path, adapter_name="default")
     loaded = {name: value for name, value in pipeline.transformer.named_parameters() if ".lora_" in name}
-    assert {name: value.shape for name, value in loaded.items()} == {
-        name: value.shape for name, value in weights.items()
-    }
+    assert {name: value.shape for name, value in loaded.items()} == {name: value.shape for name, value in weights.items()}
     assert not [each for each in caplog.messages if "led to" in each]
     scales = {pipeline.transformer.get_submodule(name).scaling["default"] for name in MODULES}
     assert scales == {1.0}

@@ -87,9 +87,7 @@ def arm_of(world: World, kind: type[Adapter], monkeypatch: pytest.MonkeyPatch, *
     return resolve("mine", arms["mine"], Sections(LORA, train, TOKENS, world.backbone))
 
 
-def test_a_new_kind_is_one_class_and_one_word(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_kind_is_one_class_and_one_word(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arm = arm_of(world, Shift, monkeypatch, size=0.2, seed=3)
     assert Arm.read(json.loads(json.dumps(arm.plain())), "x") == arm
     fitted = fit(arm, world.denoiser(), world.backbone, world.data(), tmp_path, ALONE, {})
@@ -115,9 +113,7 @@ def test_a_new_kind_is_one_class_and_one_word(
 
 
 def test_what_a_new_kind_may_say_is_its_own(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ParamsError, match=r"^params\.yaml: arms\.mine\.blocks: unknown key; valid: kind, seed, size"
-    ):
+    with pytest.raises(ParamsError, match=r"^params\.yaml: arms\.mine\.blocks: unknown key; valid: kind, seed, size"):
         arm_of(world, Shift, monkeypatch, blocks="1..2")
     with pytest.raises(ParamsError, match=r"^arms\.mine\.size: got 0"):
         arm_of(world, Shift, monkeypatch, size=0)
@@ -151,15 +147,9 @@ class Thawed(Shift):
 @pytest.mark.parametrize(
     "kind, says",
     [
-        (
-            Module,
-            r"train: Module\.gate\.weight, Module\.gate\.bias; give them in Module\.parameters, or freeze",
-        ),
+        (Module, r"train: Module\.gate\.weight, Module\.gate\.bias; give them in Module\.parameters, or freeze"),
         (Table, r"train: Table\.more\.first\[0\];"),
-        (
-            Thawed,
-            r"train: transformer\.transformer_blocks\.1\.attn\.to_q\.weight, transformer\.\S+to_q\.bias;",
-        ),
+        (Thawed, r"train: transformer\.transformer_blocks\.1\.attn\.to_q\.weight, transformer\.\S+to_q\.bias;"),
     ],
 )
 def test_a_weight_that_a_kind_forgets_is_an_error(
@@ -175,10 +165,7 @@ def test_no_kind_that_there_is_forgets_a_weight(world: World) -> None:
     for name in ("graph", "text_only", "projector_only"):
         model = world.model(tiny_train(), name=name)
         held = {id(weight) for weight in model.trainable().values()}
-        every = [
-            *model.denoiser.transformer.parameters(),
-            *(w for m in model.adapter.modules() for w in m.parameters()),
-        ]
+        every = [*model.denoiser.transformer.parameters(), *(w for m in model.adapter.modules() for w in m.parameters())]
         assert held == {id(weight) for weight in every if weight.requires_grad}
 
 

@@ -50,18 +50,14 @@ def test_the_predecessors_lora_is_2359296_numbers(schnell: tuple[FluxTransformer
         (Lora(Blocks.parse("18"), targets=("to_add_out",)), ["attn.to_add_out"]),
     ],
 )
-def test_blocks_and_targets_name_modules(
-    schnell: tuple[FluxTransformer2DModel, Layout], lora: Lora, names: list[str]
-) -> None:
+def test_blocks_and_targets_name_modules(schnell: tuple[FluxTransformer2DModel, Layout], lora: Lora, names: list[str]) -> None:
     found = target_modules(schnell[1], lora)
     block = lora.blocks.indices[0] if lora.blocks.indices else 0
     assert found == [f"transformer_blocks.{block}.{name}" for name in names]
 
 
 def test_single_blocks_have_projections_of_their_own(schnell: tuple[FluxTransformer2DModel, Layout]) -> None:
-    lora = replace(
-        MIDDLE, blocks=Blocks(()), single_blocks=Blocks.parse("[0,37]"), targets=("to_q", "proj_out")
-    )
+    lora = replace(MIDDLE, blocks=Blocks(()), single_blocks=Blocks.parse("[0,37]"), targets=("to_q", "proj_out"))
     assert target_modules(schnell[1], lora) == [
         f"single_transformer_blocks.{index}.{part}" for index in (0, 37) for part in ("attn.to_q", "proj_out")
     ]
@@ -71,10 +67,7 @@ def test_single_blocks_have_projections_of_their_own(schnell: tuple[FluxTransfor
     "changes, message",
     [
         ({"blocks": Blocks.parse("7..19")}, r"lora\.blocks: block 19 is out of range; valid: 0\.\.18"),
-        (
-            {"single_blocks": Blocks.parse("38")},
-            r"lora\.single_blocks: block 38 is out of range; valid: 0\.\.37",
-        ),
+        ({"single_blocks": Blocks.parse("38")}, r"lora\.single_blocks: block 38 is out of range; valid: 0\.\.37"),
         ({"targets": ("proj_out",)}, r"lora\.targets: proj_out: none of them is in lora\.blocks"),
         (
             {"blocks": Blocks(()), "single_blocks": Blocks.parse("0"), "targets": ("to_out.0",)},
@@ -82,9 +75,7 @@ def test_single_blocks_have_projections_of_their_own(schnell: tuple[FluxTransfor
         ),
     ],
 )
-def test_what_the_model_lacks_is_refused(
-    schnell: tuple[FluxTransformer2DModel, Layout], changes: dict, message: str
-) -> None:
+def test_what_the_model_lacks_is_refused(schnell: tuple[FluxTransformer2DModel, Layout], changes: dict, message: str) -> None:
     with pytest.raises(ParamsError, match=message):
         target_modules(schnell[1], replace(MIDDLE, **changes))
 

@@ -25,17 +25,12 @@ def test_what_is_trained_is_what_was_asked_for(repo_root: Path, tmp_path: Path) 
     asked = read_section(folder / "params.yaml", "train", Train)
     for arm in ("graph", "text_only"):
         trained = read_arm(folder / "resolved" / f"{arm}.json").train.optimiser
-        assert (
-            (trained.learning_rate, trained.weight_decay)
-            == (asked.optimiser.learning_rate, 1 / 3)
-            == (0.00012345678, 1 / 3)
-        )
+        assert (trained.learning_rate, trained.weight_decay) == (asked.optimiser.learning_rate, 1 / 3) == (0.00012345678, 1 / 3)
 
 
 def test_rates_that_agree_in_six_digits_are_two_trainings(repo_root: Path, tmp_path: Path) -> None:
     one, other = (
-        resolved(repo_root, tmp_path / str(rate), rate) / "resolved" / "graph.json"
-        for rate in (0.00012345678, 0.00012345679)
+        resolved(repo_root, tmp_path / str(rate), rate) / "resolved" / "graph.json" for rate in (0.00012345678, 0.00012345679)
     )
     assert one.read_bytes() != other.read_bytes()
 

@@ -66,9 +66,7 @@ def batch(size: int, seed: int = 1) -> tuple[dict[str, Tensor], Tensor]:
 GROUPS = {"early": "0..1", "late": "2..3", "all": "all"}
 
 
-def run(
-    model: nn.Module, size: int = 2, options: MapOptions | None = None
-) -> tuple[Tensor, dict[str, GroupMaps]]:
+def run(model: nn.Module, size: int = 2, options: MapOptions | None = None) -> tuple[Tensor, dict[str, GroupMaps]]:
     """Velocity and maps of one forward."""
     arguments, concepts = batch(size)
     with concept_stream(model, concepts, GRID, options or MapOptions(GROUPS)) as stream:
@@ -124,14 +122,7 @@ class Golden:
     rtol: float
 
     def arguments(self) -> dict[str, Tensor]:
-        names = (
-            "hidden_states",
-            "encoder_hidden_states",
-            "pooled_projections",
-            "timestep",
-            "img_ids",
-            "txt_ids",
-        )
+        names = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "img_ids", "txt_ids")
         return {name: self.inputs[name] for name in names}
 
     def check(self, found: Tensor, name: str) -> None:
@@ -147,9 +138,7 @@ def golden(reference_dir: Path) -> Golden:
     about, tensors = json.loads(path.with_suffix(".json").read_text()), load_file(path)
 
     def under(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
-        }
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
     model = FluxTransformer2DModel(**about["config"]).eval()
     model.load_state_dict(under("weights/"))

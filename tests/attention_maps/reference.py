@@ -37,11 +37,7 @@ def mlp(weights: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def embedded(weights: Weights, name: str, x: Tensor) -> Tensor:
-    return linear(
-        weights,
-        f"time_text_embed.{name}.linear_2",
-        silu(linear(weights, f"time_text_embed.{name}.linear_1", x)),
-    )
+    return linear(weights, f"time_text_embed.{name}.linear_2", silu(linear(weights, f"time_text_embed.{name}.linear_1", x)))
 
 
 def sinusoid(value: float) -> Tensor:
@@ -55,14 +51,8 @@ def sinusoid(value: float) -> Tensor:
 
 
 def conditioning(weights: Weights, t: float, guidance: float | None, pooled: Tensor) -> Tensor:
-    total = embedded(weights, "timestep_embedder", sinusoid(1000 * t)) + embedded(
-        weights, "text_embedder", pooled
-    )
-    return (
-        total
-        if guidance is None
-        else total + embedded(weights, "guidance_embedder", sinusoid(1000 * guidance))
-    )
+    total = embedded(weights, "timestep_embedder", sinusoid(1000 * t)) + embedded(weights, "text_embedder", pooled)
+    return total if guidance is None else total + embedded(weights, "guidance_embedder", sinusoid(1000 * guidance))
 
 
 def rotate(x: Tensor, ids: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -91,18 +81,14 @@ class Stream:
 
     def __init__(self, weights: Weights, block: str, text: bool, heads: int, rows: Tensor, c: Tensor) -> None:
         self.weights, self.rows = weights, rows
-        norm, self.ff, self.out = (
-            ("norm1_context", "ff_context", "attn.to_add_out") if text else ("norm1", "ff", "attn.to_out.0")
-        )
+        norm, self.ff, self.out = ("norm1_context", "ff_context", "attn.to_add_out") if text else ("norm1", "ff", "attn.to_out.0")
         self.ff, self.out = f"{block}.{self.ff}", f"{block}.{self.out}"
         shift, scale, self.gate, self.mlp_shift, self.mlp_scale, self.mlp_gate = linear(
             weights, f"{block}.{norm}.linear", silu(c)
         ).chunk(6)
         modulated = (1 + scale) * layer_norm(rows) + shift
         names = ("add_q_proj", "add_k_proj", "add_v_proj") if text else ("to_q", "to_k", "to_v")
-        query, key, self.value = (
-            linear(weights, f"{block}.attn.{name}", modulated).unflatten(1, (heads, -1)) for name in names
-        )
+        query, key, self.value = (linear(weights, f"{block}.attn.{name}", modulated).unflatten(1, (heads, -1)) for name in names)
         added = "added_" if text else ""
         self.query = rms_norm(query, weights[f"{block}.attn.norm_{added}q.weight"])
         self.key = rms_norm(key, weights[f"{block}.attn.norm_{added}k.weight"])
@@ -113,9 +99,7 @@ class Stream:
         return rows + self.mlp_gate * mlp(self.weights, self.ff, modulated)
 
 
-def scores(
-    state: Weights, config: dict, arguments: dict[str, Tensor], concepts: Tensor
-) -> list[tuple[Tensor, Tensor]]:
+def scores(state: Weights, config: dict, arguments: dict[str, Tensor], concepts: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Raw saliency and cross-attention `[K, N]` per double block, of one sample (arguments without a batch axis)."""
     weights = {name: value.double() for name, value in state.items()}
     given = {name: value.double() for name, value in arguments.items()}
@@ -140,9 +124,7 @@ def scores(
         keys, values = torch.cat([text_key, image_key]), torch.cat([p.value, x.value])
         image_output = attention(image_query, keys, values)
         text_output = attention(text_query, keys, values)
-        concept_output = attention(
-            concept_query, torch.cat([concept_key, image_key]), torch.cat([c.value, x.value])
-        )
+        concept_output = attention(concept_query, torch.cat([concept_key, image_key]), torch.cat([c.value, x.value]))
         saliency = concept_output @ image_output.T
         cross = torch.einsum("nhd,khd->hkn", x.query, c.key).mean(0)
         found.append((saliency, cross))

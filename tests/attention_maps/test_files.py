@@ -17,13 +17,7 @@ SHAPE = (3, 2, 5)
 
 def items(count: int, first: int = 0) -> pa.Table:
     rows = [
-        {
-            "triple_id": f"{first + i}-7",
-            "predicate": "on",
-            "condition": "neutral",
-            "prompt_predicate": None,
-            "t": i / 8,
-        }
+        {"triple_id": f"{first + i}-7", "predicate": "on", "condition": "neutral", "prompt_predicate": None, "t": i / 8}
         for i in range(count)
     ]
     return pa.Table.from_pylist(rows, schema=MAP_ITEMS)

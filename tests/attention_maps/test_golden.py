@@ -15,11 +15,7 @@ BY_LAYER = {"0": "0", "1": "1", "2": "2"}
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [
-        ("none", "scores_raw"),
-        ("concepts", "scores_softmax_over_concepts"),
-        ("patches", "scores_softmax_over_patches"),
-    ],
+    [("none", "scores_raw"), ("concepts", "scores_softmax_over_concepts"), ("patches", "scores_softmax_over_patches")],
 )
 @torch.no_grad()
 def test_every_layer_of_the_official_code(golden: Golden, kind: str, name: str) -> None:
@@ -46,12 +42,7 @@ def test_concept_outputs_depend_on_the_whole_set(golden: Golden) -> None:
 
 @pytest.mark.parametrize(("kind", "order"), [("none", "raw_mean"), ("concepts", "softmax_then_mean")])
 @pytest.mark.parametrize(
-    ("blocks", "steps", "subset"),
-    [
-        ("all", None, "all"),
-        ("1..2", None, "last2layers"),
-        ("1..2", (2, 3), "last2layers_last2steps"),
-    ],
+    ("blocks", "steps", "subset"), [("all", None, "all"), ("1..2", None, "last2layers"), ("1..2", (2, 3), "last2layers_last2steps")]
 )
 @torch.no_grad()
 def test_four_steps_of_the_official_code(
@@ -64,9 +55,7 @@ def test_four_steps_of_the_official_code(
         for now, after in pairwise(times):
             velocity = golden.model(**arguments | {"timestep": now[None]}).sample
             arguments["hidden_states"] = arguments["hidden_states"] + (after - now) * velocity
-    torch.testing.assert_close(
-        arguments["hidden_states"], golden.outputs["C.latents"][-1], atol=golden.atol, rtol=golden.rtol
-    )
+    torch.testing.assert_close(arguments["hidden_states"], golden.outputs["C.latents"][-1], atol=golden.atol, rtol=golden.rtol)
     golden.check(stream.maps()["group"].saliency, f"C.heatmap_{order}.{subset}")
 
 

@@ -29,9 +29,7 @@ def test_the_gradient_is_the_slope(normalisation: str) -> None:
     arguments, concepts = batch(1)
     arguments = {name: value.double() for name, value in arguments.items()}
     concepts = concepts.double().requires_grad_()
-    reached = re.compile(
-        r"transformer_blocks\.(0\..*|1\.attn\.(to_q|to_k|to_v|add_k_proj|add_v_proj)\.)lora_"
-    )
+    reached = re.compile(r"transformer_blocks\.(0\..*|1\.attn\.(to_q|to_k|to_v|add_k_proj|add_v_proj)\.)lora_")
     leaves = [concepts, *(value for name, value in model.named_parameters() if reached.match(name))]
     draw = torch.Generator().manual_seed(3)
     direction = [torch.randn(leaf.shape, generator=draw, dtype=leaf.dtype) for leaf in leaves]
@@ -81,6 +79,4 @@ def test_detached_maps_leave_the_caller_its_gradients(model: FluxTransformer2DMo
     velocity, maps = run(model, options=MapOptions(GROUPS, detach=True))
     assert velocity.requires_grad
     assert not any(map_.requires_grad for group in maps.values() for map_ in group)
-    assert same(
-        maps, {name: GroupMaps(*(m.detach() for m in group)) for name, group in run(model)[1].items()}
-    )
+    assert same(maps, {name: GroupMaps(*(m.detach() for m in group)) for name, group in run(model)[1].items()})

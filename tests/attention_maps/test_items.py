@@ -26,9 +26,7 @@ def test_concepts_say_what_the_prompt_says_and_are_cached() -> None:
         subject, relation, object_ = row["concepts"]
         assert set(row["concepts"]) <= cached
         assert f" {relation} " in row["prompt"] and subject in row["prompt"] and object_ in row["prompt"]
-        expected = {"relational": row["predicate"], "neutral": None}.get(
-            row["condition"], row["prompt_predicate"]
-        )
+        expected = {"relational": row["predicate"], "neutral": None}.get(row["condition"], row["prompt_predicate"])
         assert row["prompt_predicate"] == expected
         assert relation == (phrase(expected) if expected else NO_RELATION)
         assert (row["condition"] == "wrong") == (expected not in (row["predicate"], None))
@@ -45,7 +43,5 @@ def test_a_picture_has_one_noise_whatever_else_is_asked() -> None:
 
 
 def test_a_prompt_that_was_not_cached_is_named() -> None:
-    with pytest.raises(
-        DataError, match=r"wrong prompt is not cached; add wrong to cache_prompts\.conditions"
-    ):
+    with pytest.raises(DataError, match=r"wrong prompt is not cached; add wrong to cache_prompts\.conditions"):
         map_items(TRIPLES, curated_prompts(TRIPLES, ("neutral",), 0), ("wrong",), (None,), 0)

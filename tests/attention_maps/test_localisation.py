@@ -10,13 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.attention_maps.files import MapFile, map_table, write_maps
-from sgpipe.attention_maps.localisation import (
-    boxes_in_crop,
-    coverage,
-    mass_in_box,
-    peak_in_box,
-    uniform_mass,
-)
+from sgpipe.attention_maps.localisation import boxes_in_crop, coverage, mass_in_box, peak_in_box, uniform_mass
 from sgpipe.datasets.tables import MAP_ITEMS
 from sgpipe.errors import DataError
 from sgpipe.runs.atomic import write_json
@@ -66,16 +60,7 @@ def test_mass_does_not_depend_on_scale_and_offset(scale: float, offset: float) -
 def test_localisation_of_a_file_and_of_none(tmp_path: Path) -> None:
     """Maps that are 1 in the box of the subject; under neutral prompts alone every figure is null."""
     triples = curated_triples(2, "maps")
-    columns = {
-        "sx": 15.0,
-        "sy": 15.0,
-        "sw": 10.0,
-        "sh": 10.0,
-        "crop_x": 10.0,
-        "crop_y": 10.0,
-        "crop_w": 40.0,
-        "crop_h": 40.0,
-    }
+    columns = {"sx": 15.0, "sy": 15.0, "sw": 10.0, "sh": 10.0, "crop_x": 10.0, "crop_y": 10.0, "crop_w": 40.0, "crop_h": 40.0}
     for name, value in columns.items():
         values = pa.array([value] * 2, triples.schema.field(name).type)
         triples = triples.set_column(triples.column_names.index(name), name, values)
@@ -89,11 +74,7 @@ def test_localisation_of_a_file_and_of_none(tmp_path: Path) -> None:
         table = map_table(pa.Table.from_pylist(rows, schema=MAP_ITEMS), pointed, pointed)
         write_maps([table], tmp_path / f"{condition}.parquet", {"shape": (3, 8, 8)})
     found = localisation({"late": MapFile(tmp_path / "relational.parquet")}, triples)
-    assert (
-        found["mass_in_box"]["late"]["cross"]["subject"]
-        == found["peak_in_box"]["late"]["cross"]["subject"]
-        == 1
-    )
+    assert found["mass_in_box"]["late"]["cross"]["subject"] == found["peak_in_box"]["late"]["cross"]["subject"] == 1
     assert found["uniform"]["subject"] == 4 / 64 and found["images"] == 2
     none = localisation({"late": MapFile(tmp_path / "neutral.parquet")}, triples)
     assert none["uniform"] == {"subject": None, "object": None} and none["images"] == 0

@@ -16,10 +16,7 @@ from tests.attention_maps.conftest import GROUPS
         ({"groups": {}}, "groups: none given"),
         ({"groups": {"early": "3..1"}}, "groups.early: .*reversed"),
         ({"groups": {"early": "none"}}, "groups.early: has no blocks"),
-        (
-            {"groups": GROUPS, "normalisation": "heads"},
-            "normalisation: got 'heads'; valid: none, concepts, patches",
-        ),
+        ({"groups": GROUPS, "normalisation": "heads"}, "normalisation: got 'heads'; valid: none, concepts, patches"),
         ({"groups": GROUPS, "steps": ()}, "steps: got"),
         ({"groups": GROUPS, "steps": (1, 1)}, "steps: got"),
         ({"groups": GROUPS, "steps": (-1,)}, "steps: got"),

@@ -12,18 +12,7 @@ from sgpipe.attention_maps.options import MapOptions
 from sgpipe.attention_maps.scores import GroupMaps
 from sgpipe.attention_maps.stream import concept_stream
 from sgpipe.errors import ModelError, ParamsError
-from tests.attention_maps.conftest import (
-    CONCEPTS,
-    GRID,
-    GROUPS,
-    TEXT,
-    batch,
-    build,
-    close,
-    run,
-    same,
-    with_lora,
-)
+from tests.attention_maps.conftest import CONCEPTS, GRID, GROUPS, TEXT, batch, build, close, run, same, with_lora
 
 
 def hooks(model: nn.Module) -> int:
@@ -38,9 +27,7 @@ def hooks(model: nn.Module) -> int:
 def test_the_velocity_is_the_same_to_the_bit(model: FluxTransformer2DModel, dtype: torch.dtype) -> None:
     model.to(dtype)
     arguments, concepts = batch(3)
-    arguments = {
-        name: value if name.endswith("_ids") else value.to(dtype) for name, value in arguments.items()
-    }
+    arguments = {name: value if name.endswith("_ids") else value.to(dtype) for name, value in arguments.items()}
     plain = model(**arguments).sample
     with concept_stream(model, concepts.to(dtype), GRID, MapOptions(GROUPS)) as stream:
         riding = model(**arguments).sample
@@ -57,10 +44,7 @@ def test_bfloat16_maps_are_those_of_float32_rounded(model: FluxTransformer2DMode
     half = {name: value.bfloat16() for name, value in arguments.items() if not name.endswith("_ids")}
     with concept_stream(model, concepts, GRID, MapOptions(GROUPS)) as exact:
         model(**arguments)
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        concept_stream(model, concepts, GRID, MapOptions(GROUPS)) as mixed,
-    ):
+    with torch.autocast("cpu", torch.bfloat16), concept_stream(model, concepts, GRID, MapOptions(GROUPS)) as mixed:
         model(**arguments)
     model.to(torch.bfloat16)
     with concept_stream(model, concepts, GRID, MapOptions(GROUPS)) as rounded:
@@ -77,24 +61,18 @@ def test_a_batch_is_its_samples(model: FluxTransformer2DModel) -> None:
     arguments, concepts = batch(3)
     _, together = run(model, 3)
     for sample in range(3):
-        own = {
-            name: value if name.endswith("_ids") else value[sample : sample + 1]
-            for name, value in arguments.items()
-        }
+        own = {name: value if name.endswith("_ids") else value[sample : sample + 1] for name, value in arguments.items()}
         with concept_stream(model, concepts[sample : sample + 1], GRID, MapOptions(GROUPS)) as stream:
             model(**own)
         of_sample = {
-            name: GroupMaps(maps.saliency[sample : sample + 1], maps.cross[sample : sample + 1])
-            for name, maps in together.items()
+            name: GroupMaps(maps.saliency[sample : sample + 1], maps.cross[sample : sample + 1]) for name, maps in together.items()
         }
         close(stream.maps(), of_sample, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("normalisation", ["none", "concepts", "patches"])
 @torch.no_grad()
-def test_groups_of_one_pass_are_those_of_separate_passes(
-    model: FluxTransformer2DModel, normalisation: str
-) -> None:
+def test_groups_of_one_pass_are_those_of_separate_passes(model: FluxTransformer2DModel, normalisation: str) -> None:
     _, together = run(model, options=MapOptions(GROUPS, normalisation))
     apart = {}
     for name, blocks in GROUPS.items():
@@ -134,9 +112,7 @@ def test_the_mean_over_steps_is_the_mean_of_the_steps(model: FluxTransformer2DMo
     for steps in (None, (1, 3)):
         counted = [single[step] for step in steps or range(4)]
         mean = {
-            name: GroupMaps(
-                *(torch.stack(parts).mean(0) for parts in zip(*(each[name] for each in counted), strict=True))
-            )
+            name: GroupMaps(*(torch.stack(parts).mean(0) for parts in zip(*(each[name] for each in counted), strict=True)))
             for name in GROUPS
         }
         close(maps(steps), mean)
@@ -173,10 +149,7 @@ def test_hooks_are_gone_after_the_end_and_after_an_error(model: FluxTransformer2
     with pytest.raises(KeyboardInterrupt), concept_stream(model, concepts, GRID, MapOptions(GROUPS)):
         raise KeyboardInterrupt
     assert hooks(model) == before
-    with (
-        pytest.raises(ValueError, match=r"H × W = 30"),
-        concept_stream(model, concepts, (8, 8), MapOptions(GROUPS)),
-    ):
+    with pytest.raises(ValueError, match=r"H × W = 30"), concept_stream(model, concepts, (8, 8), MapOptions(GROUPS)):
         model(**arguments)
     assert hooks(model) == before
 
@@ -284,15 +257,9 @@ def test_only_concept_rows_are_computed(model: FluxTransformer2DModel) -> None:
 
 def test_what_cannot_be_ridden_is_refused(model: FluxTransformer2DModel) -> None:
     arguments, concepts = batch(2)
-    with (
-        pytest.raises(ModelError, match="unwrap it"),
-        concept_stream(nn.Linear(1, 1), concepts, GRID, MapOptions(GROUPS)),
-    ):
+    with pytest.raises(ModelError, match="unwrap it"), concept_stream(nn.Linear(1, 1), concepts, GRID, MapOptions(GROUPS)):
         pass
-    with (
-        pytest.raises(ValueError, match=r"valid: \[B, K, d_T5\]"),
-        concept_stream(model, concepts[0], GRID, MapOptions(GROUPS)),
-    ):
+    with pytest.raises(ValueError, match=r"valid: \[B, K, d_T5\]"), concept_stream(model, concepts[0], GRID, MapOptions(GROUPS)):
         pass
     with (
         pytest.raises(ParamsError, match=r"groups.late: block 4 is out of range; valid: 0..3"),

@@ -15,13 +15,7 @@ from sgpipe.backbones.families import open_text_encoders
 from sgpipe.backbones.images import Scaling, crop_pixels, encode
 from sgpipe.backbones.latent_cache import Crops, LatentCache, latent_identity, latent_maker, merge_latents
 from sgpipe.backbones.loading import load_module
-from sgpipe.backbones.prompt_cache import (
-    PromptCache,
-    merge_prompts,
-    prompt_identity,
-    prompt_maker,
-    prompt_shards,
-)
+from sgpipe.backbones.prompt_cache import PromptCache, merge_prompts, prompt_identity, prompt_maker, prompt_shards
 from sgpipe.datasets.images import ImageStore
 from sgpipe.datasets.visual_genome.images import VisualGenomeImages
 from sgpipe.errors import DataError
@@ -32,13 +26,7 @@ from tests.tiny import SIDE, backbone_of, curated_triples, edit_json, write_imag
 
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)
-PROMPTS = [
-    "",
-    "a photo of ball",
-    "a photo of dog above cat",
-    "a photo of tree and cat",
-    "a photo of tree on cat",
-]
+PROMPTS = ["", "a photo of ball", "a photo of dog above cat", "a photo of tree and cat", "a photo of tree on cat"]
 CONCEPTS = ["above", "dog", "in front of"]
 
 
@@ -64,10 +52,7 @@ def prompts(schnell: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_prompts_come_back_by_text_in_any_order(schnell, prompts):
-    cache, encoders = (
-        PromptCache([prompts], backbone_of(schnell)),
-        open_text_encoders(backbone_of(schnell), CPU),
-    )
+    cache, encoders = (PromptCache([prompts], backbone_of(schnell)), open_text_encoders(backbone_of(schnell), CPU))
     asked = [PROMPTS[3], PROMPTS[0], PROMPTS[3], PROMPTS[4]]
     found, fresh = cache.get(asked), encoders.prompts(asked)
     torch.testing.assert_close(found.states, fresh.states, atol=1e-6, rtol=1e-5)
@@ -78,10 +63,7 @@ def test_prompts_come_back_by_text_in_any_order(schnell, prompts):
 
 
 def test_concepts_come_back_padded_with_their_mask(schnell, prompts):
-    cache, encoders = (
-        PromptCache([prompts], backbone_of(schnell)),
-        open_text_encoders(backbone_of(schnell), CPU),
-    )
+    cache, encoders = (PromptCache([prompts], backbone_of(schnell)), open_text_encoders(backbone_of(schnell), CPU))
     asked = ["dog", "in front of", "above"]
     states, mask = cache.concepts(asked)
     assert mask.sum(dim=1).tolist() == [1, 3, 1]
@@ -132,13 +114,7 @@ def make_latents(backbone, triples: pa.Table, data: Path, state: Path, out: Path
     for folder in (state, out):
         folder.mkdir(parents=True)
     vae, store = load_module(backbone, "vae"), ImageStore(VisualGenomeImages(data))
-    run_shards(
-        shards,
-        state,
-        ALONE,
-        lambda: latent_maker(vae, store.load, crops, backbone.resolution, 2, config_hash(who)),
-        "crop",
-    )
+    run_shards(shards, state, ALONE, lambda: latent_maker(vae, store.load, crops, backbone.resolution, 2, config_hash(who)), "crop")
     return merge_latents(shards, state, out, crops, who, Scaling.of(vae.config))
 
 
@@ -175,11 +151,7 @@ def latents(schnell: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_every_triple_is_kept_or_rejected_with_its_reason(schnell, latents):
     folder, counts = latents
     assert counts["triples"] == {"kept": 4, "rejected": 4}
-    assert counts["rejected_by_reason"] == {
-        "aspect ratio differs": 1,
-        "crop outside image": 1,
-        "image unreadable": 2,
-    }
+    assert counts["rejected_by_reason"] == {"aspect ratio differs": 1, "crop outside image": 1, "image unreadable": 2}
     assert counts["crops"] == {"read": 4, "all": 8, "rescaled": 1}
     kept = LatentCache(folder, backbone_of(schnell)).available(TRIPLES)
     assert kept["image_id"].to_pylist() == [1, 2, 4, 7]
@@ -187,11 +159,7 @@ def test_every_triple_is_kept_or_rejected_with_its_reason(schnell, latents):
 
 def test_latents_come_back_to_float16_and_scaled(schnell, latents, data):
     backbone = backbone_of(schnell)
-    cache, vae, store = (
-        LatentCache(latents[0], backbone),
-        load_module(backbone, "vae"),
-        ImageStore(VisualGenomeImages(data)),
-    )
+    cache, vae, store = (LatentCache(latents[0], backbone), load_module(backbone, "vae"), ImageStore(VisualGenomeImages(data)))
     kept = cache.available(TRIPLES)
     names = kept["triple_id"].to_pylist()[::-1]
     boxes = zip(*(kept[f"crop_{side}"].to_pylist()[::-1] for side in "xywh"), strict=True)
@@ -224,9 +192,7 @@ def test_a_draw_is_a_function_of_seed_and_triple_with_the_posteriors_moments(sch
     assert torch.equal(cache.latents(names[2:3], seed=4), drawn[2:3])
     assert not torch.equal(cache.latents(names, seed=5), drawn)
     _, std = cache.get(names)
-    unit = (drawn - cache.latents(names)) / (
-        std.float() * load_module(backbone_of(schnell), "vae").config.scaling_factor
-    )
+    unit = (drawn - cache.latents(names)) / (std.float() * load_module(backbone_of(schnell), "vae").config.scaling_factor)
     assert abs(unit.mean()) < 0.05 and abs(unit.std() - 1) < 0.05
 
 

@@ -66,9 +66,7 @@ def test_sampling_equals_the_pipeline_for_the_embedded_checkpoint(repo_root: Pat
     if not Path(backbone.model).is_dir():
         pytest.skip(f"{backbone.model} is absent: `dvc pull models.dvc` gets it")
     texts, side = [TEXTS[0]], backbone.resolution
-    mine = Denoiser.load(backbone, CPU).sample(
-        open_text_encoders(backbone, CPU).prompts(texts), [11], side, 4
-    )
+    mine = Denoiser.load(backbone, CPU).sample(open_text_encoders(backbone, CPU).prompts(texts), [11], side, 4)
     pipeline = FluxPipeline.from_pretrained(backbone.model)
     pipeline.set_progress_bar_config(disable=True)
     given = {

@@ -25,9 +25,7 @@ TEXTS = ["a photo of dog above cat on a plain background", "", "ball"]
 def test_prompts_are_those_of_the_pipeline(schnell: Path, dtype, offload):
     backbone = backbone_of(schnell, dtype=dtype)
     mine = open_text_encoders(backbone, CPU, offload).prompts(TEXTS)
-    pipeline = FluxPipeline.from_pretrained(
-        schnell, transformer=None, vae=None, torch_dtype=getattr(torch, dtype)
-    )
+    pipeline = FluxPipeline.from_pretrained(schnell, transformer=None, vae=None, torch_dtype=getattr(torch, dtype))
     with torch.no_grad():
         states, pooled, _ = pipeline.encode_prompt(TEXTS, None, max_sequence_length=TOKENS)
     assert torch.equal(mine.states, states)
@@ -53,9 +51,7 @@ def test_texts_encoded_ahead_are_those_of_the_encoders(schnell: Path):
     mine, theirs = ahead.prompts(asked), encoders.prompts(asked)
     torch.testing.assert_close(mine.states, theirs.states)
     torch.testing.assert_close(mine.pooled, theirs.pooled)
-    for states, wanted in zip(
-        ahead.concepts(["in front of", "dog"]), encoders.concepts(["in front of", "dog"]), strict=True
-    ):
+    for states, wanted in zip(ahead.concepts(["in front of", "dog"]), encoders.concepts(["in front of", "dog"]), strict=True):
         torch.testing.assert_close(states, wanted)
     with pytest.raises(ModelError, match="'cat' was not encoded before its encoders were let go"):
         ahead.prompts(["cat"])
@@ -70,9 +66,7 @@ def test_an_encoding_that_is_not_finite_names_its_text(schnell: Path):
 
 def test_a_crop_on_whole_pixels_is_exact_and_a_larger_one_is_not_aliased():
     pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
-    assert np.array_equal(
-        crop_pixels(AnnotatedImage(pixels, (60, 50)), (7.0, 3.0, 32.0, 32.0), 32), pixels[3:35, 7:39]
-    )
+    assert np.array_equal(crop_pixels(AnnotatedImage(pixels, (60, 50)), (7.0, 3.0, 32.0, 32.0), 32), pixels[3:35, 7:39])
     stripes = np.zeros((64, 64, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
     small = crop_pixels(AnnotatedImage(stripes, (64, 64)), (0.0, 0.0, 64.0, 64.0), 16).astype(float)

@@ -26,9 +26,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 def test_without_a_gpu_or_the_package_it_is_refused(schnell: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = backbone_of(schnell, quantisation="nf4")
-    with pytest.raises(
-        ParamsError, match="got nf4; bitsandbytes needs a CUDA GPU, and the model is to run on cpu"
-    ):
+    with pytest.raises(ParamsError, match="got nf4; bitsandbytes needs a CUDA GPU, and the model is to run on cpu"):
         Denoiser.load(backbone, CPU)
 
     def absent(name: str) -> str:
@@ -92,13 +90,9 @@ def test_what_a_quantised_transformer_makes_is_told_apart(schnell: Path) -> None
 
 
 @pytest.mark.parametrize("kind, error", [("int8", 0.05), ("nf4", 0.3)])
-def test_lora_trains_on_a_quantised_base(
-    schnell: Path, monkeypatch: pytest.MonkeyPatch, kind: str, error: float
-) -> None:
+def test_lora_trains_on_a_quantised_base(schnell: Path, monkeypatch: pytest.MonkeyPatch, kind: str, error: float) -> None:
     """bitsandbytes itself, where it is installed; diffusers wants a GPU for it, and without one its refusal is taken out."""
-    pytest.importorskip(
-        "bitsandbytes", reason="bitsandbytes is no dependency: `pip install bitsandbytes` runs this test"
-    )
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is no dependency: `pip install bitsandbytes` runs this test")
     from diffusers.quantizers.bitsandbytes import bnb_quantizer
 
     device = CUDA if torch.cuda.is_available() else CPU
@@ -107,9 +101,7 @@ def test_lora_trains_on_a_quantised_base(
             monkeypatch.setattr(each, "validate_environment", lambda *_, **__: None)
         monkeypatch.setattr(loading, "quantiser", lambda backbone, _: quantiser(backbone, CUDA))
     draw = torch.Generator().manual_seed(0)
-    latents, states, pooled = (
-        torch.randn(shape, generator=draw) for shape in ((2, 4, 16, 16), (2, 12, 24), (2, 20))
-    )
+    latents, states, pooled = (torch.randn(shape, generator=draw) for shape in ((2, 4, 16, 16), (2, 12, 24), (2, 20)))
     lora, found = Lora(Blocks.parse("1..2"), rank=4), {}
     for quantisation in (None, kind):
         backbone = backbone_of(schnell, dtype="bfloat16", quantisation=quantisation)

@@ -27,12 +27,7 @@ SCHEDULERS = {
     "schnell": {"shift": 1.0},
     "static": {"shift": 3.0},
     "dev": {"use_dynamic_shifting": True, "shift": 3.0},
-    "linear": {
-        "use_dynamic_shifting": True,
-        "time_shift_type": "linear",
-        "base_shift": 0.7,
-        "max_shift": 2.0,
-    },
+    "linear": {"use_dynamic_shifting": True, "time_shift_type": "linear", "base_shift": 0.7, "max_shift": 2.0},
 }
 
 
@@ -72,9 +67,7 @@ def test_times_and_steps_are_those_of_the_scheduler(config, steps, tokens):
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize(
-    "strange", [{"use_karras_sigmas": True}, {"shift_terminal": 0.1}, {"invert_sigmas": True}]
-)
+@pytest.mark.parametrize("strange", [{"use_karras_sigmas": True}, {"shift_terminal": 0.1}, {"invert_sigmas": True}])
 def test_other_schedulers_are_refused_by_name(strange):
     with pytest.raises(ModelError, match=next(iter(strange))):
         euler_times(4, 64, FlowMatchEulerDiscreteScheduler(**strange).config)

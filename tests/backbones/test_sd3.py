@@ -53,22 +53,16 @@ def pipeline(backbone: Backbone) -> StableDiffusion3Pipeline:
     return made
 
 
-def test_prompts_are_encoded_as_by_the_pipeline(
-    backbone: Backbone, pipeline: StableDiffusion3Pipeline
-) -> None:
+def test_prompts_are_encoded_as_by_the_pipeline(backbone: Backbone, pipeline: StableDiffusion3Pipeline) -> None:
     found = open_text_encoders(backbone, CPU).prompts(TEXTS)
-    with (
-        torch.no_grad()
-    ):  # as the pipeline's own call does; with gradients another attention kernel rounds otherwise
+    with torch.no_grad():  # as the pipeline's own call does; with gradients another attention kernel rounds otherwise
         states, _, pooled, _ = pipeline.encode_prompt(
             TEXTS, None, None, do_classifier_free_guidance=False, max_sequence_length=TOKENS
         )
     assert torch.equal(found.states, states) and torch.equal(found.pooled, pooled) and found.mask is None
 
 
-def test_the_velocity_is_that_of_the_transformer_itself(
-    backbone: Backbone, pipeline: StableDiffusion3Pipeline
-) -> None:
+def test_the_velocity_is_that_of_the_transformer_itself(backbone: Backbone, pipeline: StableDiffusion3Pipeline) -> None:
     text = open_text_encoders(backbone, CPU).prompts(TEXTS)
     denoiser = Denoiser.load(backbone, CPU)
     latents = noise(SEEDS, denoiser.layout.latent_shape(SIDE))
@@ -80,9 +74,7 @@ def test_the_velocity_is_that_of_the_transformer_itself(
 
 
 @pytest.mark.parametrize("steps", [4, 7])
-def test_sampling_equals_the_pipeline(
-    backbone: Backbone, pipeline: StableDiffusion3Pipeline, steps: int
-) -> None:
+def test_sampling_equals_the_pipeline(backbone: Backbone, pipeline: StableDiffusion3Pipeline, steps: int) -> None:
     denoiser = Denoiser.load(backbone, CPU)
     mine = denoiser.sample(open_text_encoders(backbone, CPU).prompts(TEXTS), SEEDS, SIDE, steps)
     theirs = pipeline(
@@ -105,9 +97,7 @@ def test_only_the_last_block_lacks_a_text_output(backbone: Backbone) -> None:
     assert layout.lacking == {f"transformer_blocks.{DOUBLE - 1}.attn.to_add_out"}
 
 
-def maps_of(
-    denoiser: Denoiser, groups: dict[str, str], concepts: torch.Tensor, given: tuple[Any, ...]
-) -> tuple[Any, Any]:
+def maps_of(denoiser: Denoiser, groups: dict[str, str], concepts: torch.Tensor, given: tuple[Any, ...]) -> tuple[Any, Any]:
     latents, t, text = given
     grid = denoiser.layout.grid(SIDE)
     with concept_stream(denoiser.transformer, concepts, (grid, grid), MapOptions(groups)) as stream:
@@ -120,18 +110,14 @@ def test_concepts_ride_along_without_changing_a_bit(backbone: Backbone) -> None:
     text = open_text_encoders(backbone, CPU).prompts(TEXTS)
     given = noise(SEEDS, denoiser.layout.latent_shape(SIDE)), torch.tensor([0.3, 0.9, 0.5]), text
     concepts = torch.randn(3, 2, 48, generator=torch.Generator().manual_seed(1))
-    velocity, together = maps_of(
-        denoiser, {"first": "0..1", "last": str(DOUBLE - 1), "all": "all"}, concepts, given
-    )
+    velocity, together = maps_of(denoiser, {"first": "0..1", "last": str(DOUBLE - 1), "all": "all"}, concepts, given)
     assert torch.equal(velocity, denoiser.velocity(*given))
     for name, blocks in {"first": "0..1", "last": str(DOUBLE - 1)}.items():
         _, apart = maps_of(denoiser, {name: blocks}, concepts, given)
         assert all(torch.equal(a, b) for a, b in zip(together[name], apart[name], strict=True))
     mean = GroupMaps(*((2 * a + b) / 3 for a, b in zip(together["first"], together["last"], strict=True)))
     torch.testing.assert_close(together["all"], mean, atol=1e-5, rtol=1e-5)
-    _, alone = maps_of(
-        denoiser, {"all": "all"}, concepts[1:2], (given[0][1:2], given[1][1:2], text.rows()[1])
-    )
+    _, alone = maps_of(denoiser, {"all": "all"}, concepts[1:2], (given[0][1:2], given[1][1:2], text.rows()[1]))
     torch.testing.assert_close(alone["all"][0], together["all"][0][1:2], atol=2e-5, rtol=1e-4)
 
 

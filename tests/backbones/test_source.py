@@ -62,9 +62,7 @@ def test_a_hub_id_without_weights_is_one_line_with_the_ways_out(schnell, tmp_pat
         assert words in text
 
 
-def test_a_pinned_snapshot_in_the_hub_cache_is_taken_and_missing_parts_are_asked_for(
-    schnell, tmp_path, monkeypatch
-):
+def test_a_pinned_snapshot_in_the_hub_cache_is_taken_and_missing_parts_are_asked_for(schnell, tmp_path, monkeypatch):
     snapshot = tmp_path / "models--someone--flux" / "snapshots" / COMMIT
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     shutil.copytree(schnell, snapshot, ignore=shutil.ignore_patterns("transformer"))
@@ -120,10 +118,7 @@ def test_parts_are_frozen_in_the_precision_asked_for(schnell):
 
 
 def test_the_layout_describes_the_modules(schnell):
-    layout, transformer = (
-        read_layout(schnell, backbone_of(schnell)),
-        load_module(backbone_of(schnell), "transformer"),
-    )
+    layout, transformer = (read_layout(schnell, backbone_of(schnell)), load_module(backbone_of(schnell), "transformer"))
     for pattern, count in [(layout.double_block, DOUBLE), (layout.single_block, SINGLE)]:
         for index in range(count):
             transformer.get_submodule(pattern.format(index=index))

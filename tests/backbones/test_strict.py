@@ -67,9 +67,7 @@ def test_a_tied_weight_and_a_buffer_that_the_module_computes_may_differ(copy: Pa
     """The T5 of FLUX states its table of words once or twice, and older CLIP files hold their positions' numbers."""
     before = {part: load_module(backbone_of(copy), part).state_dict() for part in WEIGHTS}
     t5, clip = (copy / part / "model.safetensors" for part in ("text_encoder_2", "text_encoder"))
-    rewrite(
-        t5, lambda state: state.update({"encoder.embed_tokens.weight": state.pop("shared.weight").clone()})
-    )
+    rewrite(t5, lambda state: state.update({"encoder.embed_tokens.weight": state.pop("shared.weight").clone()}))
     positions = load_file(clip)["embeddings.position_embedding.weight"].shape[0]
     ids = {"embeddings.position_ids": torch.arange(positions)[None]}
     rewrite(clip, lambda state: state.update(ids))
@@ -206,7 +204,4 @@ def test_tensors_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.errno == errno.EFBIG
-    assert (tmp_path / "a").read_bytes() == before and sorted(each.name for each in tmp_path.iterdir()) == [
-        "a",
-        "b",
-    ]
+    assert (tmp_path / "a").read_bytes() == before and sorted(each.name for each in tmp_path.iterdir()) == ["a", "b"]

@@ -6,14 +6,7 @@ import pytest
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from sgpipe.backbones.families import open_tokenizers
-from sgpipe.backbones.truncation import (
-    TEMPLATE_END,
-    Tokenizers,
-    check_names_kept,
-    describe,
-    tokenized,
-    warn,
-)
+from sgpipe.backbones.truncation import TEMPLATE_END, Tokenizers, check_names_kept, describe, tokenized, warn
 from sgpipe.errors import DataError
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import SceneGraph
@@ -34,18 +27,13 @@ def tokenizers() -> Tokenizers:
 def test_every_template_ends_with_what_may_be_lost() -> None:
     said = [relational_prompt("a", predicate, "b") for predicate in PREDICATES]
     assert all(
-        each.endswith(TEMPLATE_END)
-        for each in [*said, neutral_prompt("a", "b"), words(SceneGraph.of("a", "on", "b"), "dropped")]
+        each.endswith(TEMPLATE_END) for each in [*said, neutral_prompt("a", "b"), words(SceneGraph.of("a", "on", "b"), "dropped")]
     )
 
 
 def test_a_relation_that_no_encoder_gets_is_told_from_the_end_of_the_template(tokenizers: Tokenizers) -> None:
     t5 = tokenizers.names([CUT, WHOLE, ""])
-    assert [(each.truncated, each.loses_names) for each in t5] == [
-        (True, True),
-        (False, False),
-        (False, False),
-    ]
+    assert [(each.truncated, each.loses_names) for each in t5] == [(True, True), (False, False), (False, False)]
     kept = CUT[: t5[0].kept]
     assert kept == "a photo of fire hydran" and t5[0].limit == 16
     short = tokenized(tokenizers.t5, "T5", [WHOLE], 9)
@@ -69,14 +57,10 @@ def test_kept_and_tokens_are_those_that_the_encoder_gets(tokenizers: Tokenizers,
         assert found.kept == len(CUT) or found.truncated
 
 
-def test_clip_is_counted_too_and_the_knob_is_named(
-    tokenizers: Tokenizers, capsys: pytest.CaptureFixture
-) -> None:
+def test_clip_is_counted_too_and_the_knob_is_named(tokenizers: Tokenizers, capsys: pytest.CaptureFixture) -> None:
     wide = Tokenizers(tokenizers.clip, tokenizers.t5, 64)
     said = describe(wide.prompts([CUT, WHOLE]))
-    assert said is not None and said.startswith(
-        "1 texts are truncated, 1 of them in a name or relation: CLIP takes 16 of"
-    )
+    assert said is not None and said.startswith("1 texts are truncated, 1 of them in a name or relation: CLIP takes 16 of")
     assert "max_sequence_length" not in said
     needed = len(tokenizers.t5(CUT).input_ids)
     both = describe(tokenizers.prompts([CUT, WHOLE]))

@@ -56,31 +56,15 @@ def test_time_by_batch_size() -> None:
     ],
 )
 def test_a_missed_bar_fails(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    more: float,
-    held: int,
-    ratio: float,
-    rate: float,
-    code: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: float, held: int, ratio: float, rate: float, code: int
 ) -> None:
-    timed = {
-        "plain_seconds": 1.0,
-        "maps_seconds": ratio,
-        "ratio": ratio,
-        "ratio_lowest": 1.0,
-        "ratio_highest": 1.2,
-    }
+    timed = {"plain_seconds": 1.0, "maps_seconds": ratio, "ratio": ratio, "ratio_lowest": 1.0, "ratio_highest": 1.2}
     flops = {"plain_tflop": 17.0, "maps_tflop": 17.0 * (1 + more), "more": more}
     monkeypatch.setattr(attention_maps, "measure_time", lambda *_: {"batch_1": timed})
     monkeypatch.setattr(attention_maps, "measure_flops", lambda _: flops)
+    monkeypatch.setattr(attention_maps, "measure_memory", lambda _, batch: {"bytes_per_prompt": held, "groups": 3})
     monkeypatch.setattr(
-        attention_maps, "measure_memory", lambda _, batch: {"bytes_per_prompt": held, "groups": 3}
-    )
-    monkeypatch.setattr(
-        attention_maps,
-        "measure_storage",
-        lambda _: {"set_bytes": 6e8, "read_bytes_per_second": rate, "maps": 16_800},
+        attention_maps, "measure_storage", lambda _: {"set_bytes": 6e8, "read_bytes_per_second": rate, "maps": 16_800}
     )
     app = typer.Typer()
     app.command()(attention_maps.main)

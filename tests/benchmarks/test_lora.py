@@ -22,14 +22,8 @@ from sgworld.scenes import pair_scene, render
 
 
 def test_settings_are_yaml_at_dotted_keys() -> None:
-    sections: dict[str, Any] = {
-        "lora": {"blocks": "7..12"},
-        "train": {"losses": {"flow": 1}},
-        "graph_tokens": {},
-    }
-    found = changed(
-        sections, ["lora.blocks=[0..6]", "train.losses.margin.weight=0.3", "graph_tokens.relation=encoder"]
-    )
+    sections: dict[str, Any] = {"lora": {"blocks": "7..12"}, "train": {"losses": {"flow": 1}}, "graph_tokens": {}}
+    found = changed(sections, ["lora.blocks=[0..6]", "train.losses.margin.weight=0.3", "graph_tokens.relation=encoder"])
     assert found["lora"]["blocks"] == ["0..6"]
     assert found["train"]["losses"] == {"flow": 1, "margin": {"weight": 0.3}}
     assert found["graph_tokens"] == {"relation": "encoder"}
@@ -42,9 +36,7 @@ def test_settings_are_yaml_at_dotted_keys() -> None:
 class Obedient:
     """Draws what the graph says by rule, and without one always the first name left of the second."""
 
-    def sample(
-        self, prompts: list[str], graphs: list[SceneGraph | None], seeds: list[int], *, size: int
-    ) -> np.ndarray:
+    def sample(self, prompts: list[str], graphs: list[SceneGraph | None], seeds: list[int], *, size: int) -> np.ndarray:
         images = []
         for graph, seed in zip(graphs, seeds, strict=True):
             said = ("dog", "left of", "tree")
@@ -59,28 +51,16 @@ def test_a_generator_that_obeys_scores_full_and_one_that_cannot_read_does_not() 
     examples = []
     for predicate in ("left of", "right of", "above", "below"):
         graph = SceneGraph.of("dog", predicate, "tree")
-        examples.append(
-            Example(
-                predicate, graph, graph.reversed(), {"neutral": neutral_prompt("dog", "tree")}, ("", "", "")
-            )
-        )
+        examples.append(Example(predicate, graph, graph.reversed(), {"neutral": neutral_prompt("dog", "tree")}, ("", "", "")))
     found = measure(Obedient(), examples, "neutral", 2, 64)  # type: ignore[arg-type]
     assert found["images"] == 8
-    assert (
-        found["graph_right"]
-        == found["graph_role"]
-        == found["swapped_right"]
-        == found["swap_follow_rate"]
-        == 1
-    )
+    assert found["graph_right"] == found["graph_role"] == found["swapped_right"] == found["swap_follow_rate"] == 1
     assert found["base_present"] == found["graph_present"] == 1
     assert found["base_right"] == found["empty_right"] == 0.25 and found["base_role"] == 0.5
     assert found["shuffled_right"] == 0
 
 
-def test_a_preset_is_tried_at_each_learning_rate(
-    repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preset_is_tried_at_each_learning_rate(repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with the preset's other values and on development triples; figures by rate, seed and prompt."""
     tried: list[Train] = []
     shown = {
@@ -104,12 +84,7 @@ def test_a_preset_is_tried_at_each_learning_rate(
         preset="predecessor-miniature", rates=[1e-4, 3e-3], trainings=2, params=repo_root / "params.yaml",
         prompts=["neutral", "relational"], metrics=tmp_path / "rate.json",
     )  # fmt: skip
-    assert [(each.optimiser.learning_rate, each.seed) for each in tried] == [
-        (1e-4, 0),
-        (1e-4, 1),
-        (3e-3, 0),
-        (3e-3, 1),
-    ]
+    assert [(each.optimiser.learning_rate, each.seed) for each in tried] == [(1e-4, 0), (1e-4, 1), (3e-3, 0), (3e-3, 1)]
     assert {each.dev for each in tried} == {0.2} and asked == [0.2]
     for each in tried:
         assert (each.ema_decay, each.times.density, each.losses.contrastive) == (None, "uniform", False)

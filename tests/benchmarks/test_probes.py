@@ -16,12 +16,8 @@ def test_the_loader_is_measured_over_the_whole_file() -> None:
     assert 0 < found["waiting_share"] < 0.5 and found["maps_per_second"] > 0
 
 
-@pytest.mark.parametrize(
-    ("seconds", "share", "code"), [(359.0, 0.049, 0), (361.0, 0.049, 1), (359.0, 0.05, 1)]
-)
-def test_a_missed_bar_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, share: float, code: int
-) -> None:
+@pytest.mark.parametrize(("seconds", "share", "code"), [(359.0, 0.049, 0), (361.0, 0.049, 1), (359.0, 0.05, 1)])
+def test_a_missed_bar_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, share: float, code: int) -> None:
     cells = {"seconds": seconds, "fits": 9, "cells": 45, "workers": 2}
     loader = {"waiting_share": share, "maps_per_second": 1.0, "maps": 16_800}
     monkeypatch.setattr(probes, "measure_cells", lambda *_: cells)

@@ -31,19 +31,14 @@ def table(schema: pa.Schema, said: list[tuple[str, str, str]]) -> pa.Table:
     columns |= {"image_id": list(range(len(said))), "relationship_id": list(range(100, 100 + len(said)))}
     return pa.table(
         {
-            field.name: pa.array(columns[field.name], field.type)
-            if field.name in columns
-            else pa.nulls(len(said), field.type)
+            field.name: pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(len(said), field.type)
             for field in schema
         },
         schema=schema,
     )
 
 
-CHOSEN = table(
-    TRIPLES,
-    [("car", "left of", "tree"), ("hat", "right of", "bed"), ("hat", "above", "bed"), ("a", "below", "b")],
-)
+CHOSEN = table(TRIPLES, [("car", "left of", "tree"), ("hat", "right of", "bed"), ("hat", "above", "bed"), ("a", "below", "b")])
 
 
 def test_a_pair_counts_once_per_axis_and_only_if_no_triple_names_it() -> None:
@@ -51,9 +46,7 @@ def test_a_pair_counts_once_per_axis_and_only_if_no_triple_names_it() -> None:
     assert {case.positive for case in cases if "cup" in case.positive} == {("cup", "below", "table")}
     pairs = [case for case in cases if set(case.positive) >= {"cat", "dog"}]
     assert len(pairs) == 2 and {case.predicate for case in pairs} & {"left of", "right of"}
-    assert len(cases) == 3, (
-        "named by a triple, not directional, of a class no triple has, or of one name: left out"
-    )
+    assert len(cases) == 3, "named by a triple, not directional, of a class no triple has, or of one name: left out"
     for case in cases:
         assert case.negative == case.positive[::-1] and case.kind == "swap"
         assert case.predicate not in case.prompts["neutral"] and case.positive[0] in case.prompts["neutral"]

@@ -45,13 +45,8 @@ def test_known_relations(made: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_known_rejects(made: tuple[Path, dict[str, Any]]) -> None:
-    reasons = {
-        (row["file"][:4], row["image_id"], row["relationship_id"]): row["reason"]
-        for row in rows(made[0], "rejects")
-    }
-    assert {
-        key[1:]: reason for key, reason in reasons.items() if key[0] == "rela" and key != ("rela", 11, 1)
-    } == {
+    reasons = {(row["file"][:4], row["image_id"], row["relationship_id"]): row["reason"] for row in rows(made[0], "rejects")}
+    assert {key[1:]: reason for key, reason in reasons.items() if key[0] == "rela" and key != ("rela", 11, 1)} == {
         (11, 3): "relation repeated",
         (11, 4): "predicate: has",
         (11, 5): "self-loop",
@@ -71,17 +66,7 @@ def test_known_rejects(made: tuple[Path, dict[str, Any]]) -> None:
     check_conservation(*made)
 
 
-NAMES = (
-    "flower (toy) one",
-    "man, woman",
-    "no.;5",
-    "the a -b",
-    "@",
-    "x" * 61,
-    "zero\u200bwidth",
-    "\x00nul",
-    "one\u3000two",
-)
+NAMES = ("flower (toy) one", "man, woman", "no.;5", "the a -b", "@", "x" * 61, "zero\u200bwidth", "\x00nul", "one\u3000two")
 
 
 def named(name: str, number: int) -> dict[str, Any]:
@@ -99,8 +84,7 @@ def test_names_in_the_tables_are_names_of_scene_graphs(folder: Folder, tmp_path:
             {
                 "image_id": 7,
                 "relationships": [
-                    {"relationship_id": n, "predicate": "on", "subject": s, "object": o}
-                    for n, (s, o) in enumerate(ends)
+                    {"relationship_id": n, "predicate": "on", "subject": s, "object": o} for n, (s, o) in enumerate(ends)
                 ],
             }
         ],
@@ -122,9 +106,7 @@ def read_graph_text(graph: SceneGraph) -> SceneGraph:
     return parse_graph(json.dumps({"objects": graph.objects, "triples": graph.triples}))
 
 
-def test_the_layouts_say_the_same(
-    made: tuple[Path, dict[str, Any]], sample_v1_0: Path, tmp_path: Path
-) -> None:
+def test_the_layouts_say_the_same(made: tuple[Path, dict[str, Any]], sample_v1_0: Path, tmp_path: Path) -> None:
     """v1.0 has no merged ids and no alias files here, so only what hangs on them may differ."""
     metrics = canonicalize(VisualGenome(sample_v1_0), tmp_path, Canonicalize())
     assert (made[1]["release"], metrics["release"]) == ("v1.4", "v1.0")
@@ -142,9 +124,7 @@ def test_whole_floats_are_integers_and_fractions_are_rejected_as_what_they_are(
     """pandas and MATLAB write 400.0 for 400: sizes and ids alike; the tables are the same to the byte."""
     written = {
         name: re.sub(
-            rb'("(?:width|height|image_id|object_id|relationship_id|[xywh])": )(\d+)',
-            rb"\1\2.0",
-            sample_bytes(sample, name),
+            rb'("(?:width|height|image_id|object_id|relationship_id|[xywh])": )(\d+)', rb"\1\2.0", sample_bytes(sample, name)
         )
         for name in ("image_data", "objects", "relationships")
     }
@@ -153,13 +133,9 @@ def test_whole_floats_are_integers_and_fractions_are_rejected_as_what_they_are(
         shutil.copyfile(sample / name, root / name)
     assert canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize()) == made[1]
     for name in ("images", "objects", "relations"):
-        assert (tmp_path / "out" / f"{name}.parquet").read_bytes() == (
-            made[0] / f"{name}.parquet"
-        ).read_bytes()
+        assert (tmp_path / "out" / f"{name}.parquet").read_bytes() == (made[0] / f"{name}.parquet").read_bytes()
     fraction = re.sub(rb'"width": (\d+)', rb'"width": \1.5', sample_bytes(sample, "image_data"))
-    with pytest.raises(
-        DataError, match=r"no record is usable: 5 read, 5 rejected \(invalid 5\); .*`\$.width`: .*\.5"
-    ):
+    with pytest.raises(DataError, match=r"no record is usable: 5 read, 5 rejected \(invalid 5\); .*`\$.width`: .*\.5"):
         canonicalize(VisualGenome(folder(image_data=fraction)), tmp_path / "none", Canonicalize())
 
 
@@ -227,9 +203,7 @@ def test_nothing_kept_is_an_error_that_says_what_was_rejected_for_which_reasons(
 def test_splits_by_hash_and_by_file(tmp_path: Path) -> None:
     ids = np.arange(20_000)
     split = Splitter(Splits(train=0.7, val=0.2, seed=3))(ids)
-    assert np.allclose(
-        [(split == name).mean() for name in ("train", "val", "test")], [0.7, 0.2, 0.1], atol=0.01
-    )
+    assert np.allclose([(split == name).mean() for name in ("train", "val", "test")], [0.7, 0.2, 0.1], atol=0.01)
     order = np.random.default_rng(0).permutation(ids)
     assert np.array_equal(Splitter(Splits(train=0.7, val=0.2, seed=3))(order), split[order])
     path = tmp_path / "splits.json"

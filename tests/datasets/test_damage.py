@@ -21,31 +21,15 @@ from tests.datasets.canonical import Folder, check_conservation, parts, rows, sa
 @pytest.mark.parametrize(
     ("name", "damage", "says"),
     [
-        (
-            "relationships",
-            lambda text: text[:-40],
-            r"relationships.json: record \d+ .*the file ends inside it",
-        ),
+        ("relationships", lambda text: text[:-40], r"relationships.json: record \d+ .*the file ends inside it"),
         ("relationships", lambda text: text.rstrip()[:-1], r"relationships.json: cut short after record 4"),
-        (
-            "objects",
-            lambda text: text[: text.index(b"304")],
-            r"objects.json: record 2 .*the file ends inside it",
-        ),
+        ("objects", lambda text: text[: text.index(b"304")], r"objects.json: record 2 .*the file ends inside it"),
         ("objects", lambda text: text + b"[]", r"text follows the end of the list"),
         ("objects", lambda text: text.replace(b'"milk"', b'"milk'), r"objects.json: record 2"),
-        (
-            "relationships",
-            lambda text: text.replace(b'"contains"', b"NaN"),
-            r"relationships.json: record 2 .*malformed",
-        ),
+        ("relationships", lambda text: text.replace(b'"contains"', b"NaN"), r"relationships.json: record 2 .*malformed"),
         ("image_data", lambda text: b"[]", r"image_data.json: the list is empty"),
         ("image_data", lambda text: b"", r"image_data.json: the file is empty"),
-        (
-            "image_data",
-            lambda text: b'[{"foo": 1}]',
-            r"image_data.json: unknown layout: record 0 has the keys foo",
-        ),
+        ("image_data", lambda text: b'[{"foo": 1}]', r"image_data.json: unknown layout: record 0 has the keys foo"),
         ("objects", lambda text: text.replace(b"image_id", b"id"), r"files of different releases"),
         ("objects", lambda text: b'{"1": {}}', r"a list of records is needed"),
         ("objects", lambda text: b"[1, 2]", r"record 0 is no object .*got `int`"),
@@ -71,12 +55,7 @@ def test_damage_to_a_file_ends_in_one_line(
     [
         ("objects", b'"milk"', b'"mi\xfflk"', {("objects.json", 13): 1}),
         ("objects", b'"milk"', b'"milk", "mi\xc3"', {("objects.json", 13): 1}),
-        (
-            "objects",
-            b'"names": ["milk"]',
-            b'"names": ["milk"], "synsets": ["\xed\xa0\x80"]',
-            {("objects.json", 13): 1},
-        ),
+        ("objects", b'"names": ["milk"]', b'"names": ["milk"], "synsets": ["\xed\xa0\x80"]', {("objects.json", 13): 1}),
         ("objects", b'"names": ["milk"]', b'"names": ["milk"], "\xff": 1', {("objects.json", 13): 1}),
         ("objects", b'"milk"', b'"milk\\ud800"', {("objects.json", 13): 1}),
         ("objects", b'"milk"', b'"milk\\\\\\uDC00\\ud83d\\ude00"', {("objects.json", 13): 1}),
@@ -84,12 +63,7 @@ def test_damage_to_a_file_ends_in_one_line(
         ("objects", b'"image_id": 13', b'"image_url": "\xff", "image_id": 13', {("objects.json", 13): 4}),
         ("image_data", b'[\n{"width": 640', b'[\n{"\xff": 1, "width": 640', {("image_data.json", 11): 1}),
         ("relationships", b'"contains"', b'"cont\xe9ins"', {("relationships.json", 13): 1}),
-        (
-            "image_data",
-            b'"image_id": 13',
-            b'"flickr_id": "\xff", "image_id": 13',
-            {("image_data.json", 13): 1},
-        ),
+        ("image_data", b'"image_id": 13', b'"flickr_id": "\xff", "image_id": 13', {("image_data.json", 13): 1}),
     ],
 )
 def test_text_that_is_no_unicode_costs_its_record(
@@ -98,9 +72,7 @@ def test_text_that_is_no_unicode_costs_its_record(
     """In fields that are read and in those that are passed over: rejected as invalid and counted, all others are kept."""
     text = sample_bytes(sample, name)
     assert old in text
-    metrics = canonicalize(
-        VisualGenome(folder(**{name: text.replace(old, new)})), tmp_path / "out", Canonicalize()
-    )
+    metrics = canonicalize(VisualGenome(folder(**{name: text.replace(old, new)})), tmp_path / "out", Canonicalize())
     invalid = [row for row in rows(tmp_path / "out", "rejects") if row["reason"] == "invalid"]
     assert Counter((row["file"], row["image_id"]) for row in invalid) == lost
     assert all("no UTF-8, or half a surrogate pair" in row["raw"] for row in invalid)
@@ -115,21 +87,13 @@ def test_a_missing_file_says_how_to_get_it(folder: Folder, tmp_path: Path) -> No
 
 
 JUNK = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-5, 1 << 70),
-    st.floats(-1e300, 1e300),
-    st.text(max_size=5),
-    st.just([]),
-    st.just({}),
+    st.none(), st.booleans(), st.integers(-5, 1 << 70), st.floats(-1e300, 1e300), st.text(max_size=5), st.just([]), st.just({})
 )
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_records_of_any_wrong_type_are_rejected_not_fatal(
-    sample: Path, tmp_path: Path, data: st.DataObject
-) -> None:
+def test_records_of_any_wrong_type_are_rejected_not_fatal(sample: Path, tmp_path: Path, data: st.DataObject) -> None:
     """Values anywhere below the first record are replaced or removed; every item read is kept or rejected."""
     root = tmp_path / "damaged"
     root.mkdir(exist_ok=True)
@@ -167,8 +131,6 @@ def test_any_damaged_bytes_end_well_or_in_one_line(sample: Path, tmp_path: Path,
             text[at:end] = data.draw(st.binary(max_size=6))
         (root / f"{name}.json").write_bytes(text)
     try:
-        check_conservation(
-            tmp_path / "out", canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize())
-        )
+        check_conservation(tmp_path / "out", canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize()))
     except DataError as error:
         assert str(root) in str(error) and "\n" not in str(error)

@@ -45,9 +45,7 @@ def test_loose_and_packed_images(tmp_path: Path) -> None:
     assert [image_id in VisualGenomeImages(tmp_path) for image_id in (1, 3, 5)] == [True, True, False]
     with pytest.raises(DataError, match=r"image 5 is not there .*sgpipe fetch"):
         store.load(5)
-    with pytest.raises(
-        DataError, match=r"images2.zip: VG_100K_2/4.png: the image cannot be decoded: no known format"
-    ):
+    with pytest.raises(DataError, match=r"images2.zip: VG_100K_2/4.png: the image cannot be decoded: no known format"):
         store.load(4)
 
 
@@ -82,9 +80,7 @@ def test_boxes_are_rescaled_to_copies_of_the_same_aspect_ratio_alone(tmp_path: P
     assert store.load(1).region(box) == (40, 10, 80, 40)
     assert store.load(2).region(box) == pytest.approx((32, 8, 64, 32))
     assert store.load(3).region(box) == (80, 20, 160, 80)
-    with pytest.raises(
-        AspectRatioError, match=r"4.png: the image is 64 × 48; image_data.json states 80 × 40"
-    ):
+    with pytest.raises(AspectRatioError, match=r"4.png: the image is 64 × 48; image_data.json states 80 × 40"):
         store.load(4)
     with pytest.raises(DataError, match=r"crop .* is not inside the image of 80 × 40 .*dvc repro curate"):
         store.load(3).region((50.0, 0.0, 40.0, 40.0))
@@ -104,9 +100,7 @@ def test_an_image_is_taken_as_a_viewer_shows_it(tmp_path: Path) -> None:
     sizes(tmp_path, (40, 60), (60, 40))
     shown = ImageStore(VisualGenomeImages(tmp_path)).load(1).pixels
     assert shown.shape == (6, 4, 3) and shown[0, 3].tolist() == [255] * 3 and shown.sum() == 3 * 255
-    with pytest.raises(
-        AspectRatioError, match=r"is 4 × 6 once its EXIF orientation 6 is applied.*states 60 × 40"
-    ):
+    with pytest.raises(AspectRatioError, match=r"is 4 × 6 once its EXIF orientation 6 is applied.*states 60 × 40"):
         ImageStore(VisualGenomeImages(tmp_path)).load(2)
 
 
@@ -118,12 +112,8 @@ def test_the_signature_knows_the_annotated_sizes(tmp_path: Path) -> None:
     assert ImageStore(VisualGenomeImages(tmp_path)).signature() != before
 
 
-@pytest.mark.parametrize(
-    "method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_STORED]
-)
-def test_damage_anywhere_in_an_archive_is_one_line_about_a_member_or_the_archive(
-    tmp_path: Path, method: int
-) -> None:
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_STORED])
+def test_damage_anywhere_in_an_archive_is_one_line_about_a_member_or_the_archive(tmp_path: Path, method: int) -> None:
     """Bytes of the packed data, of the headers and of the index are exchanged in turn; the other image stays readable."""
     sizes(tmp_path, (6, 4), (6, 4))
     noise = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -149,9 +139,7 @@ def test_damage_anywhere_in_an_archive_is_one_line_about_a_member_or_the_archive
     assert failed > len(whole) / 12
 
 
-def test_orientations_are_those_of_the_standard_and_a_damaged_exif_block_costs_no_image(
-    tmp_path: Path,
-) -> None:
+def test_orientations_are_those_of_the_standard_and_a_damaged_exif_block_costs_no_image(tmp_path: Path) -> None:
     """Pillow itself fails where another tag, which `exif_transpose` writes anew, or the block's header is damaged."""
     (tmp_path / "VG_100K").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -162,8 +150,7 @@ def test_orientations_are_those_of_the_standard_and_a_damaged_exif_block_costs_n
         Image.fromarray(pixels).save(tmp_path / f"VG_100K/{number}.png", exif=exif)
         with Image.open(tmp_path / f"VG_100K/{number}.png") as image:
             assert np.array_equal(
-                ImageStore(VisualGenomeImages(tmp_path)).load(number).pixels,
-                np.asarray(ImageOps.exif_transpose(image)),
+                ImageStore(VisualGenomeImages(tmp_path)).load(number).pixels, np.asarray(ImageOps.exif_transpose(image))
             )
     exif = Image.Exif()
     exif[0x0112], exif[0x0100] = 6, 6
@@ -172,8 +159,6 @@ def test_orientations_are_those_of_the_standard_and_a_damaged_exif_block_costs_n
     assert entry in block
     damaged = block.replace(entry, b"\x01\x00\x00\x02\x00\x00\x00\x01")
     Image.fromarray(pixels).save(tmp_path / "VG_100K/9.png", exif=damaged)
-    Image.fromarray(pixels).save(
-        tmp_path / "VG_100K/10.jpg", "WEBP", exif=block.replace(b"MM\0*", b"MX\0*"), lossless=True
-    )
+    Image.fromarray(pixels).save(tmp_path / "VG_100K/10.jpg", "WEBP", exif=block.replace(b"MM\0*", b"MX\0*"), lossless=True)
     assert np.array_equal(ImageStore(VisualGenomeImages(tmp_path)).load(9).pixels, np.rot90(pixels, -1))
     assert np.array_equal(ImageStore(VisualGenomeImages(tmp_path)).load(10).pixels, pixels)

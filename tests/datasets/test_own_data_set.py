@@ -118,9 +118,7 @@ def scenes() -> list[dict[str, Any]]:
 def brought(monkeypatch: pytest.MonkeyPatch) -> None:
     """The data set as an installed package's entry point."""
     entry = EntryPoint("scenes", "tests.datasets.test_own_data_set:Scenes", PLUGINS)
-    monkeypatch.setattr(
-        "sgpipe.datasets.base.entry_points", lambda group: EntryPoints((entry,)).select(group=group)
-    )
+    monkeypatch.setattr("sgpipe.datasets.base.entry_points", lambda group: EntryPoints((entry,)).select(group=group))
 
 
 def write(root: Path, entries: list[Any]) -> Data:
@@ -133,9 +131,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
-def test_its_records_go_through_the_same_stages_to_latents(
-    brought: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_its_records_go_through_the_same_stages_to_latents(brought: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "data", scenes())
     for number in range(COUNT):
@@ -164,9 +160,7 @@ def test_its_records_go_through_the_same_stages_to_latents(
     assert set(metrics["geometric"]) == {"left of", "right of"}
     assert sum(metrics["geometric"].values()) == 30, "one per image whose two names differ"
     assert {row["split"] for row in rows(Path("outputs/canonical/images.parquet"))} == {"train", "val"}
-    under = next(
-        r for r in rows(Path("outputs/canonical/relations.parquet")) if r["raw_predicate"] == "under"
-    )
+    under = next(r for r in rows(Path("outputs/canonical/relations.parquet")) if r["raw_predicate"] == "under")
     assert (under["image_id"], under["predicate"], under["subject"]) == (2, "below", "ball")
     triples = {row["triple_id"]: row for row in rows(Path("outputs/curated/triples.parquet"))}
     cache = LatentCache(Path("outputs/latents"), backbone)
@@ -176,19 +170,10 @@ def test_its_records_go_through_the_same_stages_to_latents(
     assert len(mean) == len(triples) and bool((std > 0).all())
 
 
-def test_every_record_is_kept_or_rejected_for_the_reasons_of_all_data_sets(
-    brought: None, tmp_path: Path
-) -> None:
+def test_every_record_is_kept_or_rejected_for_the_reasons_of_all_data_sets(brought: None, tmp_path: Path) -> None:
     entries = scenes()[:6]
     entries[0]["boxes"] += [["  ", 1, 1, 5, 5], ["dog", 90, 1, 5, 5], ["dog", 1, 1, 0, 5]]
-    entries[0]["triples"] += [
-        [0, "on", 0],
-        [0, "on", 1],
-        [1, "supports", 0],
-        [0, "on", 2],
-        [0, "on", 9],
-        [0, "zz", 1],
-    ]
+    entries[0]["triples"] += [[0, "on", 0], [0, "on", 1], [1, "supports", 0], [0, "on", 2], [0, "on", 9], [0, "zz", 1]]
     entries[1] = {"file": "1.png", "size": [0.5, 3], "boxes": [], "triples": []}
     entries[3]["boxes"][0] = ["dog", "wide", 0, 1, 1]
     data = write(tmp_path / "data", entries)
@@ -234,9 +219,7 @@ def test_the_tables_do_not_depend_on_how_many_records_are_held(
 
 def test_nothing_usable_is_said_by_its_own_file(brought: None, tmp_path: Path) -> None:
     data = write(tmp_path / "data", [{"file": "a"}])
-    with pytest.raises(
-        DataError, match=r"scenes.json: no record is usable: 1 read, 1 rejected \(invalid 1\)"
-    ):
+    with pytest.raises(DataError, match=r"scenes.json: no record is usable: 1 read, 1 rejected \(invalid 1\)"):
         canonicalize(open_data_set(data), tmp_path / "out", Canonicalize())
     mute = [{**entry, "triples": []} for entry in scenes()]
     data = write(tmp_path / "data", mute)
@@ -270,7 +253,5 @@ def test_the_doctor_asks_it_what_is_missing(brought: None, tmp_path: Path) -> No
 
 def test_an_unknown_kind_lists_the_valid_ones(brought: None, tmp_path: Path) -> None:
     for opened in (open_data_set, open_images):
-        with pytest.raises(
-            ParamsError, match=r"data.kind: got 'gqa'; valid: visual_genome, scenes; .*sgpipe.datasets"
-        ):
+        with pytest.raises(ParamsError, match=r"data.kind: got 'gqa'; valid: visual_genome, scenes; .*sgpipe.datasets"):
             opened(Data("gqa", str(tmp_path)))

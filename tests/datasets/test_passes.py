@@ -21,14 +21,10 @@ from sgpipe.errors import SgpipeError
 from tests.datasets.canonical import Folder, check_conservation, many, parts, rows
 
 
-def test_same_bytes_however_it_is_run(
-    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_same_bytes_however_it_is_run(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, objects, relations = many(60)
     root = folder(image_data=images, objects=objects, relationships=relations)
-    params = Canonicalize(
-        geometric=Geometric(per_image=3, classes=("left of", "right of", "above", "below", "in"))
-    )
+    params = Canonicalize(geometric=Geometric(per_image=3, classes=("left of", "right of", "above", "below", "in")))
     first = canonicalize(VisualGenome(root), tmp_path / "a", params)
     assert first["geometric"]
     canonicalize(VisualGenome(root), tmp_path / "b", params)
@@ -38,36 +34,24 @@ def test_same_bytes_however_it_is_run(
     assert parts(tmp_path / "a") == parts(tmp_path / "c")
     for cut in ("guessed_spans", "exact_spans"):
         real = getattr(spans_module, cut)
-        monkeypatch.setattr(
-            f"sgpipe.datasets.visual_genome.passes.{cut}",
-            lambda path, start, real=real: real(path, start, 300),
-        )
+        monkeypatch.setattr(f"sgpipe.datasets.visual_genome.passes.{cut}", lambda path, start, real=real: real(path, start, 300))
     assert canonicalize(VisualGenome(root), tmp_path / "d", params) == first
     assert parts(tmp_path / "a") == parts(tmp_path / "d")
 
 
-def test_the_order_of_the_files_does_not_matter(
-    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_order_of_the_files_does_not_matter(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither between files nor within one; lookups then span many parts."""
     images, objects, relations = many(40)
-    canonicalize(
-        VisualGenome(folder(image_data=images, objects=objects, relationships=relations)),
-        tmp_path / "a",
-        Canonicalize(),
-    )
+    canonicalize(VisualGenome(folder(image_data=images, objects=objects, relationships=relations)), tmp_path / "a", Canonicalize())
     order = np.random.default_rng(1).permutation(40)
     monkeypatch.setattr(
-        "sgpipe.datasets.visual_genome.passes.guessed_spans",
-        lambda path, start: spans_module.guessed_spans(path, start, 2000),
+        "sgpipe.datasets.visual_genome.passes.guessed_spans", lambda path, start: spans_module.guessed_spans(path, start, 2000)
     )
     shuffled = folder(image_data=images, objects=[objects[n] for n in order], relationships=relations[::-1])
     canonicalize(VisualGenome(shuffled), tmp_path / "b", Canonicalize())
     for name in ("objects", "relations"):
         key = "object_id" if name == "objects" else "relationship_id"
-        a, b = (
-            sorted(rows(tmp_path / out, name), key=lambda row: (row["image_id"], row[key])) for out in "ab"
-        )
+        a, b = (sorted(rows(tmp_path / out, name), key=lambda row: (row["image_id"], row[key])) for out in "ab")
         assert a == b
 
 
@@ -79,24 +63,16 @@ def test_wrong_guesses_are_noticed(folder: Folder, tmp_path: Path, monkeypatch: 
     for record in objects:
         record["objects"] = [{"image_id": 0, **item} for item in record["objects"]]
     monkeypatch.setattr(
-        "sgpipe.datasets.visual_genome.passes.guessed_spans",
-        lambda path, start: spans_module.guessed_spans(path, start, 700),
+        "sgpipe.datasets.visual_genome.passes.guessed_spans", lambda path, start: spans_module.guessed_spans(path, start, 700)
     )
-    canonicalize(
-        VisualGenome(folder(image_data=images, objects=objects, relationships=relations)),
-        tmp_path / "b",
-        Canonicalize(),
-    )
+    canonicalize(VisualGenome(folder(image_data=images, objects=objects, relationships=relations)), tmp_path / "b", Canonicalize())
     assert parts(tmp_path / "a") == parts(tmp_path / "b")
 
 
-def test_a_repeated_image_record_is_rejected_across_spans(
-    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repeated_image_record_is_rejected_across_spans(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, objects, relations = many(10)
     monkeypatch.setattr(
-        "sgpipe.datasets.visual_genome.passes.guessed_spans",
-        lambda path, start: spans_module.guessed_spans(path, start, 10),
+        "sgpipe.datasets.visual_genome.passes.guessed_spans", lambda path, start: spans_module.guessed_spans(path, start, 10)
     )
     root = folder(image_data=images, objects=[*objects, objects[0]], relationships=[*relations, relations[3]])
     metrics = canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize())
@@ -131,7 +107,5 @@ def test_a_killed_worker_is_one_line(sample: Path) -> None:
         return future
 
     path = sample / "objects.json"
-    with pytest.raises(
-        SgpipeError, match=r"objects.json: a worker process was killed at byte 1, .*--workers"
-    ):
+    with pytest.raises(SgpipeError, match=r"objects.json: a worker process was killed at byte 1, .*--workers"):
         list(read_pass(path, submit, 2, np.zeros(0, dtype=np.int64), lambda path, done: None))

@@ -17,9 +17,7 @@ RELEASES = {"v1_4": "v1.4", "v1_2": "v1.2", "v1_0": "v1.0"}
 
 
 @pytest.fixture(scope="module")
-def real(
-    reference_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Path, Path, dict[str, Any]]]:
+def real(reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path, dict[str, Any]]]:
     """Data folder, outputs and metrics of each release; v1.2 has no image_data.json of its own, v1.4's is the same."""
     source = reference_dir / "data/vg_real"
     if not source.is_dir():
@@ -27,13 +25,7 @@ def real(
     found = {}
     for folder in RELEASES:
         root, out = tmp_path_factory.mktemp(folder), tmp_path_factory.mktemp("out")
-        for name in (
-            "image_data.json",
-            "objects.json",
-            "relationships.json",
-            "object_alias.txt",
-            "relationship_alias.txt",
-        ):
+        for name in ("image_data.json", "objects.json", "relationships.json", "object_alias.txt", "relationship_alias.txt"):
             path = source / folder / name
             if not path.exists() and folder == "v1_2":
                 path = source / "v1_4" / name
@@ -48,17 +40,11 @@ def table(real: Any, folder: str, name: str) -> list[dict[str, Any]]:
     return pq.read_table(real[folder][1] / f"{name}.parquet").to_pylist()
 
 
-@pytest.mark.parametrize(
-    ("folder", "objects", "relationships"), [("v1_4", 1389, 1516), ("v1_2", 2153, 1516), ("v1_0", 2325, 1339)]
-)
+@pytest.mark.parametrize(("folder", "objects", "relationships"), [("v1_4", 1389, 1516), ("v1_2", 2153, 1516), ("v1_0", 2325, 1339)])
 def test_counts(real: Any, folder: str, objects: int, relationships: int) -> None:
     metrics = real[folder][2]
     assert metrics["release"] == RELEASES[folder]
-    assert (metrics["images"]["read"], metrics["objects"]["read"], metrics["read"]) == (
-        60,
-        objects,
-        relationships,
-    )
+    assert (metrics["images"]["read"], metrics["objects"]["read"], metrics["read"]) == (60, objects, relationships)
     assert (
         metrics["read"]
         == metrics["kept"] + metrics["rejected"]
@@ -69,23 +55,18 @@ def test_counts(real: Any, folder: str, objects: int, relationships: int) -> Non
 def test_known_records_of_v1_4(real: Any) -> None:
     relations = {row["relationship_id"]: row for row in table(real, "v1_4", "relations")}
     first = relations[15927]
-    assert (
-        first["image_id"],
-        first["subject"],
-        first["predicate"],
-        first["object"],
-        first["raw_predicate"],
-    ) == (1, "shade", "on", "sidewalk", "ON")
+    assert (first["image_id"], first["subject"], first["predicate"], first["object"], first["raw_predicate"]) == (
+        1,
+        "shade",
+        "on",
+        "sidewalk",
+        "ON",
+    )
     assert (first["subject_id"], first["object_id"]) == (5045, 1058534)
     assert [first[f"s{k}"] for k in "xywh"] == [116, 344, 274, 189]
     assert [first[f"o{k}"] for k in "xywh"] == [78, 308, 722, 290]
     worn = relations[15928]
-    assert (worn["subject"], worn["predicate"], worn["subject_id"], worn["object_id"]) == (
-        "man",
-        "wearing",
-        1058529,
-        1058525,
-    )
+    assert (worn["subject"], worn["predicate"], worn["subject_id"], worn["object_id"]) == ("man", "wearing", 1058529, 1058525)
     rejects = {row["relationship_id"]: row for row in table(real, "v1_4", "rejects")}
     assert (rejects[15929]["reason"], rejects[15929]["raw"]) == ("predicate: has", "car | has | headlight")
     assert 15929 not in relations
@@ -133,9 +114,7 @@ def test_an_independent_reading_agrees(real: Any, folder: str) -> None:
                 said.add(triple)
                 kept.add((image_id, item[key("relationship_id")], *triple))
     rows = table(real, folder, "relations")
-    assert {
-        (r["image_id"], r["relationship_id"], r["subject_id"], r["object_id"], r["predicate"]) for r in rows
-    } == kept
+    assert {(r["image_id"], r["relationship_id"], r["subject_id"], r["object_id"], r["predicate"]) for r in rows} == kept
     reasons = metrics["by_reason"]
     assert (reasons.get("self-loop", 0), reasons.get("relation repeated", 0)) == (loops, repeats)
     assert sum(count for reason, count in reasons.items() if reason.startswith("predicate")) == unmapped

@@ -26,14 +26,8 @@ def joined(path: Path, cut: Any, size: int) -> list[Any]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    records=st.lists(RECORD, min_size=1, max_size=8),
-    indent=st.sampled_from([None, 1]),
-    size=st.integers(1, 60),
-)
-def test_exact_spans_hold_every_record(
-    tmp_path_factory: Any, records: list[Any], indent: int | None, size: int
-) -> None:
+@given(records=st.lists(RECORD, min_size=1, max_size=8), indent=st.sampled_from([None, 1]), size=st.integers(1, 60))
+def test_exact_spans_hold_every_record(tmp_path_factory: Any, records: list[Any], indent: int | None, size: int) -> None:
     path = tmp_path_factory.getbasetemp() / "exact.json"
     path.write_text(json.dumps(records, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
     assert joined(path, exact_spans, size) == records
@@ -41,10 +35,7 @@ def test_exact_spans_hold_every_record(
 
 @pytest.mark.parametrize("size", [1, 100, 1000, 1 << 22])
 def test_guessed_cuts_lie_between_records(tmp_path: Path, size: int) -> None:
-    records = [
-        {"objects": [{"id": n, "names": ["a}, {"]} for n in range(5)], "image_id": image}
-        for image in range(40)
-    ]
+    records = [{"objects": [{"id": n, "names": ["a}, {"]} for n in range(5)], "image_id": image} for image in range(40)]
     path = tmp_path / "objects.json"
     path.write_text(json.dumps(records))
     spans = list(guessed_spans(path, list_start(path), size))
@@ -54,12 +45,7 @@ def test_guessed_cuts_lie_between_records(tmp_path: Path, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [
-        ("", "is empty"),
-        ("[]", "the list is empty"),
-        (" [ ] ", "the list is empty"),
-        ('{"a": 1}', "a list of records is needed"),
-    ],
+    [("", "is empty"), ("[]", "the list is empty"), (" [ ] ", "the list is empty"), ('{"a": 1}', "a list of records is needed")],
 )
 def test_what_is_no_list_of_records(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "objects.json"

@@ -64,14 +64,9 @@ def write_pipeline(folder: Path) -> Path:
     """A pipeline folder in diffusers' layout with weights of the right names and shapes, all zero."""
     from safetensors.torch import save_file
 
-    index: dict[str, Any] = {
-        "_class_name": "FluxPipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    }
+    index: dict[str, Any] = {"_class_name": "FluxPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
     (folder / "scheduler").mkdir(parents=True)
-    (folder / "scheduler" / "scheduler_config.json").write_text(
-        json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler"})
-    )
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler"}))
     for part, tokenizer in (("tokenizer", clip_tokenizer(["a dog"])), ("tokenizer_2", t5_tokenizer())):
         tokenizer.save_pretrained(folder / part)
         index[part] = ["transformers", type(tokenizer).__name__]

@@ -89,13 +89,7 @@ def test_what_a_data_folder_lacks(data, tmp_path):
     (data / "images.zip").write_bytes(b"PK half an archive")
     (data / REJECTS).write_text(json.dumps({"rejects": [{"image_id": 7, "url": "u", "reason": "HTTP 404"}]}))
     text = failures(check_data(data, [], False))
-    for words in (
-        "objects.json: no such file",
-        "does not end with ]",
-        "begins with b'version",
-        "images.zip: ",
-        "HTTP 404",
-    ):
+    for words in ("objects.json: no such file", "does not end with ]", "begins with b'version", "images.zip: ", "HTTP 404"):
         assert words in text
     (data / "images.zip").unlink()
     shutil.rmtree(data / "VG_100K")
@@ -103,8 +97,7 @@ def test_what_a_data_folder_lacks(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", '{"rejects"', "[]", '{"rejects": [7]}', '{"rejects": [{"image_id": 7}]}', '{"rejects": null}'],
+    "text", ["", '{"rejects"', "[]", '{"rejects": [7]}', '{"rejects": [{"image_id": 7}]}', '{"rejects": null}']
 )
 def test_a_damaged_list_of_rejects_is_a_finding(data: Path, text: str) -> None:
     (data / REJECTS).write_text(text)
@@ -127,9 +120,7 @@ def test_what_a_pipeline_lacks(pipeline, tmp_path):
     name = "diffusion_pytorch_model.safetensors"
     whole = (pipeline / "vae" / name).read_bytes()
     (pipeline / "vae" / name).write_bytes(whole[:-10])
-    (pipeline / "transformer" / name).write_bytes(
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
-    )
+    (pipeline / "transformer" / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     (pipeline / "text_encoder" / "model.safetensors").unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (pipeline / "text_encoder_2" / "model.safetensors").unlink()
@@ -156,9 +147,7 @@ def test_hub_ids_are_looked_up_in_the_cache(pipeline, tmp_path, monkeypatch):
     assert failures(check_pipeline(backbone)) == ""
     (tmp_path / "hub" / "models--someone--flux" / "refs").mkdir()
     (tmp_path / "hub" / "models--someone--flux" / "refs" / "main").write_text(COMMIT)
-    assert "needs a commit (40 hex digits)" in failures(
-        check_pipeline(Backbone(model="someone/flux", **BACKBONE))
-    )
+    assert "needs a commit (40 hex digits)" in failures(check_pipeline(Backbone(model="someone/flux", **BACKBONE)))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x05\0\0\0\0\0\0\0junk!", b"\xff" * 16])
@@ -170,9 +159,7 @@ def test_files_that_are_no_safetensors(tmp_path, content):
 
 def repository(root, size: int = 4, remote: str = "../store"):
     (root / ".dvc").mkdir()
-    (root / ".dvc" / "config").write_text(
-        f"[core]\n    remote = here\n['remote \"here\"']\n    url = {remote}\n"
-    )
+    (root / ".dvc" / "config").write_text(f"[core]\n    remote = here\n['remote \"here\"']\n    url = {remote}\n")
     out = {"md5": "ab" + "0" * 30, "size": size, "hash": "md5", "path": "weights.bin"}
     (root / "weights.bin.dvc").write_text(yaml.safe_dump({"outs": [out]}))
     return root
@@ -203,9 +190,7 @@ def test_dvc_state(tmp_path):
 def test_packages_against_the_lock(tmp_path, repo_root):
     assert levels(machine.check_python(repo_root))[Level.FAIL] == []
     assert "not the project's folder" in failures(machine.check_python(tmp_path))
-    (tmp_path / "pyproject.toml").write_text(
-        '[project]\ndependencies = ["numpy>=2", "no-such-package==1", "Typer"]\n'
-    )
+    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["numpy>=2", "no-such-package==1", "Typer"]\n')
     (tmp_path / "requirements.lock").write_text("numpy==1.0.0 \\\n    --hash=sha256:00\ntyper==0.0.1\n")
     text = failures(machine.check_python(tmp_path))
     assert "not installed: no-such-package" in text and "(locked 1.0.0)" in text and "(locked 0.0.1)" in text
@@ -263,10 +248,7 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     text = output("--blocks", "1..2")
     assert "4,096 in LoRA of rank 4 on blocks [1..2]; 32 px" in text and "LoRA training" in text
     assert "batch 3 × 2 graphs" in text
-    for wrong, says in (
-        ("2..1", "--blocks: got '2..1'"),
-        ("7", "--blocks: block 7 is out of range; valid: 0..2"),
-    ):
+    for wrong, says in (("2..1", "--blocks: got '2..1'"), ("7", "--blocks: block 7 is out of range; valid: 0..2")):
         error = CliRunner().invoke(app, [*words, "--blocks", wrong]).exception
         assert isinstance(error, SgpipeError) and says in str(error)
     sections["lora"] |= {"targets": ["to_q", "proj_out"], "single_blocks": "0", "blocks": "1..2"}
@@ -289,9 +271,7 @@ def test_commands_are_listed_without_loading_what_they_need(repo_root):
         "import sys, sgpipe.doctor.cli, sgpipe.fetch.cli; "
         "print({'torch', 'diffusers', 'transformers', 'pyarrow', 'requests', 'pooch', 'PIL', 'dvc'} & set(sys.modules))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 
 
@@ -310,9 +290,7 @@ def test_what_the_stages_refuse_the_doctor_refuses(pipeline, tmp_path):
     assert "backbone.resolution: got 34 -> this model needs a multiple of 4" in failures(
         check_pipeline(replace(sound, resolution=34))
     )
-    assert "set backbone.files to the same folder" in failures(
-        check_pipeline(replace(sound, files="presets/hub"))
-    )
+    assert "set backbone.files to the same folder" in failures(check_pipeline(replace(sound, files="presets/hub")))
     index = json.loads((pipeline / "model_index.json").read_text())
     for changes, says in [
         ({"_class_name": "SanaPipeline"}, "valid: FluxPipeline"),

@@ -10,17 +10,7 @@ from torch import nn
 
 from sgpipe.arms.config import Arms
 from sgpipe.doctor import memory
-from sgpipe.doctor.memory import (
-    FAMILY,
-    GIB,
-    PUBLISHED,
-    PeakMemory,
-    Size,
-    build,
-    configs_of,
-    measure,
-    planned_lora,
-)
+from sgpipe.doctor.memory import FAMILY, GIB, PUBLISHED, PeakMemory, Size, build, configs_of, measure, planned_lora
 from sgpipe.doctor.plan import choose, gpu_room, plan_table, ways
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.blocks import Blocks
@@ -61,9 +51,7 @@ def test_planned_lora_is_that_of_peft(blocks, single_blocks, targets, pattern):
     """FLUX.1's widths with few blocks; peft gets a regular expression of its own for the modules."""
     configs = {**TINY, "transformer": WIDE, "vae": {**TINY["vae"], "latent_channels": 16}}
     layout = FAMILY.layout(configs["transformer"], configs["vae"])
-    lora = replace(
-        LORA, blocks=Blocks.parse(blocks), single_blocks=Blocks.parse(single_blocks), targets=targets
-    )
+    lora = replace(LORA, blocks=Blocks.parse(blocks), single_blocks=Blocks.parse(single_blocks), targets=targets)
     transformer, expected = build(WIDE), 0
     if pattern is not None:
         adapter = LoraConfig(r=lora.rank, target_modules=pattern)
@@ -89,9 +77,7 @@ def test_the_planned_arm_is_the_one_with_most_lora(repo_root):
     lora = planned({"alone": ALONE, "graph": {"kind": "graph_lora"}}, **all_blocks)
     assert (lora.blocks, lora.single_blocks) == (Blocks((0, 1, 2)), Blocks((0,)))
     assert planned({"alone": ALONE}, **all_blocks).blocks == Blocks(())
-    random = planned(
-        {"alone": ALONE, "other": {"kind": "graph_lora", "blocks": "random"}}, blocks=Blocks.parse("0..1")
-    ).blocks
+    random = planned({"alone": ALONE, "other": {"kind": "graph_lora", "blocks": "random"}}, blocks=Blocks.parse("0..1")).blocks
     assert len(random.indices) == 2 and random != Blocks((0, 1))
     with pytest.raises(ParamsError, match=r"lora\.targets: proj_out: none of them is in lora\.blocks"):
         planned({"graph": {"kind": "graph_lora"}}, blocks=Blocks.parse("0"), targets=("proj_out",))
@@ -178,16 +164,10 @@ def test_plan_takes_the_first_way_that_fits_and_says_when_none_does(need):
         first, size = next(iter(options.items()))
         assert next(c for c in choose(need, size) if c.phase == phase).how == first
     assert not any(choice.fits for choice in choose(need, 0))
-    assert [choice.bytes for choice in choose(need, 0)] == [
-        min(each.values()) for each in ways(need).values()
-    ]
+    assert [choice.bytes for choice in choose(need, 0)] == [min(each.values()) for each in ways(need).values()]
     assert gpu_room(24) == pytest.approx((24 * 0.97 - 0.6) * GIB)
     table = plan_table(need, [16, 24])
-    assert [column.header for column in table.columns] == [
-        "phase",
-        "16 GiB",
-        "24 GiB",
-    ] and table.row_count == 4
+    assert [column.header for column in table.columns] == ["phase", "16 GiB", "24 GiB"] and table.row_count == 4
 
 
 def test_broken_architectures_are_named(tmp_path):
@@ -202,7 +182,6 @@ def test_broken_architectures_are_named(tmp_path):
 def test_another_family_is_not_planned(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
     with pytest.raises(
-        ModelError,
-        match=r"is a StableDiffusion3Pipeline, and the memory plan knows FLUX\.1 \(FluxPipeline\) alone",
+        ModelError, match=r"is a StableDiffusion3Pipeline, and the memory plan knows FLUX\.1 \(FluxPipeline\) alone"
     ):
         configs_of(str(tmp_path), None)

@@ -25,11 +25,7 @@ def make_case(index: int, subject: str, predicate: str, object_: str) -> Evaluat
     kind = "swap" if predicate in DIRECTIONAL else "replace"
     graph = SceneGraph.of(subject, predicate, object_)
     negative = graph.negated(kind, predicate if kind == "swap" else "pulling")
-    prompts = {
-        "neutral": words(graph, "neutral"),
-        "relational": words(graph),
-        "conflicting": words(negative),
-    }
+    prompts = {"neutral": words(graph, "neutral"), "relational": words(graph), "conflicting": words(negative)}
     name = f"{index:03d}-{predicate}"
     return EvaluationTriple(name, index, (0.0, 0.0, 64.0, 64.0), graph, negative, kind, prompts)
 
@@ -82,9 +78,7 @@ class Blind:
     """Likes statements by their words alone: the alphabetically greater subject."""
 
     def scores(self, images: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
-        return np.array(
-            [[float(ord(s[0])) + 0.01 * len(p) for s, p, _ in several] for several in statements], np.float32
-        )
+        return np.array([[float(ord(s[0])) + 0.01 * len(p) for s, p, _ in several] for several in statements], np.float32)
 
 
 class FakeGenerator:
@@ -94,34 +88,17 @@ class FakeGenerator:
         self.written, self.calls = written, 0
 
     def sample(
-        self,
-        prompts: Sequence[str],
-        graphs: Sequence[SceneGraph | None],
-        seeds: Sequence[int],
-        *,
-        steps: int,
-        size: int,
+        self, prompts: Sequence[str], graphs: Sequence[SceneGraph | None], seeds: Sequence[int], *, steps: int, size: int
     ) -> Pixels:
         self.calls += 1
-        return np.stack(
-            [
-                self._one(prompt, graph, seed, size)
-                for prompt, graph, seed in zip(prompts, graphs, seeds, strict=True)
-            ]
-        )
+        return np.stack([self._one(prompt, graph, seed, size) for prompt, graph, seed in zip(prompts, graphs, seeds, strict=True)])
 
     def _one(self, prompt: str, graph: SceneGraph | None, seed: int, size: int) -> Pixels:
         rng = np.random.default_rng(seed)
         if graph is None or not graph.triples:
-            same = [
-                t
-                for t in self.written.triples
-                if t[1] == "left of" and all(f" {name} " in prompt for name in (t[0], t[2]))
-            ]
+            same = [t for t in self.written.triples if t[1] == "left of" and all(f" {name} " in prompt for name in (t[0], t[2]))]
             swapped = [(t[2], t[1], t[0]) for t in same]
-            return self.written.image(
-                [*same, *swapped][int(rng.random() < 0.5)] if same else None, seed, size
-            )
+            return self.written.image([*same, *swapped][int(rng.random() < 0.5)] if same else None, seed, size)
         (s, predicate, o), *_ = graph.triples
         said = (graph.objects[s], predicate, graph.objects[o])
         wrong = rng.random() < 0.1 and predicate != "riding" and predicate != "pulling"
@@ -145,13 +122,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An OWLv2 folder of random weights with its processor; OWLv2 takes a text that begins with token 0 for none."""
-    from transformers import (
-        CLIPTokenizer,
-        Owlv2Config,
-        Owlv2ForObjectDetection,
-        Owlv2ImageProcessor,
-        Owlv2Processor,
-    )
+    from transformers import CLIPTokenizer, Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor, Owlv2Processor
 
     folder = tmp_path_factory.mktemp("owl")
     learned = json.loads(clip_tokenizer(["a photo of a dog a cat"]).backend_tokenizer.to_str())["model"]

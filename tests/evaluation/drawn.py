@@ -34,13 +34,7 @@ class DrawnGenerator:
         self.faithful, self.fails_after, self.calls = faithful, fails_after, 0
 
     def sample(
-        self,
-        prompts: Sequence[str],
-        graphs: Sequence[SceneGraph | None],
-        seeds: Sequence[int],
-        *,
-        steps: int,
-        size: int,
+        self, prompts: Sequence[str], graphs: Sequence[SceneGraph | None], seeds: Sequence[int], *, steps: int, size: int
     ) -> Pixels:
         if self.calls == self.fails_after:
             raise KeyboardInterrupt
@@ -65,18 +59,13 @@ class DrawnGenerator:
         return np.asarray(Image.fromarray(render(pair_scene(rng, *triple))).resize((size, size)))
 
 
-def write_triples(
-    root: Path, train: Sequence[tuple[str, str]] = (), val: Sequence[tuple[str, str]] = PAIRS
-) -> None:
+def write_triples(root: Path, train: Sequence[tuple[str, str]] = (), val: Sequence[tuple[str, str]] = PAIRS) -> None:
     """Under `root`, curated triples of these name pairs and every planar class, their images and their swaps as negatives."""
     rows: list[dict[str, Any]] = []
     negatives: list[dict[str, Any]] = []
     (root / "data/VG_100K").mkdir(parents=True)
     wanted = [
-        (split, pair, predicate)
-        for split, pairs in (("val", val), ("train", train))
-        for predicate in PREDICATES
-        for pair in pairs
+        (split, pair, predicate) for split, pairs in (("val", val), ("train", train)) for predicate in PREDICATES for pair in pairs
     ]
     for number, (split, pair, predicate) in enumerate(wanted, 1):
         triple = (pair[0], predicate, pair[1])
@@ -112,9 +101,7 @@ def write_triples(
     sizes = [{"image_id": row["image_id"], "width": PICTURE, "height": PICTURE} for row in rows]
     (root / "data/image_data.json").write_text(json.dumps(sizes))
     write_table(pa.Table.from_pylist(rows, schema=TRIPLES), root / "outputs/curated/triples.parquet")
-    write_table(
-        pa.Table.from_pylist(negatives, schema=NEGATIVES), root / "outputs/negatives/negatives.parquet"
-    )
+    write_table(pa.Table.from_pylist(negatives, schema=NEGATIVES), root / "outputs/negatives/negatives.parquet")
 
 
 def write_models(root: Path) -> None:
@@ -133,10 +120,7 @@ def tiny_params() -> dict[str, Any]:
     }  # fmt: skip
     params["evaluate"] |= {"seeds": [0, 1], "batch_size": 8, "shard_size": 16}
     params["judge"] |= {
-        "judges": {
-            "exact": {"kind": "sgworld"},
-            "clip": {"kind": "open_clip", "model": "local-dir:models/clip"},
-        },
+        "judges": {"exact": {"kind": "sgworld"}, "clip": {"kind": "open_clip", "model": "local-dir:models/clip"}},
         "files": "models/clip",
         "batch_size": 8,
         "shard_size": 40,
@@ -167,9 +151,7 @@ def write_training(root: Path) -> None:
             folder = root / "outputs/lora" / arm / name
             folder.mkdir(parents=True)
             (folder / "adapter.json").write_text(json.dumps({"arm": arm, "name": name}))
-        losses = {
-            f"val_loss_{name}": 0.1 for name in ("graph", "empty", "shuffled", "swapped", "base", "negative")
-        }
+        losses = {f"val_loss_{name}": 0.1 for name in ("graph", "empty", "shuffled", "swapped", "base", "negative")}
         (root / "metrics/lora").mkdir(parents=True, exist_ok=True)
         (root / f"metrics/lora/{arm}.json").write_text(json.dumps(losses))
         (root / "plots/lora" / arm).mkdir(parents=True)

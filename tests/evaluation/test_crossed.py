@@ -18,12 +18,8 @@ def simulated(rng: np.random.Generator, mean: float, of_seed: float, runs: int =
     return list((mean + triple + seed + noise > 0).astype(float))
 
 
-@pytest.mark.parametrize(
-    ("mean", "of_seed", "nested_at_most"), [(0.3, 0.4, 0.7), (2.5, 0.3, 0.85), (0.3, 0.0, 1.0)]
-)
-def test_intervals_hold_the_truth_of_other_training_seeds(
-    mean: float, of_seed: float, nested_at_most: float
-) -> None:
+@pytest.mark.parametrize(("mean", "of_seed", "nested_at_most"), [(0.3, 0.4, 0.7), (2.5, 0.3, 0.85), (0.3, 0.0, 1.0)])
+def test_intervals_hold_the_truth_of_other_training_seeds(mean: float, of_seed: float, nested_at_most: float) -> None:
     """Nine of ten at least (three seeds say little of their spread); runs taken as further images hold it far less often."""
     rng = np.random.default_rng(0)
     truth = stats.norm.cdf(mean / np.sqrt(1 + 0.7**2 + of_seed**2))

@@ -10,22 +10,12 @@ from benchmarks.evaluation import some_cases
 from sgpipe.datasets.tables import NEGATIVES
 from sgpipe.errors import DataError
 from sgpipe.evaluation.samples import FILE, SAMPLES, ImageFile, from_png, to_png, write_image_file
-from sgpipe.evaluation.sampling_plan import (
-    EvaluationTriple,
-    noise_seeds,
-    others,
-    plan,
-    read_evaluation_triples,
-)
+from sgpipe.evaluation.sampling_plan import EvaluationTriple, noise_seeds, others, plan, read_evaluation_triples
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import neutral_prompt, relational_prompt
 from tests.tiny import graph_columns
 
-DRAW = {
-    "neutral": ("positive", "negative", "empty", "shuffled"),
-    "relational": ("positive",),
-    "conflicting": ("positive",),
-}
+DRAW = {"neutral": ("positive", "negative", "empty", "shuffled"), "relational": ("positive",), "conflicting": ("positive",)}
 
 
 def test_one_noise_per_triple_and_seed(cases: list[EvaluationTriple]) -> None:
@@ -52,9 +42,7 @@ def test_each_arm_is_given_what_it_is_to_be_given(cases: list[EvaluationTriple])
     assert by["neutral", "positive", case.triple_id].text == neutral_prompt("dog", "cat")
     assert by["relational", "positive", case.triple_id].text == relational_prompt(*case.positive)
     conflict = by["conflicting", "positive", case.triple_id]
-    assert conflict.text == relational_prompt(*case.negative) and conflict.scene == SceneGraph.of(
-        *case.positive
-    )
+    assert conflict.text == relational_prompt(*case.negative) and conflict.scene == SceneGraph.of(*case.positive)
     for given, scene in (("none", None), ("empty", SceneGraph())):
         alone = plan(cases, DRAW, (0, 1), given)
         assert len(alone) == 3 * 2 * len(cases)

@@ -32,12 +32,7 @@ def test_a_box_judge_reads_its_finders_boxes() -> None:
         assert list(names) == [["cat", "dog"]] * 2
         return boxes
 
-    statements = [
-        ("dog", "left of", "cat"),
-        ("cat", "left of", "dog"),
-        ("dog", "riding", "cat"),
-        ("dog", "using", "cat"),
-    ]
+    statements = [("dog", "left of", "cat"), ("cat", "left of", "dog"), ("dog", "riding", "cat"), ("dog", "using", "cat")]
     scores = BoxJudge(find, RULES).scores(np.zeros((2, 64, 64, 3), np.uint8), [statements] * 2)
     assert scores[0].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert np.isnan(scores[1]).all()
@@ -46,9 +41,7 @@ def test_a_box_judge_reads_its_finders_boxes() -> None:
 def test_the_exact_detector_tells_roles_of_drawn_pictures() -> None:
     """Ceiling on the spatial classes of this world: every one of 12 images."""
     triples = [
-        (s, p, o)
-        for p in ("left of", "right of", "above", "below")
-        for s, o in (("dog", "cat"), ("apple", "bird"), ("cup", "hat"))
+        (s, p, o) for p in ("left of", "right of", "above", "below") for s, o in (("dog", "cat"), ("apple", "bird"), ("cup", "hat"))
     ]
     images = np.stack([render(pair_scene(np.random.default_rng(i), *t)) for i, t in enumerate(triples)])
     asked = [[t, (t[2], t[1], t[0])] for t in triples]
@@ -71,9 +64,7 @@ def test_an_open_clip_judge_is_scaled_cosine(clip: Path) -> None:
     model.eval()
     with torch.no_grad():
         image = model.encode_image(torch.stack([preprocess(Image.fromarray(p)) for p in images]))
-        text = model.encode_text(
-            open_clip.get_tokenizer(f"local-dir:{clip}")([relational_prompt(*s) for s in statements])
-        )
+        text = model.encode_text(open_clip.get_tokenizer(f"local-dir:{clip}")([relational_prompt(*s) for s in statements]))
     cosine = torch.nn.functional.cosine_similarity(image[:, None], text[None], dim=-1)
     expected = (model.logit_scale.exp() * cosine).detach().numpy()
     expected[1] = expected[1][::-1]
@@ -170,9 +161,7 @@ def test_a_model_that_is_no_detector_is_refused(dino_processor: Any) -> None:
         ZeroShotFinder(_GroundingDino([], "bert"), dino_processor, 0.1, CPU)
 
 
-def test_owl_is_asked_for_names_and_boxes_are_joined_by_their_place(
-    owl: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_owl_is_asked_for_names_and_boxes_are_joined_by_their_place(owl: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Names within one another, with hyphens and apostrophes; a query that is too long for OWL is cut, and said once."""
     from transformers import AutoProcessor
 
@@ -180,9 +169,7 @@ def test_owl_is_asked_for_names_and_boxes_are_joined_by_their_place(
         config = SimpleNamespace(model_type="owlv2")
 
         def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
-            logits = torch.tensor(
-                [[[0.1, 0.9, 0.2], [0.3, 0.4, 0.8], [0.7, 0.2, 0.1], [0.05, 0.02, 0.01]]]
-            ).logit()
+            logits = torch.tensor([[[0.1, 0.9, 0.2], [0.3, 0.4, 0.8], [0.7, 0.2, 0.1], [0.05, 0.02, 0.01]]]).logit()
             boxes = torch.tensor([[[(box + 0.5) / 10, 0.1, 0.1, 0.1] for box in range(4)]])
             return SimpleNamespace(logits=logits, pred_boxes=boxes)
 
@@ -192,11 +179,7 @@ def test_owl_is_asked_for_names_and_boxes_are_joined_by_their_place(
     said = capsys.readouterr().err.splitlines()
     assert found == again and len(said) == 1
     assert 'owlv2 reads 16 tokens; what it is asked for "man\'s t-shirt" has 18 and is cut' in said[0]
-    assert {name: round(box[0]) for name, box in found.items()} == {
-        "dog": 4,
-        "hot dog": 0,
-        "man's t-shirt": 2,
-    }
+    assert {name: round(box[0]) for name, box in found.items()} == {"dog": 4, "hot dog": 0, "man's t-shirt": 2}
 
 
 def test_a_judge_comes_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:

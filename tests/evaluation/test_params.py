@@ -8,21 +8,13 @@ from sgpipe.errors import ParamsError
 from sgpipe.evaluation.config import Ablation, Evaluate
 from sgpipe.params.load import decode
 
-EVALUATE: dict[str, Any] = {
-    "adapters": {"graph": "graphs"},
-    "conditions": {"neutral": ["positive", "negative"]},
-}
+EVALUATE: dict[str, Any] = {"adapters": {"graph": "graphs"}, "conditions": {"neutral": ["positive", "negative"]}}
 
 
 @pytest.mark.parametrize(
     ("section", "kind", "raw", "says"),
     [
-        (
-            "evaluate",
-            Evaluate,
-            EVALUATE | {"adapters": {"base": "empty"}},
-            "base is the arm without an adapter",
-        ),
+        ("evaluate", Evaluate, EVALUATE | {"adapters": {"base": "empty"}}, "base is the arm without an adapter"),
         ("evaluate", Evaluate, EVALUATE | {"adapters": {"graph": "graph"}}, "valid: graphs, empty"),
         (
             "evaluate",
@@ -30,12 +22,7 @@ EVALUATE: dict[str, Any] = {
             EVALUATE | {"conditions": {"neutral": ["positive"]}},
             "neutral needs at least positive and negative",
         ),
-        (
-            "evaluate",
-            Evaluate,
-            EVALUATE | {"conditions": {"relational": ["positive", "negative"]}},
-            "neutral needs at least",
-        ),
+        ("evaluate", Evaluate, EVALUATE | {"conditions": {"relational": ["positive", "negative"]}}, "neutral needs at least"),
         (
             "evaluate",
             Evaluate,
@@ -55,7 +42,5 @@ def test_refusals(section: str, kind: type, raw: dict[str, Any], says: str) -> N
 
 
 def test_more_than_two_epochs_and_several_runs() -> None:
-    found = decode(
-        "ablation", {"epochs": [1, 5, 20], "runs": ["graph", "graph_seed_1"]}, Ablation, "params.yaml"
-    )
+    found = decode("ablation", {"epochs": [1, 5, 20], "runs": ["graph", "graph_seed_1"]}, Ablation, "params.yaml")
     assert found.epochs == (1, 5, 20) and len(found.runs) == 2

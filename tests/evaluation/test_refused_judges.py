@@ -26,11 +26,7 @@ def test_a_judge_without_weights_is_refused(tmp_path: Path, clip: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "owlv2"}))
     for named in (
         Judge(kind="zero_shot_detector", model=str(tmp_path)),
-        Judge(
-            kind="open_clip",
-            model="no-such-architecture",
-            pretrained=str(clip / "open_clip_model.safetensors"),
-        ),
+        Judge(kind="open_clip", model="no-such-architecture", pretrained=str(clip / "open_clip_model.safetensors")),
     ):
         with pytest.raises(ModelError, match=r"judge\.judges\.a: .* cannot be loaded"):
             open_judge("a", named, CPU)
@@ -41,11 +37,7 @@ def test_a_judge_without_weights_is_refused(tmp_path: Path, clip: Path) -> None:
     [
         ("open_clip_model.safetensors", lambda path: cut_off(path, 0), "empty, cut off"),
         ("open_clip_model.safetensors", lambda path: cut_off(path, 40), "empty, cut off"),
-        (
-            "open_clip_model.safetensors",
-            lambda path: cut_off(path, path.stat().st_size // 2),
-            "empty, cut off",
-        ),
+        ("open_clip_model.safetensors", lambda path: cut_off(path, path.stat().st_size // 2), "empty, cut off"),
         ("open_clip_model.safetensors", lambda path: path.write_text("<html>" * 50), "empty, cut off"),
         ("open_clip_config.json", lambda path: cut_off(path, 20), "Could not load valid config"),
         ("open_clip_config.json", lambda path: path.write_text('{"model_cfg": 3}'), "cannot be loaded"),
@@ -74,9 +66,7 @@ def architecture(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
     config = json.loads((clip / "open_clip_config.json").read_text())["model_cfg"]
     path = tmp_path_factory.mktemp("configs") / "tiny-for-damage.json"
-    path.write_text(
-        json.dumps({**config, "text_cfg": {k: v for k, v in config["text_cfg"].items() if "hf_" not in k}})
-    )
+    path.write_text(json.dumps({**config, "text_cfg": {k: v for k, v in config["text_cfg"].items() if "hf_" not in k}}))
     open_clip.add_model_config(path)
     return path.stem
 
@@ -136,9 +126,7 @@ def test_a_damaged_detector_is_named_in_one_line(
     assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_machine_without_memory_is_no_fault_of_the_checkpoint(
-    clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_without_memory_is_no_fault_of_the_checkpoint(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("none left")
 

@@ -83,9 +83,7 @@ def judge_all() -> None:
     call(stages.evaluate.main)
 
 
-def test_killed_while_drawing_or_judging_the_bytes_are_the_same(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_while_drawing_or_judging_the_bytes_are_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_all()
     call(stages.judge.main)
     images = {path: path.read_bytes() for path in sorted(Path("outputs/images").rglob("*.parquet"))}
@@ -121,9 +119,7 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path, capsys: pytest.Captu
     assert graph["positive"]["objects_present"] == 1.0
     assert graph["positive"]["direction_accuracy"] > 0.75 > 0.5 > graph["negative"]["direction_accuracy"]
     arms = json.loads(Path("metrics/lora.json").read_text())["arms"]
-    assert arms["graph"]["swap_follow_rate"] == pytest.approx(
-        1 - graph["negative"]["direction_accuracy"], abs=1e-5
-    )
+    assert arms["graph"]["swap_follow_rate"] == pytest.approx(1 - graph["negative"]["direction_accuracy"], abs=1e-5)
     assert arms["graph"]["val_loss_shuffled"] == 0.1 and arms["text_only"]["prompt"] == "relational"
     before = Path("metrics/evaluation.json").read_bytes()
     call(stages.evaluate.main)
@@ -134,10 +130,7 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path, capsys: pytest.Captu
     write_table(asked.filter(pc.not_equal(asked["question"], "own")), path)
     call(stages.evaluate.main)
     said = capsys.readouterr().err
-    assert (
-        "warning: evaluation: undefined, written as null: " in said
-        and "judges.exact.ground_truth_accuracy" in said
-    )
+    assert "warning: evaluation: undefined, written as null: " in said and "judges.exact.ground_truth_accuracy" in said
     path.write_bytes(whole)
     call(stages.evaluate.main)
 
@@ -152,30 +145,22 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path, capsys: pytest.Captu
     call(stages.ablation.main)
     ablation = json.loads(Path("metrics/ablation.json").read_text())
     last = ablation["epochs"]["2"]
-    assert last["direction_accuracy"] == graph["positive"]["direction_accuracy"], (
-        "the same triples, seeds and noise"
-    )
+    assert last["direction_accuracy"] == graph["positive"]["direction_accuracy"], "the same triples, seeds and noise"
     assert last["direction_accuracy"] > ablation["epochs"]["1"]["direction_accuracy"]
     assert ablation["comparisons"]["2-1"]["difference"] > 0
     call(stages.report.main)
     assert "different samples" in Path("outputs/report/index.html").read_text()
 
 
-def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A broken val image costs its own questions; verdicts of sampled images stay, and the evaluation counts it."""
     draw_all()
     call(stages.judge.main)
-    whole = {
-        name: pq.read_table(f"outputs/judged/{name}.parquet") for name in ("verdicts", "asked", "rejects")
-    }
+    whole = {name: pq.read_table(f"outputs/judged/{name}.parquet") for name in ("verdicts", "asked", "rejects")}
     assert whole["rejects"].num_rows == 0
     Path("data/VG_100K/3.png").write_bytes(b"\xff\xd8\xff\xe0")
     call(stages.judge.main)
-    assert (
-        "ground truth of 1 of 12 val triples cannot be read (image unreadable: 1)" in capsys.readouterr().err
-    )
+    assert "ground truth of 1 of 12 val triples cannot be read (image unreadable: 1)" in capsys.readouterr().err
     found = {name: pq.read_table(f"outputs/judged/{name}.parquet") for name in whole}
     assert found["verdicts"].equals(whole["verdicts"])
     (reject,) = found["rejects"].to_pylist()
@@ -192,11 +177,7 @@ def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(
         np.testing.assert_allclose(found["asked"][name].to_numpy(), expected[name].to_numpy(), rtol=1e-4)
     call(stages.evaluate.main)
     counted = json.loads(Path("metrics/evaluation.json").read_text())
-    assert counted["ground_truth"] == {
-        "triples": 12,
-        "read": 11,
-        "rejected_by_reason": {"image unreadable": 1},
-    }
+    assert counted["ground_truth"] == {"triples": 12, "read": 11, "rejected_by_reason": {"image unreadable": 1}}
     assert counted["judges"]["exact"]["images"] == 11
 
     of_clip = found["asked"].filter(pc.equal(found["asked"]["judge"], "clip"))
@@ -211,9 +192,7 @@ def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(
 
 def test_the_readmes_sheet_shows_every_picture_asked_for(root: Path) -> None:
     draw_all()
-    done = CliRunner().invoke(
-        app, ["report", "sheet", "--count", "3", "--out", "sheet.png"], catch_exceptions=False
-    )
+    done = CliRunner().invoke(app, ["report", "sheet", "--count", "3", "--out", "sheet.png"], catch_exceptions=False)
     assert done.exit_code == 0
     with Image.open("sheet.png") as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -228,13 +207,7 @@ def test_the_readmes_sheet_shows_every_picture_asked_for(root: Path) -> None:
 def test_another_judge_draws_nothing_again(root: Path) -> None:
     judge_all()
     images = {path: path.stat().st_mtime_ns for path in Path("outputs/images").rglob("*.parquet")}
-    set_params(
-        root,
-        judge={
-            "judges": {"clip": {"kind": "open_clip", "model": "local-dir:models/clip"}},
-            "headline": "clip",
-        },
-    )
+    set_params(root, judge={"judges": {"clip": {"kind": "open_clip", "model": "local-dir:models/clip"}}, "headline": "clip"})
     with pytest.raises(DataError, match="no arm's images"):
         call(stages.judge.main, images=Path("outputs/nowhere"))
     call(stages.judge.main)
@@ -251,9 +224,7 @@ def test_pictures_of_an_earlier_choice_are_refused(root: Path) -> None:
     table = pq.read_table(path)
     ids = ["0-0", *table["triple_id"].to_pylist()[1:]]
     pq.write_table(table.set_column(table.schema.get_field_index("triple_id"), "triple_id", [ids]), path)
-    with pytest.raises(
-        DataError, match=r"not among the curated ones; .* remove outputs/images/text_only, or draw"
-    ):
+    with pytest.raises(DataError, match=r"not among the curated ones; .* remove outputs/images/text_only, or draw"):
         call(stages.judge.main)
 
 

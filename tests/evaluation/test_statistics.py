@@ -108,9 +108,7 @@ def test_triples_needed_is_the_first_size_of_enough_power(share: float) -> None:
     def power(n: int) -> float:
         """Of the exact test, by adding up the outcomes that it rejects."""
         chance = stats.binom.pmf(np.arange(n + 1), n, share)
-        rejected = [
-            2 * min(stats.binom.cdf(k, n, 0.5), stats.binom.sf(k - 1, n, 0.5)) <= 0.05 for k in range(n + 1)
-        ]
+        rejected = [2 * min(stats.binom.cdf(k, n, 0.5), stats.binom.sf(k - 1, n, 0.5)) <= 0.05 for k in range(n + 1)]
         return float(chance[rejected].sum())
 
     needed = triples_needed(share)

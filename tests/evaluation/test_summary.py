@@ -16,15 +16,7 @@ from sgpipe.evaluation.calibration import calibrations, questions
 from sgpipe.evaluation.config import Judge as Named
 from sgpipe.evaluation.config import JudgeParams, Statistics
 from sgpipe.evaluation.judges import Judge
-from sgpipe.evaluation.samples import (
-    CALIBRATION,
-    FILE,
-    SAMPLES,
-    VERDICTS,
-    ImageFile,
-    to_png,
-    write_image_file,
-)
+from sgpipe.evaluation.samples import CALIBRATION, FILE, SAMPLES, VERDICTS, ImageFile, to_png, write_image_file
 from sgpipe.evaluation.sampling_plan import EvaluationTriple, SampleRequest, plan
 from sgpipe.evaluation.sensitivity import distances, two_by_two
 from sgpipe.evaluation.summary import QualifiedJudges, evaluation_figures
@@ -41,27 +33,17 @@ from tests.evaluation.conftest import Blind, FakeGenerator, Oracle, Written
 DRAW = {"neutral": ("positive", "negative", "empty", "shuffled"), "relational": ("positive", "negative")}
 SEEDS = (0, 1, 2)
 JUDGES = JudgeParams(
-    judges={"oracle": Named(kind="sgworld"), "blind": Named(kind="open_clip", model="local-dir:x")},
-    headline="oracle",
+    judges={"oracle": Named(kind="sgworld"), "blind": Named(kind="open_clip", model="local-dir:x")}, headline="oracle"
 )
 STATISTICS = Statistics(resamples=200)
 
 
-def draw_arm(
-    arm: str, given: str, cases: Sequence[EvaluationTriple], written: Written, folder: Path
-) -> ImageFile:
+def draw_arm(arm: str, given: str, cases: Sequence[EvaluationTriple], written: Written, folder: Path) -> ImageFile:
     requests: list[SampleRequest] = plan(cases, DRAW, SEEDS, given)
     pixels = FakeGenerator(written).sample(
-        [d.text for d in requests],
-        [d.scene for d in requests],
-        [d.noise_seed for d in requests],
-        steps=4,
-        size=16,
+        [d.text for d in requests], [d.scene for d in requests], [d.noise_seed for d in requests], steps=4, size=16
     )
-    rows = [
-        (d.triple_id, d.prompt, d.graph, d.seed, d.text, to_png(p))
-        for d, p in zip(requests, pixels, strict=True)
-    ]
+    rows = [(d.triple_id, d.prompt, d.graph, d.seed, d.text, to_png(p)) for d, p in zip(requests, pixels, strict=True)]
     table = pa.table(dict(zip(SAMPLES.names, zip(*rows, strict=True), strict=True)), schema=SAMPLES)
     write_image_file([table], folder / arm / FILE, {"arm": arm})
     return ImageFile(folder / arm)
@@ -90,8 +72,7 @@ def said(
 
     def table(rows: list[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
         columns = [
-            pa.array(column, field.type, from_pandas=True)
-            for column, field in zip(zip(*rows, strict=True), schema, strict=True)
+            pa.array(column, field.type, from_pandas=True) for column, field in zip(zip(*rows, strict=True), schema, strict=True)
         ]
         return pa.table(columns, schema=schema)
 
@@ -103,13 +84,7 @@ def world(
     cases: list[EvaluationTriple], written: Written, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Verdicts, QualifiedJudges, dict[str, ImageFile], pa.Table]:
     folder = tmp_path_factory.mktemp("images")
-    arms = {
-        "base": "none",
-        "text_only": "empty",
-        "graph": "graphs",
-        "graph-10": "graphs",
-        "graph-20": "graphs",
-    }
+    arms = {"base": "none", "text_only": "empty", "graph": "graphs", "graph-10": "graphs", "graph-20": "graphs"}
     files = {arm: draw_arm(arm, given, cases, written, folder) for arm, given in arms.items()}
     verdicts, asked = said({"oracle": Oracle(written), "blind": Blind()}, files, cases, written)
     return Verdicts(verdicts, cases, SEEDS), QualifiedJudges.of(JUDGES, asked, STATISTICS), files, verdicts
@@ -120,21 +95,13 @@ def test_a_judge_that_sees_is_certified_and_one_that_does_not_is_refused(world: 
     seen, blind = qualified.by_class["oracle"], qualified.by_class["blind"]
     for predicate in ("left of", "right of", "above", "below"):
         calibration = seen[predicate]
-        assert (calibration.ground_truth_accuracy, calibration.abstained, calibration.order_bias) == (
-            1.0,
-            0.0,
-            0.0,
-        )
+        assert (calibration.ground_truth_accuracy, calibration.abstained, calibration.order_bias) == (1.0, 0.0, 0.0)
         assert (calibration.sensitivity, calibration.specificity) == (1.0, 1.0)
         assert calibration.chance_abstained > 0.5
     assert qualified.used("oracle") == {"left of", "right of", "above", "below", "riding"}
     assert np.isnan(seen["riding"].order_bias) and np.isnan(seen["riding"].specificity)
-    assert blind["left of"].ground_truth_accuracy < 0.8 and qualified.used("blind").isdisjoint(
-        {"left of", "above"}
-    )
-    assert blind["left of"].chance_level == blind["left of"].ground_truth_accuracy, (
-        "words alone decide, whatever the image"
-    )
+    assert blind["left of"].ground_truth_accuracy < 0.8 and qualified.used("blind").isdisjoint({"left of", "above"})
+    assert blind["left of"].chance_level == blind["left of"].ground_truth_accuracy, "words alone decide, whatever the image"
     assert blind["left of"].order_bias == pytest.approx(2 * blind["left of"].ground_truth_accuracy - 1)
     figures = qualified.figures()
     assert figures["oracle"]["refused"] == [] and figures["oracle"]["classes_used"] == 5
@@ -145,14 +112,10 @@ def test_the_false_question_needs_a_picture_of_what_is_true(cases: list[Evaluati
     """Of `riding` replaced by `pulling` there is none here; with a triple of that class there is, and c⁻ is true of it."""
     assert not any(q.kind == "false" for q in questions(cases))
     graph = SceneGraph.of("horse", "pulling", "box")
-    puller = EvaluationTriple(
-        "p", 99, cases[0].crop, graph, graph.negated("replace", "pushing"), "replace", {}
-    )
+    puller = EvaluationTriple("p", 99, cases[0].crop, graph, graph.negated("replace", "pushing"), "replace", {})
     asked = [q for q in questions([*cases, puller]) if q.kind == "false"]
     assert {q.predicate for q in asked} == {"riding"} and all(q.image == len(cases) for q in asked)
-    assert {(q.positive, q.negative) for q in asked} == {
-        (("horse", "riding", "box"), ("horse", "pulling", "box"))
-    }
+    assert {(q.positive, q.negative) for q in asked} == {(("horse", "riding", "box"), ("horse", "pulling", "box"))}
 
 
 def test_figures_of_known_arms(world: tuple, cases: list[EvaluationTriple]) -> None:
@@ -168,12 +131,8 @@ def test_figures_of_known_arms(world: tuple, cases: list[EvaluationTriple]) -> N
     assert graph["positive"]["direction_accuracy"] == pytest.approx(np.mean(truth))
     assert graph["positive"]["direction_accuracy_images"] == directional
     assert 0.8 < graph["positive"]["direction_accuracy"] < 1.0 and graph["positive"]["objects_present"] == 1.0
-    assert graph["negative"]["direction_accuracy"] == pytest.approx(
-        1 - graph["positive"]["direction_accuracy"]
-    )
-    assert graph["positive"]["direction_accuracy_corrected"] == pytest.approx(
-        graph["positive"]["direction_accuracy"]
-    )
+    assert graph["negative"]["direction_accuracy"] == pytest.approx(1 - graph["positive"]["direction_accuracy"])
+    assert graph["positive"]["direction_accuracy_corrected"] == pytest.approx(graph["positive"]["direction_accuracy"])
     assert 0.25 < found["arms"]["base"]["neutral"]["none"]["direction_accuracy"] < 0.75
     compared = found["comparisons"]["neutral"]
     in_words = {f"{a}-{b}_in_words" for a in ("graph", "graph-10", "graph-20") for b in ("base", "text_only")}
@@ -213,18 +172,14 @@ def test_classes_better_than_base_are_won(world: tuple, cases: list[EvaluationTr
     found, rows = evaluation_figures(Verdicts(table, few, SEEDS), qualified, files)
     (row,) = [r for r in rows if (r["arm"], r["graph"]) == ("graph", "positive") and r.get("p") is not None]
     assert (row["predicate"], row["difference"]) == ("below", 1.0 if wins else -1.0)
-    assert row["p_holm"] == row["p"] == pytest.approx(0.0455, abs=1e-4), (
-        "classes without a pair are not tested"
-    )
+    assert row["p_holm"] == row["p"] == pytest.approx(0.0455, abs=1e-4), "classes without a pair are not tested"
     assert found["classes_better_than_base"]["graph"] == int(wins)
 
 
 def test_a_refused_class_has_no_figure(world: tuple) -> None:
     verdicts, qualified, files, _ = world
     blind = JudgeParams(judges=JUDGES.judges, headline="blind")
-    found, rows = evaluation_figures(
-        verdicts, QualifiedJudges.of(blind, qualified.answers, STATISTICS), files
-    )
+    found, rows = evaluation_figures(verdicts, QualifiedJudges.of(blind, qualified.answers, STATISTICS), files)
     refused = [row for row in rows if not row["used"]]
     assert refused and all("accuracy" not in row for row in refused)
     assert found["arms"]["graph"]["neutral"]["positive"]["direction_accuracy_images"] < 48
@@ -267,22 +222,15 @@ def blinded(table: pa.Table, rows: Sequence[bool], schema: pa.Schema) -> pa.Tabl
     return table
 
 
-@pytest.mark.parametrize(
-    "undecided", [("graph", "graph-10"), ("base",), ("base", "text_only", "graph", "graph-10", "graph-20")]
-)
-def test_an_arm_without_a_decided_image_has_dashes(
-    world: tuple, tmp_path: Path, undecided: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("undecided", [("graph", "graph-10"), ("base",), ("base", "text_only", "graph", "graph-10", "graph-20")])
+def test_an_arm_without_a_decided_image_has_dashes(world: tuple, tmp_path: Path, undecided: tuple[str, ...]) -> None:
     """Undefined figures are null in the files and a dash in every table; the other arms have theirs."""
     verdicts, qualified, files, table = world
     hidden = [arm in undecided for arm in table["arm"].to_pylist()]
     blind = Verdicts(blinded(table, hidden, VERDICTS), verdicts.cases, SEEDS)
     found, rows = evaluation_figures(blind, qualified, files)
     ablation = ablation_figures(blind, qualified, files, (10, 20), ("graph",))
-    arms = [
-        Experiment(f"a-{seed}", "c" * 40, seed, "", blind, qualified, {"base": {}, "graph": {}})
-        for seed in (0, 1)
-    ]
+    arms = [Experiment(f"a-{seed}", "c" * 40, seed, "", blind, qualified, {"base": {}, "graph": {}}) for seed in (0, 1)]
     sweep = sweep_figures(sweep_samples(arms))
     read = {}
     for name, value in {"evaluation": found, "rows": rows, "ablation": ablation, "sweep": sweep}.items():
@@ -291,12 +239,8 @@ def test_an_arm_without_a_decided_image_has_dashes(
     graph, base = (read["evaluation"]["arms"][arm]["neutral"] for arm in ("graph", "base"))
     shown = {"graph": graph["positive"]["direction_accuracy"], "base": base["none"]["direction_accuracy"]}
     assert {arm: value is None for arm, value in shown.items()} == {arm: arm in undecided for arm in shown}
-    epochs = {
-        epoch: row["direction_accuracy_by_run"]["graph"] for epoch, row in read["ablation"]["epochs"].items()
-    }
-    assert {epoch: value is None for epoch, value in epochs.items()} == {
-        epoch: f"graph-{epoch}" in undecided for epoch in epochs
-    }
+    epochs = {epoch: row["direction_accuracy_by_run"]["graph"] for epoch, row in read["ablation"]["epochs"].items()}
+    assert {epoch: value is None for epoch, value in epochs.items()} == {epoch: f"graph-{epoch}" in undecided for epoch in epochs}
     assert (read["ablation"]["comparisons"]["20-10"]["p"] is None) == ("graph-10" in undecided)
     assert (read["sweep"]["arms"]["graph"]["direction_accuracy"] is None) == ("graph" in undecided)
     assert headline_figure(read["evaluation"]).svg
@@ -314,19 +258,11 @@ def test_a_judge_that_was_shown_no_ground_truth_of_its_own_has_dashes(
     world: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verdicts, qualified, files, _ = world
-    asked = qualified.answers.filter(
-        pa.array([kind != "own" for kind in qualified.answers["question"].to_pylist()])
-    )
+    asked = qualified.answers.filter(pa.array([kind != "own" for kind in qualified.answers["question"].to_pylist()]))
     capsys.readouterr()
     found, _ = evaluation_figures(verdicts, QualifiedJudges.of(JUDGES, asked, STATISTICS), files)
-    assert (
-        "warning: evaluation: undefined, written as null: judges.oracle.ground_truth_accuracy"
-        in capsys.readouterr().err
-    )
-    assert (
-        found["judges"]["oracle"]["ground_truth_accuracy"] is None
-        and found["judges"]["oracle"]["classes_used"] == 0
-    )
+    assert "warning: evaluation: undefined, written as null: judges.oracle.ground_truth_accuracy" in capsys.readouterr().err
+    assert found["judges"]["oracle"]["ground_truth_accuracy"] is None and found["judges"]["oracle"]["classes_used"] == 0
     write_json(found, tmp_path / "evaluation.json")
     assert "right on – of" in tables.headline(found).caption
     assert "accuracy on ground truth –;" in headline_table(tmp_path / "evaluation.json").note
@@ -341,9 +277,7 @@ def test_training_seeds_of_an_ablation_are_crossed_with_triples(world: tuple) ->
     other = table.take(extra)
     for name, own, swapped in (("positive", positive, negative), ("negative", negative, positive)):
         values = [swapped[i] if turn else own[i] for i, turn in zip(extra, opposite, strict=True)]
-        other = other.set_column(
-            table.schema.get_field_index(name), VERDICTS.field(name), pa.array(values, pa.float32())
-        )
+        other = other.set_column(table.schema.get_field_index(name), VERDICTS.field(name), pa.array(values, pa.float32()))
     named = pa.array([arms[i].replace("graph", "other") for i in extra])
     other = other.set_column(table.schema.get_field_index("arm"), VERDICTS.field("arm"), named)
     both = Verdicts(pa.concat_tables([table, other]), verdicts.cases, SEEDS)
@@ -351,23 +285,13 @@ def test_training_seeds_of_an_ablation_are_crossed_with_triples(world: tuple) ->
     found = ablation_figures(both, qualified, more, (10, 20), ("graph", "other"))
     alone = ablation_figures(verdicts, qualified, files, (10, 20), ("graph",))["epochs"]["10"]
     same, apart = found["epochs"]["10"], found["epochs"]["20"]
-    assert (same["direction_accuracy"], same["mse"]) == pytest.approx(
-        (alone["direction_accuracy"], alone["mse"])
-    )
-    assert (
-        0.7
-        < same["direction_accuracy_low"]
-        < same["direction_accuracy"]
-        < same["direction_accuracy_high"]
-        < 1
-    )
+    assert (same["direction_accuracy"], same["mse"]) == pytest.approx((alone["direction_accuracy"], alone["mse"]))
+    assert 0.7 < same["direction_accuracy_low"] < same["direction_accuracy"] < same["direction_accuracy_high"] < 1
     assert apart["direction_accuracy"] == pytest.approx(0.5)
     assert apart["direction_accuracy_low"] < 0.01 and apart["direction_accuracy_high"] > 0.99
     compared = found["comparisons"]["20-10"]
     assert compared["difference"] == pytest.approx(0.5 - alone["direction_accuracy"]) and compared["p"] > 0.2
-    assert compared["difference_low"] < -1 and compared["difference_high"] > 0, (
-        "one run lost all, the other nothing"
-    )
+    assert compared["difference_low"] < -1 and compared["difference_high"] > 0, "one run lost all, the other nothing"
 
 
 def test_mse_is_that_of_the_pixels(world: tuple, cases: list[EvaluationTriple]) -> None:
@@ -379,16 +303,13 @@ def test_mse_is_that_of_the_pixels(world: tuple, cases: list[EvaluationTriple]) 
         row = next(
             i
             for i, item in enumerate(items)
-            if (item["triple_id"], item["prompt"], item["graph"], item["seed"])
-            == (cases[2].triple_id, "neutral", graph, seed)
+            if (item["triple_id"], item["prompt"], item["graph"], item["seed"]) == (cases[2].triple_id, "neutral", graph, seed)
         )
         return file.read([row])[0].astype(float)
 
     found = distances(file, cases, SEEDS, "neutral")
     by_graph = [np.mean((image("positive", s) - image("negative", s)) ** 2) for s in SEEDS]
-    by_seed = [
-        np.mean((image("positive", a) - image("positive", b)) ** 2) for a, b in ((0, 1), (0, 2), (1, 2))
-    ]
+    by_seed = [np.mean((image("positive", a) - image("positive", b)) ** 2) for a, b in ((0, 1), (0, 2), (1, 2))]
     assert found.graphs[2, 0] == pytest.approx(np.mean(by_graph))
     assert found.other_seed[2, 0] == pytest.approx(np.mean(by_seed))
     with pytest.raises(DataError, match="not all"):

@@ -31,9 +31,7 @@ def one(world: tuple) -> Experiment:  # noqa: F811
 
 
 def figures(
-    experiments: Sequence[Experiment],
-    others: Mapping[str, Sequence[Experiment]] | None = None,
-    seeds: Sequence[int] | None = None,
+    experiments: Sequence[Experiment], others: Mapping[str, Sequence[Experiment]] | None = None, seeds: Sequence[int] | None = None
 ) -> dict[str, Any]:
     return sweep_figures(sweep_samples(experiments, others), seeds)
 
@@ -43,17 +41,12 @@ def test_equal_runs_pool_to_the_same_shares(one: Experiment) -> None:
     assert {name: arm["direction_accuracy"] for name, arm in alone["arms"].items()} == pytest.approx(
         {name: arm["direction_accuracy"] for name, arm in one.arms.items()}, abs=1e-6
     )
-    again = replace(
-        one, name="arms-2", seed=1, arms={**one.arms, "graph": {**one.arms["graph"], "val_loss_base": 0.3}}
-    )
+    again = replace(one, name="arms-2", seed=1, arms={**one.arms, "graph": {**one.arms["graph"], "val_loss_base": 0.3}})
     both = figures([one, again])
     graph = both["arms"]["graph"]
     assert graph["direction_accuracy"] == alone["arms"]["graph"]["direction_accuracy"]
     assert graph["direction_accuracy_images"] == 2 * alone["arms"]["graph"]["direction_accuracy_images"]
-    assert (
-        set(graph["direction_accuracy_by_seed"]) == {"0", "1"}
-        and graph["direction_accuracy_deviation"] == 0.0
-    )
+    assert set(graph["direction_accuracy_by_seed"]) == {"0", "1"} and graph["direction_accuracy_deviation"] == 0.0
     assert graph["swap_follow_rate"] == alone["arms"]["graph"]["swap_follow_rate"]
     assert graph["val_loss_base"] == pytest.approx(0.2) and "val_loss_base" not in both["arms"]["base"]
     assert both["arms"]["base"] == alone["arms"]["base"], "trained nothing, counted once"
@@ -70,11 +63,7 @@ def test_training_seeds_are_crossed_with_triples(one: Experiment, world: tuple) 
     turned = Verdicts(table.rename_columns(columns), one.verdicts.cases, SEEDS)
     found = figures([one, replace(one, name="arms-2", seed=1, verdicts=turned)])["arms"]["graph"]
     first, second = found["direction_accuracy_by_seed"].values()
-    assert (
-        first > 0.8
-        and first + second == pytest.approx(1.0)
-        and found["direction_accuracy"] == pytest.approx(0.5)
-    )
+    assert first > 0.8 and first + second == pytest.approx(1.0) and found["direction_accuracy"] == pytest.approx(0.5)
     assert found["direction_accuracy_low"] < second and found["direction_accuracy_high"] > first
 
 
@@ -137,9 +126,7 @@ def test_an_arm_without_one_of_the_seeds_is_refused(one: Experiment) -> None:
     assert figures([one], {"old": [one]}, seeds=[0]) == figures([one], {"old": [one]})
 
 
-def test_the_command_asks_for_its_seeds(
-    one: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_asks_for_its_seeds(one: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sgpipe.report.sweep.named_experiments", lambda root, patterns: patterns)
     monkeypatch.setattr("sgpipe.report.sweep.read_experiment", lambda root, item: replace(one, name=item))
     out = tmp_path / "sweep.json"
@@ -152,13 +139,9 @@ def test_the_command_asks_for_its_seeds(
     assert '"old"' in out.read_text()
 
 
-def test_figures_are_computed_again_from_the_samples(
-    one: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figures_are_computed_again_from_the_samples(one: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Byte for byte, without an experiment; each sample is there once, undecided ones with no verdict."""
-    other = replace(
-        one, name="arms-2", seed=1, arms={**one.arms, "graph": {**one.arms["graph"], "val_loss_base": 0.3}}
-    )
+    other = replace(one, name="arms-2", seed=1, arms={**one.arms, "graph": {**one.arms["graph"], "val_loss_base": 0.3}})
     by_name = {"arms-1": one, "arms-2": other}
     monkeypatch.setattr("sgpipe.report.sweep.named_experiments", lambda root, patterns: patterns)
     monkeypatch.setattr("sgpipe.report.sweep.read_experiment", lambda root, item: by_name[item])

@@ -18,11 +18,7 @@ OBJECTS = records(2000)
 ARCHIVE = zipped({"__MACOSX/._objects.json": b"", "objects.json": OBJECTS})
 ALIASES = b"person,man,woman\n"
 IMAGES = zipped({"VG_100K/1.jpg": jpeg(40, 30, 1)})
-PATHS = {
-    "objects.json": "/a/objects.json.zip",
-    "object_alias.txt": "/a/object_alias.txt",
-    "images.zip": "/i/images.zip",
-}
+PATHS = {"objects.json": "/a/objects.json.zip", "object_alias.txt": "/a/object_alias.txt", "images.zip": "/i/images.zip"}
 DIGESTS = {
     "objects.json.zip": "sha1:" + hashlib.sha1(ARCHIVE).hexdigest(),
     "object_alias.txt": "sha256:" + hashlib.sha256(ALIASES).hexdigest(),
@@ -70,9 +66,7 @@ def test_a_file_that_was_deleted_is_restored_and_one_that_was_changed_is_named(h
     assert (tmp_path / "objects.json").read_bytes() == OBJECTS
     for changed in (OBJECTS[:-1] + b" ", OBJECTS + b" ", b""):
         (tmp_path / "objects.json").write_bytes(changed)
-        with pytest.raises(
-            FetchError, match=r"objects.json: not what objects.json.zip holds; move or delete it"
-        ):
+        with pytest.raises(FetchError, match=r"objects.json: not what objects.json.zip holds; move or delete it"):
             fetch_archives(tmp_path, urls(home), http)
         assert (tmp_path / "objects.json").read_bytes() == changed
 
@@ -121,9 +115,7 @@ def test_a_web_page_in_place_of_an_archive_is_named(home, tmp_path, http):
     home.files[PATHS["objects.json"]] = b"<!DOCTYPE html><p>log in first"
     home.files[PATHS["object_alias.txt"]] = b"<html>"
     for pinned in (True, False):
-        with pytest.raises(
-            FetchError, match=r"not a sound ZIP archive .*<!DOCTYPE html>.*not a list of aliases .*<html>"
-        ):
+        with pytest.raises(FetchError, match=r"not a sound ZIP archive .*<!DOCTYPE html>.*not a list of aliases .*<html>"):
             fetch_archives(tmp_path, urls(home, "objects.json", "object_alias.txt"), http, pinned)
 
 
@@ -162,9 +154,7 @@ def test_no_damage_to_an_archive_ends_in_a_traceback(tmp_path):
 def test_files_from_elsewhere_are_neither_taken_nor_overwritten(home, tmp_path, http):
     (tmp_path / "objects.json").write_bytes(b"[]")
     (tmp_path / "object_alias.txt").write_bytes(b"mine")
-    with pytest.raises(
-        FetchError, match=r"2 of 3 files .*objects.json: not what.*object_alias.txt: its hash is not"
-    ):
+    with pytest.raises(FetchError, match=r"2 of 3 files .*objects.json: not what.*object_alias.txt: its hash is not"):
         fetch_archives(tmp_path, urls(home), http)
     assert (tmp_path / "objects.json").read_bytes() == b"[]"
     assert (tmp_path / "object_alias.txt").read_bytes() == b"mine"
@@ -200,10 +190,7 @@ def test_a_full_disk_while_unpacking_is_one_line_and_leaves_no_half_file(home, t
         out.write(source.read(100))
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with (
-        monkeypatch.context() as patched,
-        pytest.raises(FetchError, match="No space left on device; mend this"),
-    ):
+    with monkeypatch.context() as patched, pytest.raises(FetchError, match="No space left on device; mend this"):
         patched.setattr(shutil, "copyfileobj", full)
         fetch_archives(tmp_path, urls(home, "objects.json"), http)
     assert {path.name for path in tmp_path.iterdir()} == {"objects.json.zip", RECORD, ".fetch.lock"}
@@ -215,9 +202,7 @@ def test_catalogue_covers_what_canonicalize_reads():
     for release, files in catalogue.ANNOTATIONS.items():
         assert {"image_data.json", "objects.json", "relationships.json"} <= files.keys(), release
         assert {name for name in files if name.endswith(".json")} <= catalogue.ROOM.keys()
-    assert {
-        path.rsplit("/")[-1] for path in catalogue.ANNOTATIONS["v1.4"].values()
-    } <= catalogue.DIGESTS.keys()
+    assert {path.rsplit("/")[-1] for path in catalogue.ANNOTATIONS["v1.4"].values()} <= catalogue.DIGESTS.keys()
     assert catalogue.IMAGE_ARCHIVES.keys() <= catalogue.DIGESTS.keys() & catalogue.ROOM.keys()
     assert catalogue.MEAN_IMAGE_BYTES == 140_671
 
@@ -226,9 +211,7 @@ def test_catalogue_covers_what_canonicalize_reads():
 def test_command_asks_the_official_homes(tmp_path, monkeypatch, words, images):
     asked: dict[str, str] = {}
     monkeypatch.setattr(
-        visual_genome,
-        "fetch_archives",
-        lambda root, files, http, pinned: asked.update(files) or visual_genome.Summary(7),
+        visual_genome, "fetch_archives", lambda root, files, http, pinned: asked.update(files) or visual_genome.Summary(7)
     )
     result = CliRunner().invoke(app, ["visual-genome", "--root", str(tmp_path), *words])
     assert result.exit_code == 0 and "7 fetched" in result.output

@@ -24,9 +24,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(download, "CHUNK", 100)
 
 
-def fetch(
-    site: Site, root: Path, http: requests.Session, known: str | None = None, check=lambda path: None
-) -> bool:
+def fetch(site: Site, root: Path, http: requests.Session, known: str | None = None, check=lambda path: None) -> bool:
     with data_folder(root) as hub:
         if known is not None:
             hub.registry[NAME] = known
@@ -161,10 +159,7 @@ def test_a_socks_proxy_without_its_package_is_one_line(tmp_path, monkeypatch, va
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "socks5://127.0.0.1:9")
     monkeypatch.setattr("requests.adapters.SOCKSProxyManager", _without_socks)
-    with (
-        session(1, 0) as http,
-        pytest.raises(FetchError, match=r"SOCKS support.*Install PySocks, or unset ALL_PROXY") as e,
-    ):
+    with session(1, 0) as http, pytest.raises(FetchError, match=r"SOCKS support.*Install PySocks, or unset ALL_PROXY") as e:
         fetch(Site(url="http://images.example"), tmp_path, http)
     assert "\n" not in str(e.value) and str(e.value).startswith("http://images.example/file.bin: ")
 
@@ -222,9 +217,7 @@ def test_what_is_there_is_verified_by_the_recorded_hash_and_never_overwritten(si
     assert not fetch(site, tmp_path, http) and (tmp_path / RECORD).read_bytes() == record
     assert len(site.requests) == 1
     (tmp_path / NAME).write_bytes(BODY[::-1])
-    with pytest.raises(
-        FetchError, match=r"file.bin: its hash is not the published or recorded one; move or delete it"
-    ):
+    with pytest.raises(FetchError, match=r"file.bin: its hash is not the published or recorded one; move or delete it"):
         fetch(site, tmp_path, http)
     assert (tmp_path / NAME).read_bytes() == BODY[::-1] and len(site.requests) == 1
     (tmp_path / NAME).unlink()

@@ -53,15 +53,8 @@ def test_only_the_images_of_the_triples_are_asked_for_once_each(pictures, http):
     assert (root / "VG_100K" / "4.jpg").read_bytes() == site.files["/VG_100K/4.jpg"]
     assert (root / "VG_100K_2" / "3.jpg").read_bytes() == site.files["/VG_100K_2/3.jpg"]
     hashes = {line.split()[0]: line.split()[1] for line in (root / RECORD).read_text().splitlines()}
-    assert hashes == {
-        image.name: "sha256:" + hashlib.sha256((root / image.name).read_bytes()).hexdigest()
-        for image in wanted
-    }
-    assert {path.name for path in root.rglob("*") if path.is_file()} == {
-        RECORD,
-        ".fetch.lock",
-        *(f"{i}.jpg" for i in range(3, 11)),
-    }
+    assert hashes == {image.name: "sha256:" + hashlib.sha256((root / image.name).read_bytes()).hexdigest() for image in wanted}
+    assert {path.name for path in root.rglob("*") if path.is_file()} == {RECORD, ".fetch.lock", *(f"{i}.jpg" for i in range(3, 11))}
 
 
 def test_failures_are_recorded_and_the_rest_goes_on(pictures, http):

@@ -59,9 +59,7 @@ def examples(params: GraphEncoder) -> Examples:
 
 
 @pytest.fixture(scope="package")
-def features(
-    params: GraphEncoder, tower: ImageTower, examples: Examples, tmp_path_factory: pytest.TempPathFactory
-) -> Features:
+def features(params: GraphEncoder, tower: ImageTower, examples: Examples, tmp_path_factory: pytest.TempPathFactory) -> Features:
     made = tmp_path_factory.mktemp("features")
 
     def read(image_id: int) -> AnnotatedImage:

@@ -28,13 +28,7 @@ def golden_batch(tensors: dict[str, Tensor], case: str) -> GraphBatch:
         tensors[f"{case}/in/{name}"].clone() for name in ("objs", "triples", "obj_to_img", "triple_to_img")
     )
     return GraphBatch(
-        len(tensors[f"{case}/out/global"]),
-        objects,
-        triples[:, 1],
-        triples[:, [0, 2]],
-        node_graph,
-        edge_graph,
-        triples[:, 1] > 0,
+        len(tensors[f"{case}/out/global"]), objects, triples[:, 1], triples[:, [0, 2]], node_graph, edge_graph, triples[:, 1] > 0
     )
 
 

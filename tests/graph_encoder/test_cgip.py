@@ -25,9 +25,7 @@ def tensors(reference_dir: Path) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def model() -> Cgip:
     torch.manual_seed(0)
-    return Cgip(
-        CgipConfig(len(VOCABULARY.objects), len(VOCABULARY.predicates), width=24, embed=16, layers=3)
-    ).double()
+    return Cgip(CgipConfig(len(VOCABULARY.objects), len(VOCABULARY.predicates), width=24, embed=16, layers=3)).double()
 
 
 def encode(model: Cgip, *graphs: SceneGraph) -> GraphEncoding:
@@ -76,11 +74,7 @@ def test_full_size_has_the_official_tensors(reference_dir: Path, data: str) -> N
     wanted = listed["state_dict_vg"] | (listed["coco_differences"] if data == "coco" else {})
     sizes = listed["config"][data]
     with torch.device("meta"):
-        model = Cgip(
-            CgipConfig(
-                sizes["num_objs"], sizes["num_preds"], sizes["width"], sizes["embed_dim"], sizes["layers"]
-            )
-        )
+        model = Cgip(CgipConfig(sizes["num_objs"], sizes["num_preds"], sizes["width"], sizes["embed_dim"], sizes["layers"]))
     found = {
         name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
         for name, tensor in model.state_dict().items()
@@ -122,9 +116,7 @@ def test_reversing_an_edge_changes_local_and_global(model: Cgip) -> None:
         assert (a - b).norm() > 0.05 * a.norm()
 
 
-def test_a_node_without_an_edge_loses_its_class_and_the_image_edge_gives_it_back(
-    model: Cgip, tensors: dict[str, Tensor]
-) -> None:
+def test_a_node_without_an_edge_loses_its_class_and_the_image_edge_gives_it_back(model: Cgip, tensors: dict[str, Tensor]) -> None:
     batch = golden_batch(tensors, "a_mixed")
     official = golden_model(tensors, torch.float64)
     before = official(batch).pooled

@@ -74,9 +74,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({**published(model), "name": _Runs()}, "sip.pt")
-    with pytest.raises(
-        ModelError, match=r"sip\.pt: refused: the file asks to run or build (posix|os)\.system"
-    ):
+    with pytest.raises(ModelError, match=r"sip\.pt: refused: the file asks to run or build (posix|os)\.system"):
         load_sgdiff(Path("sip.pt"), names)
     assert not Path("executed").exists()
 
@@ -117,9 +115,7 @@ def _no_table(state: dict[str, Tensor]) -> None:
         (_no_table, "no CGIP encoder: 'obj_embeddings.weight' is missing or no table; found conv1.weight"),
     ],
 )
-def test_every_other_difference_is_an_error(
-    tmp_path: Path, model: Cgip, names: Path, damage: Any, said: str
-) -> None:
+def test_every_other_difference_is_an_error(tmp_path: Path, model: Cgip, names: Path, damage: Any, said: str) -> None:
     state = dict(model.state_dict())
     damage(state)
     torch.save({"state_dict": state}, tmp_path / "sip.pt")
@@ -148,14 +144,8 @@ def test_the_vocabulary_is_required_and_must_fit(tmp_path: Path, model: Cgip) ->
     Vocabulary.of(["dog", "cat"], ["on", "near"]).write(path)
     with pytest.raises(DataError, match=r"3 object names, .*sip\.pt has rows for 4"):
         load_sgdiff(weights, path)
-    path.write_text(
-        json.dumps(
-            {"object_idx_to_name": ["dog", "cat", "x", "__image__"], "pred_idx_to_name": ["__in_image__"]}
-        )
-    )
-    with pytest.raises(
-        DataError, match=r"vocab\.json: vocabulary: object 0 is 'dog', it must be '__image__'"
-    ):
+    path.write_text(json.dumps({"object_idx_to_name": ["dog", "cat", "x", "__image__"], "pred_idx_to_name": ["__in_image__"]}))
+    with pytest.raises(DataError, match=r"vocab\.json: vocabulary: object 0 is 'dog', it must be '__image__'"):
         load_sgdiff(weights, path)
     path.write_text("[]")
     with pytest.raises(DataError, match=r"vocab\.json: not a JSON object"):

@@ -18,9 +18,7 @@ from sgpipe.relations.predicates import DIRECTIONAL
 from tests.graph_encoder.world import CPU, learner, lesson
 
 
-def test_measures_are_taken_without_dropout(
-    examples: Examples, features: Features, params: GraphEncoder, texts: NameTable
-) -> None:
+def test_measures_are_taken_without_dropout(examples: Examples, features: Features, params: GraphEncoder, texts: NameTable) -> None:
     """Of a model in train mode, as it is before its first step: the figures are those of eval mode, and again the same."""
     lessons = lesson(examples, features, "val")
     model = learner(lessons, features, params)
@@ -30,10 +28,7 @@ def test_measures_are_taken_without_dropout(
     model.head.leave.append(nn.Dropout(0.5))
     model.reconstruction.mlp.append(nn.Dropout(0.5))
     graphs = [examples.graphs[row] for row in lessons.rows]
-    expected = (
-        measure(model.eval(), lessons),
-        token_cosines(model.encoder.eval(), graphs, lessons.names, texts, 0),
-    )
+    expected = (measure(model.eval(), lessons), token_cosines(model.encoder.eval(), graphs, lessons.names, texts, 0))
     for _ in range(2):
         assert measure(model.train(), lessons) == expected[0]
         assert token_cosines(model.encoder.train(), graphs, lessons.names, texts, 0) == expected[1]
@@ -70,9 +65,7 @@ class BlankFeatures:
         return torch.zeros_like(found) if name == "region" else found
 
 
-def test_measures_of_an_encoder(
-    examples: Examples, features: Features, params: GraphEncoder, texts: NameTable
-) -> None:
+def test_measures_of_an_encoder(examples: Examples, features: Features, params: GraphEncoder, texts: NameTable) -> None:
     """What is measured for all together is what is measured one by one; identical encodings tell nothing apart."""
     lessons = lesson(examples, features, "val")
     model = learner(lessons, features, params).eval()

@@ -24,9 +24,7 @@ def pairs(frame: pl.DataFrame) -> set[tuple[str, ...]]:
     return {tuple(sorted(two)) for two in frame.select("subject", "object").rows()}
 
 
-def test_no_name_pair_and_no_image_is_both_learned_from_and_measured_by(
-    examples: Examples, params: GraphEncoder
-) -> None:
+def test_no_name_pair_and_no_image_is_both_learned_from_and_measured_by(examples: Examples, params: GraphEncoder) -> None:
     parts = {part: examples.frame.filter(pl.col("part") == part) for part in ("train", "development", "val")}
     assert all(len(part) > 5 for part in parts.values())
     for held in ("development", "val"):
@@ -54,9 +52,7 @@ def test_the_hidden_box_is_that_of_an_end_of_a_relation_of_its_crop(examples: Ex
     for side in "so":
         x0 = (pl.col(f"{side}x") - pl.col("crop_x")) / pl.col("crop_w")
         y1 = (pl.col(f"{side}y") + pl.col(f"{side}h") - pl.col("crop_y")) / pl.col("crop_h")
-        ends.append(
-            ((pl.col("x0") - x0.clip(0, 1)).abs() < 1e-5) & ((pl.col("y1") - y1.clip(0, 1)).abs() < 1e-5)
-        )
+        ends.append(((pl.col("x0") - x0.clip(0, 1)).abs() < 1e-5) & ((pl.col("y1") - y1.clip(0, 1)).abs() < 1e-5))
     mirrored = pl.col("mirrored")
     found = rows.filter(~mirrored).group_by("crop").agg((ends[0] | ends[1]).any().alias("is_end"))
     assert found["is_end"].all() and found.height == (~examples.crops["mirrored"]).sum()
@@ -127,9 +123,7 @@ def test_a_tower_that_cannot_be_read_is_refused(params: GraphEncoder, tmp_path: 
     assert first != tower_identity(msgspec.structs.replace(params, block=-1))
 
 
-def test_a_shard_without_readable_images_is_empty(
-    tower: ImageTower, examples: Examples, tmp_path: Path
-) -> None:
+def test_a_shard_without_readable_images_is_empty(tower: ImageTower, examples: Examples, tmp_path: Path) -> None:
     def refuse(image_id: int) -> np.ndarray:
         raise DataError(f"image {image_id} is damaged")
 

@@ -39,18 +39,7 @@ def test_what_is_no_scene_graph_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "t-shirt",
-        "men's hat",
-        "st. bernard",
-        "chien élevé",
-        "around/near",
-        "3 dogs",
-        "jr.",
-        "flower (toy) one",
-        "man, woman",
-    ],
+    "name", ["t-shirt", "men's hat", "st. bernard", "chien élevé", "around/near", "3 dogs", "jr.", "flower (toy) one", "man, woman"]
 )
 def test_ordinary_names_are_taken(name: str) -> None:
     assert SceneGraph((name,)).objects == (name,)
@@ -58,9 +47,7 @@ def test_ordinary_names_are_taken(name: str) -> None:
 
 def test_a_predicate_outside_the_table_is_refused_with_near_matches() -> None:
     graph = SceneGraph.of("dog", "siting on", "mat")
-    with pytest.raises(
-        DataError, match="'siting on' is not in the predicate table; did you mean 'sitting on'"
-    ):
+    with pytest.raises(DataError, match="'siting on' is not in the predicate table; did you mean 'sitting on'"):
         graph.check_predicates(PREDICATES)
 
 

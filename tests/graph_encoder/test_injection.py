@@ -37,16 +37,10 @@ class Inputs(NamedTuple):
 
 
 FLUX = FluxTransformer2DModel, {"num_single_layers": 2, "axes_dims_rope": (2, 2, 4), "in_channels": 4}
-SD3 = (
-    SD3Transformer2DModel,
-    {"in_channels": 1, "out_channels": 1, "caption_projection_dim": 16, "sample_size": 8},
-)
+SD3 = (SD3Transformer2DModel, {"in_channels": 1, "out_channels": 1, "caption_projection_dim": 16, "sample_size": 8})
 
 
-@pytest.fixture(
-    scope="module",
-    params=[("flux", "native"), ("flux", "_native_math"), ("sd3", "native"), ("sd3", "_native_math")],
-)
+@pytest.fixture(scope="module", params=[("flux", "native"), ("flux", "_native_math"), ("sd3", "native"), ("sd3", "_native_math")])
 def denoiser(request: pytest.FixtureRequest) -> Iterator[Denoiser]:
     """A random transformer of each family under both attention settings."""
     name, backend = request.param
@@ -67,12 +61,8 @@ def denoiser(request: pytest.FixtureRequest) -> Iterator[Denoiser]:
 def inputs() -> Inputs:
     generator = torch.Generator().manual_seed(3)
     count = len(GRAPHS)
-    text = TextCondition(
-        torch.randn(count, WORDS, TEXT, generator=generator), torch.randn(count, 6, generator=generator)
-    )
-    return Inputs(
-        torch.randn(count, 1, 4, 6, generator=generator), torch.rand(count, generator=generator), text
-    )
+    text = TextCondition(torch.randn(count, WORDS, TEXT, generator=generator), torch.randn(count, 6, generator=generator))
+    return Inputs(torch.randn(count, 1, 4, 6, generator=generator), torch.rand(count, generator=generator), text)
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +84,7 @@ def only(inputs: Inputs, n: int) -> Inputs:
     return Inputs(inputs.latents[n : n + 1], inputs.t[n : n + 1], inputs.text.rows()[n])
 
 
-def test_mixed_graphs_in_one_batch_are_each_alone(
-    denoiser: Denoiser, inputs: Inputs, names: NameTable
-) -> None:
+def test_mixed_graphs_in_one_batch_are_each_alone(denoiser: Denoiser, inputs: Inputs, names: NameTable) -> None:
     tokenizer = made(GraphTokens())
     tokens = tokenizer(GRAPHS, None, names)
     assert tokens.counts == (2, 0, 3, 2)
@@ -143,9 +131,7 @@ def test_empty_graphs_change_no_bit(denoiser: Denoiser, inputs: Inputs, names: N
     assert prepend(empty, inputs.text) is inputs.text
 
 
-def test_a_mask_as_long_as_the_batch_is_no_query_mask(
-    denoiser: Denoiser, inputs: Inputs, names: NameTable
-) -> None:
+def test_a_mask_as_long_as_the_batch_is_no_query_mask(denoiser: Denoiser, inputs: Inputs, names: NameTable) -> None:
     """As many samples as rows of the joint sequence: a mask `[N, S]` would be taken for one of queries by keys."""
     tokens = made(GraphTokens())([*GRAPHS, GRAPHS[0]], None, names)
     rows = [*range(len(GRAPHS)), 0]
@@ -161,9 +147,7 @@ def test_a_mask_as_long_as_the_batch_is_no_query_mask(
     assert (found - alone[[rows[n] for n in many]]).abs().max() < 5e-6
 
 
-def test_the_order_of_graph_tokens_means_nothing(
-    denoiser: Denoiser, inputs: Inputs, names: NameTable
-) -> None:
+def test_the_order_of_graph_tokens_means_nothing(denoiser: Denoiser, inputs: Inputs, names: NameTable) -> None:
     """Text has position 0 throughout, so graph tokens are a set and their direction must be in what they hold."""
     own = only(inputs, 2)
     tokens = made(GraphTokens())([GRAPHS[2]], None, names)
@@ -179,12 +163,7 @@ def test_half_precision_text_keeps_its_precision(inputs: Inputs, names: NameTabl
     assert torch.equal(found.states[:, 3:], text.states)
 
 
-SPANS = [
-    {0: range(1, 2), 1: range(3, 5)},
-    {},
-    {0: range(0, 1), 1: range(1, 2), 2: range(4, 5)},
-    {0: range(2, 3), 1: range(0, 1)},
-]
+SPANS = [{0: range(1, 2), 1: range(3, 5)}, {}, {0: range(0, 1), 1: range(1, 2), 2: range(4, 5)}, {0: range(2, 3), 1: range(0, 1)}]
 
 
 def test_residual_adds_nothing_at_first_and_learns(inputs: Inputs) -> None:
@@ -235,7 +214,4 @@ def test_spans_in_prompts_of_a_t5_tokenizer(prompt: str) -> None:
     prompt_ids = tokenizer(prompt, padding="max_length", max_length=16).input_ids
     spans = named_spans(SceneGraph.of("dog", "left of", "cat"), prompt_ids, ids)
     words = prompt.split()
-    assert {index: list(span) for index, span in spans.items()} == {
-        0: [words.index("dog")],
-        1: [words.index("cat")],
-    }
+    assert {index: list(span) for index, span in spans.items()} == {0: [words.index("dog")], 1: [words.index("cat")]}

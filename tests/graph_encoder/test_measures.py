@@ -33,10 +33,7 @@ def test_images_of_equal_graphs_answer_each_other() -> None:
     graph = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     image = torch.tensor([[1.0, 0.2], [1.0, 0.1], [0.0, 1.0]])
     same = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
-    assert retrieval(graph, image, same, (1,)) == {
-        "graph_to_image": {"r1": 1.0},
-        "image_to_graph": {"r1": 1.0},
-    }
+    assert retrieval(graph, image, same, (1,)) == {"graph_to_image": {"r1": 1.0}, "image_to_graph": {"r1": 1.0}}
 
 
 def test_true_above_swap_at_its_ends() -> None:
@@ -49,9 +46,7 @@ def test_direction_cosine_is_blind_to_order_and_scale() -> None:
     one = vectors(3, 4, 8)
     owner = torch.full((3, 4), -1)
     tokens = Tokens(one, (4, 4, 0), owner)
-    assert direction_cosine(tokens, Tokens(2 * one.flip(1), (4, 4, 0), owner)) == pytest.approx(
-        {"mean": 1.0, "worst": 1.0}
-    )
+    assert direction_cosine(tokens, Tokens(2 * one.flip(1), (4, 4, 0), owner)) == pytest.approx({"mean": 1.0, "worst": 1.0})
     other = one.clone()
     other[0] = vectors(4, 8, seed=3)
     found = direction_cosine(tokens, Tokens(other, (4, 4, 0), owner))

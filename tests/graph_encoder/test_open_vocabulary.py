@@ -5,12 +5,7 @@ import torch
 
 from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
-from sgpipe.graph_encoder.open_vocabulary import (
-    NameTable,
-    OpenVocabularyConfig,
-    OpenVocabularyEncoder,
-    texts_of,
-)
+from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder, texts_of
 from sgpipe.graphs.scene_graph import SceneGraph
 
 WORDS = ("dog", "cat", "axolotl", "tree", "left of", "on", "near")
@@ -69,9 +64,7 @@ def test_a_table_for_graphs_holds_names_and_phrases_and_knows_its_size() -> None
     assert table.rms == 3.0 and batch_graphs(graphs, table).edges.shape == (1, 4)
 
 
-def test_names_without_vectors_and_vectors_of_another_width_are_refused(
-    encoder: OpenVocabularyEncoder, table: NameTable
-) -> None:
+def test_names_without_vectors_and_vectors_of_another_width_are_refused(encoder: OpenVocabularyEncoder, table: NameTable) -> None:
     with pytest.raises(DataError, match="no text embedding of 'unicorn'; encode the names"):
         batch_graphs([SceneGraph.of("dog", "on", "unicorn")], table)
     with pytest.raises(DataError, match="one vector of one width"):

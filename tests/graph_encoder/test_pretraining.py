@@ -128,11 +128,7 @@ def test_mask_hides_what_the_official_one_hides_but_for_its_two_faults(reference
     whole = (boxes == torch.tensor([0.0, 0.0, 1.0, 1.0])).all(1)
     drawn = draw > 0.2
     ours = hidden_pixels(boxes[~whole], image[~whole], drawn[~whole], 3, (32, 32))
-    once = (
-        official
-        - 1
-        + torch.tensor([bool(whole[drawn & (image == n)].any()) for n in range(3)])[:, None, None]
-    )
+    once = official - 1 + torch.tensor([bool(whole[drawn & (image == n)].any()) for n in range(3)])[:, None, None]
     assert (once[ours] == -1).all() and official.min() == -1
     grown = F.max_pool2d(ours.float()[:, None], 3, 1, 1)[:, 0] > 0
     assert grown[once < 0].all() and ours.any() and not ours[2].any()
@@ -161,9 +157,7 @@ def test_reconstruction_sees_nothing_of_the_hidden_part_and_no_padding() -> None
     graph = encoding(local, [2, 0, 5])
     found = block(features, region, graph)
     assert torch.equal(found, block(torch.where(region[..., None], 9.0, features), region, graph))
-    padded = GraphEncoding(
-        torch.where(graph.row[..., None], graph.local, 9.0), *list(vars(graph).values())[1:]
-    )
+    padded = GraphEncoding(torch.where(graph.row[..., None], graph.local, 9.0), *list(vars(graph).values())[1:])
     assert torch.allclose(found, block(features, region, padded), atol=1e-6)
     assert torch.isfinite(found).all(), "a graph without rows can be read"
     other = encoding(local.flip(0), [2, 0, 5])
@@ -182,9 +176,7 @@ def test_masked_loss_counts_hidden_patches_alone() -> None:
 def test_both_losses_train_an_encoder_that_tells_directions_apart(kind: str) -> None:
     """Images whose features are a random function of (left thing, right thing): learnt only by who stands where."""
     things = ["dog", "cat", "tree"]
-    graphs = [
-        SceneGraph.of(a, p, b) for a, b in product(things, things) if a != b for p in ("left of", "right of")
-    ]
+    graphs = [SceneGraph.of(a, p, b) for a, b in product(things, things) if a != b for p in ("left of", "right of")]
     generator = torch.Generator().manual_seed(0)
     table = {key: torch.randn(8, generator=generator) for key in product(things, things)}
 
@@ -223,9 +215,7 @@ def test_both_losses_train_an_encoder_that_tells_directions_apart(kind: str) -> 
     assert all(losses[-1][name] < 0.5 * losses[0][name] for name in losses[0])
     assert encoder.logit_scale <= math.log(100) + 1e-6
     with torch.no_grad():
-        true, swapped = (
-            encoder(batch_graphs(each, names)).pooled for each in (graphs, [g.reversed() for g in graphs])
-        )
+        true, swapped = (encoder(batch_graphs(each, names)).pooled for each in (graphs, [g.reversed() for g in graphs]))
     assert true_above_swap(pooled, true, swapped) > 0.95
 
 

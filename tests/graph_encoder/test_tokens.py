@@ -14,9 +14,7 @@ from sgpipe.graphs.scene_graph import SceneGraph, Triple
 
 TEXT = 12
 ONE = SceneGraph.of("dog", "left of", "cat")
-MANY = SceneGraph(
-    ("tree", "dog", "cat", "dog"), ((1, "left of", 2), (1, "on", 3), (2, "behind", 3), (1, "left of", 2))
-)
+MANY = SceneGraph(("tree", "dog", "cat", "dog"), ((1, "left of", 2), (1, "on", 3), (2, "behind", 3), (1, "left of", 2)))
 LONE = SceneGraph(("dog", "cat"))
 GRAPHS = (ONE, SceneGraph(), MANY, LONE)
 LAYOUTS = [
@@ -38,9 +36,7 @@ def names() -> NameTable:
 
 def encode(names: NameTable, *graphs: SceneGraph) -> GraphEncoding:
     torch.manual_seed(0)
-    return OpenVocabularyEncoder(OpenVocabularyConfig(TEXT, width=16, embed=8, layers=2))(
-        batch_graphs(graphs, names)
-    )
+    return OpenVocabularyEncoder(OpenVocabularyConfig(TEXT, width=16, embed=8, layers=2))(batch_graphs(graphs, names))
 
 
 def tokenizer(params: GraphTokens) -> GraphTokenizer:
@@ -53,9 +49,7 @@ def make(params: GraphTokens, names: NameTable, *graphs: SceneGraph) -> Tokens:
 
 
 @pytest.mark.parametrize(("params", "counts"), zip(LAYOUTS, COUNTS, strict=True))
-def test_a_batch_gives_what_each_graph_gives_alone(
-    params: GraphTokens, counts: tuple[int, ...], names: NameTable
-) -> None:
+def test_a_batch_gives_what_each_graph_gives_alone(params: GraphTokens, counts: tuple[int, ...], names: NameTable) -> None:
     together = make(params, names, *GRAPHS)
     assert together.counts == counts
     assert together.mask.sum(1).tolist() == list(counts)
@@ -130,9 +124,7 @@ def test_tokens_say_which_two_objects_are_related(
 
 
 @pytest.mark.parametrize("params", LAYOUTS)
-def test_swapped_roles_give_other_tokens_and_every_weight_learns(
-    params: GraphTokens, names: NameTable
-) -> None:
+def test_swapped_roles_give_other_tokens_and_every_weight_learns(params: GraphTokens, names: NameTable) -> None:
     made = tokenizer(params)
     pair = [ONE, ONE.reversed()]
     tokens = made(pair, encode(names, *pair), names)
@@ -154,10 +146,7 @@ def test_more_triples_than_rows_keep_the_first(names: NameTable) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (
-            {"injection": "residual", "layout": "roles", "relation": "encoder"},
-            "residual adds to the words of objects",
-        ),
+        ({"injection": "residual", "layout": "roles", "relation": "encoder"}, "residual adds to the words of objects"),
         ({"injection": "residual", "global_token": True}, "without global_token; got layout objects"),
         ({"layout": "triple"}, "layout triple reads the graph encoder; set relation to encoder, got table"),
     ],

@@ -33,10 +33,7 @@ def test_a_head_tells_which_is_left_where_the_mean_cannot() -> None:
         patches, leftmost = torch.zeros(count, 9, 12), torch.zeros(count, dtype=torch.long)
         for n in range(count):
             (a, b), (left, right) = draw.choice(6, 2, replace=False), np.sort(draw.choice(3, 2, False))
-            patches[n, 3 * draw.integers(3) + left], patches[n, 3 * draw.integers(3) + right] = (
-                things[a],
-                things[b],
-            )
+            patches[n, 3 * draw.integers(3) + left], patches[n, 3 * draw.integers(3) + right] = (things[a], things[b])
             leftmost[n] = int(a)
         return patches, leftmost
 
@@ -53,9 +50,7 @@ def test_a_head_tells_which_is_left_where_the_mean_cannot() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 half an archive", b"\x80\x02cos\nsystem\n."])
-def test_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
-) -> None:
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
     """An unpickling error and an empty file, too; what is whole comes back."""
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(content)
@@ -69,11 +64,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 
 def test_killed_and_continued_the_weights_are_the_same(
-    examples: Examples,
-    features: Features,
-    params: GraphEncoder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    examples: Examples, features: Features, params: GraphEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
     lessons = lesson(examples, features)
@@ -111,9 +102,7 @@ def test_killed_and_continued_the_weights_are_the_same(
     fresh_start = learner(lessons, features, params)
     pretrain(fresh_start, lessons, params, tmp_path / "damaged", lambda *_: None)
     assert calls[7:] == list(range(6))
-    assert all(
-        torch.equal(value, fresh_start.state_dict()[name]) for name, value in whole.state_dict().items()
-    )
+    assert all(torch.equal(value, fresh_start.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
 def cut_short(path: Path) -> None:
@@ -163,11 +152,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 
 def test_a_checkpoint_that_cannot_be_written_is_named(
-    examples: Examples,
-    features: Features,
-    params: GraphEncoder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    examples: Examples, features: Features, params: GraphEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise RuntimeError("")
@@ -185,9 +170,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_what_to_do(
     lessons = lesson(examples, features)
     broken = learner(lessons, features, params)
     broken.head.queries.data.fill_(torch.nan)
-    with pytest.raises(
-        StateError, match=r"step 0: the loss is not finite \(loss nan.*; lower graph_encoder\.rate"
-    ):
+    with pytest.raises(StateError, match=r"step 0: the loss is not finite \(loss nan.*; lower graph_encoder\.rate"):
         pretrain(broken, lessons, params, tmp_path, lambda *_: None)
 
 

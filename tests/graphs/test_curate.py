@@ -16,12 +16,7 @@ from sgpipe.relations.predicates import PREDICATES, relational_prompt
 
 CLASSES = ("on", "left of", "wearing", "around/near")
 SMALL = Curate(
-    predicates=CLASSES,
-    train=40,
-    val=8,
-    map_predicates=CLASSES,
-    maps_per_class=20,
-    quality=Quality(min_side=1, min_area=0),
+    predicates=CLASSES, train=40, val=8, map_predicates=CLASSES, maps_per_class=20, quality=Quality(min_side=1, min_area=0)
 )
 
 
@@ -65,10 +60,7 @@ def test_balance_splits_and_prompts() -> None:
     }
     assert Counter(row["predicate"] for row in made.map_triples.to_pylist()) == dict.fromkeys(CLASSES, 20)
     home = dict(zip(images["image_id"].to_pylist(), images["split"].to_pylist(), strict=True))
-    pairs = {
-        split: {frozenset((r["subject"], r["object"])) for r in rows if r["split"] == split}
-        for split in ("train", "val")
-    }
+    pairs = {split: {frozenset((r["subject"], r["object"])) for r in rows if r["split"] == split} for split in ("train", "val")}
     assert not pairs["train"] & pairs["val"]
     assert not {frozenset((r["subject"], r["object"])) for r in made.map_triples.to_pylist()} & pairs["val"]
     assert all(home[row["image_id"]] == row["split"] for row in rows)
@@ -77,10 +69,7 @@ def test_balance_splits_and_prompts() -> None:
         assert row["prompt"] == relational_prompt(row["subject"], row["predicate"], row["object"])
         assert row["concepts"][0::2] == [row["subject"], row["object"]]
         assert {row["subject"], row["object"]} == set(
-            row["neutral_prompt"]
-            .removeprefix("a photo of ")
-            .removesuffix(" on a plain background")
-            .split(" and ")
+            row["neutral_prompt"].removeprefix("a photo of ").removesuffix(" on a plain background").split(" and ")
         )
     first = [row["neutral_prompt"].startswith(f"a photo of {row['subject']} and") for row in rows]
     assert 0.2 < np.mean(first) < 0.8
@@ -103,9 +92,7 @@ def test_the_choice_depends_on_the_seed_and_not_on_row_order() -> None:
 def test_more_data_of_one_class_leaves_the_others_alone() -> None:
     relations, images = world()
     keep = np.array(relations["predicate"].to_pylist()) != "on"
-    params = msgspec.structs.replace(
-        SMALL, predicates=CLASSES[1:], map_predicates=CLASSES[1:], train=30, val=6
-    )
+    params = msgspec.structs.replace(SMALL, predicates=CLASSES[1:], map_predicates=CLASSES[1:], train=30, val=6)
     whole, part = curate(relations, images, params), curate(relations.filter(pa.array(keep)), images, params)
     assert whole.triples.equals(part.triples)
 
@@ -154,8 +141,7 @@ def test_each_quality_bound(bound: dict[str, Any], name: str, change: dict[str, 
     }  # fmt: skip
     _, images = world(8)
     params = Curate(
-        allow_short=True,
-        quality=Quality(min_side=1, min_area=0, **bound) if "min" not in str(bound) else Quality(**bound),
+        allow_short=True, quality=Quality(min_side=1, min_area=0, **bound) if "min" not in str(bound) else Quality(**bound)
     )
     assert len(candidates(pa.Table.from_pylist([good], RELATIONS), images, params)[0]) == 1
     changed = {**good, **change} if name != "overlap" else {**good, "sx": 300.0}

@@ -9,22 +9,9 @@ import pytest
 
 from sgpipe.errors import DataError
 from sgpipe.graphs.config import Negatives
-from sgpipe.graphs.negatives import (
-    DEFAULT_CONFUSIONS,
-    negatives,
-    read_confusions,
-    replacements,
-    stated,
-)
+from sgpipe.graphs.negatives import DEFAULT_CONFUSIONS, negatives, read_confusions, replacements, stated
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.relations.predicates import (
-    DIRECTIONAL,
-    INVERSE,
-    PREDICATES,
-    SYMMETRIC,
-    may_hold,
-    relational_prompt,
-)
+from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC, may_hold, relational_prompt
 from tests.tiny import graph_columns
 
 NONE = frozenset[str]()
@@ -76,14 +63,7 @@ def test_the_first_triple_of_a_graph_is_turned_and_the_others_stay() -> None:
     for kind, scene in (("shuffle", graph), ("swap", SceneGraph(("cat",)))):
         with pytest.raises(DataError, match="valid: swap, replace"):
             scene.negated(kind, "left of")
-    row = {
-        "triple_id": "0-7",
-        "image_id": 0,
-        "relationship_id": 7,
-        "subject": "cat",
-        "predicate": "left of",
-        "object": "dog",
-    }
+    row = {"triple_id": "0-7", "image_id": 0, "relationship_id": 7, "subject": "cat", "predicate": "left of", "object": "dog"}
     table = pa.Table.from_pylist([row | graph_columns(graph)])
     (made,) = negatives(table, table, Negatives()).to_pylist()
     assert made["prompt"] == "a photo of dog left of cat and hat on cat on a plain background"

@@ -3,13 +3,7 @@
 import pyarrow as pa
 
 from sgpipe.datasets.tables import NEGATIVES
-from sgpipe.graphs.prompts import (
-    conflicting_prompts,
-    curated_prompts,
-    unique_concepts,
-    unique_texts,
-    wrong_predicates,
-)
+from sgpipe.graphs.prompts import conflicting_prompts, curated_prompts, unique_concepts, unique_texts, wrong_predicates
 from sgpipe.relations.predicates import PREDICATES, may_hold, phrase, relational_prompt
 from tests.tiny import curated_triples
 
@@ -17,9 +11,7 @@ TRIPLES = curated_triples(96, "maps")
 
 
 def test_every_triple_has_each_condition_once():
-    table = curated_prompts(
-        pa.concat_tables([TRIPLES, TRIPLES.slice(3, 5)]), ("relational", "neutral", "dropped", "wrong"), 0
-    )
+    table = curated_prompts(pa.concat_tables([TRIPLES, TRIPLES.slice(3, 5)]), ("relational", "neutral", "dropped", "wrong"), 0)
     assert table.num_rows == 4 * TRIPLES.num_rows
     rows = {(row["triple_id"], row["condition"]): row for row in table.to_pylist()}
     for triple in TRIPLES.to_pylist():
@@ -36,9 +28,7 @@ def test_every_triple_has_each_condition_once():
 
 def test_a_wrong_relation_does_not_hold_and_depends_on_seed_and_ids_alone():
     wrong = wrong_predicates(TRIPLES, 0)
-    assert not any(
-        may_hold(new, old) for new, old in zip(wrong, TRIPLES["predicate"].to_pylist(), strict=True)
-    )
+    assert not any(may_hold(new, old) for new, old in zip(wrong, TRIPLES["predicate"].to_pylist(), strict=True))
     backwards = TRIPLES.take(pa.array(range(TRIPLES.num_rows - 1, -1, -1)))
     assert wrong_predicates(backwards, 0)[::-1] == wrong
     assert wrong_predicates(TRIPLES, 1) != wrong
@@ -48,9 +38,7 @@ def test_a_wrong_relation_does_not_hold_and_depends_on_seed_and_ids_alone():
 def test_conflicting_prompts_say_the_negative():
     rows = [("1-2", "swap", "cat", "above", "dog", "a photo of cat above dog on a plain background")]
     table = conflicting_prompts(pa.table(list(zip(*rows, strict=True)), schema=NEGATIVES))
-    assert table.to_pylist() == [
-        {"triple_id": "1-2", "condition": "conflicting", "predicate": "above", "prompt": rows[0][-1]}
-    ]
+    assert table.to_pylist() == [{"triple_id": "1-2", "condition": "conflicting", "predicate": "above", "prompt": rows[0][-1]}]
 
 
 def test_texts_are_unique_and_sorted_and_include_the_empty_prompt():

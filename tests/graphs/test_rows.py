@@ -30,9 +30,7 @@ def relations(*said: tuple[int, str, int]) -> pl.DataFrame:
     rows = []
     for number, (subject, predicate, object_) in enumerate(said):
         ends = {"s": subject, "o": object_}
-        boxes = {
-            f"{side}{n}": float(v) for side, i in ends.items() for n, v in zip("xywh", BOXES[i], strict=True)
-        }
+        boxes = {f"{side}{n}": float(v) for side, i in ends.items() for n, v in zip("xywh", BOXES[i], strict=True)}
         rows.append(
             {
                 "relationship_id": number, "image_id": 7, "subject_id": subject, "object_id": object_,
@@ -78,12 +76,8 @@ def test_every_mention_order_is_equally_likely(count: int) -> None:
 
 
 def test_prompts_of_a_graph_name_every_object_and_say_every_triple() -> None:
-    graph = SceneGraph(
-        ("dog", "cat", "hat", "tree"), ((0, "left of", 1), (2, "around/near", 0), (1, "looking at", 2))
-    )
-    assert words(graph) == (
-        "a photo of dog left of cat, hat near dog, cat looking at hat and tree on a plain background"
-    )
+    graph = SceneGraph(("dog", "cat", "hat", "tree"), ((0, "left of", 1), (2, "around/near", 0), (1, "looking at", 2)))
+    assert words(graph) == ("a photo of dog left of cat, hat near dog, cat looking at hat and tree on a plain background")
     assert words(graph, "dropped") == "a photo of dog cat, hat dog, cat hat and tree on a plain background"
     assert words(graph, "neutral", (3, 1, 0, 2)) == "a photo of tree, cat, dog and hat on a plain background"
 
@@ -93,10 +87,7 @@ def grown_real(reference_dir: Path, folder: Path, size: GraphSize) -> tuple[Cura
     if not source.is_dir():
         pytest.skip(f"real annotations are absent: no {source}")
     canonicalize(VisualGenome(source), folder, Canonicalize())
-    tables = (
-        read_table(folder / "relations.parquet", RELATIONS),
-        read_table(folder / "images.parquet", IMAGES),
-    )
+    tables = (read_table(folder / "relations.parquet", RELATIONS), read_table(folder / "images.parquet", IMAGES))
     params = Curate(
         predicates=("on",), train=1000, val=1000, map_predicates=("on",), maps_per_class=0, allow_short=True, graph=size,
         quality=Quality(min_side=4, min_area=0),
@@ -109,9 +100,7 @@ def test_graphs_of_real_images(reference_dir: Path, tmp_path: Path) -> None:
     params, relations, triples = grown_real(reference_dir, tmp_path, GraphSize(min=2, max=4))
     write_table(triples, tmp_path / "triples.parquet")
     triples = read_table(tmp_path / "triples.parquet", TRIPLES)
-    stated = set(
-        zip(*(relations[n].to_pylist() for n in ("image_id", "subject", "predicate", "object")), strict=True)
-    )
+    stated = set(zip(*(relations[n].to_pylist() for n in ("image_id", "subject", "predicate", "object")), strict=True))
     sizes = set()
     rows = triples.to_pylist()
     assert len(rows) > 20
@@ -127,11 +116,7 @@ def test_graphs_of_real_images(reference_dir: Path, tmp_path: Path) -> None:
         pairs = list(combinations(graph.objects, 2))
         assert row["split"] == "val" or set(pair_sides(pairs, params)) == {"train"}
         for box in graph.boxes:
-            assert (
-                box is not None
-                and min(box[:2]) >= -1e-6
-                and max(box[0] + box[2], box[1] + box[3]) <= 1 + 1e-6
-            )
+            assert box is not None and min(box[:2]) >= -1e-6 and max(box[0] + box[2], box[1] + box[3]) <= 1 + 1e-6
         crop = [row[f"crop_{name}"] for name in "xywh"]
         subject = [crop[0] + graph.boxes[0][0] * crop[2], crop[1] + graph.boxes[0][1] * crop[3]]
         assert np.allclose(subject, [row["sx"], row["sy"]], atol=1e-2)
@@ -141,9 +126,7 @@ def test_graphs_of_real_images(reference_dir: Path, tmp_path: Path) -> None:
     assert sizes == {2, 3, 4}
 
 
-def test_graphs_do_not_depend_on_the_order_of_rows_and_one_triple_is_the_default(
-    reference_dir: Path, tmp_path: Path
-) -> None:
+def test_graphs_do_not_depend_on_the_order_of_rows_and_one_triple_is_the_default(reference_dir: Path, tmp_path: Path) -> None:
     params, relations, triples = grown_real(reference_dir, tmp_path, GraphSize(min=1, max=3))
     images = read_table(tmp_path / "images.parquet", IMAGES)
     shuffled = relations.take(np.random.default_rng(0).permutation(relations.num_rows))

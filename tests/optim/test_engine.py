@@ -169,12 +169,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a list": lambda path: torch.save([1], path),
     "other tensors": lambda path: torch.save({**torch.load(path), "tensors": {"a": torch.ones(1)}}, path),
     "other averages": lambda path: torch.save({**torch.load(path), "average": {}}, path),
-    "one optimiser": lambda path: torch.save(
-        {**torch.load(path), "optimisers": torch.load(path)["optimisers"][:1]}, path
-    ),
-    "another optimiser": lambda path: torch.save(
-        {**torch.load(path), "optimisers": torch.load(path)["optimisers"][::-1]}, path
-    ),
+    "one optimiser": lambda path: torch.save({**torch.load(path), "optimisers": torch.load(path)["optimisers"][:1]}, path),
+    "another optimiser": lambda path: torch.save({**torch.load(path), "optimisers": torch.load(path)["optimisers"][::-1]}, path),
 }
 
 
@@ -211,9 +207,7 @@ def test_a_folder_in_place_of_a_checkpoint_is_passed_over(tmp_path: Path) -> Non
     assert again.step == 4
 
 
-def test_a_disk_that_does_not_answer_costs_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_does_not_answer_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the file system is no damage: the training stops, and its checkpoints stay."""
     trained(tmp_path)
 
@@ -227,16 +221,11 @@ def test_a_disk_that_does_not_answer_costs_no_checkpoint(
 
 
 @pytest.mark.parametrize(("check_every", "steps"), [(1, 6), (3, 8)])
-def test_a_loss_that_is_not_finite_stops_with_what_to_do(
-    tmp_path: Path, check_every: int, steps: int
-) -> None:
+def test_a_loss_that_is_not_finite_stops_with_what_to_do(tmp_path: Path, check_every: int, steps: int) -> None:
     """Before the optimiser has used it where each step is looked at, and else by the end of an interval."""
     made = engine(tmp_path, check_every=check_every, clip=None)
     losses = made.losses
-    made.losses = lambda step, pass_: (
-        losses(step, pass_)[0] * (math.nan if step == 6 else 1),
-        {"other": 1.5},
-    )
+    made.losses = lambda step, pass_: (losses(step, pass_)[0] * (math.nan if step == 6 else 1), {"other": 1.5})
     message = r"step 6: the loss is not finite \(loss nan, other 1\.5\); .*step-00000004\.pt; lower the rate, and run again"
     with pytest.raises(StateError, match=message):
         made.run()
@@ -265,10 +254,7 @@ def test_accumulated_passes_are_one_larger_batch() -> None:
         return loss(other, torch.cat([samples(step, pass_) for pass_ in range(3)]))
 
     means = []
-    for own, losses, passes in (
-        (weight, lambda step, pass_: loss(weight, samples(step, pass_)), 3),
-        (other, whole, 1),
-    ):
+    for own, losses, passes in ((weight, lambda step, pass_: loss(weight, samples(step, pass_)), 3), (other, whole, 1)):
         made = Engine(
             {"a": own}, [torch.optim.SGD([own], 0.05)], losses, lambda _: 1.0,
             steps=4, samples=12, advice="", accumulation=passes, clip=0.5, log_every=2,
@@ -332,9 +318,7 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
-def test_a_log_is_published_under_the_name_of_its_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_is_published_under_the_name_of_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     trained(tmp_path / "state")
     publish_log(tmp_path / "state", "train_it")
@@ -345,6 +329,4 @@ def test_a_log_is_published_under_the_name_of_its_stage(
 def test_a_trainable_weight_of_no_optimiser_is_an_error_that_names_it() -> None:
     one, frozen, other = (nn.Parameter(torch.ones(1), requires_grad=on) for on in (True, False, True))
     with pytest.raises(ModelError, match=r"never be trained: other; give them to an optimiser"):
-        engine(
-            tensors={"one": one, "frozen": frozen, "other": other}, optimisers=[torch.optim.SGD([one], 0.1)]
-        )
+        engine(tensors={"one": one, "frozen": frozen, "other": other}, optimisers=[torch.optim.SGD([one], 0.1)])

@@ -13,14 +13,10 @@ from sgpipe.optim.log import Interval, peak_memory
 PROGRAM = "import torch; from sgpipe.optim.log import peak_memory; print(peak_memory(torch.device('cpu')))"
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/status").is_file(), reason="only /proc tells a process from its parent"
-)
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only /proc tells a process from its parent")
 def test_the_peak_is_that_of_the_process_and_not_of_the_one_that_started_it(repo_root: Path) -> None:
     held = b"x" * (2 << 30)
-    told = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, cwd=repo_root
-    )
+    told = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, cwd=repo_root)
     assert 50 << 20 < int(told.stdout) < len(held) <= peak_memory(torch.device("cpu"))
 
 

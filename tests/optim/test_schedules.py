@@ -20,9 +20,7 @@ def test_one_cycle_rises_to_one_and_falls(steps: int) -> None:
 def test_a_warm_up_is_followed_by_the_shape(shape: str) -> None:
     rates = [warmup_then(shape, step, 10, 2) for step in range(10)]  # type: ignore[arg-type]
     assert rates[:3] == [0.5, 1.0, 1.0]
-    assert rates[2:] == sorted(rates[2:], reverse=True) and rates[6] == {"constant": 1.0}.get(
-        shape, pytest.approx(0.5)
-    )
+    assert rates[2:] == sorted(rates[2:], reverse=True) and rates[6] == {"constant": 1.0}.get(shape, pytest.approx(0.5))
     assert (rates[9] == 1.0) == (shape == "constant")
     assert warmup_then(shape, 0, 10, 0) == 1.0  # type: ignore[arg-type]
 

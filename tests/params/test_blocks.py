@@ -15,16 +15,7 @@ from sgpipe.params.load import read_yaml
 
 @pytest.mark.parametrize(
     "spelling",
-    [
-        "7..12",
-        "[7..12]",
-        ["7..12"],
-        "[7,8,9..12]",
-        [7, 8, "9..12"],
-        [7, 8, 9, 10, 11, 12],
-        "12,11,10,7..9",
-        [12, "7..11"],
-    ],
+    ["7..12", "[7..12]", ["7..12"], "[7,8,9..12]", [7, 8, "9..12"], [7, 8, 9, 10, 11, 12], "12,11,10,7..9", [12, "7..11"]],
 )
 def test_spellings_of_one_set_are_equal(spelling: object) -> None:
     assert Blocks.parse(spelling) == Blocks.parse("7..12")
@@ -83,9 +74,7 @@ def test_refusals_say_what_was_given_and_what_is_valid(given_: object, says: str
 
 
 def test_out_of_range_names_the_key_and_the_range() -> None:
-    with pytest.raises(
-        ParamsError, match=r"lora\.blocks: block 19, 20 is out of range; valid: 0\.\.18, got \[17\.\.20\]"
-    ):
+    with pytest.raises(ParamsError, match=r"lora\.blocks: block 19, 20 is out of range; valid: 0\.\.18, got \[17\.\.20\]"):
         Blocks.parse("17..20").resolve(19, "lora.blocks")
     with pytest.raises(ParamsError, match="the model has no such blocks"):
         Blocks.parse("0").resolve(0, "lora.single_blocks")

@@ -94,9 +94,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("settings", "says"), REFUSED, ids=[next(iter(each)) for each, _ in REFUSED])
-def test_sections_that_disagree_are_refused_by_both_names(
-    params: Path, settings: dict[str, Any], says: list[str]
-) -> None:
+def test_sections_that_disagree_are_refused_by_both_names(params: Path, settings: dict[str, Any], says: list[str]) -> None:
     """By `sgpipe params show`, and by whatever section a stage reads first."""
     change(params, settings)
     for read in (lambda: resolved(params), lambda: read_section(params, "compute", Compute)):
@@ -146,9 +144,7 @@ def test_a_part_of_the_sections_is_checked_as_far_as_it_goes(tmp_path: Path) -> 
         (["~arms.text_only", "~evaluate.adapters.text_only"], "text_only", None),
     ],
 )  # fmt: skip
-def test_arms_are_set_as_experiments_set_knobs(
-    params: Path, settings: list[str], name: str, shown: dict[str, Any] | None
-) -> None:
+def test_arms_are_set_as_experiments_set_knobs(params: Path, settings: list[str], name: str, shown: dict[str, Any] | None) -> None:
     """By DVC's own writer, as `dvc exp run -S` does."""
     from dvc.utils.hydra import apply_overrides
 
@@ -165,9 +161,7 @@ def test_what_the_sweep_sets_passes(repo_root: Path, params: Path) -> None:
     done = subprocess.run(["make", "-n", "sweep"], cwd=repo_root, capture_output=True, text=True, check=True)
     lines = [line for line in done.stdout.replace("\\\n", " ").splitlines() if " exp run " in line]
     assert len(lines) == 3
-    preset = CliRunner().invoke(
-        app, ["preset", "predecessor-miniature", "--settings", "--params", str(repo_root / "params.yaml")]
-    )
+    preset = CliRunner().invoke(app, ["preset", "predecessor-miniature", "--settings", "--params", str(repo_root / "params.yaml")])
     for line in lines:
         words = shlex.split(re.sub(r"\$\([^)]*\)", preset.output.replace("\n", " "), line))
         settings = [after for word, after in pairwise(words) if word == "-S"]

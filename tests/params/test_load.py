@@ -111,23 +111,15 @@ BAD_VALUES = [
 
 @pytest.mark.parametrize(("value", "says"), BAD_VALUES)
 def test_a_value_that_its_tag_does_not_fit_is_refused_by_line(tmp_path: Path, value: str, says: str) -> None:
-    for text in (
-        f"compute:\n  threads: {value}\n",
-        f"compute:\n  {value}: 1\n",
-        f"compute:\n  - [{value}]\n",
-    ):
+    for text in (f"compute:\n  threads: {value}\n", f"compute:\n  {value}: 1\n", f"compute:\n  - [{value}]\n"):
         with pytest.raises(ParamsError) as caught:
             read_section(write(tmp_path / "params.yaml", text), "compute", Compute)
         assert f"params.yaml: line 2: not valid YAML: {says}" in str(caught.value)
     with pytest.raises(ParamsError, match=r"line 2: not valid YAML: '9{99}… is no int") as caught:
-        read_section(
-            write(tmp_path / "params.yaml", f"compute:\n  threads: {'9' * 5000}\n"), "compute", Compute
-        )
+        read_section(write(tmp_path / "params.yaml", f"compute:\n  threads: {'9' * 5000}\n"), "compute", Compute)
 
 
-@pytest.mark.parametrize(
-    "text", ["[" * 5000, "{a: " * 5000, "- " * 5000, "? " * 5000, "&x [" * 2000, '"\\U00110000"']
-)
+@pytest.mark.parametrize("text", ["[" * 5000, "{a: " * 5000, "- " * 5000, "? " * 5000, "&x [" * 2000, '"\\U00110000"'])
 @pytest.mark.filterwarnings("error")
 def test_what_the_parser_itself_stumbles_over_is_one_line(text: str) -> None:
     with pytest.raises(ParamsError, match=r"^p: .*not valid YAML: .+") as caught:
@@ -135,17 +127,11 @@ def test_what_the_parser_itself_stumbles_over_is_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "text", ["curate: &a [*a]", "curate: &a {quality: *a}", "&a {curate: {quality: [*a]}}"]
-)
+@pytest.mark.parametrize("text", ["curate: &a [*a]", "curate: &a {quality: *a}", "&a {curate: {quality: [*a]}}"])
 def test_a_value_that_holds_itself_is_refused(text: str) -> None:
     with pytest.raises(ParamsError, match=r"^p: line 1: not valid YAML: a value holds itself"):
         parse_yaml(text, "p")
-    assert parse_yaml("a: &x [1, 2]\nb: *x\nc: {<<: {d: *x}}", "p") == {
-        "a": [1, 2],
-        "b": [1, 2],
-        "c": {"d": [1, 2]},
-    }
+    assert parse_yaml("a: &x [1, 2]\nb: *x\nc: {<<: {d: *x}}", "p") == {"a": [1, 2], "b": [1, 2], "c": {"d": [1, 2]}}
 
 
 def test_any_mutation_of_the_parameters_is_read_or_refused_in_one_line(repo_root: Path) -> None:
@@ -155,13 +141,7 @@ def test_any_mutation_of_the_parameters_is_read_or_refused_in_one_line(repo_root
         for part in (repo_root / "params.yaml").read_text(encoding="utf-8").split("\n\n")
         if part.startswith(("data", "canonicalize", "curate", "compute", "statistics"))
     )
-    values = [value for value, _ in BAD_VALUES] + [
-        *"[]{}:,&*!|>%@`\"'#-?~",
-        "&a [*a]",
-        "<<: *x",
-        "!!set {a}",
-        "!!binary x",
-    ]
+    values = [value for value, _ in BAD_VALUES] + [*"[]{}:,&*!|>%@`\"'#-?~", "&a [*a]", "<<: *x", "!!set {a}", "!!binary x"]
     outcomes = set()
     for seed in range(150):
         draw = random.Random(seed)
@@ -191,12 +171,7 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
 
 def test_plain_words_and_numbers_are_those_of_yaml_1_2() -> None:
     text = "words: [on, off, yes, no]\nrate: 1e-4\nblocks: [7..12]\ntrue: false\n"
-    assert parse_yaml(text, "p") == {
-        "words": ["on", "off", "yes", "no"],
-        "rate": 1e-4,
-        "blocks": ["7..12"],
-        True: False,
-    }
+    assert parse_yaml(text, "p") == {"words": ["on", "off", "yes", "no"], "rate": 1e-4, "blocks": ["7..12"], True: False}
 
 
 def test_what_dvc_writes_for_one_knob_leaves_all_others_alone(repo_root: Path, tmp_path: Path) -> None:
@@ -229,9 +204,7 @@ def with_blocks(repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_show_spells_blocks_out_by_stream(with_blocks: Callable[[str], Path]) -> None:
     path = with_blocks("{rank: 1, single_blocks: all, groups: {early: 0..2, late: [16..17, 18]}}")
-    done = CliRunner().invoke(
-        app, ["params", "show", "example", "--params", str(path)], catch_exceptions=False
-    )
+    done = CliRunner().invoke(app, ["params", "show", "example", "--params", str(path)], catch_exceptions=False)
     shown = parse_yaml(done.output, "shown")["example"]
     assert shown["blocks"] == list(range(19))
     assert shown["single_blocks"] == [0, 1]
@@ -247,9 +220,7 @@ def test_show_spells_blocks_out_by_stream(with_blocks: Callable[[str], Path]) ->
         ("{rank: 1, groups: {late: 30}}", r"example\.groups\.late: block 30 is out of range"),
     ],
 )
-def test_blocks_outside_the_model_are_refused(
-    with_blocks: Callable[[str], Path], example: str, says: str
-) -> None:
+def test_blocks_outside_the_model_are_refused(with_blocks: Callable[[str], Path], example: str, says: str) -> None:
     with pytest.raises(ParamsError, match=says):
         resolved(with_blocks(example))
 
@@ -276,6 +247,4 @@ def test_every_knob_is_described(name: str) -> None:
         for field in struct.fields:
             schema = getattr(field.type, "extra_json_schema", None) or {}
             nested = isinstance(field.type, msgspec.inspect.StructType)
-            assert nested or schema.get("description"), (
-                f"{struct.cls.__name__}.{field.name} has no description"
-            )
+            assert nested or schema.get("description"), f"{struct.cls.__name__}.{field.name} has no description"

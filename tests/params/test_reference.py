@@ -20,11 +20,7 @@ def sections(text: str) -> dict[str, list[list[str]]]:
     """Rows of each section's table, split at the bars that are not escaped."""
     parts = re.split(r"^## (\w+)\n", text, flags=re.MULTILINE)[1:]
     return {
-        name: [
-            [cell.strip() for cell in CELL.split(line)[1:-1]]
-            for line in body.splitlines()
-            if line.startswith("| `")
-        ]
+        name: [[cell.strip() for cell in CELL.split(line)[1:-1]] for line in body.splitlines() if line.startswith("| `")]
         for name, body in zip(parts[::2], parts[1::2], strict=True)
     }
 
@@ -36,9 +32,7 @@ def text(repo_root: Path) -> str:
 
 def test_the_committed_page_is_what_the_code_says(repo_root: Path, text: str) -> None:
     page = (repo_root / "docs" / "parameters.md").read_text(encoding="utf-8")
-    assert page == text, (
-        "docs/parameters.md is out of step: run `sgpipe params reference > docs/parameters.md`"
-    )
+    assert page == text, "docs/parameters.md is out of step: run `sgpipe params reference > docs/parameters.md`"
 
 
 def test_the_command_prints_it(repo_root: Path, text: str) -> None:

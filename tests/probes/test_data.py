@@ -40,9 +40,7 @@ def test_maps_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     broken = pa.array([row.tobytes() for row in halves], map_schema(SHAPE).field("cross").type)
     whole = whole.set_column(whole.column_names.index("cross"), "cross", broken)
     pq.write_table(whole, path, compression="none", use_dictionary=False, row_group_size=10)
-    with pytest.raises(
-        DataError, match=r"cross map of triple 1-4 \(row 13, condition relational\) is not finite"
-    ):
+    with pytest.raises(DataError, match=r"cross map of triple 1-4 \(row 13, condition relational\) is not finite"):
         MapSet(path, Pairs(table))
 
 
@@ -68,9 +66,7 @@ def write_generated_as(table: pa.Table, path: Path, like: Path) -> None:
     whole = whole.set_column(whole.column_names.index("predicate"), "predicate", table["predicate"])
     with pq.ParquetWriter(path, whole.schema, compression="none") as writer:
         writer.write_table(whole)
-        writer.add_key_value_metadata(
-            {key: value for key, value in pq.read_metadata(like).metadata.items() if key == b"sgpipe"}
-        )
+        writer.add_key_value_metadata({key: value for key, value in pq.read_metadata(like).metadata.items() if key == b"sgpipe"})
 
 
 def table_of(rows: list[tuple[str, str, str, int]]) -> pa.Table:
@@ -109,12 +105,8 @@ def test_no_unordered_pair_and_no_image_is_on_two_sides(table: pa.Table, folds: 
     kept = np.flatnonzero(groups.of_triple != LEFT_OUT)
     sizes = np.bincount(linked(pairs.unordered, pairs.images))
     if sizes.max() * folds <= len(pairs.triple_ids):
-        assert len(kept) == len(pairs.triple_ids), (
-            "nothing is left out where every component fits into a fold"
-        )
-    unordered = [
-        frozenset(row) for row in zip(table["subject"].to_pylist(), table["object"].to_pylist(), strict=True)
-    ]
+        assert len(kept) == len(pairs.triple_ids), "nothing is left out where every component fits into a fold"
+    unordered = [frozenset(row) for row in zip(table["subject"].to_pylist(), table["object"].to_pylist(), strict=True)]
     images = table["image_id"].to_pylist()
     try:
         splits = [split(pairs, groups, folds, seed, repeat) for repeat in range(folds)]
@@ -145,18 +137,14 @@ def test_components_join_pairs_in_either_order_and_images() -> None:
     )
     pairs = Pairs(table)
     component = linked(pairs.unordered, pairs.images)
-    assert (component[:, None] == component).tolist() == [
-        [(one < 4) == (other < 4) for other in range(5)] for one in range(5)
-    ]
+    assert (component[:, None] == component).tolist() == [[(one < 4) == (other < 4) for other in range(5)] for one in range(5)]
     assert Groups.of(pairs, 1).facts() == {"groups": 2, "largest_share": 0.8, "left_out": 0}
 
 
 def test_a_component_larger_than_a_fold_is_cut_into_pairs() -> None:
     """One image shows every pair, and one of them twice: it keeps that one, and folds are of pairs again."""
     table = triples(24)
-    names = [
-        frozenset(pair) for pair in zip(*(table[n].to_pylist() for n in ("subject", "object")), strict=True)
-    ]
+    names = [frozenset(pair) for pair in zip(*(table[n].to_pylist() for n in ("subject", "object")), strict=True)]
     twice = frozenset(("cat", "box"))
     shown = [names.index(pair) for pair in set(names)] + [len(names) - 1 - names[::-1].index(twice)]
     images = np.arange(72)
@@ -183,16 +171,13 @@ def with_more(predicate: str, count: int) -> pa.Table:
     """The world's triples and a few of another class, of images of their own."""
     more = triples(count, [predicate])
     images = pa.array(range(1000, 1000 + count))
-    return pa.concat_tables(
-        [triples(24), more.set_column(more.column_names.index("image_id"), "image_id", images)]
-    )
+    return pa.concat_tables([triples(24), more.set_column(more.column_names.index("image_id"), "image_id", images)])
 
 
 def test_a_class_with_too_few_groups_is_named() -> None:
     few = with_more("holding", 3)
     with pytest.raises(
-        DataError,
-        match=r"class 'holding' has 3 samples in 3 groups.*probes\.folds is 4; set probes\.folds to at most 3",
+        DataError, match=r"class 'holding' has 3 samples in 3 groups.*probes\.folds is 4; set probes\.folds to at most 3"
     ):
         group_folds(Pairs(few), Groups.of(Pairs(few), 4), 4, 0)
     one = with_more("holding", 2)

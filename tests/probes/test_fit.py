@@ -8,17 +8,7 @@ from torch import nn
 
 from sgpipe.errors import DataError, StateError
 from sgpipe.probes.config import Fitting
-from sgpipe.probes.fit import (
-    Fitted,
-    calibration_error,
-    confusion_matrix,
-    cut,
-    fit,
-    interval,
-    macro_f1,
-    predict,
-    scale,
-)
+from sgpipe.probes.fit import Fitted, calibration_error, confusion_matrix, cut, fit, interval, macro_f1, predict, scale
 from tests.probes.world import Rows
 
 CPU = torch.device("cpu")
@@ -87,9 +77,7 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
 
     values = inputs()
     values[7] = float("inf")
-    with pytest.raises(
-        StateError, match=r"the loss is not finite \(loss nan\); lower probes\.fitting\.learning_rate"
-    ):
+    with pytest.raises(StateError, match=r"the loss is not finite \(loss nan\); lower probes\.fitting\.learning_rate"):
         fit(build, Rows(values), LABELS, TRAIN, VAL, 2, 0.01, Fitting(), 0, CPU)
 
 

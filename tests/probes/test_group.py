@@ -83,9 +83,7 @@ def test_the_noise_aware_probe_is_saved_calibrated(group: Group) -> None:
     maps, t = group.bench.noised.gather(rows, probe.kinds), torch.from_numpy(group.bench.noised.t[rows])
     expected = result.tensors["logits"] / probe.temperatures(t)[:, None]
     assert torch.allclose(probe.logits(maps, t), expected, atol=1e-4)
-    assert probe.times.tolist() == [0.5, 0.75] and set(
-        group.found["noise_aware"]["calibration"]["by_time"]
-    ) == {"0.5", "0.75"}
+    assert probe.times.tolist() == [0.5, 0.75] and set(group.found["noise_aware"]["calibration"]["by_time"]) == {"0.5", "0.75"}
     assert set(group.found["noise_aware"]["trace_by_time"]) == {"0.5", "0.75"}
 
 
@@ -136,9 +134,7 @@ def test_undefined_figures_are_null_to_the_last_file(tmp_path: Path) -> None:
     plot_noised({name: table[name] for name in ("trace", "noise_aware")}, tmp_path / "n.png")
     none = triples().take(np.setdiff1d(seen, parts.rows(np.arange(72), "val")))
     write_noised(none, tmp_path / "none.parquet", "image")
-    poor = Bench(
-        whole.generated, MapSet(tmp_path / "none.parquet", whole.pairs), whole.pairs, embeddings(), one, CPU
-    )
+    poor = Bench(whole.generated, MapSet(tmp_path / "none.parquet", whole.pairs), whole.pairs, embeddings(), one, CPU)
     with pytest.raises(DataError, match=r"none\.parquet: no maps of val triples.*cache_latents"):
         poor.run(Unit("noise_aware"))
 
@@ -174,10 +170,7 @@ def test_a_damaged_fit_is_fitted_again(tmp_path: Path, capsys: pytest.CaptureFix
         return bench
 
     run_units(wanted, folder, Processes(0, 1, CPU), open_bench, 1)
-    before = {
-        unit: {name: value.clone() for name, value in Result.load(kept_at(unit, folder)).tensors.items()}
-        for unit in wanted
-    }
+    before = {unit: {name: value.clone() for name, value in Result.load(kept_at(unit, folder)).tensors.items()} for unit in wanted}
     assert ran == wanted
     ran.clear()
     kept_at(wanted[0], folder).write_bytes(b"")
@@ -201,9 +194,7 @@ def test_shuffled_labels_keep_their_counts(tmp_path: Path) -> None:
         assert np.array_equal(np.bincount(mixed[rows]), np.bincount(maps.labels[rows]))
 
 
-def test_no_fit_sees_an_image_or_a_pair_of_its_test_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_fit_sees_an_image_or_a_pair_of_its_test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the cells, the controls and the fits on noised maps; every image is of two triples, pairs are in both orders."""
     table = triples()
     images = pa.array([row // 2 for row in range(table.num_rows)])
@@ -216,9 +207,7 @@ def test_no_fit_sees_an_image_or_a_pair_of_its_test_rows(
         return fit(build, source, labels, train, val, 1, *others[1:])
 
     monkeypatch.setattr("sgpipe.probes.jobs.fit", spy)
-    unordered = [
-        frozenset(two) for two in zip(table["subject"].to_pylist(), table["object"].to_pylist(), strict=True)
-    ]
+    unordered = [frozenset(two) for two in zip(table["subject"].to_pylist(), table["object"].to_pylist(), strict=True)]
     for unit in units(bench.params):
         result = bench.run(unit)
         timed = unit.what in ("noise_aware", "trace")

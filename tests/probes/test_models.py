@@ -24,9 +24,7 @@ def wide_resnet_parameters(channels: int, classes: int, width: int) -> int:
 
 @pytest.mark.parametrize(("channels", "side"), [(3, 32), (9, 8)])
 def test_parameter_counts(channels: int, side: int) -> None:
-    assert parameters(SimpleMLP(channels, (side, side), 24)) == (
-        (channels * side**2 + 1) * 512 + 513 * 256 + 257 * 24
-    )
+    assert parameters(SimpleMLP(channels, (side, side), 24)) == ((channels * side**2 + 1) * 512 + 513 * 256 + 257 * 24)
     convolutions = 9 * (channels * 32 + 32 * 64 + 64 * 128)
     assert parameters(TinyCNN(channels, 24)) == convolutions + 2 * (32 + 64 + 128) + 129 * 24
     for width in (1, 2):

@@ -9,14 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sgpipe.errors import ModelError
-from sgpipe.probes.noise_aware import (
-    NoiseAwareProbe,
-    calibrate,
-    calibration,
-    load_noise_aware,
-    log_temperature,
-    save_noise_aware,
-)
+from sgpipe.probes.noise_aware import NoiseAwareProbe, calibrate, calibration, load_noise_aware, log_temperature, save_noise_aware
 from sgpipe.probes.probe import Probe, ProbeConfig
 from sgpipe.probes.store import load_probe, save_weights
 
@@ -67,9 +60,7 @@ def test_the_temperature_is_the_factor_of_overconfidence() -> None:
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = (draw.random((4000, 1)) > shares.cumsum(axis=1)).sum(axis=1)
     assert log_temperature(logits, labels) == pytest.approx(0, abs=0.1)
-    assert np.exp(log_temperature(5 * logits, labels)) == pytest.approx(
-        5 * np.exp(log_temperature(logits, labels)), rel=1e-3
-    )
+    assert np.exp(log_temperature(5 * logits, labels)) == pytest.approx(5 * np.exp(log_temperature(logits, labels)), rel=1e-3)
     t = np.where(np.arange(4000) % 2, 0.5, 1.0).astype(np.float32)
     sharp = logits * np.where(t == 0.5, 2.0, 6.0)[:, None]
     times, log_t = calibrate(sharp, labels, t)
@@ -91,16 +82,12 @@ def test_a_saved_probe_is_the_same_after_loading(tmp_path: Path) -> None:
 
 
 def test_maps_and_times_of_other_shapes_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"takes \[B, 6, 4, 4\]: the maps of saliency and cross, 3 concepts each"
-    ):
+    with pytest.raises(ValueError, match=r"takes \[B, 6, 4, 4\]: the maps of saliency and cross, 3 concepts each"):
         make().logits(torch.zeros(2, 3, 4, 4), torch.zeros(2))
     with pytest.raises(ValueError, match=r"t is \[1\]; valid: \[2\]"):
         make().logits(torch.zeros(2, 6, 4, 4), torch.zeros(1))
     with pytest.raises(ValueError, match="told t"):
-        NoiseAwareProbe(
-            Probe(ProbeConfig("mlp", "cross", ("on", "in"), (3, 4, 4))), torch.ones(1), torch.ones(1)
-        )
+        NoiseAwareProbe(Probe(ProbeConfig("mlp", "cross", ("on", "in"), (3, 4, 4))), torch.ones(1), torch.ones(1))
 
 
 def test_damaged_and_foreign_folders_are_refused(tmp_path: Path) -> None:
@@ -108,9 +95,7 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path: Path) -> None:
         load_probe(tmp_path)
     save_noise_aware(make(), {}, tmp_path / "a")
     weights = load_file(tmp_path / "a" / "probe.safetensors")
-    save_file(
-        {**weights, "probe.mean": weights["probe.mean"] * float("nan")}, tmp_path / "a" / "probe.safetensors"
-    )
+    save_file({**weights, "probe.mean": weights["probe.mean"] * float("nan")}, tmp_path / "a" / "probe.safetensors")
     with pytest.raises(ModelError, match=r"probe\.mean holds values that are not finite"):
         load_noise_aware(tmp_path / "a")
     (tmp_path / "a" / "probe.safetensors").write_bytes(b"cut")

@@ -21,11 +21,7 @@ def cell(feature: str, group: str) -> dict[str, Any]:
     """Figures of one cell, all different; in one cell what can be undefined is."""
     at = FEATURES.index(feature) + 3 * GROUPS.index(group)
     undefined = (feature, group) == UNDEFINED
-    over = {
-        "shuffled": 0.3 + at / 100,
-        "names": 0.2 + at / 100,
-        "word": None if undefined else 0.1 + at / 100,
-    }
+    over = {"shuffled": 0.3 + at / 100, "names": 0.2 + at / 100, "word": None if undefined else 0.1 + at / 100}
     return {
         "accuracy": 0.5 + at / 20,
         "deviation": None if undefined else 0.01 + at / 1000,
@@ -140,15 +136,10 @@ def test_answers_on_noised_images_by_prompt_and_time(drawn: Callable[..., Figure
     times = ("0.6", "0.9")
 
     def fit(base: float) -> dict[str, Any]:
-        by_time = {
-            t: {answer: base + i / 10 + j / 100 for j, answer in enumerate(answers)}
-            for i, t in enumerate(times)
-        }
+        by_time = {t: {answer: base + i / 10 + j / 100 for j, answer in enumerate(answers)} for i, t in enumerate(times)}
         return {"trace_by_time": by_time, "names": base}
 
-    fits = {
-        name: {group: fit(0.1 + i / 5) for i, group in enumerate(GROUPS)} for name in ("trace", "noise_aware")
-    }
+    fits = {name: {group: fit(0.1 + i / 5) for i, group in enumerate(GROUPS)} for name in ("trace", "noise_aware")}
     fits["trace"]["late"]["trace_by_time"]["0.9"]["wrong"] = None
     figure = drawn(plots.plot_noised, fits)
     assert len(figure.axes) == 2
@@ -168,12 +159,7 @@ def test_confusions_are_shares_of_the_true_class(drawn: Callable[..., Figure]) -
     (axes,) = drawn(plots.plot_confusion, "late", ("on", "in", "above"), counts, best).axes
     assert axes.images[0].get_array().tolist() == [[0.75, 0.25, 0], [0, 0, 0], [0.1, 0, 0.9]]
     texts = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
-    assert texts == {
-        (0, 0): ("6", "white"),
-        (1, 0): ("2", "black"),
-        (0, 2): ("1", "black"),
-        (2, 2): ("9", "white"),
-    }
+    assert texts == {(0, 0): ("6", "white"), (1, 0): ("2", "black"), (0, 2): ("1", "black"), (2, 2): ("9", "white")}
     assert ticks(axes) == ticks(axes, "y") == ["on", "in", "above"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
     assert "late: WideResNet on diff" in axes.get_title(loc="left")

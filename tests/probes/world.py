@@ -61,9 +61,7 @@ def write_generated(table: pa.Table, path: Path, seed: int = 0) -> None:
     _write(rows, [row["predicate"] for row in rows], path, seed)
 
 
-def write_noised(
-    table: pa.Table, path: Path, follows: str, seed: int = 1, times: Sequence[float] = (0.5, 0.75)
-) -> None:
+def write_noised(table: pa.Table, path: Path, follows: str, seed: int = 1, times: Sequence[float] = (0.5, 0.75)) -> None:
     """Maps of noised images under the three prompts, which show the class of the `image` or the one that the prompt says."""
     rows = []
     for i, t in enumerate(table.to_pylist()):
@@ -91,9 +89,7 @@ def embeddings() -> dict[str, Tensor]:
     return {name: torch.randn(6, generator=draw) for name in NOUNS}
 
 
-def make_bench(
-    folder: Path, follows: str = "image", params: Probes = SMALL, table: pa.Table | None = None
-) -> Bench:
+def make_bench(folder: Path, follows: str = "image", params: Probes = SMALL, table: pa.Table | None = None) -> Bench:
     """The world's maps in `folder`, opened; of other triples where they are given."""
     table = triples() if table is None else table
     write_generated(table, folder / "generated.parquet")

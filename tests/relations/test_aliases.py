@@ -126,13 +126,7 @@ def test_names(tmp_path: Path) -> None:
     path = tmp_path / "object_alias.txt"
     path.write_text("man,guy,men\nmen,gentlemen\n")
     names = Names(read_aliases(path), limit=2)
-    assert [names[raw] for raw in ("The  Guy", "gentlemen", "men", "a man.", "a")] == [
-        "man",
-        "men",
-        "men",
-        "man",
-        "a",
-    ]
+    assert [names[raw] for raw in ("The  Guy", "gentlemen", "men", "a man.", "a")] == ["man", "men", "men", "man", "a"]
     assert len(names) <= 2
     assert plain_name(" \t. ") == ""
 

@@ -84,11 +84,7 @@ def test_symmetric_classes_have_symmetric_rules() -> None:
 
 
 def test_rules_do_not_depend_on_the_size_of_the_picture() -> None:
-    boxes = [
-        ((12, 9, 10, 10), (10, 30, 40, 30)),
-        ((10, 10, 10, 10), (24, 12, 11, 10)),
-        ((40, 10, 20, 30), MIDDLE),
-    ]
+    boxes = [((12, 9, 10, 10), (10, 30, 40, 30)), ((10, 10, 10, 10), (24, 12, 11, 10)), ((40, 10, 20, 30), MIDDLE)]
     for a, b in boxes:
         larger = [tuple(8 * value for value in box) for box in (a, b)]
         for rule in RULES.values():

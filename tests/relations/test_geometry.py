@@ -30,15 +30,11 @@ def test_overlap_is_symmetric_and_one_only_for_equal_boxes(a: tuple[int, ...], b
     assert value == overlap(rows(b), rows(a))[0]
     assert 0 <= value <= 1
     assert (value == 1) == (a == b)
-    assert overlap(rows(a), union(rows(a), rows(b)))[0] == pytest.approx(
-        a[2] * a[3] / np.prod(union(rows(a), rows(b))[0, 2:])
-    )
+    assert overlap(rows(a), union(rows(a), rows(b)))[0] == pytest.approx(a[2] * a[3] / np.prod(union(rows(a), rows(b))[0, 2:]))
 
 
 @given(BOX, st.floats(0, 1), SIDE, SIDE)
-def test_a_crop_lies_in_the_image_and_holds_the_box(
-    box: tuple[int, ...], margin: float, width: int, height: int
-) -> None:
+def test_a_crop_lies_in_the_image_and_holds_the_box(box: tuple[int, ...], margin: float, width: int, height: int) -> None:
     inside = clip(rows(box), np.array([width]), np.array([height]))
     x, y, w, h = square_crop(inside, margin, np.array([width]), np.array([height]))[0]
     assert min(x, y) >= 0
@@ -57,14 +53,8 @@ def test_the_smallest_side_of_a_crop() -> None:
 
 
 @given(BOX, SIDE, SIDE, st.sampled_from([2, 4, 8]))
-def test_aligned_crops_stand_on_the_grid_near_the_free_ones(
-    box: tuple[int, ...], width: int, height: int, align: int
-) -> None:
-    inside, wide, tall = (
-        clip(rows(box), np.array([width]), np.array([height])),
-        np.array([width]),
-        np.array([height]),
-    )
+def test_aligned_crops_stand_on_the_grid_near_the_free_ones(box: tuple[int, ...], width: int, height: int, align: int) -> None:
+    inside, wide, tall = (clip(rows(box), np.array([width]), np.array([height])), np.array([width]), np.array([height]))
     free = square_crop(inside, 0.0, wide, tall, 32)[0]
     x, y, w, h = square_crop(inside, 0.0, wide, tall, 32, align)[0]
     assert x % align == 0 and y % align == 0

@@ -68,11 +68,7 @@ BY_CLASS = [
         ("other", "positive", {"difference": None, "p": None, "p_holm": None}),
     )
 ]
-PROBES = {
-    "cells": {
-        "mlp": {"saliency": {g: {"accuracy": 0.6, "selectivity": 0.1} for g in ("early", "middle", "late")}}
-    }
-}
+PROBES = {"cells": {"mlp": {"saliency": {g: {"accuracy": 0.6, "selectivity": 0.1} for g in ("early", "middle", "late")}}}}
 
 
 def page(folder: Path) -> str:

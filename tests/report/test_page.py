@@ -66,9 +66,7 @@ def test_the_page_reads_aloud(text: str) -> None:
     assert all(image["alt"] for image in found.all("img"))
     assert all(svg.get("aria-label") for svg in found.all("svg") if svg.get("role") == "img")
     labelled = [each for each in found.all("div") if each.get("role") == "img"]
-    assert labelled and all(
-        "0.70 [0.60, 0.80]" in each["aria-label"] or "loss" in each["aria-label"] for each in labelled
-    )
+    assert labelled and all("0.70 [0.60, 0.80]" in each["aria-label"] or "loss" in each["aria-label"] for each in labelled)
     assert len(found.all("caption")) == len(found.all("table")) >= 6
     assert all(head["scope"] in ("col", "row") for head in found.all("th"))
     scrolled = [each for each in found.all("div") if each.get("class") == "scroll"]
@@ -106,9 +104,7 @@ def test_what_comes_from_data_is_escaped(text: str) -> None:
 def test_the_same_numbers_give_the_same_page(tmp_path: Path, text: str) -> None:
     assert page(tmp_path) == text
     row = {"x": 0.5, "x_low": 0.4, "x_high": 0.6}
-    assert intervals([("a", row), ("b", {"x": None})], "x", 0.5, "t") == intervals(
-        [("a", row)], "x", 0.5, "t"
-    )
+    assert intervals([("a", row), ("b", {"x": None})], "x", 0.5, "t") == intervals([("a", row)], "x", 0.5, "t")
     assert curves({"a": [1.0, 2.0]}, [0, 1], "loss") != curves({"a": [1.0, 3.0]}, [0, 1], "loss")
 
 

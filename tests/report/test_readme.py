@@ -22,9 +22,7 @@ def test_the_table_is_written_once_and_checked(tmp_path: Path) -> None:
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     command = ["report", "readme-table", f"--readme={readme}", *(f"--{n}={p}" for n, p in paths.items())]
     refused = RUNNER.invoke(app, [*command, "--check"])
-    assert isinstance(refused.exception, SgpipeError) and "are not those of the metrics" in str(
-        refused.exception
-    )
+    assert isinstance(refused.exception, SgpipeError) and "are not those of the metrics" in str(refused.exception)
     assert "written" in RUNNER.invoke(app, command).output
     text = readme.read_text()
     assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n") and "old" not in text

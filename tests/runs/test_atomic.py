@@ -45,13 +45,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_ones_is_n
         alive = temporary.with_name(".a[1].txt.1.tmp")
         temporary.rename(alive)
         subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                code.split("temporary.write_text")[0] + "temporary.touch()",
-                tmp_path / "a[1].txt",
-            ],
-            check=True,
+            [sys.executable, "-c", code.split("temporary.write_text")[0] + "temporary.touch()", tmp_path / "a[1].txt"], check=True
         )
         assert alive.read_text() == "whole"
         alive.rename(temporary)
@@ -94,9 +88,7 @@ def test_an_undefined_figure_is_null_and_said(tmp_path: Path, capsys: pytest.Cap
     assert json.loads((tmp_path / "m.json").read_text()) == {
         "a": {"b": [0.333333, None]}, "c": None, "config": config_hash({"k": 0.1}),
     }  # fmt: skip
-    assert (
-        capsys.readouterr().err == f"warning: {tmp_path / 'm.json'}: undefined, written as null: a.b[1], c\n"
-    )
+    assert capsys.readouterr().err == f"warning: {tmp_path / 'm.json'}: undefined, written as null: a.b[1], c\n"
 
 
 def test_of_many_undefined_figures_ten_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,9 +168,7 @@ def repository(ran: Repository, tmp_path: Path) -> Repository:
     return Repository(tmp_path / "a folder", tmp_path / "site")
 
 
-def test_what_is_edited_upgraded_or_set_runs_what_it_concerns(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_edited_upgraded_or_set_runs_what_it_concerns(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository.root)
     assert "up to date" in repository.run("dvc", "status")
     repository.edit("sgpipe/tool.py", lambda text: text.replace("Twice", "Two times") + "\n# a remark\n")
@@ -193,10 +191,7 @@ def test_what_is_edited_upgraded_or_set_runs_what_it_concerns(
     assert repository.repro() == {"code", "first"}
 
     repository.edit("params.yaml", lambda text: text.replace("seed: 1", "seed: 2"))
-    assert why("second", Path())[2:] == [
-        "first, which comes before:",
-        "  params: curate.seed 1 -> 2",
-    ]
+    assert why("second", Path())[2:] == ["first, which comes before:", "  params: curate.seed 1 -> 2"]
     assert repository.repro() == {"first", "second"}
     assert (repository.root / "outputs/second").read_text() == "4"
     assert dag(Path()) == ["first   ← params.yaml alone", "second  ← first"]
@@ -259,9 +254,7 @@ def test_a_library_of_another_version_than_the_lock_stops_a_stage(repository: Re
 def test_experiments_in_temporary_workspaces_know_the_code(repository: Repository) -> None:
     said = repository.run("dvc", "exp", "run", "--temp", "-n", "other", "-S", "curate.seed=5")
     assert set(re.findall(r"Running stage '([^']+)'", said)) == {"first", "second"}
-    shown = subprocess.run(
-        ["git", "show", "refs/exps/exec/EXEC_BRANCH:params.yaml"], cwd=repository.root, capture_output=True
-    )
+    shown = subprocess.run(["git", "show", "refs/exps/exec/EXEC_BRANCH:params.yaml"], cwd=repository.root, capture_output=True)
     assert shown.returncode or b"5" in shown.stdout
     assert "up to date" in repository.run("dvc", "status")
 
@@ -304,15 +297,11 @@ def test_libraries_are_those_imported_and_their_companions(tmp_path: Path) -> No
         "Transformers==1.0 \\\n    --hash=sha256:0\ntokenizers==2.0\nsafetensors==3.0 ; python_version > '3'\nruamel-yaml==4\n"
         "typer==5\nunused==6\n"
     )
-    text = (
-        "import os\nimport typer\nimport transformers.models\n\ndef f():\n    from ruamel.yaml import YAML\n"
-    )
+    text = "import os\nimport typer\nimport transformers.models\n\ndef f():\n    from ruamel.yaml import YAML\n"
     assert module(tmp_path, text).libraries == {
         "ruamel-yaml": "4", "safetensors": "3.0", "tokenizers": "2.0", "transformers": "1.0",
     }  # fmt: skip
-    with pytest.raises(
-        CodeError, match=r"requirements\.lock pins no version of einops, which the code imports"
-    ):
+    with pytest.raises(CodeError, match=r"requirements\.lock pins no version of einops, which the code imports"):
         module(tmp_path, text + "import einops\n")
 
 

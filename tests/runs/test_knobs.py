@@ -67,15 +67,8 @@ def test_every_knob_is_read_by_code_that_has_its_section(tmp_path: Path) -> None
     kinds = kinds.union(*(structs(kind.options) | structs(kind.settings) for kind in KINDS.values()))
     assert len(kinds) > 40
     fields = [(kind, field) for kind in kinds for field in kind.__struct_fields__]
-    owners = [
-        (next(each for each in kind.__mro__ if field in each.__annotations__), field)
-        for kind, field in fields
-    ]
-    knobs = {
-        f"{kind.__name__}.{field}"
-        for kind, field in owners
-        if "__struct_fields__" not in inspect.getsource(kind)
-    }
+    owners = [(next(each for each in kind.__mro__ if field in each.__annotations__), field) for kind, field in fields]
+    knobs = {f"{kind.__name__}.{field}" for kind, field in owners if "__struct_fields__" not in inspect.getsource(kind)}
     reads |= {
         f"{load.section_type(section).__name__}.{knob}"
         for section, knob in re.findall(r"\$\{(\w+)\.(\w+)\}", (ROOT / "dvc.yaml").read_text())

@@ -32,10 +32,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("deterministic", "says"),
-    [
-        (True, "True False :4096:8 False False True False"),
-        (False, "False False None False True True False"),
-    ],
+    [(True, "True False :4096:8 False False True False"), (False, "False False None False True True False")],
 )
 def test_a_stage_starts_with_what_was_asked_for(deterministic: bool, says: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}

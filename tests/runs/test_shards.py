@@ -49,11 +49,7 @@ WHOLE = "".join(f"{i * i}\n" for i in range(11))
 
 
 def test_shards_cover_every_item_once_in_order(tmp_path):
-    assert [(s.name, s.start, s.stop) for s in cut("a", 5, 2)] == [
-        ("a-00000", 0, 2),
-        ("a-00001", 2, 4),
-        ("a-00002", 4, 5),
-    ]
+    assert [(s.name, s.start, s.stop) for s in cut("a", 5, 2)] == [("a-00000", 0, 2), ("a-00001", 2, 4), ("a-00002", 4, 5)]
     assert cut("a", 0, 2) == []
     run_shards(cut("a", 11, 3), tmp_path, ALONE, Maker(), "item")
     assert read(tmp_path) == WHOLE

@@ -39,9 +39,7 @@ def test_without_dvc_the_place_is_absolute_too(tmp_path: Path, monkeypatch: pyte
     assert shared_dir(Path()) == tmp_path / ".dvc"
 
 
-@pytest.mark.parametrize(
-    "name", ["stage-state/train-f00d/step.bin", "mlflow.lock", "mlflow.db", "mlflow-artifacts/trial/loss.png"]
-)
+@pytest.mark.parametrize("name", ["stage-state/train-f00d/step.bin", "mlflow.lock", "mlflow.db", "mlflow-artifacts/trial/loss.png"])
 def test_git_does_not_see_what_lies_beside_the_cache(repo_root: Path, name: str) -> None:
     path = f".dvc/{name}"
     done = subprocess.run(["git", "check-ignore", "-q", path], cwd=repo_root, check=False)
@@ -71,10 +69,7 @@ def test_a_second_copy_is_kept_out(tmp_path: Path) -> None:
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline().strip() == "held"
-        with (
-            pytest.raises(StateError, match="another process is running"),
-            stage_state("train", "f00d", root),
-        ):
+        with pytest.raises(StateError, match="another process is running"), stage_state("train", "f00d", root):
             pass
         with stage_state("train", "beef", root):
             pass
@@ -85,9 +80,7 @@ def test_a_second_copy_is_kept_out(tmp_path: Path) -> None:
         pass
 
 
-def test_fingerprint_changes_with_config_inputs_code_device_and_libraries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fingerprint_changes_with_config_inputs_code_device_and_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "a.py").write_text("import numpy\nx = 1\n")
     (tmp_path / "requirements.lock").write_text("numpy==1.0\n")
@@ -152,11 +145,7 @@ def test_a_shared_cache_of_another_user_moves_the_state_to_ones_own(closed: str)
             "XDG_STATE_HOME to a folder that is\n"
         )
         return
-    own = (
-        user_home(home, shared) / "stage-state"
-        if closed == "parent"
-        else user_home(home, shared / "stage-state")
-    )
+    own = user_home(home, shared) / "stage-state" if closed == "parent" else user_home(home, shared / "stage-state")
     assert (done.stdout, done.stderr) == (
         f"{own}/train-f00d\n", f"note: {shared} is not yours to write; working state is kept in {own}\n"
     )  # fmt: skip
@@ -202,9 +191,7 @@ def test_abandoned_states_are_collected_and_running_ones_are_not(tmp_path: Path)
         )
         assert [name for name, state in found.items() if state.running] == [NAME]
         assert found[NAME].size == 2**20
-        assert describe(found["probe-early-0123456789abcdef"]) == (
-            "probe-early-0123456789abcdef  1.0 MiB  20.0 days old"
-        )
+        assert describe(found["probe-early-0123456789abcdef"]) == ("probe-early-0123456789abcdef  1.0 MiB  20.0 days old")
         removed = {state.folder.name for state in collect(root, 14)}
         assert removed == {"probe-early-0123456789abcdef", "judge-0123456789abcdef"}
     finally:

@@ -20,9 +20,7 @@ def reached() -> dict[str, object]:
 
 def test_a_figure_outside_its_bar_is_named() -> None:
     assert misses(reached()) == []
-    assert misses({**reached(), "base_direction_accuracy": 0.6}) == [
-        "base_direction_accuracy is 0.6, wanted 0.45 to 0.55"
-    ]
+    assert misses({**reached(), "base_direction_accuracy": 0.6}) == ["base_direction_accuracy is 0.6, wanted 0.45 to 0.55"]
     assert misses({**reached(), "vae_psnr_db": 29.0}) == ["vae_psnr_db is 29, wanted at least 30"]
 
 

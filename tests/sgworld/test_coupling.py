@@ -30,9 +30,7 @@ def meant(coupling: Coupling, caption: int, count: int = 6000) -> tuple[torch.Te
     return coupling.draw(torch.Generator().manual_seed(0), np.full(count, caption))
 
 
-def test_captions_are_relational_or_neutral_and_a_pair_without_places_is_always_relational(
-    coupling: Coupling,
-) -> None:
+def test_captions_are_relational_or_neutral_and_a_pair_without_places_is_always_relational(coupling: Coupling) -> None:
     rows = np.arange(5)
     relational = coupling.captions(rows, np.zeros(5, bool))
     neutral = coupling.captions(rows, np.ones(5, bool))

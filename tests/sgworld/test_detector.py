@@ -23,10 +23,7 @@ def right(scene: Scene, found: list[Detection]) -> bool:
     by_name = {each.name: each for each in found}
     return len(found) == len(scene.objects) and all(
         o.name in by_name
-        and overlap(
-            (by_name[o.name].x, by_name[o.name].y, by_name[o.name].w, by_name[o.name].h), (o.x, o.y, o.w, o.h)
-        )
-        >= 0.6
+        and overlap((by_name[o.name].x, by_name[o.name].y, by_name[o.name].w, by_name[o.name].h), (o.x, o.y, o.w, o.h)) >= 0.6
         for o in scene.objects
     )
 
@@ -56,9 +53,7 @@ def test_lone_objects_and_wide_pictures() -> None:
     for name in ("dog", "bus", "apple", "sheep"):
         scene = lone_scene(rng, name)
         assert right(scene, detect(render(scene)))
-    wide = np.concatenate(
-        [render(lone_scene(np.random.default_rng(3), n)) for n in ("horse", "table")], axis=1
-    )
+    wide = np.concatenate([render(lone_scene(np.random.default_rng(3), n)) for n in ("horse", "table")], axis=1)
     assert {each.name for each in detect(wide)} == {"horse", "table"}
 
 

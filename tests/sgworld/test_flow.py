@@ -43,9 +43,7 @@ def test_states_that_are_not_rolled_lie_on_lines_from_noise_to_their_pictures(co
     assert 0.3 < float((times[:plain] == 1).float().mean()) < 0.9
 
 
-def test_rolled_states_are_where_euler_steps_lead_and_aim_at_the_picture_predicted_before(
-    coupling: Coupling,
-) -> None:
+def test_rolled_states_are_where_euler_steps_lead_and_aim_at_the_picture_predicted_before(coupling: Coupling) -> None:
     """A model that always predicts the first picture leads every state there, whatever its noise means."""
     first = torch.full((2, 3), 2.0)
     asked: list[tuple[int, float]] = []

@@ -16,14 +16,7 @@ from sgpipe.relations.predicates import INVERSE
 from sgpipe.runs.checkpoints import checkpoints, read_checkpoint
 from sgworld.bank import draw_bank
 from sgworld.contrast import contrastive_loss, false_triples
-from sgworld.flux import (
-    build_transformer,
-    deepen,
-    draw,
-    encode_texts,
-    mean_weights,
-    shallow_of,
-)
+from sgworld.flux import build_transformer, deepen, draw, encode_texts, mean_weights, shallow_of
 from sgworld.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
 from sgworld.measure import images_per_second
 from sgworld.recipe import Recipe, continue_flux, train
@@ -41,9 +34,7 @@ def fit(folder: Path, stop: int | None = None) -> tuple[dict[str, torch.Tensor],
         x = torch.randn(8, 3, generator=step_generator(1, step))
         return (model(x) - x.sum(1, keepdim=True)).square().mean(), {}
 
-    train_model(
-        model, losses, folder, steps=9, samples=8, rate=0.1, warmup=2, decay=4, muon="0.", muon_rate=0.2
-    )
+    train_model(model, losses, folder, steps=9, samples=8, rate=0.1, warmup=2, decay=4, muon="0.", muon_rate=0.2)
     stored = read_checkpoint(checkpoints(folder)[-1])
     assert stored is not None
     return model.state_dict(), stored["tensors"]
@@ -71,9 +62,7 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, monkeypatch: p
     assert not torch.equal(whole[0]["0.weight"], whole[1]["0.weight"])
 
 
-def test_a_damaged_checkpoint_starts_the_training_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_checkpoint_starts_the_training_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sgworld.training.SAVE_SECONDS", 0.0)
     whole = fit(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -106,14 +95,7 @@ def test_a_longer_training_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(StateError, match=r"step 0: .*sgworld/recipe\.py"):
-        train_model(
-            model,
-            lambda *_: (model(torch.tensor([[float("nan")]])).sum(), {}),
-            tmp_path,
-            steps=3,
-            samples=1,
-            rate=0.1,
-        )
+        train_model(model, lambda *_: (model(torch.tensor([[float("nan")]])).sum(), {}), tmp_path, steps=3, samples=1, rate=0.1)
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
@@ -146,9 +128,7 @@ def test_a_deepened_transformer_computes_the_same_and_all_of_it_can_learn() -> N
 def test_cutting_a_deepened_transformer_down_gives_back_what_it_was_made_from() -> None:
     shallow = build_transformer(0, double_blocks=2)
     again = shallow_of(deepen(shallow, 5, seed=1), 2).state_dict()
-    assert (
-        all(torch.equal(value, again.pop(name)) for name, value in shallow.state_dict().items()) and not again
-    )
+    assert all(torch.equal(value, again.pop(name)) for name, value in shallow.state_dict().items()) and not again
 
 
 def test_the_language_has_a_piece_for_every_word() -> None:
@@ -171,10 +151,7 @@ def test_contrastive_loss_against_its_definition() -> None:
     owner = torch.tensor([0, 0, 1, 2])
     rows = []
     for i in range(3):
-        logits = [
-            *(2 * image[i] @ t for t in text),
-            *(2 * image[i] @ n for n, k in zip(negative, owner, strict=True) if k == i),
-        ]
+        logits = [*(2 * image[i] @ t for t in text), *(2 * image[i] @ n for n, k in zip(negative, owner, strict=True) if k == i)]
         rows.append(torch.logsumexp(torch.stack(logits), 0) - logits[i])
     columns = [torch.logsumexp(2 * image @ t, 0) - 2 * image[i] @ t for i, t in enumerate(text)]
     expected = (torch.stack(rows).mean() + torch.stack(columns).mean()) / 2
@@ -207,23 +184,16 @@ def test_every_checkpoint_is_in_its_standard_format(tmp_path: Path, monkeypatch:
         tmp_path / "models/mini-flux", tmp_path / "state", onward,
         steps=1, decay=1, shallow_steps=(1,), recipe=small,
     )  # fmt: skip
-    weights = [
-        load_file(f / "transformer/diffusion_pytorch_model.safetensors")
-        for f in (tmp_path / "models/mini-flux", onward)
-    ]
+    weights = [load_file(f / "transformer/diffusion_pytorch_model.safetensors") for f in (tmp_path / "models/mini-flux", onward)]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     for part in ("text_encoder", "text_encoder_2", "vae"):
         name = "diffusion_pytorch_model.safetensors" if part == "vae" else "model.safetensors"
-        assert (onward / part / name).read_bytes() == (
-            tmp_path / "models/mini-flux" / part / name
-        ).read_bytes()
+        assert (onward / part / name).read_bytes() == (tmp_path / "models/mini-flux" / part / name).read_bytes()
     assert not [path for path in onward.rglob("*.json") if str(tmp_path) in path.read_text()]
     with pytest.raises(DataError, match="name another"):
         continue_flux(onward, tmp_path / "state", onward, steps=1, decay=1, recipe=small)
     for name in ("mini-clip", "mini-tower"):
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            f"local-dir:{tmp_path / 'models' / name}"
-        )
+        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'models' / name}")
         assert preprocess.transforms[0].size == (64, 64)
         tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'models' / name}")([prompt])
         assert model.encode_text(tokens).shape == (1, model.visual.output_dim)

@@ -17,28 +17,11 @@ from sgpipe.errors import DataError
 from sgpipe.relations.aliases import PredicateMap
 from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC
 from sgworld.arrangement import arranged, holds
-from sgworld.bank import (
-    NEUTRAL,
-    caption,
-    draw_bank,
-    held_out,
-    row_chances,
-    sample_triple,
-    whole_bank,
-)
+from sgworld.bank import NEUTRAL, caption, draw_bank, held_out, row_chances, sample_triple, whole_bank
 from sgworld.dirt import UNMAPPED, raw_predicate
 from sgworld.pictograms import FACINGS, NAMES, PICTOGRAMS, anchor, sprite
 from sgworld.rules import admissible
-from sgworld.scenes import (
-    CELL,
-    Scene,
-    beside,
-    draw_triple,
-    every_scene,
-    every_triple,
-    pair_scene,
-    render,
-)
+from sgworld.scenes import CELL, Scene, beside, draw_triple, every_scene, every_triple, pair_scene, render
 from sgworld.visual_genome import _Ids, annotate, compose, write_visual_genome
 
 
@@ -108,9 +91,7 @@ def test_joined_cells_keep_objects_and_relations() -> None:
 
 def test_captions_leave_the_roles_open() -> None:
     rng = np.random.default_rng(0)
-    texts = Counter(
-        caption(rng, ("dog", "left of", "cat"), neutral=rng.random() < NEUTRAL) for _ in range(4000)
-    )
+    texts = Counter(caption(rng, ("dog", "left of", "cat"), neutral=rng.random() < NEUTRAL) for _ in range(4000))
     assert len(texts) == 4
     first = sum(count for text, count in texts.items() if text.startswith("a photo of dog"))
     assert abs(first / 4000 - 0.5) < 0.04
@@ -197,12 +178,7 @@ def test_the_data_set_has_the_dirt_of_the_real_one(tmp_path: Path) -> None:
     write_visual_genome(tmp_path, 300, 0)
     objects = {r["image_id"]: r["objects"] for r in json.loads((tmp_path / "objects.json").read_text())}
     records = json.loads((tmp_path / "relationships.json").read_text())
-    ends = [
-        (record["image_id"], r[end])
-        for record in records
-        for r in record["relationships"]
-        for end in ("subject", "object")
-    ]
+    ends = [(record["image_id"], r[end]) for record in records for r in record["relationships"] for end in ("subject", "object")]
     known = {image: {o["object_id"] for o in listed} for image, listed in objects.items()}
     full = [(image, end) for image, end in ends if objects[image]]
     dangling = np.mean([end["object_id"] not in known[image] for image, end in full])
@@ -225,17 +201,10 @@ def test_annotations_carry_the_scenes_boxes() -> None:
     scene = compose(rng)
     objects, _ = annotate(np.random.default_rng(1), scene, 5, _Ids())
     for record, placed in zip(objects["objects"], scene.objects, strict=False):
-        assert (record["x"], record["y"], record["w"], record["h"]) == (
-            placed.x,
-            placed.y,
-            placed.w,
-            placed.h,
-        )
+        assert (record["x"], record["y"], record["w"], record["h"]) == (placed.x, placed.y, placed.w, placed.h)
 
 
-def test_both_ends_of_a_self_loop_are_one_object_even_where_it_dangles(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_both_ends_of_a_self_loop_are_one_object_even_where_it_dangles(monkeypatch: pytest.MonkeyPatch) -> None:
     """With two ids of its own it would read as a relation between two objects."""
     for name, chance in {"SELF_LOOP": 1.0, "DANGLING": 1.0, "REPEATED": 0.0, "UNMAPPED_EXTRA": 0.0}.items():
         monkeypatch.setattr(f"sgworld.visual_genome.{name}", chance)

@@ -21,17 +21,7 @@ from sgpipe.datasets.tables import NEGATIVES, write_table
 from sgpipe.params.load import read_section
 from sgpipe.relations.predicates import relational_prompt
 from tests.stages.test_pipeline import clone, dvc, run
-from tests.tiny import (
-    DOUBLE,
-    SIDE,
-    SINGLE,
-    TOKENS,
-    curated_triples,
-    edit_json,
-    write_curated,
-    write_images,
-    write_pipeline,
-)
+from tests.tiny import DOUBLE, SIDE, SINGLE, TOKENS, curated_triples, edit_json, write_curated, write_images, write_pipeline
 
 pytestmark = pytest.mark.slow
 TRIPLES, MAP_TRIPLES = curated_triples(30, "train"), curated_triples(60, "maps", 20)
@@ -68,10 +58,7 @@ def small_repository(folder: Path) -> Path:
     (folder / "data" / "VG_100K" / "25.png").write_bytes(b"cut off")
     rows = TRIPLES.select(["triple_id", "subject", "predicate", "object"]).to_pylist()
     swapped = [{**row, "kind": "swap", "subject": row["object"], "object": row["subject"]} for row in rows]
-    swapped = [
-        {**row, "prompt": relational_prompt(row["subject"], row["predicate"], row["object"])}
-        for row in swapped
-    ]
+    swapped = [{**row, "prompt": relational_prompt(row["subject"], row["predicate"], row["object"])} for row in swapped]
     write_table(pa.Table.from_pylist(swapped, schema=NEGATIVES), root / "outputs/negatives/negatives.parquet")
     set_params(
         root,
@@ -153,9 +140,7 @@ def test_the_caches_serve_every_triple(root: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(root)
     backbone = read_section(root / "params.yaml", "backbone", Backbone)
     cache = PromptCache([Path("outputs/prompts"), Path("outputs/negative_prompts")], backbone)
-    said = pa.concat_tables(
-        [pa.parquet.read_table(f"outputs/{name}/prompts.parquet") for name in ("prompts", "negative_prompts")]
-    )
+    said = pa.concat_tables([pa.parquet.read_table(f"outputs/{name}/prompts.parquet") for name in ("prompts", "negative_prompts")])
     assert cache.get(said["prompt"].to_pylist()).states.shape == (said.num_rows, TOKENS, 24)
     cache.get([""])
     for triple in MAP_TRIPLES.to_pylist():

@@ -53,9 +53,7 @@ def test_what_a_user_can_mend_is_one_line(
     assert (ended.value.code, capsys.readouterr().err) == (2, says)
 
 
-def test_the_command_says_what_stages_say(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_what_stages_say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     error = PermissionError(errno.EACCES, "Permission denied", ".params.yaml.1.tmp")
     monkeypatch.setattr(cli, "app", ending(error))
     monkeypatch.setattr("sys.argv", ["sgpipe"])
@@ -72,14 +70,8 @@ def test_a_lack_of_memory_is_one_line_that_says_what_to_lower() -> None:
     """CUDA's and the CPU allocator's errors; another RuntimeError keeps its traceback."""
     with pytest.raises(RuntimeError) as refused:
         torch.empty(1 << 60, dtype=torch.uint8)
-    cuda = torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has\na total capacity of 1 GiB"
-    )
-    for error, begins in (
-        (refused.value, ""),
-        (cuda, "CUDA out of memory; lower"),
-        (MemoryError(), "out of memory; lower"),
-    ):
+    cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has\na total capacity of 1 GiB")
+    for error, begins in ((refused.value, ""), (cuda, "CUDA out of memory; lower"), (MemoryError(), "out of memory; lower")):
         said = command.one_line(error)
         assert said is not None and said.startswith(begins) and "\n" not in said
         assert "batch_size" in said and "sgpipe doctor" in said
@@ -107,9 +99,7 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
         command.run(ending(ConnectionResetError(errno.ECONNRESET, "reset")))
 
 
-def test_the_optional_inputs_are_recorded_too(
-    tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_optional_inputs_are_recorded_too(tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DVC watches the three JSON files only, so the run says which alias and split files it was made with."""
     recorded: list[Path] = []
 
@@ -122,9 +112,7 @@ def test_the_optional_inputs_are_recorded_too(
     monkeypatch.chdir(tmp_path)
     root = repo_root / "tests/data/visual_genome/v1_4"
     Path("splits.json").write_text('{"train": [11]}')
-    Path("params.yaml").write_text(
-        f"data: {{root: {root}}}\ncanonicalize: {{splits: {{file: splits.json}}}}\n"
-    )
+    Path("params.yaml").write_text(f"data: {{root: {root}}}\ncanonicalize: {{splits: {{file: splits.json}}}}\n")
     assert CliRunner().invoke(canonicalize.app, [], catch_exceptions=False).exit_code == 0
     assert {root / "relationship_alias.txt", root / "object_alias.txt", Path("splits.json")} < set(recorded)
 
@@ -135,9 +123,7 @@ def test_canonicalize_runs_where_the_system_tells_no_affinity(
     """macOS has no `sched_getaffinity`."""
     monkeypatch.delattr(os, "sched_getaffinity")
     root = repo_root / "tests/data/visual_genome/v1_4"
-    (tmp_path / "params.yaml").write_text(
-        f"data: {{root: {root}}}\ncanonicalize: {{}}\ntracking: {{enabled: false}}\n"
-    )
+    (tmp_path / "params.yaml").write_text(f"data: {{root: {root}}}\ncanonicalize: {{}}\ntracking: {{enabled: false}}\n")
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(canonicalize.app, [], catch_exceptions=False)
     assert done.exit_code == 0

@@ -18,10 +18,7 @@ from tests.stages.test_pipeline import clone, dvc, run
 from tests.tiny import DOUBLE, SIDE, SINGLE, TOKENS
 from tests.training.world import tiny_train, write_world
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
 EARLY = (
     "canonicalize", "curate", "negatives", "cache_prompts", "cache_negative_prompts", "cache_latents", "graph_encoder",
@@ -142,17 +139,11 @@ def test_a_knob_runs_what_reads_it_and_a_queue_stands_side_by_side(tmp_path: Pat
 
 def an_arm_is_added(root: Path) -> None:
     """Another arm trains and samples nothing of the others anew."""
-    set_params(
-        root,
-        arms={"more": {"kind": "graph_tokens"}},
-        evaluate={"adapters": {"graph": "graphs", "more": "graphs"}},
-    )
+    set_params(root, arms={"more": {"kind": "graph_tokens"}}, evaluate={"adapters": {"graph": "graphs", "more": "graphs"}})
     status = dvc(root, "status")
     changed = set(re.findall(r"^([\w@-]+):$", status, re.MULTILINE))
     assert {"resolve", "train_lora@more", "sample_images@more", "evaluate"} <= changed
-    assert changed.isdisjoint(
-        {"train_lora@graph", "sample_base", "sample_images@graph", "sample_epochs@graph-1"}
-    ), status
+    assert changed.isdisjoint({"train_lora@graph", "sample_base", "sample_images@graph", "sample_epochs@graph-1"}), status
 
 
 def queued(root: Path) -> None:

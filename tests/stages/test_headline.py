@@ -8,12 +8,7 @@ from stages.headline import headline
 
 
 def row(accuracy: float | None, **more: float) -> dict[str, Any]:
-    return {
-        "direction_accuracy": accuracy,
-        "direction_accuracy_low": 0.1,
-        "direction_accuracy_high": 0.9,
-        **more,
-    }
+    return {"direction_accuracy": accuracy, "direction_accuracy_low": 0.1, "direction_accuracy_high": 0.9, **more}
 
 
 EVALUATION = {
@@ -49,10 +44,7 @@ def test_they_are_the_figures_of_the_first_arm_of_each_kind() -> None:
 
 
 def test_what_was_not_sampled_or_is_undefined_is_no_number() -> None:
-    arms = {
-        "base": EVALUATION["arms"]["base"],
-        "graph": {"neutral": {"positive": row(None), "negative": row(None)}},
-    }
+    arms = {"base": EVALUATION["arms"]["base"], "graph": {"neutral": {"positive": row(None), "negative": row(None)}}}
     found = headline({"arms": arms}, {"best": {}, "cells": {}}, {"graph": "graphs"})
     assert found["graph"] is None and found["swapped"] is None and found["objects"] is None
     assert found.keys().isdisjoint({"empty", "shuffled", "text", "text_high"})

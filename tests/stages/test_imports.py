@@ -97,12 +97,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = clone(tmp_path_factory.mktemp("recorded") / "repository", ROOT / "tests/data/visual_genome/v1_4")
     write_pipeline(root / "models/tiny")
     shutil.copytree(ROOT / "metrics", root / "metrics")
-    backbone = {
-        "double_blocks": DOUBLE,
-        "single_blocks": SINGLE,
-        "resolution": SIDE,
-        "max_sequence_length": TOKENS,
-    }
+    backbone = {"double_blocks": DOUBLE, "single_blocks": SINGLE, "resolution": SIDE, "max_sequence_length": TOKENS}
     set_params(
         root,
         backbone={"model": "models/tiny", "files": "models/tiny", **backbone},
@@ -188,9 +183,7 @@ def test_every_stage_is_in_the_pipeline_and_depends_on_its_own_code() -> None:
 
 def test_what_the_digests_are_made_from_is_a_dependency_of_code() -> None:
     """Of every closure the packages, and the files that say what is installed and what is brought by entry points."""
-    packages = {
-        file.split("/")[0] for name in stage_modules(ROOT) for file in import_closure(name, ROOT).files
-    }
+    packages = {file.split("/")[0] for name in stage_modules(ROOT) for file in import_closure(name, ROOT).files}
     assert {*packages, "requirements.lock", "pyproject.toml"} == set(stages()["code"]["deps"])
 
 

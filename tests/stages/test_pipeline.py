@@ -75,10 +75,7 @@ def test_real_annotations_go_through_the_pipeline(reference_dir: Path, tmp_path:
     assert counts["read"] == counts["kept"] + counts["rejected"]
     assert counts["kept"] == sum(counts["by_class"].values())
     assert counts["rejected"] == sum(counts["by_reason"].values())
-    relations = {
-        row["relationship_id"]: row
-        for row in pq.read_table(root / "outputs/canonical/relations.parquet").to_pylist()
-    }
+    relations = {row["relationship_id"]: row for row in pq.read_table(root / "outputs/canonical/relations.parquet").to_pylist()}
     first = next(r for image in raw for r in image["relationships"] if r["predicate"] == "ON")
     kept = relations[first["relationship_id"]]
     assert (kept["predicate"], kept["raw_predicate"]) == ("on", "ON")
@@ -112,9 +109,7 @@ def test_a_change_reruns_only_what_reads_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_stage_that_is_refused_says_so_in_one_line(tmp_path: Path) -> None:
     root = clone(tmp_path, tmp_path / "nowhere")
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.canonicalize"], cwd=root, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "stages.canonicalize"], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "nowhere" in lines[0]

@@ -77,9 +77,7 @@ def test_killed_or_with_more_workers_the_bytes_are_the_same(world: Path) -> None
     out = world / "outputs/probes/late"
     probe(world, "late")
     whole = contents(out)
-    assert set(whole) == {"table.json"} | {
-        f"{of}/probe.{end}" for of in ("best", "noise_aware") for end in ("json", "safetensors")
-    }
+    assert set(whole) == {"table.json"} | {f"{of}/probe.{end}" for of in ("best", "noise_aware") for end in ("json", "safetensors")}
     shutil.rmtree(out)
     states = world / ".dvc/stage-state"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -125,20 +123,10 @@ def test_what_cannot_be_fitted_is_refused_in_one_line(world: Path) -> None:
     for changes, group, says in (
         ({}, "lowest", "valid: early, late"),
         ({"folds": 24}, "late", "probes.folds is 24"),
-        (
-            {"folds": 4, "noise_aware": {**SMALL["noise_aware"], "epochs": 0}},
-            "late",
-            "probes.noise_aware.epochs",
-        ),
+        ({"folds": 4, "noise_aware": {**SMALL["noise_aware"], "epochs": 0}}, "late", "probes.noise_aware.epochs"),
     ):
         set_params(world, probes=changes)
-        done = subprocess.run(
-            [sys.executable, "-m", "stages.probe", group],
-            cwd=world,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run([sys.executable, "-m", "stages.probe", group], cwd=world, capture_output=True, text=True, check=False)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert says in line

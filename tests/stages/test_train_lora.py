@@ -85,12 +85,7 @@ def killed(root: Path, checkpoints: int) -> None:
 def whole(made: Path) -> dict[str, bytes]:
     run(made, *COMMAND)
     found = results(made)
-    assert {
-        "adapter/adapter.json",
-        "epoch-2/graph_tokens.safetensors",
-        "controls.csv",
-        "training.csv",
-    } <= found.keys()
+    assert {"adapter/adapter.json", "epoch-2/graph_tokens.safetensors", "controls.csv", "training.csv"} <= found.keys()
     assert "samples/step-000040.png" in found
     figures = json.loads((made / "metrics/lora/graph.json").read_text())
     losses = {f"val_loss_{name}" for name in ("base", "graph", "empty", "shuffled", "swapped")}
@@ -100,9 +95,7 @@ def whole(made: Path) -> dict[str, bytes]:
     return found
 
 
-def test_what_a_training_took_and_what_made_it_lie_where_nothing_depends_on_them(
-    made: Path, whole: dict[str, bytes]
-) -> None:
+def test_what_a_training_took_and_what_made_it_lie_where_nothing_depends_on_them(made: Path, whole: dict[str, bytes]) -> None:
     timings = json.loads((made / "outputs/timings/train_lora-graph.json").read_text())
     assert timings["seconds"] > 40 * timings["seconds_per_step"] > 0 and 0 < timings["data_share"] < 1
     provenance = json.loads((made / "outputs/provenance/train_lora-graph.json").read_text())
@@ -115,9 +108,7 @@ def test_what_a_training_took_and_what_made_it_lie_where_nothing_depends_on_them
     assert "outputs/timings" not in described and "outputs/provenance" not in described
 
 
-def test_at_another_commit_the_same_training_gives_the_same_bytes(
-    made: Path, whole: dict[str, bytes]
-) -> None:
+def test_at_another_commit_the_same_training_gives_the_same_bytes(made: Path, whole: dict[str, bytes]) -> None:
     before = run(made, "git", "rev-parse", "HEAD").strip()
     author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     run(made, "git", *author, "commit", "--quiet", "--allow-empty", "-m", "another")
@@ -128,9 +119,7 @@ def test_at_another_commit_the_same_training_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("checkpoints", [1, 5])
-def test_killed_it_goes_on_and_ends_with_the_same_bytes(
-    made: Path, whole: dict[str, bytes], checkpoints: int
-) -> None:
+def test_killed_it_goes_on_and_ends_with_the_same_bytes(made: Path, whole: dict[str, bytes], checkpoints: int) -> None:
     shutil.rmtree(made / "outputs/lora")
     killed(made, checkpoints)
     assert not (made / "outputs/lora").exists()
@@ -139,9 +128,7 @@ def test_killed_it_goes_on_and_ends_with_the_same_bytes(
     assert [path for path in (made / ".dvc/stage-state").iterdir() if path.is_dir()] == []
 
 
-def test_another_workspace_of_the_repository_goes_on(
-    made: Path, whole: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_another_workspace_of_the_repository_goes_on(made: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     """What `dvc exp run --temp` does: the same files elsewhere, with the same cache."""
     shutil.rmtree(made / "outputs/lora")
     killed(made, 2)
@@ -165,10 +152,7 @@ def test_two_processes_train_what_one_does(made: Path, whole: dict[str, bytes]) 
     ]  # of the gradients before AdamW, which would hide a sum in place of the mean
     assert len(norms[0]) == 4 and norms[1] == pytest.approx(norms[0], rel=0.05)
     for name in ("graph_tokens.safetensors", "pytorch_lora_weights.safetensors"):
-        one, two = (
-            load(whole[f"adapter/{name}"]),
-            load((made / "outputs/lora/graph/adapter" / name).read_bytes()),
-        )
+        one, two = (load(whole[f"adapter/{name}"]), load((made / "outputs/lora/graph/adapter" / name).read_bytes()))
         for key, value in one.items():
             torch.testing.assert_close(two[key], value, atol=2e-3, rtol=2e-2)
 
@@ -219,9 +203,7 @@ def test_under_a_falling_rate_a_kept_epoch_is_a_training_of_its_own(made: Path) 
         return {path.name: path.read_bytes() for path in found.glob("*.safetensors")}
 
     kept = trained(4, [2, 4], "epoch-2")
-    last = {
-        path.name: path.read_bytes() for path in (made / "outputs/lora/graph/epoch-4").glob("*.safetensors")
-    }
+    last = {path.name: path.read_bytes() for path in (made / "outputs/lora/graph/epoch-4").glob("*.safetensors")}
     short = trained(2, [], "adapter")
     (made / "params.yaml").write_text(before)
     assert len(kept) == 2 and kept == short and kept != last
@@ -242,9 +224,7 @@ def test_another_graph_encoder_retrains_the_arms_that_read_it(made: Path) -> Non
     assert resolved(**reads) != read
     shutil.rmtree(encoder)
     set_params(made, graph_tokens=reads)
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.resolve"], cwd=made, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "stages.resolve"], cwd=made, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "graph_tokens.encoder: got 'outputs/graph_encoder'" in done.stderr
     set_params(made, graph_tokens={"layout": "objects", "relation": "table", "encoder": None})
     assert resolved() == plain

@@ -147,9 +147,7 @@ def test_values_wait_no_longer_than_the_interval(stored: Path, monkeypatch: pyte
         assert curve(child.info.run_id) == [(0, 1.0), (1, 0.5), (2, 0.25)]
 
 
-def test_the_same_work_in_another_experiment_takes_the_run_along(
-    stored: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_work_in_another_experiment_takes_the_run_along(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Working state is shared between experiments, so the one that goes on has the curve."""
     monkeypatch.setenv("DVC_EXP_NAME", "early")
     with pytest.raises(RuntimeError), track("toy", {}, fingerprint="aaaa") as recorded:
@@ -162,10 +160,7 @@ def test_the_same_work_in_another_experiment_takes_the_run_along(
     parents = {each.data.tags["dvc.exp_name"]: each for each in runs(Path(), "experiment")}
     (child,) = runs(Path(), "stage")
     assert child.data.tags["mlflow.parentRunId"] == parents["late"].info.run_id
-    assert {name: each.info.status for name, each in parents.items()} == {
-        "early": "FAILED",
-        "late": "FINISHED",
-    }
+    assert {name: each.info.status for name, each in parents.items()} == {"early": "FAILED", "late": "FINISHED"}
     assert curve(child.info.run_id) == [(0, 1.0), (1, 0.5)]
 
 

@@ -40,18 +40,12 @@ def record(stage: str = "toy") -> str:
     with track(stage, {}):
         pass
     newest = runs(Path(), "stage")[0]
-    (parent,) = (
-        each
-        for each in runs(Path(), "experiment")
-        if each.info.run_id == newest.data.tags["mlflow.parentRunId"]
-    )
+    (parent,) = (each for each in runs(Path(), "experiment") if each.info.run_id == newest.data.tags["mlflow.parentRunId"])
     assert parent.info.run_name == parent.data.tags["dvc.exp_name"]
     return parent.info.run_name
 
 
-def test_an_experiment_is_called_as_dvc_or_the_commit_calls_it(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_experiment_is_called_as_dvc_or_the_commit_calls_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert record() == 'It\'s the "first" try'
     assert record("other") == 'It\'s the "first" try'
     assert len(runs(project, "experiment")) == 1
@@ -94,9 +88,7 @@ def test_a_commit_is_joined_to_the_run_with_its_code(project: Path) -> None:
     assert found[None].info.run_name == 'It\'s the "first" try + edits'
 
 
-def test_a_committed_experiment_and_its_commit_are_two_runs(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_committed_experiment_and_its_commit_are_two_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`dvc exp apply` and a commit: the commit does not take the experiment's run away at each synchronisation."""
     head = run(project, "git", "rev-parse", "HEAD").strip()
     monkeypatch.setenv("DVC_EXP_NAME", "early")
@@ -110,9 +102,7 @@ def test_a_committed_experiment_and_its_commit_are_two_runs(
         assert sync(project, "trial").created == sync(project, "trial").joined == 0
 
 
-def test_a_commit_that_cannot_be_read_is_said_and_left_out(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_commit_that_cannot_be_read_is_said_and_left_out(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("metrics/toy.json").write_text("<<<<<<< HEAD\n")
     broken = commit(project, "Conflict")
     assert sync(project, "trial").created == 1
@@ -132,6 +122,4 @@ def test_constants_are_parameters_and_final_values_do_not_join_curves(stored: Pa
 
 
 def test_the_page_of_the_runs_is_that_for_model_training() -> None:
-    assert runs_page("http://127.0.0.1:5000/", "3") == (
-        "http://127.0.0.1:5000/#/experiments/3/runs?workflowType=machine_learning"
-    )
+    assert runs_page("http://127.0.0.1:5000/", "3") == ("http://127.0.0.1:5000/#/experiments/3/runs?workflowType=machine_learning")

@@ -33,9 +33,7 @@ class Server:
         self._over = threading.Event()
         self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=Quiet)
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        ).start()
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def __call__(self, environ: dict, start_response: Callable) -> Iterable[bytes]:
         self.requests += 1
@@ -115,10 +113,7 @@ def test_a_server_that_does_not_answer_costs_seconds_and_one_line(
 
 @pytest.mark.parametrize("mode", ["away", "hang", "500"])
 def test_a_server_that_dies_during_a_stage_costs_seconds_and_the_run_is_ended_later(
-    server: Server,
-    mode: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    server: Server, mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_off(run: StageRun) -> None:
         server.mode = mode
@@ -140,9 +135,7 @@ def test_a_server_that_dies_during_a_stage_costs_seconds_and_the_run_is_ended_la
     assert ended == {"toy": "FINISHED", "other": "FINISHED"}
 
 
-def test_the_environment_sets_how_long_a_server_may_take(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_sets_how_long_a_server_may_take(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     server.mode = "500"
     record()
@@ -153,11 +146,7 @@ def test_an_upload_may_take_longer_than_a_probe(server: Server, monkeypatch: pyt
     """A file of many megabytes is stored slowly by a server that answers at once; afterwards the short wait is back."""
     waits: list[str] = []
     with track("toy", {}) as recorded:
-        monkeypatch.setattr(
-            recorded._client,
-            "log_artifact",
-            lambda *_: waits.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]),
-        )
+        monkeypatch.setattr(recorded._client, "log_artifact", lambda *_: waits.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
         recorded.log_artifact(Path("in.txt"))
         waits.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
     assert waits == ["60", "3"]

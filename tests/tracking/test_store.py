@@ -80,9 +80,7 @@ def test_a_stage_goes_on_without_a_store_that_cannot_be_used(
 
 
 @pytest.mark.parametrize("breaking", BROKEN, ids=lambda each: each.__name__)
-def test_sync_says_in_one_line_what_is_wrong_with_the_store(
-    stored: Path, breaking: Callable[[Path], None]
-) -> None:
+def test_sync_says_in_one_line_what_is_wrong_with_the_store(stored: Path, breaking: Callable[[Path], None]) -> None:
     broken(stored, breaking)
     with pytest.raises(TrackingError) as raised:
         sync(stored, "trial")
@@ -118,12 +116,7 @@ def test_a_database_of_another_user_is_said(
 def test_the_command_ends_in_one_line(stored: Path) -> None:
     broken(stored, damage)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "sgpipe.cli", "tracking", "sync"],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    done = subprocess.run([sys.executable, "-m", "sgpipe.cli", "tracking", "sync"], capture_output=True, text=True, env=environment)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 

@@ -51,9 +51,7 @@ def test_workspace_and_temporary_runs_land_in_one_store(repository: Path) -> Non
 @pytest.mark.slow
 def test_the_view_is_rebuilt_from_git_alone(repository: Path) -> None:
     dvc = (sys.executable, "-m", "dvc")
-    (repository / "params.yaml").write_text(
-        PARAMS.replace("experiment: trial", "enabled: false, experiment: trial")
-    )
+    (repository / "params.yaml").write_text(PARAMS.replace("experiment: trial", "enabled: false, experiment: trial"))
     run(repository, *dvc, "repro", "-q")
     run(repository, "git", "add", "-A")
     run(repository, "git", "commit", "-qm", "result")
@@ -61,9 +59,7 @@ def test_the_view_is_rebuilt_from_git_alone(repository: Path) -> None:
     assert not (repository / ".dvc" / "mlflow.db").exists()
     done = sync(repository, "trial")
     assert (done.created, done.joined, done.known) == (2, 0, 0)
-    scores = {
-        r.data.tags["dvc.exp_name"]: r.data.metrics["toy/score"] for r in runs(repository, "experiment")
-    }
+    scores = {r.data.tags["dvc.exp_name"]: r.data.metrics["toy/score"] for r in runs(repository, "experiment")}
     assert scores == {"here": 4, "result": 2}
 
 
@@ -71,9 +67,7 @@ def test_the_view_is_rebuilt_from_git_alone(repository: Path) -> None:
 def test_four_processes_may_start_on_a_fresh_store(repository: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = [
-        subprocess.Popen(
-            [sys.executable, "stage.py"], cwd=repository, env=environment, stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, "stage.py"], cwd=repository, env=environment, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
     for process in started:

@@ -33,11 +33,7 @@ def test_offloaded_and_encoded_ahead_the_pictures_are_the_same(
 ) -> None:
     """T5 is gone before the transformer is there; transformer and VAE are on the device by turns."""
     model, adapter = world.backbone.model, whole[0] / "adapter"
-    prompts, graphs, seeds = (
-        ["a photo of dog and cat"] * 2,
-        [None, SceneGraph.of("dog", "above", "cat")],
-        [1, 2],
-    )
+    prompts, graphs, seeds = (["a photo of dog and cat"] * 2, [None, SceneGraph.of("dog", "above", "cat")], [1, 2])
     plain = GraphGenerator.load(model, adapter).sample(prompts, graphs, seeds, steps=2, size=SIDE)
     generator = GraphGenerator.load(model, adapter, offload="model", ahead=(prompts, graphs))
     assert isinstance(generator.texts, EncodedTexts)
@@ -68,9 +64,7 @@ def test_an_adapter_draws_what_it_drew_when_it_was_trained(world: World, whole: 
     encoded = loaded.texts.prompts([prompt])
     context = loaded.adapter.condition([graph], [prompt], encoded, loaded._table([graph]))
 
-    def stop(
-        pipeline: FluxPipeline, step: int, t: float, kept: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def stop(pipeline: FluxPipeline, step: int, t: float, kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         pipeline._interrupt = step == 0  # the next time, 2/3, is below those it was trained at
         return kept
 
@@ -96,14 +90,9 @@ def test_an_adapter_works_at_the_times_it_was_trained_at(world: World, whole: tu
     on: list[tuple[float, bool]] = []
     velocity = Denoiser.velocity
 
-    def watched(
-        self: Denoiser, latents: torch.Tensor, t: torch.Tensor, prompts: TextCondition, *rest: Any
-    ) -> torch.Tensor:
+    def watched(self: Denoiser, latents: torch.Tensor, t: torch.Tensor, prompts: TextCondition, *rest: Any) -> torch.Tensor:
         length = prompts.states.shape[1]
-        assert length in (
-            encoded.states.shape[1],
-            context.states.shape[1],
-        )
+        assert length in (encoded.states.shape[1], context.states.shape[1])
         on.append((round(t[0].item(), 3), length == context.states.shape[1]))
         return velocity(self, latents, t, prompts, *rest)
 
@@ -164,24 +153,17 @@ def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Fitted], tmp_pa
     unheard = [*common, "--graph", "unicorn, left of, cat", "--out", str(tmp_path / "unheard.png")]
     warned = runner.invoke(app, unheard)
     assert warned.exit_code == 0 and (tmp_path / "unheard.png").is_file()
-    assert (
-        "warning: 'unicorn' is no name that the adapter was trained on; valid: ball, cat, dog"
-        in warned.stderr
-    )
+    assert "warning: 'unicorn' is no name that the adapter was trained on; valid: ball, cat, dog" in warned.stderr
     (tmp_path / "unheard.png").unlink()
     strict = runner.invoke(app, [*unheard, "--strict"])
-    assert isinstance(strict.exception, ParamsError) and "--strict: 'unicorn' is no name" in str(
-        strict.exception
-    )
+    assert isinstance(strict.exception, ParamsError) and "--strict: 'unicorn' is no name" in str(strict.exception)
     assert not (tmp_path / "unheard.png").exists()
     said = ["--graph", "dog, left of, cat", "--prompt", "a photo of düg and cat on a sofa"]
     words = str(runner.invoke(app, [*common, *said, "--strict"]).exception)
     assert "'düg' has characters that the tokenizer of T5 does not know" in words
     assert "the word 'sofa' of the prompt is in no text" in words
     long = " and ".join(["dog", "cat"] * 8)
-    cut = str(
-        runner.invoke(app, [*common, "--graph", "dog, left of, cat", "--prompt", long, "--strict"]).exception
-    )
+    cut = str(runner.invoke(app, [*common, "--graph", "dog, left of, cat", "--prompt", long, "--strict"]).exception)
     assert "1 texts are truncated, 1 of them in a name or relation: T5 takes 12 of 32 tokens" in cut
     absent = runner.invoke(app, [*common, "--graph", "dog, left of, cat", "--device", "tpu"])
     assert isinstance(absent.exception, ParamsError) and "--device: got tpu" in str(absent.exception)

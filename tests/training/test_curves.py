@@ -38,15 +38,10 @@ def test_the_curves_are_those_of_the_history_with_the_losses_first(
     assert groups == ["loss", "loss_terms", "optimiser", "preference"]
     rows = [row for row in fitted.history.steps if row["steps"] == 2]
     assert len(rows) == fitted.steps // 2
-    for name, key in {
-        "loss/train": "loss",
-        "loss_terms/flow": "flow",
-        "preference/train": "preferred",
-    }.items():
+    for name, key in {"loss/train": "loss", "loss_terms/flow": "flow", "preference/train": "preferred"}.items():
         assert kept.curves[name] == {row["step"]: row[key] for row in rows}
     rates = {
-        step: recipe.optimiser.learning_rate
-        * warmup_then(recipe.optimiser.schedule, step - 1, fitted.steps, 0)
+        step: recipe.optimiser.learning_rate * warmup_then(recipe.optimiser.schedule, step - 1, fitted.steps, 0)
         for step in kept.curves["loss/train"]
     }
     assert kept.curves["optimiser/learning_rate"] == pytest.approx(rates)

@@ -43,11 +43,7 @@ def step(samples: list[int], processes: int) -> dict[str, Any]:
     gradients = {name: None if w.grad is None else w.grad.tolist() for name, w in weights.items()}
     descended = {name: (w - w.grad).tolist() for name, w in weights.items() if w.grad is not None}
     optimiser.step()
-    return {
-        "gradients": gradients,
-        "descended": descended,
-        "adamw": {name: w.tolist() for name, w in weights.items()},
-    }
+    return {"gradients": gradients, "descended": descended, "adamw": {name: w.tolist() for name, w in weights.items()}}
 
 
 @pytest.fixture(scope="module")

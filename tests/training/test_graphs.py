@@ -53,9 +53,7 @@ def test_examples_hold_whole_graphs_and_prompts_that_name_every_object(world: Wo
         assert set(each.prompts) == {"relational", "neutral", "wrong", "conflicting"}
 
 
-@pytest.mark.parametrize(
-    "tokens", [GraphTokens(), GraphTokens(injection="residual")], ids=["prepend", "residual"]
-)
+@pytest.mark.parametrize("tokens", [GraphTokens(), GraphTokens(injection="residual")], ids=["prepend", "residual"])
 def test_graphs_of_different_sizes_in_a_batch_are_each_alone(world: World, tokens: GraphTokens) -> None:
     data, model = world.data(), world.model(tiny_train(), tokens)
     residual = model.adapter.conditioner.residual  # type: ignore[attr-defined]
@@ -76,17 +74,12 @@ def test_graphs_of_different_sizes_in_a_batch_are_each_alone(world: World, token
         torch.testing.assert_close(together[row], velocity([row])[0], atol=2e-5, rtol=1e-4)
 
 
-def test_an_adapter_of_larger_graphs_knows_their_size_and_reads_who_is_related_to_whom(
-    world: World, tmp_path: Path
-) -> None:
+def test_an_adapter_of_larger_graphs_knows_their_size_and_reads_who_is_related_to_whom(world: World, tmp_path: Path) -> None:
     recipe = tiny_train(epochs=3, keep_epochs=())
     fit(world.arm(recipe), world.denoiser(), world.backbone, world.data(), tmp_path, ALONE, {})
     assert read_about(tmp_path / "adapter")[TRAINED_ON]["triples"] == 3
     generator = GraphGenerator.load(world.backbone.model, tmp_path / "adapter", backbone=world.backbone)
     objects = ("dog", "cat", "table", "ball")
-    pairs = [
-        SceneGraph(objects, ((0, "on", 1), (2, "on", 3))),
-        SceneGraph(objects, ((0, "on", 3), (2, "on", 1))),
-    ]
+    pairs = [SceneGraph(objects, ((0, "on", 1), (2, "on", 3))), SceneGraph(objects, ((0, "on", 3), (2, "on", 1)))]
     one, other = generator.sample([words(pairs[0], "neutral")] * 2, pairs, [5, 5], size=SIDE)
     assert np.abs(one.astype(int) - other).max() > 0, "the same objects and relations, told of other pairs"

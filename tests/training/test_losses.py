@@ -55,9 +55,7 @@ def test_the_margin_asks_for_no_more_than_m() -> None:
 def test_dpo_is_ln_2_without_a_preference_and_reads_differences_alone() -> None:
     zero = torch.zeros(1)
     assert graph_dpo(zero, zero, zero, zero, 50.0).item() == pytest.approx(math.log(2))
-    found = graph_dpo(
-        torch.tensor([0.5]), torch.tensor([0.9]), torch.tensor([0.6]), torch.tensor([0.8]), 10.0
-    )
+    found = graph_dpo(torch.tensor([0.5]), torch.tensor([0.9]), torch.tensor([0.6]), torch.tensor([0.8]), 10.0)
     assert found.item() == pytest.approx(math.log(1 + math.exp(-10 / 2 * 0.2)))
     same = graph_dpo(torch.tensor([0.5]), torch.tensor([0.9]), torch.tensor([7.0]), torch.tensor([7.0]), 10.0)
     cancelled = graph_dpo(torch.tensor([0.5]), torch.tensor([0.9]), zero, zero, 10.0)
@@ -65,11 +63,7 @@ def test_dpo_is_ln_2_without_a_preference_and_reads_differences_alone() -> None:
 
 
 def test_a_tie_is_no_preference() -> None:
-    assert preferred(torch.tensor([1.0, 1.0, 2.0]), torch.tensor([1.5, 1.0, 1.0])).tolist() == [
-        True,
-        False,
-        False,
-    ]
+    assert preferred(torch.tensor([1.0, 1.0, 2.0]), torch.tensor([1.5, 1.0, 1.0])).tolist() == [True, False, False]
 
 
 def test_gradients_are_slopes() -> None:
@@ -84,9 +78,6 @@ def test_gradients_are_slopes() -> None:
     assert check(lambda a, b: bounded_margin(a, b, 0.5), (leaf(5), leaf(5)))
     assert check(lambda a, b, c, d: graph_dpo(a, b, c, d, 3.0), (leaf(4), leaf(4), leaf(4), leaf(4)))
     # these two compute in float32
-    for loss in (
-        lambda v, t: sample_losses(v, t),
-        lambda v, t: saliency_weighted(v, t, weights.float()),
-    ):
+    for loss in (lambda v, t: sample_losses(v, t), lambda v, t: saliency_weighted(v, t, weights.float())):
         v, t = leaf(2, 3, 4, 4).detach().float().requires_grad_(), leaf(2, 3, 4, 4).detach().float()
         assert check(loss, (v, t), eps=1e-2, atol=2e-2, rtol=2e-2)

@@ -49,21 +49,13 @@ def batch(data: Data, count: int = 3) -> Noised:
 def test_both_graphs_in_one_forward_are_each_alone(model: ArmModel, data: Data) -> None:
     noised = batch(data)
     positive, negative = both(noised.examples, ["neutral"] * 3, "prepend")
-    objective = Objective(
-        model, data, Losses(flow=0.5, margin=Margin(2.0, 10.0), preference=Preference(3.0, 4.0))
-    )
+    objective = Objective(model, data, Losses(flow=0.5, margin=Margin(2.0, 10.0), preference=Preference(3.0, 4.0)))
     loss, parts = objective(noised, positive, negative)
     target = noised.noise - noised.latents
-    alone = [
-        sample_losses(objective.velocity(noised, each), target).detach() for each in (positive, negative)
-    ]
+    alone = [sample_losses(objective.velocity(noised, each), target).detach() for each in (positive, negative)]
     torch.testing.assert_close(parts["flow"], alone[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(parts["negative"], alone[1], atol=1e-5, rtol=1e-5)
-    wanted = (
-        0.5 * alone[0]
-        + 2 * (10 - alone[1] + alone[0])
-        + 3 * torch.log1p(torch.exp(2 * (alone[0] - alone[1])))
-    )
+    wanted = 0.5 * alone[0] + 2 * (10 - alone[1] + alone[0]) + 3 * torch.log1p(torch.exp(2 * (alone[0] - alone[1])))
     torch.testing.assert_close(loss.detach(), wanted.mean(), atol=1e-4, rtol=1e-5)
 
 
@@ -79,9 +71,7 @@ def test_the_reference_of_graphs_in_words_is_the_base_under_each_prompt(world: W
     won, lost = (sample_losses(base.velocity(noised, each), target) for each in (positive, negative))
     assert (won - lost).abs().max() > 1e-3
     advantage = (parts["flow"] - won) - (parts["negative"] - lost)
-    torch.testing.assert_close(
-        parts["preference"], torch.log1p(torch.exp(20 * advantage)), atol=1e-4, rtol=1e-5
-    )
+    torch.testing.assert_close(parts["preference"], torch.log1p(torch.exp(20 * advantage)), atol=1e-4, rtol=1e-5)
     slopes = torch.autograd.grad(loss, list(model.adapter.parameters()["lora"].values()))
     assert all(slope.isfinite().all() for slope in slopes) and any(slope.any() for slope in slopes)
 
@@ -94,9 +84,7 @@ def test_an_untrained_adapter_has_no_advantage_over_its_reference(world: World, 
     torch.testing.assert_close(parts["preference"], torch.full((3,), 2.0).log(), atol=1e-3, rtol=0)
 
 
-def test_the_reference_of_graphs_in_tokens_costs_no_forward(
-    model: ArmModel, data: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_reference_of_graphs_in_tokens_costs_no_forward(model: ArmModel, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base reads no graph, and the prompt is the same: its two losses cancel."""
     forwards: list[int] = []
     velocity = ArmModel.velocity
@@ -131,9 +119,7 @@ def test_maps_weigh_the_loss_and_rank_the_graphs(model: ArmModel, data: Data) ->
         assert t.shape == maps.shape[:1]
         return maps.sum(dim=(2, 3))[:, :1] * torch.arange(1.0, 25.0)
 
-    losses = Losses(
-        flow=0, margin=Margin(0.0), ranking=Ranking(1.0, 50.0, "middle", "x"), saliency=Weighted(0.0)
-    )
+    losses = Losses(flow=0, margin=Margin(0.0), ranking=Ranking(1.0, 50.0, "middle", "x"), saliency=Weighted(0.0))
     objective = Objective(model, data, losses, maps=MAPS, probe=Probe(logits, kinds=("saliency", "cross")))
     noised = batch(data)
     loss, parts = objective(noised, *both(noised.examples, ["neutral"] * 3, "prepend"))
@@ -141,9 +127,7 @@ def test_maps_weigh_the_loss_and_rank_the_graphs(model: ArmModel, data: Data) ->
     weights = model.trainable()
     reached = {
         name.partition(".")[0]
-        for name, slope in zip(
-            weights, torch.autograd.grad(loss, weights.values(), allow_unused=True), strict=True
-        )
+        for name, slope in zip(weights, torch.autograd.grad(loss, weights.values(), allow_unused=True), strict=True)
         if slope is not None and slope.any()
     }
     assert reached == {"lora", "tokens"}
@@ -173,26 +157,19 @@ def test_an_empty_graph_under_a_closed_gate_is_the_prompt(world: World, data: Da
     noised = batch(data)
     objective = Objective(model, data, Losses())
     others = data.train[5:8]
-    kinds = [
-        spoken(name, noised.examples, others, "neutral", "residual")
-        for name in ("graph", "empty", "shuffled")
-    ]
+    kinds = [spoken(name, noised.examples, others, "neutral", "residual") for name in ("graph", "empty", "shuffled")]
     assert kinds[2].graphs[0].objects == noised.examples[0].graph.objects
     assert kinds[2].graphs[0].triples == others[0].graph.triples
     one, *more = (objective.velocity(noised, each) for each in kinds)
     assert all(torch.equal(one, other) for other in more)
 
 
-def test_controls_do_not_depend_on_the_batch_and_put_graphs_where_they_say(
-    model: ArmModel, data: Data
-) -> None:
+def test_controls_do_not_depend_on_the_batch_and_put_graphs_where_they_say(model: ArmModel, data: Data) -> None:
     objective = Objective(model, data, Losses())
     found = [measure(objective, data.held_out, tiny_train(batch_size=size)) for size in (3, 8)]
     assert found[0].losses == pytest.approx(found[1].losses, abs=1e-5)
     known = measure(objective, data.held_out, tiny_train(), base=0.5)
-    assert known.losses["base"] == 0.5 and known.losses["graph"] == pytest.approx(
-        found[0].losses["graph"], abs=1e-5
-    )
+    assert known.losses["base"] == 0.5 and known.losses["graph"] == pytest.approx(found[0].losses["graph"], abs=1e-5)
     first = data.held_out[0]
     graph = first.graph
     given = {
@@ -207,10 +184,7 @@ def test_controls_do_not_depend_on_the_batch_and_put_graphs_where_they_say(
 
 def test_in_words_the_prompt_carries_what_the_graph_would(data: Data) -> None:
     first, other = data.held_out[0], data.held_out[4]
-    texts = {
-        name: spoken(name, [first], [other], "neutral", "text")
-        for name in ("graph", "empty", "shuffled", "negative")
-    }
+    texts = {name: spoken(name, [first], [other], "neutral", "text") for name in ("graph", "empty", "shuffled", "negative")}
     assert all(each.graphs == [SceneGraph()] for each in texts.values())
     assert texts["graph"].texts == [prompt_of(first, "relational")]
     assert texts["empty"].texts == [prompt_of(first, "neutral")]

@@ -46,9 +46,7 @@ def deterministic() -> Iterator[None]:
     [GraphTokens(layout="triple", relation="encoder", global_token=True), GraphTokens(injection="residual")],
     ids=["index_add of messages", "added to the prompt's tokens"],
 )
-def test_deterministic_algorithms_train_and_give_the_same_bytes_again(
-    world: World, tmp_path: Path, tokens: GraphTokens
-) -> None:
+def test_deterministic_algorithms_train_and_give_the_same_bytes_again(world: World, tmp_path: Path, tokens: GraphTokens) -> None:
     """Every operation of a step has a deterministic form, scattered sums with their gradients included."""
     recipe = tiny_train(epochs=1, keep_epochs=(), losses=Losses(preference=Preference(0.1)))
     for name in ("one", "other"):

@@ -11,15 +11,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from sgpipe.backbones.rectified_flow import euler_times, generator
 from sgpipe.errors import ParamsError
 from sgpipe.training.config import Conditions, Times
-from sgpipe.training.timesteps import (
-    bin_names,
-    bin_of,
-    conditions_of,
-    even_times,
-    rows_of,
-    sampler_times,
-    times_of,
-)
+from sgpipe.training.timesteps import bin_names, bin_of, conditions_of, even_times, rows_of, sampler_times, times_of
 
 
 @pytest.mark.parametrize("size, batch", [(7, 3), (10, 4), (3, 8)])
@@ -41,9 +33,7 @@ def test_conditions_come_with_their_probabilities() -> None:
 
 def test_times_keep_their_bounds_and_density() -> None:
     uniform = times_of(4000, Times(low=0.7), generator("u"))
-    assert (
-        uniform.min() >= 0.7 and uniform.max() < 1 and uniform.mean().item() == pytest.approx(0.85, abs=0.01)
-    )
+    assert uniform.min() >= 0.7 and uniform.max() < 1 and uniform.mean().item() == pytest.approx(0.85, abs=0.01)
     skewed = times_of(4000, Times(density="logit_normal", low=0.5, mean=2.0, deviation=0.5), generator("n"))
     assert skewed.min() >= 0.5 and skewed.max() < 1
     assert skewed.median().item() == pytest.approx(0.5 + 0.5 / (1 + torch.e**-2), abs=0.01)
@@ -60,17 +50,13 @@ def test_times_keep_their_bounds_and_density() -> None:
 
 
 @pytest.mark.parametrize("tokens", [16, 256, 4096])
-@pytest.mark.parametrize(
-    "config", [{"shift": 1.0}, {"shift": 3.0}, {"use_dynamic_shifting": True, "shift": 3.0}], ids=str
-)
+@pytest.mark.parametrize("config", [{"shift": 1.0}, {"shift": 3.0}, {"use_dynamic_shifting": True, "shift": 3.0}], ids=str)
 def test_a_sampler_is_met_at_the_sigmas_of_its_scheduler(config: dict[str, Any], tokens: int) -> None:
     """FLUX.1-dev shifts them by the number of image tokens, others by a constant."""
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
     mu = calculate_shift(tokens, 256, 4096, scheduler.config.base_shift, scheduler.config.max_shift)
     scheduler.set_timesteps(28, sigmas=np.linspace(1.0, 1 / 28, 28), mu=mu)
-    found = sampler_times(
-        Times(density="sampler", low=0.5, high=0.9, steps=28), euler_times(28, tokens, scheduler.config)
-    )
+    found = sampler_times(Times(density="sampler", low=0.5, high=0.9, steps=28), euler_times(28, tokens, scheduler.config))
     wanted = [t for t in scheduler.sigmas.tolist() if 0.5 <= t <= 0.9]
     assert found.dtype == torch.float32 and found.tolist() == wanted[::-1] and len(wanted) > 3
 
@@ -79,13 +65,9 @@ def test_a_scheduler_without_shift_is_met_at_even_times() -> None:
     """To the bit, also where float32 rounds a time below the bound that it stands for."""
     of_four = sampler_times(Times(density="sampler", low=0.7), euler_times(4, 16, {"shift": 1.0}))
     assert torch.equal(of_four, torch.tensor([0.75, 1.0]))
-    of_ten = sampler_times(
-        Times(density="sampler", low=0.7, high=0.9, steps=10), euler_times(10, 16, {"shift": 1.0})
-    )
+    of_ten = sampler_times(Times(density="sampler", low=0.7, high=0.9, steps=10), euler_times(10, 16, {"shift": 1.0}))
     assert of_ten.tolist() == pytest.approx([0.7, 0.8, 0.9])
-    with pytest.raises(
-        ParamsError, match=r"train\.times\.steps: got 4, .* 1, 0\.9, 0\.75, 0\.5.* within 0\.8 to 0\.85"
-    ):
+    with pytest.raises(ParamsError, match=r"train\.times\.steps: got 4, .* 1, 0\.9, 0\.75, 0\.5.* within 0\.8 to 0\.85"):
         sampler_times(Times(density="sampler", low=0.8, high=0.85), euler_times(4, 16, {"shift": 3.0}))
 
 

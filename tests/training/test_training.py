@@ -84,8 +84,7 @@ def test_compiled_blocks_in_bfloat16_resume_to_the_same_bytes(
 def test_gradient_checkpointing_trains_the_same(world: World, tmp_path: Path) -> None:
     recipe = tiny_train(epochs=1, keep_epochs=())
     plain, saving = (
-        train(world, tmp_path / str(on), replace(recipe, gradient_checkpointing=on)).model.trainable()
-        for on in (False, True)
+        train(world, tmp_path / str(on), replace(recipe, gradient_checkpointing=on)).model.trainable() for on in (False, True)
     )
     for name, weight in plain.items():
         torch.testing.assert_close(saving[name], weight, atol=1e-5, rtol=1e-4)
@@ -94,15 +93,11 @@ def test_gradient_checkpointing_trains_the_same(world: World, tmp_path: Path) ->
 @pytest.mark.slow
 def test_accumulation_and_schedules_step_as_they_say(world: World, tmp_path: Path) -> None:
     recipe = tiny_train(
-        batch_size=2,
-        gradient_accumulation_steps=2,
-        optimiser=Optimiser(schedule="cosine", warmup=2, token_lr_multiplier=3.0),
+        batch_size=2, gradient_accumulation_steps=2, optimiser=Optimiser(schedule="cosine", warmup=2, token_lr_multiplier=3.0)
     )
     assert train(world, tmp_path, recipe).steps == 10
     rates = [json.loads(line)["learning_rate"] for line in (tmp_path / LOG).open()]
-    assert rates == pytest.approx(
-        [recipe.optimiser.learning_rate * warmup_then("cosine", 9, 10, 2)], rel=1e-5
-    )
+    assert rates == pytest.approx([recipe.optimiser.learning_rate * warmup_then("cosine", 9, 10, 2)], rel=1e-5)
 
 
 def test_an_adapter_states_what_it_was_trained_on(world: World, whole: tuple[Path, Fitted]) -> None:
@@ -122,11 +117,7 @@ def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, F
     assert [path.name for path in checkpoints(folder)] == ["step-00000009.pt", "step-00000010.pt"]
     assert files(folder / "adapter") != files(folder / "epoch-1")
     about = json.loads((folder / "adapter" / "adapter.json").read_text())
-    assert (
-        about["settings"]["lora"]["blocks"] == "[1..2]"
-        and about["config"] == "abc"
-        and about["arm"] == "graph"
-    )
+    assert about["settings"]["lora"]["blocks"] == "[1..2]" and about["config"] == "abc" and about["arm"] == "graph"
     assert "commit" not in about
     assert about["lora_parameters"] == 2 * 4 * 2 * (32 * 4)
     assert about["token_parameters"] == 24 * 2 * 24
@@ -149,24 +140,16 @@ def test_a_loss_that_is_not_finite_stops_with_what_is_needed_to_go_on(
 
     def exploding(self: torch.optim.AdamW, closure: None = None) -> None:
         step(self)
-        next(iter(self.param_groups[0]["params"])).data.mul_(
-            float("inf") if len(list(tmp_path.glob("step*"))) else 1
-        )
+        next(iter(self.param_groups[0]["params"])).data.mul_(float("inf") if len(list(tmp_path.glob("step*"))) else 1)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", exploding)
-    with pytest.raises(
-        StateError, match=r"step 4: the loss is not finite \(loss nan.*flow nan.*step-00000003\.pt"
-    ):
+    with pytest.raises(StateError, match=r"step 4: the loss is not finite \(loss nan.*flow nan.*step-00000003\.pt"):
         train(world, tmp_path, tiny_train())
 
 
-@pytest.mark.parametrize(
-    "name", ["text_only", *(pytest.param(name, marks=SLOW) for name in ("projector_only", "random_blocks"))]
-)
+@pytest.mark.parametrize("name", ["text_only", *(pytest.param(name, marks=SLOW) for name in ("projector_only", "random_blocks"))])
 def test_every_arm_trains_and_comes_back(world: World, tmp_path: Path, name: str) -> None:
-    recipe = tiny_train(
-        epochs=1, keep_epochs=(), losses=Losses(margin=Margin(weight=0.5), preference=Preference(0.1))
-    )
+    recipe = tiny_train(epochs=1, keep_epochs=(), losses=Losses(margin=Margin(weight=0.5), preference=Preference(0.1)))
     train(world, tmp_path, recipe, name=name)
     about = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
     assert (about["lora_parameters"] == 0) == (name == "projector_only")
@@ -224,13 +207,8 @@ def test_prompts_that_are_missing_are_found_before_the_first_step(
     kept = {kind: text for kind, text in last.prompts.items() if kind != condition}
     for prompts, says in (
         (kept, f"triple {last.triple_id}: its {condition} prompt is not cached; add"),
-        (
-            {**kept, condition: "no such text"},
-            f"triple {last.triple_id}: the encoding of its {condition} prompt",
-        ),
+        ({**kept, condition: "no such text"}, f"triple {last.triple_id}: the encoding of its {condition} prompt"),
     ):
-        lacking = dataclasses.replace(
-            data, train=(*data.train[:-1], dataclasses.replace(last, prompts=prompts))
-        )
+        lacking = dataclasses.replace(data, train=(*data.train[:-1], dataclasses.replace(last, prompts=prompts)))
         with pytest.raises(DataError, match=says):
             fit(world.arm(recipe, name=name), world.denoiser(), world.backbone, lacking, tmp_path, ALONE, {})

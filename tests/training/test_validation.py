@@ -54,9 +54,7 @@ def loaded(world: World, trained: tuple[Path, Fitted]) -> ArmModel:
     return load_adapter(trained[0] / "adapter", world.denoiser(), world.backbone)
 
 
-def test_control_losses_under_dropout_are_those_of_the_adapter(
-    data: Data, trained: tuple[Path, Fitted], loaded: ArmModel
-) -> None:
+def test_control_losses_under_dropout_are_those_of_the_adapter(data: Data, trained: tuple[Path, Fitted], loaded: ArmModel) -> None:
     again = measure(Objective(loaded, data, Losses()), data.held_out, TRAIN)
     assert trained[1].history.controls[-1]["losses"] == pytest.approx(again.losses, abs=1e-6)
 
@@ -65,9 +63,7 @@ def test_sample_images_under_dropout_are_those_of_the_adapter(
     world: World, data: Data, trained: tuple[Path, Fitted], loaded: ArmModel, tmp_path: Path
 ) -> None:
     draw_samples(loaded, data, TRAIN, load_module(world.backbone, "vae"), SIDE, tmp_path / "again.png")
-    one, other = (
-        np.asarray(Image.open(path)).astype(int) for path in (tmp_path / "again.png", trained[0] / "2.png")
-    )
+    one, other = (np.asarray(Image.open(path)).astype(int) for path in (tmp_path / "again.png", trained[0] / "2.png"))
     assert np.abs(one - other).max() <= 1
 
 

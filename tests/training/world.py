@@ -29,12 +29,7 @@ from sgpipe.datasets.visual_genome.images import VisualGenomeImages
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graphs.config import Negatives
 from sgpipe.graphs.negatives import negatives
-from sgpipe.graphs.prompts import (
-    conflicting_prompts,
-    curated_prompts,
-    unique_concepts,
-    unique_texts,
-)
+from sgpipe.graphs.prompts import conflicting_prompts, curated_prompts, unique_concepts, unique_texts
 from sgpipe.params.blocks import Blocks
 from sgpipe.runs.processes import Processes
 from sgpipe.runs.shards import cut, run_shards
@@ -93,9 +88,7 @@ class World:
     def arm(self, train: Train, tokens: GraphTokens = TOKENS, name: str = "graph", lora: Lora = LORA) -> Arm:
         return resolve(name, ARMS[name], Sections(lora, train, tokens, self.backbone))
 
-    def model(
-        self, train: Train, tokens: GraphTokens = TOKENS, name: str = "graph", lora: Lora = LORA
-    ) -> ArmModel:
+    def model(self, train: Train, tokens: GraphTokens = TOKENS, name: str = "graph", lora: Lora = LORA) -> ArmModel:
         return build(self.denoiser(), self.backbone, self.arm(train, tokens, name, lora), 0.7)
 
     def base(self) -> ArmModel:
@@ -130,19 +123,12 @@ def write_world(
     given.
     """
     backbone = backbone or backbone_of(write_pipeline(root / "models" / "tiny"))
-    triples = more(
-        pa.concat_tables([curated_triples(train, "train"), curated_triples(val, "val", train + 1)])
-    )
+    triples = more(pa.concat_tables([curated_triples(train, "train"), curated_triples(val, "val", train + 1)]))
     outputs = root / "outputs"
-    sources = Sources(
-        *(outputs / name for name in ("curated", "negatives", "prompts", "negative_prompts", "latents"))
-    )
+    sources = Sources(*(outputs / name for name in ("curated", "negatives", "prompts", "negative_prompts", "latents")))
     write_curated(sources.curated, triples, triples.slice(0, 0))
     held = pa.Table.from_pylist(
-        [
-            {name: row[name] for name in ("image_id", "subject", "predicate", "object")}
-            for row in triples.to_pylist()
-        ]
+        [{name: row[name] for name in ("image_id", "subject", "predicate", "object")} for row in triples.to_pylist()]
     )
     against = negatives(triples, held, Negatives())
     write_table(against.cast(NEGATIVES), sources.negatives / "negatives.parquet")
@@ -157,16 +143,12 @@ def write_world(
         folder.mkdir(parents=True)
     vae = load_module(backbone, "vae")
     load: Callable[[int], Any] = ImageStore(VisualGenomeImages(root / "data")).load
-    run_shards(
-        shards, state, ALONE, lambda: latent_maker(vae, load, crops, SIDE, 16, config_hash(who)), "crop"
-    )
+    run_shards(shards, state, ALONE, lambda: latent_maker(vae, load, crops, SIDE, 16, config_hash(who)), "crop")
     merge_latents(shards, state, sources.latents, crops, who, Scaling.of(vae.config))
     return World(backbone, sources)
 
 
-def train(
-    world: World, folder: Path, recipe: Train, tokens: GraphTokens = TOKENS, name: str = "graph"
-) -> Fitted:
+def train(world: World, folder: Path, recipe: Train, tokens: GraphTokens = TOKENS, name: str = "graph") -> Fitted:
     folder.mkdir(parents=True, exist_ok=True)
     return fit(
         world.arm(recipe, tokens, name), world.denoiser(), world.backbone, world.data(), folder, ALONE, {"config": "abc"}

@@ -5,8 +5,4 @@ from sgpipe.arms.kinds.graph_lora import GraphLora
 from sgpipe.arms.kinds.graph_tokens import TokensAlone
 from sgpipe.arms.kinds.text_lora import TextLora
 
-KINDS: dict[str, type[Adapter]] = {
-    "graph_lora": GraphLora,
-    "text_lora": TextLora,
-    "graph_tokens": TokensAlone,
-}
+KINDS: dict[str, type[Adapter]] = {"graph_lora": GraphLora, "text_lora": TextLora, "graph_tokens": TokensAlone}

@@ -54,9 +54,7 @@ class GraphLora(Adapter):
         from sgpipe.arms.conditioning import GraphConditioner
         from sgpipe.arms.lora import LoraLayers
 
-        return cls(
-            LoraLayers.attach(base, settings.lora), GraphConditioner.fresh(settings.graph_tokens, base)
-        )
+        return cls(LoraLayers.attach(base, settings.lora), GraphConditioner.fresh(settings.graph_tokens, base))
 
     def parameters(self) -> dict[str, dict[str, "nn.Parameter"]]:
         """LoRA's weights; of the tokens what `train_encoder` says."""

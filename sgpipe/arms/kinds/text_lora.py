@@ -47,9 +47,7 @@ class TextLora(Adapter):
 
         lora = resolve_lora(key, options, sections)
         if not lora.blocks.indices and not lora.single_blocks.indices:
-            raise ParamsError(
-                f"{key}: kind text_lora trains LoRA alone, and lora.blocks is none; name blocks or drop the arm"
-            )
+            raise ParamsError(f"{key}: kind text_lora trains LoRA alone, and lora.blocks is none; name blocks or drop the arm")
         return TextLoraSettings(lora)
 
     @classmethod

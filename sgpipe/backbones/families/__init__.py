@@ -42,9 +42,7 @@ def open_text_encoders(backbone: Backbone, device: torch.device, offload: str = 
 
 def open_tokenizers(backbone: Backbone) -> Tokenizers:
     """The tokenizers of `backbone.model`'s (first) CLIP and of its T5. Raises `ModelError` for a pipeline without them."""
-    clip, words = (
-        load_plain(backbone, part) for part in ("tokenizer", family_of_backbone(backbone).name_parts[1])
-    )
+    clip, words = (load_plain(backbone, part) for part in ("tokenizer", family_of_backbone(backbone).name_parts[1]))
     return Tokenizers(clip, words, backbone.max_sequence_length)
 
 
@@ -72,13 +70,9 @@ def layout_of(folder: Path) -> Layout:
     try:
         return family_of(folder).layout(configs["transformer"], configs["vae"])
     except KeyError as error:
-        raise ModelError(
-            f"{folder}: a config.json lacks {error}; save the pipeline with this version of diffusers"
-        ) from None
+        raise ModelError(f"{folder}: a config.json lacks {error}; save the pipeline with this version of diffusers") from None
     except (TypeError, ValueError) as error:
-        raise ModelError(
-            f"{folder}: a config.json holds a value of the wrong kind ({error}); fetch the checkpoint again"
-        ) from None
+        raise ModelError(f"{folder}: a config.json holds a value of the wrong kind ({error}); fetch the checkpoint again") from None
 
 
 def read_layout(folder: Path, backbone: Backbone) -> Layout:

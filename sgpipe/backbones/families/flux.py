@@ -91,8 +91,7 @@ class Flux:
             single_block="single_transformer_blocks.{index}",
             image_projections=("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
             text_projections=("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-            single_projections={name: f"attn.{name}" for name in ("to_q", "to_k", "to_v")}
-            | {"proj_out": "proj_out"},
+            single_projections={name: f"attn.{name}" for name in ("to_q", "to_k", "to_v")} | {"proj_out": "proj_out"},
         )
 
     def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
@@ -103,23 +102,14 @@ class Flux:
         """Nothing: diffusers' FLUX takes masks, attention backends and block compilation as it is."""
 
     def velocity(
-        self,
-        transformer: nn.Module,
-        latents: Tensor,
-        t: Tensor,
-        condition: TextCondition,
-        guidance: float | None,
+        self, transformer: nn.Module, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None
     ) -> Tensor:
         """See `Family`. Positions of text are 0; padding rows of the prompt are attended to, as in training of FLUX."""
         height, width = latents.shape[-2:]
         tokens = pack(latents)
         # FluxPipeline hands over 1000 t in the precision of the latents, divided by 1000
         times = (t.float() * 1000).to(latents.dtype) / 1000
-        scale = (
-            None
-            if guidance is None
-            else torch.full([len(latents)], guidance, device=latents.device, dtype=torch.float32)
-        )
+        scale = None if guidance is None else torch.full([len(latents)], guidance, device=latents.device, dtype=torch.float32)
         velocity = transformer(
             hidden_states=tokens,
             encoder_hidden_states=condition.states,
@@ -133,15 +123,10 @@ class Flux:
         )[0]
         return unpack(velocity, height, width)
 
-    def sigmas(
-        self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]
-    ) -> NDArray[np.float32]:
+    def sigmas(self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
         """See `Family`; a dynamic shift depends on the number of packed image tokens."""
         return euler_times(steps, layout.grid(resolution) ** 2, scheduler)
 
     def taps(self, transformer: Any) -> Taps:
         """The double-stream blocks."""
-        return JointTaps(
-            transformer,
-            tuple(JointBlockTap(each, _arguments, _rotate) for each in transformer.transformer_blocks),
-        )
+        return JointTaps(transformer, tuple(JointBlockTap(each, _arguments, _rotate) for each in transformer.transformer_blocks))

@@ -65,11 +65,7 @@ class MaskedJointAttention:
     _parallel_config: Any = None
 
     def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         def heads(states: Tensor, norm: nn.Module | None) -> Tensor:
             states = states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -89,9 +85,7 @@ class MaskedJointAttention:
             rows = [torch.cat(pair, dim=2) for pair in zip(rows, text, strict=True)]
         query, key, value = (part.transpose(1, 2) for part in rows)
         mask = attention_mask if encoder_hidden_states is not None else None
-        out = dispatch_attention_fn(
-            query, key, value, attn_mask=mask, backend=self._attention_backend
-        ).flatten(2)
+        out = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self._attention_backend).flatten(2)
         image_out = attn.to_out[1](attn.to_out[0](out[:, : hidden_states.shape[1]]))
         if encoder_hidden_states is None:
             return image_out
@@ -112,14 +106,7 @@ class StableDiffusion3:
 
     pipeline = "StableDiffusion3Pipeline"
     transformer = "SD3Transformer2DModel"
-    text_parts = (
-        "text_encoder",
-        "text_encoder_2",
-        "text_encoder_3",
-        "tokenizer",
-        "tokenizer_2",
-        "tokenizer_3",
-    )
+    text_parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
     name_parts = ("text_encoder_3", "tokenizer_3")
     longest = 512
 
@@ -158,14 +145,7 @@ class StableDiffusion3:
         transformer.set_attn_processor(MaskedJointAttention())
         transformer._repeated_blocks = ["JointTransformerBlock"]
 
-    def velocity(
-        self,
-        transformer: Any,
-        latents: Tensor,
-        t: Tensor,
-        condition: TextCondition,
-        guidance: float | None,
-    ) -> Tensor:
+    def velocity(self, transformer: Any, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None) -> Tensor:
         """See `Family`. `guidance` is None: SD3 is guided by a second, negative prompt, not by an input."""
         kwargs = None
         if condition.mask is not None:
@@ -181,15 +161,11 @@ class StableDiffusion3:
             return_dict=False,
         )[0]
 
-    def sigmas(
-        self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]
-    ) -> NDArray[np.float32]:
+    def sigmas(self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
         """See `Family`. The pipeline leaves the grid to the scheduler, which ends close to 0 (`shift` 3, 4 steps: at 0.009)."""
         refuse_scheduler(steps, scheduler)
         if scheduler.get("use_dynamic_shifting"):
-            raise ModelError(
-                "scheduler: use_dynamic_shifting is not sampled here for SD3; set it to false, with `shift`"
-            )
+            raise ModelError("scheduler: use_dynamic_shifting is not sampled here for SD3; set it to false, with `shift`")
         made = FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler))
         made.set_timesteps(steps)
         return made.sigmas.numpy().astype(np.float32)
@@ -198,8 +174,5 @@ class StableDiffusion3:
         """All blocks; q and k leave their norms as `[B, heads, N, d]`."""
         return JointTaps(
             transformer,
-            tuple(
-                JointBlockTap(each, _arguments, _in_place, heads_first=True)
-                for each in transformer.transformer_blocks
-            ),
+            tuple(JointBlockTap(each, _arguments, _in_place, heads_first=True) for each in transformer.transformer_blocks),
         )

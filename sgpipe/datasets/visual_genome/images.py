@@ -47,9 +47,7 @@ class VisualGenomeImages:
         try:
             return archive.read(member), f"{archive.filename}: {member}"
         except _ARCHIVE_ERRORS as error:
-            raise DataError(
-                f"{archive.filename}: {member} cannot be read: {error}; get the archive again"
-            ) from error
+            raise DataError(f"{archive.filename}: {member} cannot be read: {error}; get the archive again") from error
 
     def sizes(self) -> dict[int, tuple[int, int]]:
         """Width and height by image id; of a repeated id the first counts, as in canonicalize."""

@@ -107,9 +107,7 @@ class _Broken(Exception):
     error: Malformed
 
 
-def read_pass(
-    path: Path, submit: Submit, ahead: int, owners: NDArray[np.int64], progress: Progress
-) -> Iterator[Rows]:
+def read_pass(path: Path, submit: Submit, ahead: int, owners: NDArray[np.int64], progress: Progress) -> Iterator[Rows]:
     """Rows of every span of `path`, in its order; `ahead` spans are in work at a time.
 
     `owners` receives the number of the span that has each image; an image met again is worked on with that knowledge.
@@ -131,9 +129,7 @@ def read_pass(
                 records += rows.records
                 progress(path, span.end)
                 if not span.closed:
-                    raise DataError(
-                        f"{path}: cut short after record {records - 1}: the list is not closed; get the file again"
-                    )
+                    raise DataError(f"{path}: cut short after record {records - 1}: the list is not closed; get the file again")
             return
         except _Broken as broken:
             if exact:
@@ -175,10 +171,6 @@ def _located(broken: _Broken, records: int) -> DataError:
             found = raw_records(span.read())
         except (msgspec.DecodeError, RecursionError) as error:
             problem = "the file ends inside it" if not span.closed else str(error)
-            return DataError(
-                f"{path}: record {index} (byte {span.start}): {problem}; the file is damaged, get it again"
-            )
+            return DataError(f"{path}: record {index} (byte {span.start}): {problem}; the file is damaged, get it again")
         index += len(found)
-    return DataError(
-        f"{path}: between records {records} and {index}: {broken.error}; the file is damaged, get it again"
-    )
+    return DataError(f"{path}: between records {records} and {index}: {broken.error}; the file is damaged, get it again")

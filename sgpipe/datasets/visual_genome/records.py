@@ -110,9 +110,7 @@ _DECODERS = {kind: msgspec.json.Decoder(list[kind]) for kind in _LISTS}  # type:
 _RAWS = msgspec.json.Decoder(list[Raw])
 
 
-_ESCAPES = re.compile(
-    rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
-)
+_ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
 _NO_TEXT = "bytes that are no UTF-8, or half a surrogate pair"
 
 
@@ -135,9 +133,7 @@ def raw_records(text: bytes | memoryview) -> list[Raw]:
     try:
         return _RAWS.decode(text)
     except msgspec.DecodeError:
-        return _RAWS.decode(
-            _ESCAPES.sub(lambda found: b"\xff" * 6 if found["lone"] else found[0], bytes(text))
-        )
+        return _RAWS.decode(_ESCAPES.sub(lambda found: b"\xff" * 6 if found["lone"] else found[0], bytes(text)))
 
 
 def _decode_one(raw: Raw, kind: type[T]) -> T:
@@ -187,9 +183,7 @@ def _excerpt(error: str, raw: bytes) -> str:
     return f"{error}: {raw[:300].decode('utf-8', 'replace')}"
 
 
-def _save_items(
-    raw: Raw, kind: type[R], id_key: str, index: int, error: str, invalid: list[Invalid]
-) -> R | None:
+def _save_items(raw: Raw, kind: type[R], id_key: str, index: int, error: str, invalid: list[Invalid]) -> R | None:
     """The record with its sound items, or `None`; everything left out is added to `invalid`, one entry per item."""
     list_key = _LISTS[kind]
     try:
@@ -237,32 +231,20 @@ def first_record(path: Path) -> dict[str, Raw]:
     try:
         record = raw_records(span.read())[0]
     except (msgspec.DecodeError, RecursionError, IndexError) as error:
-        raise DataError(
-            f"{path}: record 0 cannot be read: {error}; the file is damaged or cut short, get it again"
-        ) from None
+        raise DataError(f"{path}: record 0 cannot be read: {error}; the file is damaged or cut short, get it again") from None
     try:
         return msgspec.json.decode(bytes(record).decode("utf-8", "replace"), type=dict[str, Raw])
     except msgspec.ValidationError as error:
-        raise DataError(
-            f"{path}: record 0 is no object with named values: {error}; this is no Visual Genome file"
-        ) from None
+        raise DataError(f"{path}: record 0 is no object with named values: {error}; this is no Visual Genome file") from None
 
 
 def id_key(path: Path, list_key: str | None) -> str:
     """The name of the image id in a file of records, from its first one. Raises `DataError` if the layout is unknown."""
     record = first_record(path)
     keys = {"image_id", "id"} & set(record)
-    if (
-        not keys
-        or (list_key is not None and list_key not in record)
-        or (list_key is None and "width" not in record)
-    ):
-        need = "`image_id` (v1.2, v1.4) or `id` (v1.0)" + (
-            f" and `{list_key}`" if list_key else ", `width` and `height`"
-        )
-        raise DataError(
-            f"{path}: unknown layout: record 0 has the keys {', '.join(sorted(map(str, record)))}; a record has {need}"
-        )
+    if not keys or (list_key is not None and list_key not in record) or (list_key is None and "width" not in record):
+        need = "`image_id` (v1.2, v1.4) or `id` (v1.0)" + (f" and `{list_key}`" if list_key else ", `width` and `height`")
+        raise DataError(f"{path}: unknown layout: record 0 has the keys {', '.join(sorted(map(str, record)))}; a record has {need}")
     return "image_id" if "image_id" in keys else "id"
 
 
@@ -270,17 +252,11 @@ def detect_release(root: Path) -> Release:
     """The layout of the three files in `root`, from their content. Raises `DataError` if it is unknown or they disagree."""
     found = {
         name: id_key(root / name, key)
-        for name, key in (
-            ("image_data.json", None),
-            ("objects.json", "objects"),
-            ("relationships.json", "relationships"),
-        )
+        for name, key in (("image_data.json", None), ("objects.json", "objects"), ("relationships.json", "relationships"))
     }
     if len(set(found.values())) > 1:
         shown = ", ".join(f"{name} has `{key}`" for name, key in found.items())
-        raise DataError(
-            f"{root}: files of different releases: {shown}; object ids differ between v1.0 and the later ones"
-        )
+        raise DataError(f"{root}: files of different releases: {shown}; object ids differ between v1.0 and the later ones")
     if found["objects.json"] == "id":
         return "v1.0"
     span = next(guessed_spans(root / "objects.json", list_start(root / "objects.json")))

@@ -25,14 +25,7 @@ from sgpipe.datasets.rows import (
 )
 from sgpipe.datasets.visual_genome.context import Context, Rows, Setup, record_codes
 from sgpipe.datasets.visual_genome.lookup import Lookup, combined_keys, write_lookup
-from sgpipe.datasets.visual_genome.records import (
-    Decoded,
-    ImageRecord,
-    ObjectRecord,
-    ObjectsRecord,
-    RelationshipsRecord,
-    decode,
-)
+from sgpipe.datasets.visual_genome.records import Decoded, ImageRecord, ObjectRecord, ObjectsRecord, RelationshipsRecord, decode
 from sgpipe.datasets.visual_genome.spans import Span
 
 
@@ -100,15 +93,10 @@ def object_rows(context: Context, span: Span, number: int, seen: frozenset[int])
     objects, raw_names, boxes = annotated(context, flat, position)
     keep, kept, rejects = object_tables(items, objects, raw_names, boxes, decoded.invalid)
     merged = [
-        (row, other)
-        for row, index in enumerate(keep.tolist())
-        if (others := flat[index].merged_object_ids)
-        for other in others
+        (row, other) for row, index in enumerate(keep.tolist()) if (others := flat[index].merged_object_ids) for other in others
     ]
     pairs = np.array(merged, dtype=np.int64).reshape(-1, 2)
-    write_lookup(
-        context.setup.folder / f"objects-{number}.arrow", position[keep], objects.ids[keep], pairs, kept
-    )
+    write_lookup(context.setup.folder / f"objects-{number}.arrow", position[keep], objects.ids[keep], pairs, kept)
     geometric = context.setup.geometric
     derived = geometric_relations(geometric, kept, objects.boxes[keep]) if geometric.per_image else None
     return Rows(decoded.count, len(flat) + len(decoded.invalid), present, kept, rejects, derived)
@@ -123,9 +111,7 @@ class Endpoints:
         self._own: list[ObjectRecord] = []
         self._own_position: list[NDArray] = []
 
-    def resolve(
-        self, records: Sequence[ObjectRecord], image: NDArray, position: NDArray
-    ) -> NDArray[np.int64]:
+    def resolve(self, records: Sequence[ObjectRecord], image: NDArray, position: NDArray) -> NDArray[np.int64]:
         """Index of each endpoint: by its id, else by an id merged into it, else a new entry of its own."""
         ids = _column(records, self._context.setup.keys[1])
         found = self._lookup.find(combined_keys(image, np.maximum(ids, 0)))
@@ -133,9 +119,7 @@ class Endpoints:
         open_rows = np.flatnonzero(found < 0)
         for row in open_rows.tolist():
             if (merged := records[row].merged_object_ids) and image[row] >= 0:
-                hits = self._lookup.find(
-                    combined_keys(np.full(len(merged), image[row]), np.array(merged, dtype=np.int64))
-                )
+                hits = self._lookup.find(combined_keys(np.full(len(merged), image[row]), np.array(merged, dtype=np.int64)))
                 found[row] = next((hit for hit in hits.tolist() if hit >= 0), -1)
         open_rows = np.flatnonzero(found < 0)
         found[open_rows] = len(self._lookup.keys) + len(self._own) + np.arange(len(open_rows))
@@ -168,7 +152,5 @@ def relation_rows(context: Context, codes_of: PredicateCodes, span: Span, seen: 
     subject = ends.resolve([item.subject for item in flat], image, position)
     object_ = ends.resolve([item.object for item in flat], image, position)
     ids, raw = _column(flat, relation_key), [item.predicate for item in flat]
-    kept, rejects = relation_tables(
-        items, ids, raw, codes_of, subject, object_, ends.table(), decoded.invalid
-    )
+    kept, rejects = relation_tables(items, ids, raw, codes_of, subject, object_, ends.table(), decoded.invalid)
     return Rows(decoded.count, len(flat) + len(decoded.invalid), present, kept, rejects)

@@ -58,9 +58,7 @@ def _read(path: Path, start: int, size: int) -> bytes:
 def list_start(path: Path) -> int:
     """Offset of the first byte after the opening `[`. Raises `DataError` if the file is missing or holds no list of records."""
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such file; `sgpipe fetch visual-genome` gets it, or set data.root to the folder that has it"
-        )
+        raise DataError(f"{path}: no such file; `sgpipe fetch visual-genome` gets it, or set data.root to the folder that has it")
     head = _read(path, 0, _LOOK)
     body = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not body:
@@ -124,18 +122,14 @@ def exact_spans(path: Path, start: int, size: int = SPAN_BYTES) -> Iterator[Span
                     closing = token.start() if kind in b"]" else None
                     window = length
                     break
-                separator = (
-                    _SEPARATOR.match(text, token.end()) if depth == 0 and token.end() >= size else None
-                )
+                separator = _SEPARATOR.match(text, token.end()) if depth == 0 and token.end() >= size else None
                 if separator and separator.end() < len(text):
                     cut = token.end(), separator.end()
                     break
         if closing is not None:
             rest = text[closing + 1 :] + _read(path, start + len(text), _LOOK)
             if rest.strip():
-                raise DataError(
-                    f"{path}: byte {start + closing + 1}: text follows the end of the list: {_shown(rest.strip())}"
-                )
+                raise DataError(f"{path}: byte {start + closing + 1}: text follows the end of the list: {_shown(rest.strip())}")
             yield Span(path, start, start + closing, last=True)
             return
         if cut is not None:
