@@ -156,7 +156,7 @@ def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(root: Path, ca
     """A broken val image costs its own questions; verdicts of sampled images stay, and the evaluation counts it."""
     draw_all()
     call(stages.judge.main)
-    whole = {name: pq.read_table(f"outputs/judged/{name}.parquet") for name in ("verdicts", "asked", "rejects")}
+    whole = {name: pq.read_table(f"outputs/judged/{name}.parquet") for name in ("verdicts", "calibration", "rejects")}
     assert whole["rejects"].num_rows == 0
     Path("data/VG_100K/3.png").write_bytes(b"\xff\xd8\xff\xe0")
     call(stages.judge.main)
@@ -170,17 +170,17 @@ def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(root: Path, ca
         read_table(Path("outputs/negatives/negatives.parquet"), NEGATIVES),
     )
     kept = [cases[question.image].image_id != 3 for question in questions(cases)] * 2
-    expected = whole["asked"].filter(pa.array(kept))
+    expected = whole["calibration"].filter(pa.array(kept))
     scores = ["positive", "negative"]  # CLIP's last digits depend on which images share a batch
-    assert found["asked"].drop_columns(scores).equals(expected.drop_columns(scores)) and not all(kept)
+    assert found["calibration"].drop_columns(scores).equals(expected.drop_columns(scores)) and not all(kept)
     for name in scores:
-        np.testing.assert_allclose(found["asked"][name].to_numpy(), expected[name].to_numpy(), rtol=1e-4)
+        np.testing.assert_allclose(found["calibration"][name].to_numpy(), expected[name].to_numpy(), rtol=1e-4)
     call(stages.evaluate.main)
     counted = json.loads(Path("metrics/evaluation.json").read_text())
     assert counted["ground_truth"] == {"triples": 12, "read": 11, "rejected_by_reason": {"image unreadable": 1}}
     assert counted["judges"]["exact"]["images"] == 11
 
-    of_clip = found["asked"].filter(pc.equal(found["asked"]["judge"], "clip"))
+    of_clip = found["calibration"].filter(pc.equal(found["calibration"]["judge"], "clip"))
     pq.write_table(of_clip, "outputs/judged/calibration.parquet")
     with pytest.raises(DataError, match="judge exact has not been calibrated on ground truth"):
         call(stages.evaluate.main)
@@ -224,7 +224,7 @@ def test_pictures_of_an_earlier_choice_are_refused(root: Path) -> None:
     table = pq.read_table(path)
     ids = ["0-0", *table["triple_id"].to_pylist()[1:]]
     pq.write_table(table.set_column(table.schema.get_field_index("triple_id"), "triple_id", [ids]), path)
-    with pytest.raises(DataError, match=r"not among the curated ones; .* remove outputs/images/text_only, or draw"):
+    with pytest.raises(DataError, match=r"not among the curated ones; .* remove outputs/images/text_only, or sample"):
         call(stages.judge.main)
 
 
