@@ -15,13 +15,14 @@ from PIL import Image
 
 from sgpipe.datasets.tables import TRIPLES
 from sgpipe.graphs.negatives import read_confusions
+from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.probes.noise_aware import load_noise_aware
 from sgpipe.probes.store import load_probe
 from sgpipe.relations.predicates import concepts, neutral_prompt, relational_prompt
 from tests.probes.world import triples, write_generated, write_noised
 from tests.stages.test_caches import TRIPLES as OTHERS
 from tests.stages.test_caches import copied, run, set_params, small_repository, stage
-from tests.tiny import write_curated
+from tests.tiny import graph_columns, write_curated
 
 pytestmark = pytest.mark.slow
 SMALL = {
@@ -46,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(
             {**dict.fromkeys(TRIPLES.names, 1.0), **row, "split": "maps", "relationship_id": 1,
              "prompt": relational_prompt(*said), "neutral_prompt": neutral_prompt(said[0], said[2]),
-             "concepts": list(concepts(*said)), "source": "annotated"}
+             "concepts": list(concepts(*said)), "source": "annotated", **graph_columns(SceneGraph.of(*said))}
         )  # fmt: skip
     write_curated(root / "outputs/curated", OTHERS, pa.Table.from_pylist(rows, schema=TRIPLES))
     set_params(root, maps={"groups": {"early": "0", "late": "1..2"}}, probes=SMALL)
