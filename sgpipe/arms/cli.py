@@ -60,6 +60,8 @@ def generate(
     tokenizers = open_tokenizers(backbone)
     tokens = tokenizers.prompts([text]) + tokenizers.names(texts_of([scene]))
     said = unknown_tokens(tokens)
+    if any(scene.boxes):
+        said.append("the boxes of the graph are not used: no adapter here reads them")
     if adapter is not None:
         said += uncovered(scene, text, read_about(adapter).get(TRAINED_ON))
     if strict and (cut := describe(tokens)):

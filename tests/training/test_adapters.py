@@ -150,6 +150,10 @@ def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Fitted], tmp_pa
     assert "warning" not in done.stderr
     two = runner.invoke(app, several)
     assert "the graph has 2 triples, the adapter was trained on graphs of 1 at most" in two.stderr
+    assert "boxes" not in two.stderr
+    graph.write_text('{"objects": ["dog", "cat"], "triples": [[0, "left of", 1]], "boxes": [[0, 0, 0.5, 1], null]}')
+    placed = runner.invoke(app, [*common, "--graph", str(graph), "--out", str(tmp_path / "placed.png")])
+    assert "warning: the boxes of the graph are not used" in placed.stderr and placed.exit_code == 0
     unheard = [*common, "--graph", "unicorn, left of, cat", "--out", str(tmp_path / "unheard.png")]
     warned = runner.invoke(app, unheard)
     assert warned.exit_code == 0 and (tmp_path / "unheard.png").is_file()
