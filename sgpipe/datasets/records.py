@@ -1,26 +1,17 @@
 """Records of a data set whose reader is plain Python: one `Record` per image, checked in bounded memory like Visual Genome's."""
 
 from collections.abc import Generator, Iterable, Iterator
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from msgspec import Struct
+from numpy.typing import NDArray
 
+from sgpipe.datasets import rows
 from sgpipe.datasets.base import Batch, Id, Invalid, Pixels, Work
-from sgpipe.datasets.rows import (
-    CODE,
-    Images,
-    Items,
-    Objects,
-    PredicateCodes,
-    geometric_relations,
-    image_tables,
-    object_tables,
-    relation_tables,
-)
-from sgpipe.relations.aliases import Names, PredicateMap
+from sgpipe.relations.aliases import PredicateMap, plain_name
 
 AT_ONCE = 1024
 
@@ -55,62 +46,55 @@ class Record(Struct, frozen=True):
 
 def batches(file: Path, records: Iterable[Record | Invalid], work: Work) -> Generator[Batch, None, None]:
     """Every record of `file` with its objects and relations, kept or rejected: the body of a data set's `relations`."""
-    names, codes_of, seen = Names({}), PredicateCodes(PredicateMap.load()), set[int]()
+    codes_of, seen = rows.PredicateCodes(PredicateMap.load()), set[int]()
     pending, first = iter(records), 0
     while chunk := list(islice(pending, AT_ONCE)):
-        yield from _chunk(file, chunk, first, seen, names, codes_of, work)
+        yield from _chunk(file, chunk, first, seen, codes_of, work)
         first += len(chunk)
     work.progress(file, file.stat().st_size)
 
 
+def _numbers(values: Iterable[int]) -> NDArray[np.int64]:
+    return np.array(list(values), dtype=np.int64)
+
+
 def _chunk(
-    file: Path, chunk: list[Record | Invalid], first: int, seen: set[int], names: Names, codes_of: PredicateCodes, work: Work
+    file: Path, chunk: list[Record | Invalid], first: int, seen: set[int], codes_of: rows.PredicateCodes, work: Work
 ) -> Iterator[Batch]:
-    index = [first + i for i, record in enumerate(chunk) if isinstance(record, Record)]
-    records = [record for record in chunk if isinstance(record, Record)]
-    ids, width, height = (
-        np.array([getattr(record, name) for record in records], dtype=np.int64) for name in ("image_id", "width", "height")
-    )
+    numbered = [(first + i, record) for i, record in enumerate(chunk) if isinstance(record, Record)]
+    index, records = [number for number, _ in numbered], [record for _, record in numbered]
+    ids, width, height = sizes = np.array(
+        [(record.image_id, record.width, record.height) for record in records], np.int64
+    ).reshape(-1, 3).T  # fmt: skip
     invalid = [record for record in chunk if isinstance(record, Invalid)]
-    images = Images(np.array(index, dtype=np.int64), ids, width, height, [record.url for record in records])
-    again, kept, rejected = image_tables(file.name, images, seen, invalid)
+    again, kept, rejected = rows.image_tables(file.name, index, sizes, [record.url for record in records], seen, invalid)
     yield Batch("images", file, len(chunk), kept, rejected)
-    codes = np.where(again, CODE["image repeated"], 0)
+    codes = np.where(again, rows.CODE["image repeated"], 0)
 
     flat = [each for record in records for each in record.objects]
-    items = Items.of(file.name, index, ids, codes, [len(record.objects) for record in records])
+    items = rows.Items.of(file.name, index, ids, codes, [len(record.objects) for record in records])
     raw_names = [each.name for each in flat]
     boxes = np.array([each.box for each in flat], dtype=np.float64).reshape(-1, 4)
-    objects = Objects.of(
-        np.array([each.object_id for each in flat], dtype=np.int64),
-        pa.array([names[name] for name in raw_names], pa.string()),
-        boxes,
-        width[items.owner],
-        height[items.owner],
-    )
-    rows, kept, rejected = object_tables(items, objects, raw_names, boxes)
-    derived = geometric_relations(work.geometric, kept, objects.boxes[rows]) if work.geometric.per_image else None
+    names = pa.array(map(plain_name, raw_names), pa.string())
+    objects = rows.Objects.of(_numbers(each.object_id for each in flat), names, boxes, width[items.owner], height[items.owner])
+    keep, kept, rejected = rows.object_tables(items, objects, raw_names, boxes)
+    derived = rows.geometric_relations(work.geometric, kept, objects.boxes[keep])
     yield Batch("objects", file, len(flat), kept, rejected, derived)
 
     place: dict[tuple[int, int], int] = {}
     for row, key in enumerate(zip(items.owner.tolist(), objects.ids.tolist(), strict=True)):
         place.setdefault(key, row)
     said = [each for record in records for each in record.relations]
-    items = Items.of(file.name, index, ids, codes, [len(record.relations) for record in records])
-    subject, object_ = (
-        np.array(
-            [place.get((owner, getattr(each, side)), len(flat)) for owner, each in zip(items.owner.tolist(), said, strict=True)],
-            dtype=np.int64,
-        )
-        for side in ("subject", "object")
-    )
-    ends = Objects(
+    items = rows.Items.of(file.name, index, ids, codes, [len(record.relations) for record in records])
+    owners, unknown = items.owner.tolist(), len(flat)
+    ids_of_ends = ((each.subject for each in said), (each.object for each in said))
+    joined = np.stack([_numbers(map(place.get, zip(owners, ends, strict=True), repeat(unknown))) for ends in ids_of_ends])
+    ends = rows.Objects(
         np.append(objects.ids, -1),
         pa.concat_arrays([objects.names, pa.array(["?"])]),
         np.vstack([objects.boxes, np.zeros(4)]),
-        np.append(objects.codes, CODE["object unknown"]),
+        np.append(objects.codes, rows.CODE["object unknown"]),
     )
-    relation_ids = np.array([each.relationship_id for each in said], dtype=np.int64)
-    raw = [each.predicate for each in said]
-    kept, rejected = relation_tables(items, relation_ids, raw, codes_of, subject, object_, ends)
+    relation_ids = _numbers(each.relationship_id for each in said)
+    kept, rejected = rows.relation_tables(items, relation_ids, [each.predicate for each in said], codes_of, joined, ends)
     yield Batch("relations", file, len(said), kept, rejected)

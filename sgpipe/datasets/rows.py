@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -12,27 +13,16 @@ from numpy.typing import NDArray
 from sgpipe.datasets.base import MISSING, Invalid
 from sgpipe.datasets.config import Geometric
 from sgpipe.datasets.tables import IMAGES, OBJECTS, REJECTS, RELATIONS
-from sgpipe.relations.aliases import PredicateMap
+from sgpipe.relations.aliases import REMEMBERED, PredicateMap
 from sgpipe.relations.boxes import clip, geometric_relation
 from sgpipe.relations.names import faulty_names
 from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
 from sgpipe.runs.hashing import hashed
 
 REASONS = (
-    "kept",
-    "invalid",
-    "image unknown",
-    "image repeated",
-    "id missing",
-    "name empty",
-    "name invalid",
-    "box empty",
-    "box outside image",
-    "self-loop",
-    "id repeated",
-    "relation repeated",
-    "object unknown",
-)
+    "kept", "invalid", "image unknown", "image repeated", "id missing", "name empty", "name invalid", "box empty",
+    "box outside image", "self-loop", "id repeated", "relation repeated", "object unknown",
+)  # fmt: skip
 """Why a record is dropped, apart from its predicate; the first that holds is given. Index 0 is no reason."""
 CODE = {reason: code for code, reason in enumerate(REASONS)}
 BOX = ("x", "y", "w", "h")
@@ -52,83 +42,58 @@ def repeated(*columns: NDArray[np.int64]) -> NDArray[np.bool_]:
     return result
 
 
-def reject_table(file: str, columns: dict[str, Any], invalid: Sequence[Invalid]) -> pa.Table:
-    """Rows of `rejects.parquet`; `columns` without `file`, then the records that could not be read at all."""
-    rows = len(columns["reason"])
-    sound = pa.table({"file": pa.repeat(file, rows), **columns}, schema=REJECTS)
-    if not invalid:
-        return sound
-    damaged = pa.table(
-        {
-            "file": pa.repeat(file, len(invalid)),
-            "record": [item.record for item in invalid],
-            "image_id": [item.image_id for item in invalid],
-            "relationship_id": [item.item_id for item in invalid],
-            "reason": pa.repeat("invalid", len(invalid)),
-            "raw": [item.raw for item in invalid],
-        },
-        schema=REJECTS,
-    )
-    return pa.concat_tables([sound, damaged])
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images of several records `[N]`: index of the record in its file, image id, width and height in pixels, address."""
-
-    index: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    widths: NDArray[np.int64]
-    heights: NDArray[np.int64]
-    urls: list[str | None]
+def _rejects(file: str, invalid: Sequence[Invalid], **columns: Any) -> pa.Table:
+    """Rows of `rejects.parquet`: `columns` of the records that were read, then those that could not be read at all."""
+    count = len(columns["reason"])
+    columns = {"file": pa.repeat(file, count), "relationship_id": pa.nulls(count, pa.int64()), **columns}
+    damaged = [
+        dict(zip(REJECTS.names, (file, each.record, each.image_id, each.item_id, "invalid", each.raw), strict=True))
+        for each in invalid
+    ]
+    return pa.concat_tables([pa.table(columns, schema=REJECTS), pa.Table.from_pylist(damaged, schema=REJECTS)])
 
 
 def image_tables(
-    file: str, images: Images, seen: set[int], invalid: Sequence[Invalid]
+    file: str, index: list[int], images: NDArray[np.int64], urls: list[str | None], seen: set[int], invalid: Sequence[Invalid]
 ) -> tuple[NDArray[np.bool_], pa.Table, pa.Table]:
-    """Which images were met before, rows of `images.parquet` but for the split, and rejects. The others are added to `seen`."""
-    known = (image_id in seen for image_id in images.ids.tolist())
-    again = repeated(images.ids) | np.fromiter(known, np.bool_, len(images.ids))
+    """Which images were met before, rows of `images.parquet` but for the split, and rejects. The others are added to `seen`.
+
+    `images` `[3, N]` are ids, widths and heights in pixels of the records with these indices in the file.
+    """
+    again = repeated(images[0]) | np.fromiter((image_id in seen for image_id in images[0].tolist()), np.bool_, len(urls))
     keep, drop = np.flatnonzero(~again), np.flatnonzero(again)
-    seen.update(images.ids[keep].tolist())
+    ids, widths, heights = images[:, keep]
+    seen.update(ids.tolist())
     columns = {
-        "image_id": images.ids[keep],
-        "width": images.widths[keep].astype(np.int32),
-        "height": images.heights[keep].astype(np.int32),
-        "url": [images.urls[i] for i in keep],
+        "image_id": ids,
+        "width": widths.astype(np.int32),
+        "height": heights.astype(np.int32),
+        "url": [urls[i] for i in keep],
     }
-    rejects = {
-        "record": images.index[drop],
-        "image_id": images.ids[drop],
-        "relationship_id": pa.nulls(len(drop), pa.int64()),
-        "reason": ["image repeated"] * len(drop),
-        "raw": [f"{images.widths[i]} x {images.heights[i]}" for i in drop],
-    }
-    return again, pa.table(columns, schema=_UNSPLIT), reject_table(file, rejects, invalid)
+    rejects = _rejects(
+        file, invalid,
+        record=[index[i] for i in drop], image_id=images[0, drop], reason=["image repeated"] * len(drop),
+        raw=[f"{width} x {height}" for _, width, height in images[:, drop].T],
+    )  # fmt: skip
+    return again, pa.table(columns, schema=_UNSPLIT), rejects
 
 
-class PredicateCodes(dict[str, int]):
-    """Raw predicate -> code: twice the class index, plus one if inverted; a rejection is `-1 - index` into `reasons`."""
+class PredicateCodes:
+    """Codes of raw predicates: twice the class index, plus one if inverted; a rejection is `-1 - index` into `reasons`."""
 
-    def __init__(self, predicates: PredicateMap, limit: int = 1 << 16) -> None:
-        super().__init__()
-        self._map = predicates
-        self._limit = limit
+    def __init__(self, predicates: PredicateMap) -> None:
+        self._predicates = predicates
         self.reasons: list[str] = []
+        self.of = lru_cache(REMEMBERED)(self._code)
 
-    def __missing__(self, raw: str) -> int:
-        if len(self) >= self._limit:
-            self.clear()
-        found = self._map.meaning(raw)
+    def _code(self, raw: str) -> int:
+        found = self._predicates.meaning(raw)
         if found.predicate is not None:
-            code = 2 * PREDICATE_INDEX[found.predicate] + found.inverse
-        else:
-            assert found.reason is not None
-            if found.reason not in self.reasons:
-                self.reasons.append(found.reason)
-            code = -1 - self.reasons.index(found.reason)
-        self[raw] = code
-        return code
+            return 2 * PREDICATE_INDEX[found.predicate] + found.inverse
+        assert found.reason is not None
+        if found.reason not in self.reasons:
+            self.reasons.append(found.reason)
+        return -1 - self.reasons.index(found.reason)
 
 
 @dataclass(frozen=True)
@@ -191,14 +156,12 @@ def object_tables(
         "raw_name": pa.array(raw_names, pa.string()).take(rows),
     }
     columns |= {name: objects.boxes[keep, i].astype(np.float32) for i, name in enumerate(BOX)}
-    rejects = {
-        "record": items.record[drop],
-        "image_id": items.image[drop],
-        "relationship_id": pa.nulls(len(drop), pa.int64()),
-        "reason": [REASONS[code] for code in codes[drop]],
-        "raw": [f"{ids[i]}: {raw_names[i]!r} {given[i].tolist()}" for i in drop],
-    }
-    return keep, pa.table(columns, schema=OBJECTS), reject_table(items.file, rejects, invalid)
+    rejects = _rejects(
+        items.file, invalid,
+        record=items.record[drop], image_id=items.image[drop], reason=[REASONS[code] for code in codes[drop]],
+        raw=[f"{ids[i]}: {raw_names[i]!r} {given[i].tolist()}" for i in drop],
+    )  # fmt: skip
+    return keep, pa.table(columns, schema=OBJECTS), rejects
 
 
 def _relation_columns(s: NDArray, o: NDArray, ids: NDArray, boxes: NDArray) -> dict[str, Any]:
@@ -214,33 +177,22 @@ def relation_tables(
     ids: NDArray[np.int64],
     raw: list[str],
     codes_of: PredicateCodes,
-    subject: NDArray[np.int64],
-    object_: NDArray[np.int64],
+    joined: NDArray[np.int64],
     ends: Objects,
     invalid: Sequence[Invalid] = (),
 ) -> tuple[pa.Table, pa.Table]:
-    """Rows of `relations.parquet` and rejects, from ids, raw predicates, and the rows of `ends` that each relation joins."""
-    predicate = np.fromiter(map(codes_of.__getitem__, raw), np.int64, len(raw))
-    reasons = [*REASONS, *codes_of.reasons]
-    codes = np.select(
-        [
-            items.codes > 0,
-            ids == MISSING,
-            predicate < 0,
-            ends.codes[subject] > 0,
-            ends.codes[object_] > 0,
-            ends.ids[subject] == ends.ids[object_],
-        ],
-        [
-            items.codes,
-            CODE["id missing"],
-            len(REASONS) - 1 - predicate,
-            ends.codes[subject],
-            ends.codes[object_],
-            CODE["self-loop"],
-        ],
-        0,
-    )
+    """Rows of `relations.parquet` and rejects. `joined` `[2, N]` are the rows of `ends` that are subjects and objects."""
+    first, last = subject, object_ = joined
+    predicate = np.fromiter(map(codes_of.of, raw), np.int64, len(raw))
+    faults: list[tuple[NDArray, Any]] = [
+        (items.codes > 0, items.codes),
+        (ids == MISSING, CODE["id missing"]),
+        (predicate < 0, len(REASONS) - 1 - predicate),
+        (ends.codes[subject] > 0, ends.codes[subject]),
+        (ends.codes[object_] > 0, ends.codes[object_]),
+        (ends.ids[subject] == ends.ids[object_], CODE["self-loop"]),
+    ]
+    codes: NDArray = np.select([fault for fault, _ in faults], [code for _, code in faults], 0)
     sound = np.flatnonzero(codes == 0)
     codes[sound[repeated(items.image[sound], ids[sound])]] = CODE["id repeated"]
     inverted = (predicate >= 0) & (predicate % 2 == 1)
@@ -261,25 +213,24 @@ def relation_tables(
         "source": pa.repeat("annotated", len(keep)),
         **_relation_columns(subject[keep], object_[keep], ends.ids, ends.boxes),
     }
-    # the record reads subject - predicate - object as annotated, so the exchange of an inverse is undone for the eye
-    first, last = np.where(inverted, object_, subject), np.where(inverted, subject, object_)
-    rejects = {
-        "record": items.record[drop],
-        "image_id": items.image[drop],
-        "relationship_id": pa.array(ids[drop], mask=ids[drop] == MISSING),
-        "reason": pa.array(reasons).take(pa.array(codes[drop])),
-        "raw": pc.binary_join_element_wise(
-            ends.names.take(pa.array(first[drop])), raws.take(pa.array(drop)), ends.names.take(pa.array(last[drop])), " | "
-        ),
-    }
-    return pa.table(columns, schema=RELATIONS), reject_table(items.file, rejects, invalid)
+    told = (ends.names.take(pa.array(first[drop])), raws.take(pa.array(drop)), ends.names.take(pa.array(last[drop])))
+    rejects = _rejects(
+        items.file, invalid,
+        record=items.record[drop], image_id=items.image[drop],
+        relationship_id=pa.array(ids[drop], mask=ids[drop] == MISSING),
+        reason=pa.array([*REASONS, *codes_of.reasons]).take(pa.array(codes[drop])),
+        raw=pc.binary_join_element_wise(*told, " | "),
+    )  # fmt: skip
+    return pa.table(columns, schema=RELATIONS), rejects
 
 
-def geometric_relations(params: Geometric, objects: pa.Table, boxes: NDArray) -> pa.Table:
+def geometric_relations(params: Geometric, objects: pa.Table, boxes: NDArray) -> pa.Table | None:
     """At most `params.per_image` relations per image: every object is paired with one other, by hash, and hashes choose.
 
-    `objects` are rows of `objects.parquet`, all of an image together, and `boxes` `[N, 4]` theirs.
+    None where none are asked for. `objects` are rows of `objects.parquet`, all of an image together, and `boxes` `[N, 4]` theirs.
     """
+    if not params.per_image:
+        return None
     ids, images = objects["object_id"].to_numpy(), objects["image_id"].to_numpy()
     order = np.lexsort([ids, images])
     _, start, counts = np.unique(images[order], return_index=True, return_counts=True)

@@ -4,6 +4,7 @@ Boxes are `x, y, w, h` in pixels of the full image, origin at the top left. The 
 and types come from the schema, writer settings are fixed, and nothing that changes between runs is stored.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
@@ -13,57 +14,37 @@ import pyarrow.parquet as pq
 from sgpipe.errors import DataError
 from sgpipe.runs.atomic import atomic_path
 
-_BOX: Final = [(name, pa.float32()) for name in ("x", "y", "w", "h")]
-_SUBJECT_BOX: Final = [(f"s{name}", dtype) for name, dtype in _BOX]
-_OBJECT_BOX: Final = [(f"o{name}", dtype) for name, dtype in _BOX]
+_BOX: Final = ("x", "y", "w", "h")
+_CROP: Final = [f"crop_{name}" for name in _BOX]
+_ENDS: Final = [f"{side}{name}" for side in "so" for name in _BOX]
+"""Boxes of a subject and of an object."""
 
-IMAGES: Final = pa.schema(
-    [("image_id", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("url", pa.string()), ("split", pa.string())]
-)
-OBJECTS: Final = pa.schema(
-    [("object_id", pa.int64()), ("image_id", pa.int64()), ("name", pa.string()), ("raw_name", pa.string()), *_BOX]
-)
+
+def _columns(dtype: pa.DataType) -> Callable[..., list[tuple[str, pa.DataType]]]:
+    return lambda *names: [(name, dtype) for name in names]
+
+
+_ids, _texts, _reals = _columns(pa.int64()), _columns(pa.string()), _columns(pa.float32())
+
+
+IMAGES: Final = pa.schema([*_ids("image_id"), ("width", pa.int32()), ("height", pa.int32()), *_texts("url", "split")])
+OBJECTS: Final = pa.schema([*_ids("object_id", "image_id"), *_texts("name", "raw_name"), *_reals(*_BOX)])
 RELATIONS: Final = pa.schema(
     [
-        ("relationship_id", pa.int64()),
-        ("image_id", pa.int64()),
-        ("subject_id", pa.int64()),
-        ("object_id", pa.int64()),
-        ("subject", pa.string()),
-        ("predicate", pa.string()),
-        ("object", pa.string()),
-        ("raw_predicate", pa.string()),
-        ("source", pa.string()),
-        *_SUBJECT_BOX,
-        *_OBJECT_BOX,
+        *_ids("relationship_id", "image_id", "subject_id", "object_id"),
+        *_texts("subject", "predicate", "object", "raw_predicate", "source"),
+        *_reals(*_ENDS),
     ]
 )
-REJECTS: Final = pa.schema(
-    [
-        ("file", pa.string()),
-        ("record", pa.int64()),
-        ("image_id", pa.int64()),
-        ("relationship_id", pa.int64()),
-        ("reason", pa.string()),
-        ("raw", pa.string()),
-    ]
-)
+REJECTS: Final = pa.schema([*_texts("file"), *_ids("record", "image_id", "relationship_id"), *_texts("reason", "raw")])
 TRIPLES: Final = pa.schema(
     [
-        ("triple_id", pa.string()),
-        ("split", pa.string()),
-        ("image_id", pa.int64()),
-        ("relationship_id", pa.int64()),
-        ("subject", pa.string()),
-        ("predicate", pa.string()),
-        ("object", pa.string()),
-        ("prompt", pa.string()),
-        ("neutral_prompt", pa.string()),
+        *_texts("triple_id", "split"),
+        *_ids("image_id", "relationship_id"),
+        *_texts("subject", "predicate", "object", "prompt", "neutral_prompt"),
         ("concepts", pa.list_(pa.string(), 3)),
-        ("source", pa.string()),
-        *[(f"crop_{name}", dtype) for name, dtype in _BOX],
-        *_SUBJECT_BOX,
-        *_OBJECT_BOX,
+        *_texts("source"),
+        *_reals(*_CROP, *_ENDS),
         ("objects", pa.list_(pa.string())),
         ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
         ("triples", pa.list_(pa.struct([("subject", pa.int32()), ("predicate", pa.string()), ("object", pa.int32())]))),
@@ -72,55 +53,19 @@ TRIPLES: Final = pa.schema(
 """Curated triples, each with its scene graph. `crop_*` is the region of the image that stands for the graph; `s*`/`o*` are boxes in
 full-image pixels. The graph is `objects` (names), their `boxes` (fractions of the crop) and `triples` by number of object, the
 row's own triple first."""
-NEGATIVES: Final = pa.schema(
-    [
-        ("triple_id", pa.string()),
-        ("kind", pa.string()),
-        ("subject", pa.string()),
-        ("predicate", pa.string()),
-        ("object", pa.string()),
-        ("prompt", pa.string()),
-    ]
-)
+NEGATIVES: Final = pa.schema(_texts("triple_id", "kind", "subject", "predicate", "object", "prompt"))
 """What g⁻ says in the place of the graph's first triple, how it was made (`swap`, `replace`), and all of g⁻ in words."""
-PROMPTS: Final = pa.schema(
-    [("triple_id", pa.string()), ("condition", pa.string()), ("predicate", pa.string()), ("prompt", pa.string())]
-)
+PROMPTS: Final = pa.schema(_texts("triple_id", "condition", "predicate", "prompt"))
 """Prompts of a triple: `relational`, `neutral` (no predicate), `wrong` (another relation) or `conflicting` (its negative's)."""
-PROMPT_INDEX: Final = pa.schema(
-    [("kind", pa.string()), ("text", pa.string()), ("shard", pa.string()), ("start", pa.int64()), ("count", pa.int64())]
-)
+PROMPT_INDEX: Final = pa.schema([*_texts("kind", "text", "shard"), *_ids("start", "count")])
 """Where a text's encoding is: `count` rows of its shard from `start` (one per prompt, one per token of a concept)."""
-LATENT_INDEX: Final = pa.schema(
-    [
-        ("triple_id", pa.string()),
-        ("image_id", pa.int64()),
-        *[(f"crop_{name}", dtype) for name, dtype in _BOX],
-        ("shard", pa.string()),
-        ("row", pa.int64()),
-    ]
-)
-LATENT_REJECTS: Final = pa.schema(
-    [("triple_id", pa.string()), ("image_id", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
-)
-
-MAP_ITEMS: Final = pa.schema(
-    [
-        ("triple_id", pa.string()),
-        ("predicate", pa.string()),
-        ("condition", pa.string()),
-        ("prompt_predicate", pa.string()),
-        ("t", pa.float32()),
-    ]
-)
+LATENT_INDEX: Final = pa.schema([*_texts("triple_id"), *_ids("image_id"), *_reals(*_CROP), *_texts("shard"), *_ids("row")])
+LATENT_REJECTS: Final = pa.schema([*_texts("triple_id"), *_ids("image_id"), *_texts("reason", "detail")])
+MAP_ITEMS: Final = pa.schema([*_texts("triple_id", "predicate", "condition", "prompt_predicate"), *_reals("t")])
 """What a map is of: the triple and its class, the prompt's condition and the class that it names (null: none), and t (null: the
 mean over a sampling). Files of maps add `saliency` and `cross`, see `sgpipe/attention_maps/files.py`."""
 
 ROW_GROUP: Final = 1 << 17
-
-
-def _open(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=3, store_schema=False)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -140,7 +85,7 @@ class TableWriter:
         self._schema = schema
         self._pending: list[pa.Table] = []
         self._waiting = 0
-        self._writer = _open(path, schema)
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=3, store_schema=False)
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,9 @@ one step is taken, and a head stays itself.
 """
 
 import string
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -16,6 +18,8 @@ from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
 
 _ENDS = string.punctuation + string.whitespace
 _ARTICLES = frozenset(("a", "an", "the"))
+REMEMBERED: Final = 1 << 16
+"""Texts whose meaning a look-up keeps, so that memory stays bounded."""
 
 
 def read_aliases(path: Path) -> dict[str, str]:
@@ -46,20 +50,15 @@ def plain_name(raw: str) -> str:
     return " ".join(words)
 
 
-class Names(dict[str, str]):
-    """Raw name -> canonical name, filled on demand; forgets everything when it holds `limit` names, so memory stays bounded."""
+def canonical_names(aliases: Mapping[str, str]) -> Callable[[str], str]:
+    """The look-up from raw to canonical names; it remembers the last `REMEMBERED` ones."""
 
-    def __init__(self, aliases: dict[str, str], limit: int = 1 << 16) -> None:
-        super().__init__()
-        self._aliases = aliases
-        self._limit = limit
-
-    def __missing__(self, raw: str) -> str:
-        if len(self) >= self._limit:
-            self.clear()
+    @lru_cache(REMEMBERED)
+    def canonical(raw: str) -> str:
         name = plain_name(raw)
-        found = self[raw] = self._aliases.get(name, name)
-        return found
+        return aliases.get(name, name)
+
+    return canonical
 
 
 UNKNOWN: Final = "predicate unknown"
@@ -68,19 +67,9 @@ _BE: Final = frozenset(["is", "are", "was", "were", "be", "being", "been", "am"]
 _AUXILIARY: Final = frozenset(["has", "have", "had", "that", "which", "who"])
 _DETERMINERS: Final = frozenset(["a", "an", "the", "its", "his", "her", "their", "some", "this", "that"])
 _PASTS: Final = {
-    "ate": "eating",
-    "drank": "drinking",
-    "drove": "driving",
-    "flew": "flying",
-    "grew": "growing",
-    "hung": "hanging",
-    "ran": "running",
-    "rode": "riding",
-    "sat": "sitting",
-    "stood": "standing",
-    "swam": "swimming",
-    "wore": "wearing",
-}
+    "ate": "eating", "drank": "drinking", "drove": "driving", "flew": "flying", "grew": "growing", "hung": "hanging",
+    "ran": "running", "rode": "riding", "sat": "sitting", "stood": "standing", "swam": "swimming", "wore": "wearing",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -159,38 +148,26 @@ class PredicateMap:
         words = [word for word in words if word]
         if not words:
             return Meaning(None, reason=EMPTY)
-        found = self._find(words) or self._simplified(words)
-        if found is None:
-            head = self.heads.get(" ".join(words))
-            found = (self._find(head.split()) or self._simplified(head.split())) if head else None
-        return found or Meaning(None, reason=UNKNOWN)
+        head = self.heads.get(" ".join(words), "").split()
+        return self._found(words) or self._found(head) or Meaning(None, reason=UNKNOWN)
 
-    def _simplified(self, words: list[str]) -> Meaning | None:
+    def _found(self, words: list[str]) -> Meaning | None:
+        """The meaning of the words, else of what is left once determiners, be-verbs, inflections and dropped words fall off."""
+        if found := self.table.get(" ".join(words)):
+            return found
         while len(words) > 1 and words[-1] in _DETERMINERS:
             words = words[:-1]
-            if found := self._find(words):
+            if found := self.table.get(" ".join(words)):
                 return found
         while len(words) > 1 and (words[0] in _BE or (words[0] in _AUXILIARY and words[1] in _BE)):
             words = words[1:]
-            if found := self._find(words):
+            if found := self.table.get(" ".join(words)):
                 return found
-        if found := self._inflected(words):
-            return found
+        for form in ing_forms(words[0]) if words else ():
+            if found := self.table.get(" ".join([form, *words[1:]])):
+                return found
         for length in (2, 1):
-            if len(words) > length and self._droppable(words[:length]):
-                rest = words[length:]
-                return self._find(rest) or self._simplified(rest)
-        return None
-
-    def _droppable(self, words: list[str]) -> bool:
-        first = " ".join(words)
-        return first in self.dropped or any(form in self.dropped for form in ing_forms(first))
-
-    def _find(self, words: list[str]) -> Meaning | None:
-        return self.table.get(" ".join(words))
-
-    def _inflected(self, words: list[str]) -> Meaning | None:
-        for form in ing_forms(words[0]):
-            if found := self._find([form, *words[1:]]):
-                return found
+            first = " ".join(words[:length])
+            if len(words) > length and not self.dropped.isdisjoint([first, *ing_forms(first)]):
+                return self._found(words[length:])
         return None

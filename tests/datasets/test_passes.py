@@ -13,9 +13,9 @@ import pytest
 import sgpipe.datasets.visual_genome.spans as spans_module
 from sgpipe.datasets.canonicalize import canonicalize
 from sgpipe.datasets.config import Canonicalize, Geometric
-from sgpipe.datasets.visual_genome.context import Rows
 from sgpipe.datasets.visual_genome.data_set import VisualGenome
 from sgpipe.datasets.visual_genome.passes import read_pass
+from sgpipe.datasets.visual_genome.span_rows import Rows
 from sgpipe.datasets.visual_genome.spans import Span
 from sgpipe.errors import SgpipeError
 from tests.datasets.canonical import Folder, check_conservation, many, parts, rows

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.errors import DataError
-from sgpipe.relations.aliases import EMPTY, UNKNOWN, Names, PredicateMap, plain_name, read_aliases
+from sgpipe.relations.aliases import EMPTY, UNKNOWN, PredicateMap, canonical_names, plain_name, read_aliases
 from sgpipe.relations.predicates import PREDICATES
 
 MAP = PredicateMap.load()
@@ -122,12 +122,13 @@ def test_aliases_are_followed_for_one_step_and_behind_the_table(tmp_path: Path) 
     assert predicates.meaning("above").predicate == "above"
 
 
-def test_names(tmp_path: Path) -> None:
+def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgpipe.relations.aliases.REMEMBERED", 2)
     path = tmp_path / "object_alias.txt"
     path.write_text("man,guy,men\nmen,gentlemen\n")
-    names = Names(read_aliases(path), limit=2)
-    assert [names[raw] for raw in ("The  Guy", "gentlemen", "men", "a man.", "a")] == ["man", "men", "men", "man", "a"]
-    assert len(names) <= 2
+    canonical = canonical_names(read_aliases(path))
+    assert [canonical(raw) for raw in ("The  Guy", "gentlemen", "men", "a man.", "a")] == ["man", "men", "men", "man", "a"]
+    assert canonical.cache_info().currsize <= 2
     assert plain_name(" \t. ") == ""
 
 

@@ -1,22 +1,21 @@
 """Visual Genome as a data set: image_data.json, then objects.json, then relationships.json, in spans over several processes."""
 
 from collections.abc import Generator
-from functools import cached_property, partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from sgpipe.datasets.base import Batch, Work
-from sgpipe.datasets.visual_genome.context import Setup
 from sgpipe.datasets.visual_genome.images import VisualGenomeImages
-from sgpipe.datasets.visual_genome.passes import Processes, immediate, read_pass
+from sgpipe.datasets.visual_genome.passes import read_pass, span_workers
 from sgpipe.datasets.visual_genome.records import Release, detect_release
-from sgpipe.datasets.visual_genome.span_rows import ImagesReader
+from sgpipe.datasets.visual_genome.span_rows import ALIASES, ImagesReader, Setup
 from sgpipe.errors import DataError
 
 FILES = ("image_data.json", "objects.json", "relationships.json")
-ALIASES = ("object_alias.txt", "relationship_alias.txt")
 _SMALL = 32 << 20
 
 
@@ -60,22 +59,21 @@ class VisualGenome(VisualGenomeImages):
         setup = Setup(self.root, work.folder, self.release, work.geometric)
         images, objects, relationships = (self.root / name for name in FILES)
         reader = ImagesReader(setup)
-        nobody = np.zeros(0, dtype=np.int64)
-        for rows in read_pass(images, partial(immediate, reader.rows), 1, nobody, work.progress):
-            yield rows.batch("images", images)
+        with ThreadPoolExecutor(1) as here:
+            yield from read_pass(
+                images, lambda *span: here.submit(reader.rows, *span), 1, np.zeros(0, dtype=np.int64), work.progress
+            )
         if not (count := reader.save()):
             return
         owners = np.full(count, -1, dtype=np.int64)
         size = sum(path.stat().st_size for path in (objects, relationships) if path.is_file())
-        with Processes(setup, work.workers if size > _SMALL else 1) as processes:
-            submit = partial(processes.submit, "objects")
-            for rows in read_pass(objects, submit, processes.ahead, owners, work.progress):
-                yield rows.batch("objects", objects)
+        workers = work.workers if size > _SMALL else 1
+        ahead = 2 * workers if workers > 1 else 1  # so that no process waits
+        with span_workers(setup, workers) as submit_of:
+            yield from read_pass(objects, submit_of("objects"), ahead, owners, work.progress)
             np.save(setup.folder / "owners.npy", owners)
             owners[:] = -1
-            submit = partial(processes.submit, "relationships")
-            for rows in read_pass(relationships, submit, processes.ahead, owners, work.progress):
-                yield rows.batch("relations", relationships)
+            yield from read_pass(relationships, submit_of("relationships"), ahead, owners, work.progress)
 
 
 def _damage(path: Path) -> str | None:

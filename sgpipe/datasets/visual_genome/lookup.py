@@ -5,7 +5,7 @@ so a span of relationships needs one or two of them; one that is not ordered nee
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +23,20 @@ def combined_keys(image: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[n
     return (image << ID_BITS) | ids
 
 
+def find_sorted(known: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Index of each value in `known`, which is sorted; -1 where it is not there."""
+    if not len(known):
+        return np.full(len(values), -1)
+    at = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    return np.where(known[at] == values, at, -1)
+
+
 def write_lookup(path: Path, positions: NDArray, ids: NDArray, merged: NDArray, objects: pa.Table) -> None:
     """Write one entry per object and per id merged into one. `merged` is `[M, 2]`: row of `objects`, merged id."""
     rows = np.concatenate([np.arange(len(ids)), merged[:, 0]])
-    table = pa.table(
-        {
-            "position": positions[rows],
-            "id": np.concatenate([ids, merged[:, 1]]),
-            **{name: objects[name].take(pa.array(rows)) for name in ("object_id", "name", *BOX)},
-        }
-    )
+    columns = {"position": positions[rows], "id": np.concatenate([ids, merged[:, 1]])}
+    columns |= {name: objects[name].take(pa.array(rows)) for name in ("object_id", "name", *BOX)}
+    table = pa.table(columns)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
@@ -46,40 +50,29 @@ class Lookup:
     boxes: NDArray[np.float64]
     names: pa.ChunkedArray
 
-    def find(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Entry of each key, -1 where there is none."""
-        if not len(self.keys):
-            return np.full(len(keys), -1)
-        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[at] == keys, at, -1)
-
 
 class Lookups:
-    """The lookup files of a folder, of which the last two stay in memory."""
+    """The lookup files of a folder, of which the last two that were read stay in memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._tables: dict[int, pa.Table] = {}
+        self._table = lru_cache(_HELD)(self._read)
 
     @cached_property
-    def owners(self) -> NDArray[np.int64]:
+    def _owners(self) -> NDArray[np.int64]:
         """Number of the file of each image by position, -1 for none; from `owners.npy`, written after the objects."""
         return np.load(self._folder / "owners.npy")
 
-    def _table(self, number: int) -> pa.Table:
-        if number not in self._tables:
-            if len(self._tables) >= _HELD:
-                del self._tables[next(iter(self._tables))]
-            with pa.OSFile(str(self._folder / f"objects-{number}.arrow"), "rb") as source:
-                self._tables[number] = pa.ipc.open_file(source).read_all()
-        return self._tables[number]
+    def _read(self, number: int) -> pa.Table:
+        with pa.OSFile(str(self._folder / f"objects-{number}.arrow"), "rb") as source:
+            return pa.ipc.open_file(source).read_all()
 
     def of(self, images: NDArray[np.int64]) -> Lookup:
         """Entries of `images` (sorted positions); keys combine an index into `images` with an object id.
 
         An object's own id comes before a merged one.
         """
-        owners = np.unique(self.owners[images])
+        owners = np.unique(self._owners[images])
         tables = []
         for owner in owners[owners >= 0].tolist():
             table = self._table(owner)

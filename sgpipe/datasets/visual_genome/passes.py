@@ -4,101 +4,54 @@ import gc
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sgpipe.datasets.base import Progress
-from sgpipe.datasets.rows import PredicateCodes
-from sgpipe.datasets.visual_genome.context import Context, Rows, Setup
+from sgpipe.datasets.base import Batch, Progress
 from sgpipe.datasets.visual_genome.records import Malformed, raw_records
-from sgpipe.datasets.visual_genome.span_rows import object_rows, relation_rows
+from sgpipe.datasets.visual_genome.span_rows import Rows, Setup, SpanReader
 from sgpipe.datasets.visual_genome.spans import Span, exact_spans, guessed_spans, list_start
 from sgpipe.errors import DataError, SgpipeError
 from sgpipe.runs.state import die_with_parent
 
 Submit = Callable[[Span, int, frozenset[int]], "Future[Rows]"]
 """Starts the work on a span, given its number and the positions of images met before."""
-
-
-class Worker:
-    """The two kinds of span, with the state that a process keeps between spans."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._context = Context(setup)
-        self._codes = PredicateCodes(self._context.predicates)
-
-    def objects(self, span: Span, number: int, seen: frozenset[int]) -> Rows:
-        """A span of objects.json."""
-        return object_rows(self._context, span, number, seen)
-
-    def relationships(self, span: Span, number: int, seen: frozenset[int]) -> Rows:
-        """A span of relationships.json."""
-        return relation_rows(self._context, self._codes, span, seen)
-
-
-_worker: Worker | None = None
+_reader: SpanReader
+"""A worker process's own."""
 
 
 def _start(setup: Setup) -> None:
-    global _worker
+    global _reader
     die_with_parent()
     gc.disable()  # records hold no cycles, and looking for them takes a tenth of the time
     pa.set_cpu_count(1)
-    _worker = Worker(setup)
+    _reader = SpanReader(setup)
 
 
-def _work(kind: str, span: Span, number: int, seen: frozenset[int]) -> Rows:
-    assert _worker is not None
-    return getattr(_worker, kind)(span, number, seen)
+def _work(kind: str, *span: object) -> Rows:
+    return getattr(_reader, kind)(*span)
 
 
-class Processes:
-    """Runs spans in `count` processes, or in this one where `count` is 1. Use as a context manager."""
-
-    def __init__(self, setup: Setup, count: int) -> None:
-        self.count = count
-        self._pool: ProcessPoolExecutor | None = None
-        self._here: Worker | None = None
-        if count > 1:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(setup,))
-        else:
-            self._here = Worker(setup)
-
-    def __enter__(self) -> "Processes":
-        return self
-
-    @property
-    def ahead(self) -> int:
-        """Spans to keep in work so that no process waits."""
-        return 2 * self.count if self.count > 1 else 1
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def submit(self, kind: str, span: Span, number: int, seen: frozenset[int]) -> "Future[Rows]":
-        """The rows of one span, to be waited for."""
-        if self._pool is not None:
-            return self._pool.submit(_work, kind, span, number, seen)
-        return immediate(getattr(self._here, kind), span, number, seen)
-
-
-def immediate(work: Callable[..., Rows], *arguments: Any) -> "Future[Rows]":
-    """The result of calling `work` at once, as a future."""
-    future: Future[Rows] = Future()
-    try:
-        future.set_result(work(*arguments))
-    except Malformed as error:
-        future.set_exception(error)
-    return future
+@contextmanager
+def span_workers(setup: Setup, count: int) -> Iterator[Callable[[str], Submit]]:
+    """What submits spans of a kind, a method of `SpanReader`, to `count` processes, or to this one where `count` is 1."""
+    if count == 1:
+        reader = SpanReader(setup)
+        with ThreadPoolExecutor(1) as here:
+            yield lambda kind: partial(here.submit, getattr(reader, kind))
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(count, spawn, _start, (setup,)) as pool:
+            yield lambda kind: partial(pool.submit, _work, kind)
 
 
 @dataclass
@@ -107,8 +60,8 @@ class _Broken(Exception):
     error: Malformed
 
 
-def read_pass(path: Path, submit: Submit, ahead: int, owners: NDArray[np.int64], progress: Progress) -> Iterator[Rows]:
-    """Rows of every span of `path`, in its order; `ahead` spans are in work at a time.
+def read_pass(path: Path, submit: Submit, ahead: int, owners: NDArray[np.int64], progress: Progress) -> Iterator[Batch]:
+    """What became of the records of every span of `path`, in its order; `ahead` spans are in work at a time.
 
     `owners` receives the number of the span that has each image; an image met again is worked on with that knowledge.
 
@@ -125,7 +78,9 @@ def read_pass(path: Path, submit: Submit, ahead: int, owners: NDArray[np.int64],
                     rows = submit(span, number, frozenset(again.tolist())).result()
                 owners[rows.positions] = number
                 number += 1
-                yield rows.behind(records)
+                rejects = rows.batch.rejects
+                at = rejects.schema.get_field_index("record")
+                yield replace(rows.batch, rejects=rejects.set_column(at, "record", pc.add(rejects["record"], records)))
                 records += rows.records
                 progress(path, span.end)
                 if not span.closed:

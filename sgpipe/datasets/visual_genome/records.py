@@ -108,141 +108,119 @@ class Decoded(Generic[R]):
 _LISTS = {ImageRecord: None, ObjectsRecord: "objects", RelationshipsRecord: "relationships"}
 _DECODERS = {kind: msgspec.json.Decoder(list[kind]) for kind in _LISTS}  # type: ignore[valid-type]
 _RAWS = msgspec.json.Decoder(list[Raw])
-
-
 _ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
-_NO_TEXT = "bytes that are no UTF-8, or half a surrogate pair"
 
 
-def decode(text: bytes | memoryview, kind: type[R], id_key: str) -> Decoded[R]:
+def decode(text: bytes, kind: type[R], id_key: str) -> Decoded[R]:
     """Records of a JSON list; one with text that is no Unicode is invalid. Raises `Malformed` where the text is no JSON list."""
     try:
         str(text, "utf-8")  # strings of fields that no struct names are skipped unread
         records = _DECODERS[kind].decode(text)
+        if MISSING not in map(attrgetter(id_key), records):
+            return Decoded(records, list(range(len(records))), len(records))
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _salvage(text, kind, id_key)
+        pass
     except RecursionError as error:
         raise Malformed(str(error)) from None
-    if MISSING in map(attrgetter(id_key), records):
-        return _salvage(text, kind, id_key)
-    return Decoded(records, list(range(len(records))), len(records))
-
-
-def raw_records(text: bytes | memoryview) -> list[Raw]:
-    """The elements of a JSON list, undecoded; escapes of half a surrogate pair become bytes that are no UTF-8."""
-    try:
-        return _RAWS.decode(text)
-    except msgspec.DecodeError:
-        return _RAWS.decode(_ESCAPES.sub(lambda found: b"\xff" * 6 if found["lone"] else found[0], bytes(text)))
-
-
-def _decode_one(raw: Raw, kind: type[T]) -> T:
-    """`decode_whole` that refuses text which is no Unicode in any field."""
-    if not _is_text(raw):
-        raise msgspec.ValidationError(_NO_TEXT)
-    return decode_whole(raw, kind)
-
-
-def _is_text(raw: bytes | Raw) -> bool:
-    try:
-        bytes(raw).decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _salvage(text: bytes | memoryview, kind: type[R], id_key: str) -> Decoded[R]:
     try:
         raws = raw_records(text)
     except (msgspec.DecodeError, RecursionError) as error:
         raise Malformed(str(error)) from None
     found: Decoded[R] = Decoded([], [], len(raws))
     for index, raw in enumerate(raws):
-        try:
-            record = _decode_one(raw, kind)
-            if getattr(record, id_key) == MISSING:
-                raise msgspec.ValidationError(f"Object missing required field `{id_key}`")
-        except msgspec.ValidationError as error:
-            saved = _save_items(raw, kind, id_key, index, str(error), found.invalid)
-            if saved is None:
-                continue
-            record = saved
-        found.records.append(record)
-        found.index.append(index)
+        record = _salvaged(raw, kind, id_key, index, found.invalid)
+        if record is not None:
+            found.records.append(record)
+            found.index.append(index)
     return found
 
 
-def _as_id(raw: Raw) -> int | None:
+def raw_records(text: bytes) -> list[Raw]:
+    """The elements of a JSON list, undecoded; escapes of half a surrogate pair become bytes that are no UTF-8."""
     try:
-        return _decode_one(raw, Id)
+        return _RAWS.decode(text)
+    except msgspec.DecodeError:
+        return _RAWS.decode(_ESCAPES.sub(lambda found: b"\xff" * 6 if found["lone"] else found[0], text))
+
+
+def _decode_one(raw: Raw, kind: type[T]) -> T:
+    """`decode_whole` that refuses text which is no Unicode in any field."""
+    if not _is_text(bytes(raw)):
+        raise msgspec.ValidationError("bytes that are no UTF-8, or half a surrogate pair")
+    return decode_whole(raw, kind)
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _id_in(raw: Raw, kind: type[_Loose | _LooseItem], key: str) -> int | None:
+    try:
+        return _decode_one(getattr(msgspec.json.decode(raw, type=kind), key), Id)
     except msgspec.ValidationError:
         return None
 
 
-def _excerpt(error: str, raw: bytes) -> str:
-    return f"{error}: {raw[:300].decode('utf-8', 'replace')}"
+def _salvaged(raw: Raw, kind: type[R], id_key: str, index: int, invalid: list[Invalid]) -> R | None:
+    """The record, or what is sound of its items, or `None`; everything left out is added to `invalid`, one entry per item."""
+    try:
+        record = _decode_one(raw, kind)
+        if getattr(record, id_key) != MISSING:
+            return record
+        error = f"Object missing required field `{id_key}`"
+    except msgspec.ValidationError as fault:
+        error = str(fault)
+    image_id = _id_in(raw, _Loose, id_key)
 
+    def reject(part: Raw, problem: str, item_id: int | None = None) -> None:
+        invalid.append(Invalid(index, image_id, item_id, f"{problem}: {bytes(part)[:300].decode('utf-8', 'replace')}"))
 
-def _save_items(raw: Raw, kind: type[R], id_key: str, index: int, error: str, invalid: list[Invalid]) -> R | None:
-    """The record with its sound items, or `None`; everything left out is added to `invalid`, one entry per item."""
     list_key = _LISTS[kind]
     try:
-        loose = msgspec.json.decode(raw, type=_Loose)
+        items = getattr(msgspec.json.decode(raw, type=_Loose), list_key) if list_key is not None else None
     except msgspec.ValidationError:
-        loose = None
-    items = getattr(loose, list_key) if loose is not None and list_key is not None else None
-    image_id = _as_id(getattr(loose, id_key)) if loose is not None else None
+        items = None
     if items is None:
-        invalid.append(Invalid(index, image_id, None, _excerpt(error, bytes(raw))))
+        reject(raw, error)
         return None
     rest = bytes(raw)
     for item in items:
         rest = rest.replace(bytes(item), b"", 1)
     usable = image_id is not None and _is_text(rest)
-    item_kind: Any = ObjectRecord if kind is ObjectsRecord else RelationshipRecord
+    if not usable and not items:
+        reject(raw, error)
+        return None
+    relations = kind is RelationshipsRecord
+    item_kind: Any = RelationshipRecord if relations else ObjectRecord
     sound = []
     for item in items:
         try:
-            value = _decode_one(item, item_kind)
-            if usable:
-                sound.append(value)
-                continue
-            problem = error
-        except msgspec.ValidationError as item_error:
-            problem = str(item_error)
-        item_id = None
-        if kind is RelationshipsRecord:
-            try:
-                given = msgspec.json.decode(item, type=_LooseItem)
-                item_id = _as_id(given.id if id_key == "id" else given.relationship_id)
-            except msgspec.ValidationError:
-                item_id = None
-        invalid.append(Invalid(index, image_id, item_id, _excerpt(problem, bytes(item))))
-    if not usable:
-        if not items:
-            invalid.append(Invalid(index, image_id, None, _excerpt(error, bytes(raw))))
-        return None
-    return kind(**{list_key: sound, id_key: image_id})  # type: ignore[arg-type]
-
-
-def first_record(path: Path) -> dict[str, Raw]:
-    """The first top-level record with its values undecoded, for telling layouts apart."""
-    span = next(exact_spans(path, list_start(path), 1))
-    try:
-        record = raw_records(span.read())[0]
-    except (msgspec.DecodeError, RecursionError, IndexError) as error:
-        raise DataError(f"{path}: record 0 cannot be read: {error}; the file is damaged or cut short, get it again") from None
-    try:
-        return msgspec.json.decode(bytes(record).decode("utf-8", "replace"), type=dict[str, Raw])
-    except msgspec.ValidationError as error:
-        raise DataError(f"{path}: record 0 is no object with named values: {error}; this is no Visual Genome file") from None
+            value, problem = _decode_one(item, item_kind), error
+        except msgspec.ValidationError as fault:
+            value, problem = None, str(fault)
+        if usable and value is not None:
+            sound.append(value)
+            continue
+        reject(item, problem, _id_in(item, _LooseItem, "id" if id_key == "id" else "relationship_id") if relations else None)
+    return kind(**{list_key: sound, id_key: image_id}) if usable else None  # type: ignore[arg-type]
 
 
 def id_key(path: Path, list_key: str | None) -> str:
     """The name of the image id in a file of records, from its first one. Raises `DataError` if the layout is unknown."""
-    record = first_record(path)
+    span = next(exact_spans(path, list_start(path), 1))
+    try:
+        first = bytes(raw_records(span.read())[0]).decode("utf-8", "replace")
+        record = msgspec.json.decode(first, type=dict[str, Raw])
+    except msgspec.ValidationError as error:
+        raise DataError(f"{path}: record 0 is no object with named values: {error}; this is no Visual Genome file") from None
+    except (msgspec.DecodeError, RecursionError, IndexError) as error:
+        raise DataError(f"{path}: record 0 cannot be read: {error}; the file is damaged or cut short, get it again") from None
     keys = {"image_id", "id"} & set(record)
-    if not keys or (list_key is not None and list_key not in record) or (list_key is None and "width" not in record):
+    if not keys or (list_key or "width") not in record:
         need = "`image_id` (v1.2, v1.4) or `id` (v1.0)" + (f" and `{list_key}`" if list_key else ", `width` and `height`")
         raise DataError(f"{path}: unknown layout: record 0 has the keys {', '.join(sorted(map(str, record)))}; a record has {need}")
     return "image_id" if "image_id" in keys else "id"
@@ -250,14 +228,12 @@ def id_key(path: Path, list_key: str | None) -> str:
 
 def detect_release(root: Path) -> Release:
     """The layout of the three files in `root`, from their content. Raises `DataError` if it is unknown or they disagree."""
-    found = {
-        name: id_key(root / name, key)
-        for name, key in (("image_data.json", None), ("objects.json", "objects"), ("relationships.json", "relationships"))
-    }
+    lists = {"image_data.json": None, "objects.json": "objects", "relationships.json": "relationships"}
+    found = {name: id_key(root / name, key) for name, key in lists.items()}
     if len(set(found.values())) > 1:
         shown = ", ".join(f"{name} has `{key}`" for name, key in found.items())
         raise DataError(f"{root}: files of different releases: {shown}; object ids differ between v1.0 and the later ones")
     if found["objects.json"] == "id":
         return "v1.0"
     span = next(guessed_spans(root / "objects.json", list_start(root / "objects.json")))
-    return "v1.4" if b'"merged_object_ids"' in bytes(span.read()) else "v1.2"
+    return "v1.4" if b'"merged_object_ids"' in span.read() else "v1.2"

@@ -25,34 +25,22 @@ _LARGEST = 64 << 20
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes `start:end` of a file, whole records separated by commas; `closed` if `]` and nothing else follows the last."""
+    """Bytes `start:end` of a file, whole records separated by commas; `closed` unless the file ends without `]` after them."""
 
     path: Path
     start: int
     end: int
-    last: bool = False
     closed: bool = True
 
-    def read(self) -> memoryview:
+    def read(self) -> bytes:
         """The bytes, as a JSON list of their own."""
-        text = bytearray(self.end - self.start + 2)
-        text[0], text[-1] = b"[]"
-        with self.path.open("rb", buffering=0) as stream:
-            stream.seek(self.start)
-            view, at = memoryview(text), 1
-            while at < len(text) - 1 and (count := stream.readinto(view[at:-1])):
-                at += count
-        return view
+        return b"[%b]" % _read(self.path, self.start, self.end - self.start)
 
 
 def _read(path: Path, start: int, size: int) -> bytes:
-    with path.open("rb", buffering=0) as stream:
+    with path.open("rb") as stream:
         stream.seek(start)
-        parts = []
-        while size > 0 and (part := stream.read(size)):
-            parts.append(part)
-            size -= len(part)
-    return b"".join(parts)
+        return stream.read(size)
 
 
 def list_start(path: Path) -> int:
@@ -65,8 +53,7 @@ def list_start(path: Path) -> int:
         raise DataError(f"{path}: the file is empty; get it again")
     if not body.startswith(b"["):
         raise DataError(f"{path}: a list of records is needed, the file starts with {_shown(body)}")
-    rest = body[1:].lstrip()
-    if rest.startswith(b"]"):
+    if body[1:].lstrip().startswith(b"]"):
         raise DataError(f"{path}: the list is empty; a damaged download? get the file again")
     return len(head) - len(body) + 1
 
@@ -84,25 +71,19 @@ def guessed_spans(path: Path, start: int, size: int = SPAN_BYTES) -> Iterator[Sp
         return
     boundary = re.compile(rb"\}\s*,\s*(?=\{\s*" + re.escape(first[1]) + rb"\s*:)")
     while True:
-        found, look = None, start + size
-        while found is None and look < length:
-            found = boundary.search(_read(path, look, _LOOK))
-            if found is None:
-                look += _LOOK - 256
-                if look - start > 8 * size:
-                    yield from exact_spans(path, start, size)
-                    return
-        if found is None:
-            yield _last(path, start, length)
+        for look in range(start + size, length, _LOOK - 256):
+            if found := boundary.search(_read(path, look, _LOOK)):
+                break
+            if look + _LOOK - 256 - start > 8 * size:
+                yield from exact_spans(path, start, size)
+                return
+        else:
+            tail = _read(path, start, length - start).rstrip()
+            closed = tail.endswith(b"]")
+            yield Span(path, start, start + len(tail) - closed, closed)
             return
         yield Span(path, start, look + found.start() + 1)
         start = look + found.end()
-
-
-def _last(path: Path, start: int, length: int) -> Span:
-    tail = _read(path, start, length - start).rstrip()
-    closed = tail.endswith(b"]")
-    return Span(path, start, start + len(tail) - closed, last=True, closed=closed)
 
 
 def exact_spans(path: Path, start: int, size: int = SPAN_BYTES) -> Iterator[Span]:
@@ -130,14 +111,14 @@ def exact_spans(path: Path, start: int, size: int = SPAN_BYTES) -> Iterator[Span
             rest = text[closing + 1 :] + _read(path, start + len(text), _LOOK)
             if rest.strip():
                 raise DataError(f"{path}: byte {start + closing + 1}: text follows the end of the list: {_shown(rest.strip())}")
-            yield Span(path, start, start + closing, last=True)
+            yield Span(path, start, start + closing)
             return
         if cut is not None:
             yield Span(path, start, start + cut[0])
             start += cut[1]
             window = size + _LOOK
         elif window >= min(length, _LARGEST) or start + len(text) >= length:
-            yield Span(path, start, start + len(text), last=True, closed=False)
+            yield Span(path, start, start + len(text), closed=False)
             return
         else:
             window *= 2
