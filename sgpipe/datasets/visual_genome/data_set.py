@@ -1,8 +1,7 @@
 """Visual Genome as a data set: image_data.json, then objects.json, then relationships.json, in spans over several processes."""
 
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from sgpipe.datasets.base import Batch, Work
 from sgpipe.datasets.visual_genome.images import VisualGenomeImages
-from sgpipe.datasets.visual_genome.passes import read_pass, span_workers
+from sgpipe.datasets.visual_genome.passes import at_once, read_pass, span_workers
 from sgpipe.datasets.visual_genome.records import Release, detect_release
 from sgpipe.datasets.visual_genome.span_rows import ALIASES, ImagesReader, Setup
 from sgpipe.errors import DataError
@@ -59,10 +58,7 @@ class VisualGenome(VisualGenomeImages):
         setup = Setup(self.root, work.folder, self.release, work.geometric)
         images, objects, relationships = (self.root / name for name in FILES)
         reader = ImagesReader(setup)
-        with ThreadPoolExecutor(1) as here:
-            yield from read_pass(
-                images, lambda *span: here.submit(reader.rows, *span), 1, np.zeros(0, dtype=np.int64), work.progress
-            )
+        yield from read_pass(images, partial(at_once, reader.rows), 1, np.zeros(0, dtype=np.int64), work.progress)
         if not (count := reader.save()):
             return
         owners = np.full(count, -1, dtype=np.int64)

@@ -4,11 +4,12 @@ import gc
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -41,13 +42,22 @@ def _work(kind: str, *span: object) -> Rows:
     return getattr(_reader, kind)(*span)
 
 
+def at_once(work: Callable[..., Rows], *span: Any) -> "Future[Rows]":
+    """The rows of a span that is read now, in this process, as a future."""
+    future: Future[Rows] = Future()
+    try:
+        future.set_result(work(*span))
+    except Malformed as error:
+        future.set_exception(error)
+    return future
+
+
 @contextmanager
 def span_workers(setup: Setup, count: int) -> Iterator[Callable[[str], Submit]]:
     """What submits spans of a kind, a method of `SpanReader`, to `count` processes, or to this one where `count` is 1."""
     if count == 1:
         reader = SpanReader(setup)
-        with ThreadPoolExecutor(1) as here:
-            yield lambda kind: partial(here.submit, getattr(reader, kind))
+        yield lambda kind: partial(at_once, getattr(reader, kind))
     else:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(count, spawn, _start, (setup,)) as pool:

@@ -111,7 +111,7 @@ _RAWS = msgspec.json.Decoder(list[Raw])
 _ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
 
 
-def decode(text: bytes, kind: type[R], id_key: str) -> Decoded[R]:
+def decode(text: bytes | bytearray, kind: type[R], id_key: str) -> Decoded[R]:
     """Records of a JSON list; one with text that is no Unicode is invalid. Raises `Malformed` where the text is no JSON list."""
     try:
         str(text, "utf-8")  # strings of fields that no struct names are skipped unread
@@ -135,12 +135,12 @@ def decode(text: bytes, kind: type[R], id_key: str) -> Decoded[R]:
     return found
 
 
-def raw_records(text: bytes) -> list[Raw]:
+def raw_records(text: bytes | bytearray) -> list[Raw]:
     """The elements of a JSON list, undecoded; escapes of half a surrogate pair become bytes that are no UTF-8."""
     try:
         return _RAWS.decode(text)
     except msgspec.DecodeError:
-        return _RAWS.decode(_ESCAPES.sub(lambda found: b"\xff" * 6 if found["lone"] else found[0], text))
+        return _RAWS.decode(_ESCAPES.sub(lambda found: b"\xff" * 6 if found["lone"] else found[0], bytes(text)))
 
 
 def _decode_one(raw: Raw, kind: type[T]) -> T:
