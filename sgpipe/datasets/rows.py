@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sgpipe.datasets.base import MISSING, Invalid
 from sgpipe.datasets.config import Geometric
-from sgpipe.datasets.tables import IMAGES, OBJECTS, REJECTS, RELATIONS
+from sgpipe.datasets.tables import BOX, IMAGES, OBJECTS, REJECTS, RELATIONS
 from sgpipe.relations.aliases import REMEMBERED, PredicateMap
 from sgpipe.relations.boxes import clip, geometric_relation
 from sgpipe.relations.names import faulty_names
@@ -25,7 +25,6 @@ REASONS = (
 )  # fmt: skip
 """Why a record is dropped, apart from its predicate; the first that holds is given. Index 0 is no reason."""
 CODE = {reason: code for code, reason in enumerate(REASONS)}
-BOX = ("x", "y", "w", "h")
 _CLASS_NAMES = pa.array(PREDICATES)
 _UNSPLIT = IMAGES.remove(IMAGES.get_field_index("split"))
 """Columns of `images.parquet` that a data set gives; splits are assigned to all alike."""

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from sgpipe.errors import DataError
 from sgpipe.runs.atomic import atomic_path
 
-_BOX: Final = ("x", "y", "w", "h")
-_CROP: Final = [f"crop_{name}" for name in _BOX]
-_ENDS: Final = [f"{side}{name}" for side in "so" for name in _BOX]
+BOX: Final = ("x", "y", "w", "h")
+CROP: Final = [f"crop_{name}" for name in BOX]
+ENDS: Final = [f"{side}{name}" for side in "so" for name in BOX]
 """Boxes of a subject and of an object."""
 
 
@@ -28,12 +28,12 @@ _ids, _texts, _reals = _columns(pa.int64()), _columns(pa.string()), _columns(pa.
 
 
 IMAGES: Final = pa.schema([*_ids("image_id"), ("width", pa.int32()), ("height", pa.int32()), *_texts("url", "split")])
-OBJECTS: Final = pa.schema([*_ids("object_id", "image_id"), *_texts("name", "raw_name"), *_reals(*_BOX)])
+OBJECTS: Final = pa.schema([*_ids("object_id", "image_id"), *_texts("name", "raw_name"), *_reals(*BOX)])
 RELATIONS: Final = pa.schema(
     [
         *_ids("relationship_id", "image_id", "subject_id", "object_id"),
         *_texts("subject", "predicate", "object", "raw_predicate", "source"),
-        *_reals(*_ENDS),
+        *_reals(*ENDS),
     ]
 )
 REJECTS: Final = pa.schema([*_texts("file"), *_ids("record", "image_id", "relationship_id"), *_texts("reason", "raw")])
@@ -44,7 +44,7 @@ TRIPLES: Final = pa.schema(
         *_texts("subject", "predicate", "object", "prompt", "neutral_prompt"),
         ("concepts", pa.list_(pa.string(), 3)),
         *_texts("source"),
-        *_reals(*_CROP, *_ENDS),
+        *_reals(*CROP, *ENDS),
         ("objects", pa.list_(pa.string())),
         ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
         ("triples", pa.list_(pa.struct([("subject", pa.int32()), ("predicate", pa.string()), ("object", pa.int32())]))),
@@ -59,7 +59,7 @@ PROMPTS: Final = pa.schema(_texts("triple_id", "condition", "predicate", "prompt
 """Prompts of a triple: `relational`, `neutral` (no predicate), `wrong` (another relation) or `conflicting` (its negative's)."""
 PROMPT_INDEX: Final = pa.schema([*_texts("kind", "text", "shard"), *_ids("start", "count")])
 """Where a text's encoding is: `count` rows of its shard from `start` (one per prompt, one per token of a concept)."""
-LATENT_INDEX: Final = pa.schema([*_texts("triple_id"), *_ids("image_id"), *_reals(*_CROP), *_texts("shard"), *_ids("row")])
+LATENT_INDEX: Final = pa.schema([*_texts("triple_id"), *_ids("image_id"), *_reals(*CROP), *_texts("shard"), *_ids("row")])
 LATENT_REJECTS: Final = pa.schema([*_texts("triple_id"), *_ids("image_id"), *_texts("reason", "detail")])
 MAP_ITEMS: Final = pa.schema([*_texts("triple_id", "predicate", "condition", "prompt_predicate"), *_reals("t")])
 """What a map is of: the triple and its class, the prompt's condition and the class that it names (null: none), and t (null: the

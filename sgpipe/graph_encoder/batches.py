@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.names import IMAGE, IN_IMAGE
@@ -14,9 +14,8 @@ from sgpipe.relations.names import IMAGE, IN_IMAGE
 class Names(Protocol):
     """How names become what an encoder reads: rows of its tables (`Vocabulary`) or vectors (`NameTable`)."""
 
-    @property
-    def image_node(self) -> bool:
-        """Whether graphs get the `__image__` node and an `__in_image__` edge from every object to it."""
+    image_node: ClassVar[bool]
+    """Whether graphs get the `__image__` node and an `__in_image__` edge from every object to it."""
 
     def nodes(self, names: Sequence[str]) -> Tensor:
         """Object ids `[O]` or vectors `[O, D]`."""
@@ -66,33 +65,22 @@ class GraphEncoding:
 def batch_graphs(graphs: Sequence[SceneGraph], names: Names) -> GraphBatch:
     """Lay graphs out as SGDiff's data does: objects, then (with `image_node`) the image; relations, then in-image edges."""
     objects: list[str] = []
-    predicates: list[str] = []
-    ends: list[tuple[int, int]] = []
     node_graph: list[int] = []
-    edge_graph: list[int] = []
-    relation: list[bool] = []
+    predicates: list[str] = []
+    edges: list[tuple[int, int, int, bool]] = []
     for number, graph in enumerate(graphs):
-        first, present = len(objects), len(graph.objects)
-        rows = [(s, p, o) for s, p, o in graph.triples]
-        said = len(rows)
-        objects += graph.objects
-        if names.image_node:
-            objects.append(IMAGE)
-            rows += [(index, IN_IMAGE, present) for index in range(present)]
+        first, image = len(objects), len(graph.objects)
+        in_image = [(index, IN_IMAGE, image) for index in range(image)] if names.image_node else []
+        objects += [*graph.objects, IMAGE] if names.image_node else graph.objects
         node_graph += [number] * (len(objects) - first)
-        edge_graph += [number] * len(rows)
-        relation += [index < said for index in range(len(rows))]
-        predicates += [p for _, p, _ in rows]
-        ends += [(first + s, first + o) for s, _, o in rows]
+        for row, (s, predicate, o) in enumerate((*graph.triples, *in_image)):
+            predicates.append(predicate)
+            edges.append((first + s, first + o, number, row < len(graph.triples)))
+    rows = torch.tensor(edges, dtype=torch.long).reshape(-1, 4)
     return GraphBatch(
-        len(graphs),
-        names.nodes(objects),
-        names.edges(predicates),
-        torch.tensor(ends, dtype=torch.long).reshape(-1, 2),
-        torch.tensor(node_graph, dtype=torch.long),
-        torch.tensor(edge_graph, dtype=torch.long),
-        torch.tensor(relation, dtype=torch.bool),
-    )
+        len(graphs), names.nodes(objects), names.edges(predicates), ends=rows[:, :2],
+        node_graph=torch.tensor(node_graph, dtype=torch.long), edge_graph=rows[:, 2], relation=rows[:, 3].bool(),
+    )  # fmt: skip
 
 
 def rank_in_graph(edge_graph: Tensor, count: int) -> Tensor:
@@ -121,8 +109,10 @@ def mean_by(values: Tensor, group: Tensor, count: int) -> Tensor:
     return sums / group.bincount(minlength=count).clamp(min=1)[:, None]
 
 
-def encoding(batch: GraphBatch, nodes: Tensor, edges: Tensor, most: int, pooled: Tensor) -> GraphEncoding:
-    """Put the final vectors of nodes `[O, D]` and edges `[T, D]` into rows."""
+def encoding(batch: GraphBatch, nodes: Tensor, edges: Tensor, most: int, pool: nn.Linear) -> GraphEncoding:
+    """The final vectors of nodes `[O, D]` and edges `[T, D]` in rows, and `pool` of their two means as the graph's vector."""
+    means = [mean_by(nodes, batch.node_graph, batch.count), mean_by(edges, batch.edge_graph, batch.count)]
+    pooled = pool(torch.cat(means, dim=1))
     subject, object_ = batch.ends.unbind(1)
     rows = torch.cat([nodes[subject], edges, nodes[object_]], dim=1)
     local, row = first_rows(rows, batch.edge_graph, batch.count, most)

@@ -96,5 +96,4 @@ class Cgip(nn.Module):
     def forward(self, batch: GraphBatch) -> GraphEncoding:
         """Encode a batch whose names are rows of the two tables."""
         nodes, edges = self.layer_states(batch)[-1]
-        pooled = torch.cat([mean_by(nodes, batch.node_graph, batch.count), mean_by(edges, batch.edge_graph, batch.count)], dim=1)
-        return encoding(batch, nodes, edges, self.config.most, self.graph_projection(pooled))
+        return encoding(batch, nodes, edges, self.config.most, self.graph_projection)

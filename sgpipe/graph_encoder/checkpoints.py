@@ -34,12 +34,8 @@ _WRAPPER: Final = "module."
 _NUMPY: Final[list[Any]] = [np.float64(0).__reduce__()[0], np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
 """Harmless types that the optimiser's state in a published file can hold."""
 
-WEIGHTS, SIZES, VOCABULARY, RECONSTRUCTION = (
-    "encoder.safetensors",
-    "encoder.json",
-    "vocabulary.json",
-    "reconstruction.safetensors",
-)
+WEIGHTS, SIZES, VOCABULARY = "encoder.safetensors", "encoder.json", "vocabulary.json"
+RECONSTRUCTION = "reconstruction.safetensors"
 
 
 def load_sgdiff(path: Path, vocabulary: Path) -> tuple[Cgip, Vocabulary]:
@@ -64,8 +60,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(_NUMPY):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        culprit = re.search(r"GLOBAL (\S+)", str(error))
-        if culprit:
+        if culprit := re.search(r"GLOBAL (\S+)", str(error)):
             raise ModelError(
                 f"{path}: refused: the file asks to run or build {culprit[1]}, and only tensors and plain values are read; "
                 f"get the published file, or save its state_dict alone with torch.save"
@@ -83,9 +78,7 @@ def _official_state(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor
     """The encoder's tensors without wrapper prefixes, in float32, and without the frozen CLIP."""
     state: dict[str, Tensor] = {}
     for name, tensor in found.items():
-        plain = name
-        while plain.startswith(_WRAPPER):
-            plain = plain.removeprefix(_WRAPPER)
+        plain = re.sub(rf"^({re.escape(_WRAPPER)})+", "", name)
         if plain.startswith(IGNORED):
             continue
         if plain in state:
@@ -109,13 +102,10 @@ def _config_of(state: Mapping[str, Tensor], path: Path) -> CgipConfig:
 
 
 def _check_rows(names: Vocabulary, config: CgipConfig, vocabulary: Path, weights: Path) -> None:
-    for what, named, rows in (
-        ("object", len(names.objects), config.objects),
-        ("predicate", len(names.predicates), config.predicates),
-    ):
-        if named != rows:
+    for what, named, rows in (("object", names.objects, config.objects), ("predicate", names.predicates, config.predicates)):
+        if len(named) != rows:
             raise DataError(
-                f"{vocabulary}: {named} {what} names, {weights} has rows for {rows}; give the vocabulary these weights "
+                f"{vocabulary}: {len(named)} {what} names, {weights} has rows for {rows}; give the vocabulary these weights "
                 f"were trained with"
             )
 
@@ -155,6 +145,8 @@ def load_module(module: nn.Module, path: Path) -> None:
 
 def load_encoder(folder: Path) -> tuple[Encoder, Vocabulary | None]:
     """An encoder that `save_encoder` wrote, in evaluation mode, with its vocabulary if it is CGIP."""
+    encoder: Encoder
+    vocabulary: Vocabulary | None
     sizes = folder / SIZES
     try:
         raw = msgspec.json.decode(sizes.read_bytes(), type=dict[str, int | str])
@@ -166,13 +158,10 @@ def load_encoder(folder: Path) -> tuple[Encoder, Vocabulary | None]:
         raise ModelError(f"{sizes}: no such file; a graph encoder's folder has {SIZES} and {WEIGHTS}") from None
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{sizes}: not the sizes of a graph encoder: {error}") from None
-    vocabulary = None
-    encoder: Encoder
     if isinstance(config, OpenVocabularyConfig):
-        encoder = OpenVocabularyEncoder(config)
+        encoder, vocabulary = OpenVocabularyEncoder(config), None
     else:
-        vocabulary = Vocabulary.read(folder / VOCABULARY)
+        encoder, vocabulary = Cgip(config), Vocabulary.read(folder / VOCABULARY)
         _check_rows(vocabulary, config, folder / VOCABULARY, folder / WEIGHTS)
-        encoder = Cgip(config)
     load_module(encoder, folder / WEIGHTS)
     return encoder.eval(), vocabulary

@@ -4,6 +4,7 @@ What an encoder has learned: retrieval between graphs and images, true graphs ag
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, get_args
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sgpipe.graph_encoder.batches import GraphEncoding, Names, batch_graphs
+from sgpipe.graph_encoder.batches import Names, batch_graphs
 from sgpipe.graph_encoder.checkpoints import Encoder
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable
@@ -120,22 +121,12 @@ def _seen(
         count = int(images.region.sum())
         hidden += count
         own = learner.encoder(batch_graphs(graphs[start : start + _CHUNK], lessons.names).to(device))
-        for n, encoded in enumerate((own, _nothing(own))):
+        nothing = replace(own, local=torch.zeros_like(own.local), row=torch.zeros_like(own.row))
+        for n, encoded in enumerate((own, nothing)):
             predicted = learner.reconstruction(images.rest, images.region, encoded)
             sums[n] += float(masked_loss(predicted, images.patches, images.region)) * count
     with_graph, without = (total / hidden if hidden else None for total in sums)
     return torch.cat(vectors), with_graph, without
-
-
-def _nothing(encoded: GraphEncoding) -> GraphEncoding:
-    """The encoding without rows, as that of an empty graph."""
-    return GraphEncoding(
-        torch.zeros_like(encoded.local),
-        encoded.pooled,
-        torch.zeros_like(encoded.row),
-        torch.zeros_like(encoded.relation),
-        encoded.dropped,
-    )
 
 
 @torch.no_grad()

@@ -10,21 +10,18 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sgpipe.datasets.tables import CROP, ENDS
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.config import GraphEncoder
 from sgpipe.graphs.config import Curate
-from sgpipe.graphs.curate import candidates, crops
+from sgpipe.graphs.curate import boxes_of, candidates, crops
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.runs.hashing import fraction, text_ids
 
 PARTS: Final = ("train", "development", "val")
-_CROP: Final = [f"crop_{name}" for name in "xywh"]
-_SEEN: Final = [*_CROP, "mirrored"]
+_SEEN: Final = [*CROP, "mirrored"]
 _MIRRORED: Final = {"left of": "right of", "right of": "left of"}
-_COLUMNS: Final = [
-    "image_id", "relationship_id", "subject", "predicate", "object", "source", *_CROP,
-    *(f"{side}{name}" for side in "so" for name in "xywh"),
-]  # fmt: skip
+_COLUMNS: Final = ["image_id", "relationship_id", "subject", "predicate", "object", "source", *CROP, *ENDS]
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Examples:
         box = crops(ranked, curate.crop).astype(np.float32)
         ranked = ranked.with_columns(
             part=pl.Series(np.where(held, "development", "train"), dtype=pl.String),
-            **{name: pl.Series(box[:, i]) for i, name in enumerate(_CROP)},
+            **{name: pl.Series(box[:, i]) for i, name in enumerate(CROP)},
         )
         trained = ranked.filter(pl.col("part") == "train").sort("rank", "image_id", "relationship_id")
         trained = trained.head(params.graphs or len(trained))
@@ -109,9 +106,8 @@ class Examples:
 def _hidden(first: pl.DataFrame, seed: int) -> pl.DataFrame:
     """The crops of these rows, with the box of the subject or of the object, by hash, as part of the crop."""
     draw = fraction(seed, "hidden", first["image_id"].to_numpy(), first["relationship_id"].to_numpy()) < 0.5
-    s, o = (first.select([f"{side}{name}" for name in "xywh"]).to_numpy() for side in "so")
-    box = np.where(draw[:, None], s, o).astype(np.float64)
-    crop = first.select(_CROP).to_numpy().astype(np.float64)
+    box = np.where(draw[:, None], boxes_of(first, "s"), boxes_of(first, "o"))
+    crop = first.select(CROP).to_numpy().astype(np.float64)
     low = (box[:, :2] - crop[:, :2]) / crop[:, 2:]
     edges = np.concatenate([low, low + box[:, 2:] / crop[:, 2:]], axis=1).clip(0, 1)
     mirrored = first["mirrored"].to_numpy()[:, None]

@@ -1,9 +1,7 @@
 """Features of crops, made once by the image tower: of the whole crop, and of it with one object's box blanked.
 
-Which part of an image the masked loss hides: pixels and patches under the boxes of drawn objects.
-
 SGDiff's own mask subtracts every box from 1, so that where boxes overlap it goes negative, and it hides the whole image
-whenever the `__image__` node, whose box is the full image, is drawn. Here a pixel is hidden or not, and `boxes` are those of
+whenever the `__image__` node, whose box is the full image, is drawn. Here a pixel is hidden or not, and boxes are those of
 real objects alone.
 """
 
@@ -29,19 +27,13 @@ from sgpipe.runs.atomic import write_json
 from sgpipe.runs.shards import Make, Shard, Tick
 
 
-def hidden_pixels(boxes: Tensor, box_image: Tensor, drawn: Tensor, count: int, size: tuple[int, int]) -> Tensor:
-    """True `[count, H, W]` where the centre of a pixel lies in the box of a drawn object.
-
-    `boxes` `[O, 4]` are x0, y0, x1, y1 in 0–1 of the image that the tower sees, `box_image` `[O]` the image of each, `drawn` `[O]`
-    whether it is to be hidden.
+def hidden_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """True `[N, H, W]` where the centre of a pixel lies in the box. `boxes` `[N, 4]` are x0, y0, x1, y1 in 0–1 of the image that
+    the tower sees.
     """
-    height, width = size
-    y, x = ((torch.arange(n, dtype=boxes.dtype, device=boxes.device) + 0.5) / n for n in (height, width))
+    y, x = ((torch.arange(n, dtype=boxes.dtype, device=boxes.device) + 0.5) / n for n in size)
     x0, y0, x1, y1 = boxes[:, :, None].unbind(1)
-    inside = ((y >= y0) & (y < y1))[:, :, None] & ((x >= x0) & (x < x1))[:, None, :]
-    inside = inside & drawn[:, None, None]
-    sums = torch.zeros(count, height, width, device=boxes.device).index_add(0, box_image, inside.float())
-    return sums > 0
+    return ((y >= y0) & (y < y1))[:, :, None] & ((x >= x0) & (x < x1))[:, None, :]
 
 
 def hidden_patches(pixels: Tensor, patch: int) -> Tensor:
@@ -79,9 +71,7 @@ def feature_maker(tower: ImageTower, load: LoadImage, crops: pl.DataFrame, batch
                 items.append(item)
                 pictures.append(picture[:, ::-1] if mirrored else picture)
             if items:
-                count = len(items)
-                one = torch.arange(count)
-                hidden = hidden_pixels(boxes[items], one, one >= 0, count, (side, side))
+                hidden = hidden_pixels(boxes[items], (side, side))
                 pixels = tower.pixels(np.stack(pictures))
                 blanked = pixels.masked_fill(hidden[:, None].to(pixels.device), 0.0)
                 made["item"].append(torch.tensor(items))

@@ -9,6 +9,7 @@ so that an object without a triple keeps its class.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ class NameTable:
     """Vectors `[D]` of names and of predicate phrases, all of one width, as the caller's text encoder gave them."""
 
     vectors: Mapping[str, Tensor]
+    image_node: ClassVar[bool] = False
+    """There is no name for the image; graphs stay as they are."""
 
     def __post_init__(self) -> None:
         widths = {tuple(vector.shape) for vector in self.vectors.values()}
@@ -41,11 +44,6 @@ class NameTable:
     def rms(self) -> float:
         """Root mean square of all vectors: the size of a text embedding."""
         return float(torch.stack(list(self.vectors.values())).double().square().mean().sqrt())
-
-    @property
-    def image_node(self) -> bool:
-        """There is no name for the image; graphs stay as they are."""
-        return False
 
     def nodes(self, names: Sequence[str]) -> Tensor:
         """Vectors `[O, D]`. Raises `DataError` naming what has no vector."""
@@ -126,5 +124,4 @@ class OpenVocabularyEncoder(nn.Module):
         for layer in self.layers:
             nodes, edges = layer(nodes, edges, batch.ends)
         nodes, edges = self.norm(nodes), self.norm(edges)
-        pooled = torch.cat([mean_by(nodes, batch.node_graph, batch.count), mean_by(edges, batch.edge_graph, batch.count)], dim=1)
-        return encoding(batch, nodes, edges, self.config.most, self.pool(pooled))
+        return encoding(batch, nodes, edges, self.config.most, self.pool)

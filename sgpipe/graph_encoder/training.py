@@ -95,16 +95,14 @@ def learning_rate(step: int, steps: int) -> float:
     return trapezoid(step, steps // 20, (1 - step / steps) / 0.4)
 
 
-def _optimizer(learner: Learner, params: GraphEncoder) -> torch.optim.AdamW:
-    matrices = [p for p in learner.parameters() if p.ndim >= 2]
-    others = [p for p in learner.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": params.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, params.rate, betas=(0.9, 0.98))
-
-
 def pretrain(learner: Learner, lessons: Lessons, params: GraphEncoder, state: Path, log: Log) -> None:
     """Train in place, from `state`'s last good checkpoint. Raises `StateError` for a loss that is not finite and a full disk."""
     device = next(learner.parameters()).device
+    decays = ((params.weight_decay, True), (0.0, False))
+    groups = [
+        {"params": [p for p in learner.parameters() if (p.ndim >= 2) is matrix], "weight_decay": decay} for decay, matrix in decays
+    ]
+    optimizer = torch.optim.AdamW(groups, params.rate, betas=(0.9, 0.98))
 
     def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
         parts = _losses(learner, lessons, params, step, device)
@@ -115,7 +113,7 @@ def pretrain(learner: Learner, lessons: Lessons, params: GraphEncoder, state: Pa
         log(interval.step, {**curves, "optimiser/learning_rate": interval.learning_rate})
 
     engine = Engine(
-        tensors_of(learner), [_optimizer(learner, params)], losses, lambda step: learning_rate(step, params.steps),
+        tensors_of(learner), [optimizer], losses, lambda step: learning_rate(step, params.steps),
         steps=params.steps, samples=params.batch_size, advice=f"lower graph_encoder.rate ({params.rate:g})", clip=1.0,
         folder=state, save_seconds=SAVE_SECONDS, logged=logged, after=lambda _: clamp_logit_scale(learner.encoder),
         progress="",

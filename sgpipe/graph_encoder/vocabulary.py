@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 import msgspec
 import torch
@@ -33,6 +33,8 @@ class Vocabulary:
 
     objects: tuple[str, ...]
     predicates: tuple[str, ...]
+    image_node: ClassVar[bool] = True
+    """The image has a row, so graphs get its node."""
 
     def __post_init__(self) -> None:
         for what, names, first in (("object", self.objects, IMAGE), ("predicate", self.predicates, IN_IMAGE)):
@@ -72,11 +74,6 @@ class Vocabulary:
         """As a file that `read` takes."""
         write_json({"object_idx_to_name": list(self.objects), "pred_idx_to_name": list(self.predicates)}, path)
 
-    @property
-    def image_node(self) -> bool:
-        """The image has a row, so graphs get its node."""
-        return True
-
     @cached_property
     def _rows(self) -> tuple[dict[str, int], dict[str, int]]:
         objects = {name: row for row, name in enumerate(self.objects) if name != GAP}
@@ -96,11 +93,10 @@ class Vocabulary:
     def edges(self, predicates: Sequence[str]) -> Tensor:
         """Row of each predicate, `[T]`; a class that is not named so is looked up by its phrase (`around/near` as `near`)."""
         rows = self._rows[1]
-        found = [rows.get(name, rows.get(phrase(name))) for name in predicates]
-        for name, row in zip(predicates, found, strict=True):
-            if row is None:
+        for name in predicates:
+            if name not in rows and phrase(name) not in rows:
                 raise DataError(
                     f"predicate {name!r} is not in the encoder's table of {len(rows) - 1}; "
                     f"{suggestion(name, rows.keys() - {IN_IMAGE})}"
                 )
-        return torch.tensor(found, dtype=torch.long)
+        return torch.tensor([rows[name] if name in rows else rows[phrase(name)] for name in predicates], dtype=torch.long)

@@ -7,23 +7,9 @@ from msgspec import Meta, Struct
 from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
 
 SUPPORTED = (
-    "on",
-    "in",
-    "around/near",
-    "above",
-    "below",
-    "behind",
-    "in front of",
-    "wearing",
-    "holding",
-    "sitting on",
-    "standing on",
-    "hanging from",
-    "riding",
-    "carrying",
-    "eating",
-    "looking at",
-)
+    "on", "in", "around/near", "above", "below", "behind", "in front of", "wearing", "holding", "sitting on", "standing on",
+    "hanging from", "riding", "carrying", "eating", "looking at",
+)  # fmt: skip
 """The 16 classes with enough support in Visual Genome."""
 
 

@@ -4,8 +4,8 @@ Every relation gets a rank: a hash of the seed, its image and its id. A class ta
 train or val by hash as well, so no two names, in either order, are in both; images keep the split that canonicalize gave them.
 """
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -15,17 +15,15 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgpipe.datasets.tables import TRIPLES
+from sgpipe.datasets.tables import BOX, CROP, TRIPLES
 from sgpipe.errors import DataError
 from sgpipe.graphs.config import Crop, Curate, Quality
 from sgpipe.graphs.prompts import mention_order, words
-from sgpipe.graphs.rows import PlacedGraph, Surroundings, columns_of
-from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.graphs.scene_graph import SceneGraph, Triple
 from sgpipe.relations.boxes import overlap, square_crop, union
 from sgpipe.relations.predicates import PREDICATES, concepts
 from sgpipe.runs.hashing import fraction, hashed, text_ids
 
-_BOXES = [f"{side}{name}" for side in "so" for name in "xywh"]
 _ORDER = ("derived", "rank", "image_id", "relationship_id")
 """Annotated relations first, then by rank."""
 
@@ -41,13 +39,17 @@ class Curated:
 
 def boxes_of(frame: pl.DataFrame, side: str) -> np.ndarray:
     """`[N, 4]` boxes of the subjects (`s`) or objects (`o`)."""
-    return frame.select([f"{side}{name}" for name in "xywh"]).to_numpy().astype(np.float64)
+    return frame.select([f"{side}{name}" for name in BOX]).to_numpy().astype(np.float64)
+
+
+def _sizes_of(frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return frame["width"].to_numpy().astype(np.float64), frame["height"].to_numpy().astype(np.float64)
 
 
 def quality_misses(frame: pl.DataFrame, params: Quality) -> dict[str, np.ndarray]:
     """For each bound, which rows miss it. `frame` has the columns of relations, `width` and `height`."""
     s, o = boxes_of(frame, "s"), boxes_of(frame, "o")
-    width, height = (frame["width"].to_numpy().astype(np.float64), frame["height"].to_numpy().astype(np.float64))
+    width, height = _sizes_of(frame)
     areas = np.stack([s[:, 2] * s[:, 3], o[:, 2] * o[:, 3]])
     distance = np.linalg.norm(s[:, :2] + s[:, 2:] / 2 - o[:, :2] - o[:, 2:] / 2, axis=1)
     words = np.maximum(*(frame[name].str.count_matches(" ").to_numpy() + 1 for name in ("subject", "object")))
@@ -111,7 +113,7 @@ def choose(frame: pl.DataFrame, split: str, classes: tuple[str, ...], count: int
 
 def crops(frame: pl.DataFrame, params: Crop, regions: np.ndarray | None = None) -> np.ndarray:
     """`[N, 4]` region of the image that stands for each row: the full image, or the square around both boxes, or `regions`."""
-    width, height = (frame["width"].to_numpy().astype(np.float64), frame["height"].to_numpy().astype(np.float64))
+    width, height = _sizes_of(frame)
     if params.kind == "image":
         return np.stack([np.zeros_like(width), np.zeros_like(height), width, height], axis=1)
     if regions is None:
@@ -119,16 +121,67 @@ def crops(frame: pl.DataFrame, params: Crop, regions: np.ndarray | None = None) 
     return square_crop(regions, params.margin, width, height, params.min_side, params.align)
 
 
+@dataclass(frozen=True)
+class PlacedGraph:
+    """A graph with the box of every object, `[O, 4]` as x, y, w, h in pixels of the full image."""
+
+    objects: tuple[str, ...]
+    triples: tuple[Triple, ...]
+    boxes: np.ndarray
+
+    @property
+    def region(self) -> np.ndarray:
+        """The smallest box `[4]` around all objects."""
+        low, high = self.boxes[:, :2].min(axis=0), (self.boxes[:, :2] + self.boxes[:, 2:]).max(axis=0)
+        return np.concatenate([low, high - low])
+
+
+def grow(
+    row: Mapping[str, Any], around: Iterable[Mapping[str, Any]], most: int, allowed: Callable[[str, str], bool]
+) -> PlacedGraph:
+    """The graph of a relation: its own triple, then relations of `around`, those of its image in the order in which they are
+    taken, that share an object with the graph, up to `most` triples.
+
+    Two objects are related once. A relation that brings an object is left out unless its name is `allowed` beside all others.
+    So is one that calls an object by another name than the graph does: in Visual Genome one box is "taxi" here and "car" there.
+    """
+    number = {row["subject_id"]: 0, row["object_id"]: 1}
+    names = [row["subject"], row["object"]]
+    boxes = [[row[f"{side}{name}"] for name in BOX] for side in "so"]
+    triples: list[Triple] = [(0, row["predicate"], 1)]
+    related = {frozenset(number)}
+    while len(triples) < most:
+        for other in around:
+            s, o = ends = other["subject_id"], other["object_id"]
+            told = {s: other["subject"], o: other["object"]}
+            new = [end for end in ends if end not in number]
+            if len(new) == 2 or frozenset(ends) in related:
+                continue
+            if any(names[number[end]] != told[end] for end in ends if end in number):
+                continue
+            if all(allowed(told[end], known) for end in new for known in names):
+                break
+        else:
+            break
+        for end in new:
+            number[end] = len(names)
+            names.append(told[end])
+            boxes.append([other[f"{'s' if end == s else 'o'}{name}"] for name in BOX])
+        related.add(frozenset(ends))
+        triples.append((number[s], other["predicate"], number[o]))
+    return PlacedGraph(tuple(names), tuple(triples), np.array(boxes, np.float64))
+
+
 class Graphs:
     """The scene graphs of relations, of as many triples as `params.graph` asks for."""
 
     def __init__(self, relations: pa.Table, images: pa.Table, params: Curate) -> None:
         self._params = params
-        around = pl.DataFrame(schema={"image_id": pl.Int64})
+        self._by_image: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
         if params.graph.max > 1:
             around, _ = candidates(relations, images, params, PREDICATES)
-            around = around.sort(*_ORDER)
-        self._around = Surroundings(around)
+            for row in around.sort(*_ORDER).iter_rows(named=True):
+                self._by_image[row["image_id"]].append(row)
 
     def of(self, frame: pl.DataFrame, split: str) -> list[PlacedGraph]:
         """Of each row. No two objects of a graph are a name pair of validation, unless `split` is `val`."""
@@ -143,24 +196,22 @@ class Graphs:
             return split == "val" or pair_sides([(one, other)], params)[0] == "train"
 
         rows = zip(frame.iter_rows(named=True), aims.tolist(), strict=True)
-        return [self._around.grow(row, most, allowed) for row, most in rows]
+        return [grow(row, self._by_image[row["image_id"]], most, allowed) for row, most in rows]
 
     def large_enough(self, frame: pl.DataFrame, split: str) -> pl.DataFrame:
         """The rows whose graph reaches the least size."""
-        if self._params.graph.min == 1:
+        least = self._params.graph.min
+        if least == 1:
             return frame
-        return frame.filter(
-            pl.Series([len(graph.triples) >= self._params.graph.min for graph in self.of(frame, split)], dtype=pl.Boolean)
-        )
+        return frame.filter(pl.Series([len(graph.triples) >= least for graph in self.of(frame, split)], dtype=pl.Boolean))
 
 
 def triples_table(frame: pl.DataFrame, split: str, graphs: Sequence[PlacedGraph], params: Curate) -> pa.Table:
     """Chosen rows as triples with their graphs: prompts, concepts and crop. A hash orders the names of the neutral prompt."""
     image, relation = frame["image_id"].to_numpy(), frame["relationship_id"].to_numpy()
     draws = fraction(params.seed, "mention order", image, relation).tolist()
-    said = list(zip(frame["subject"], frame["predicate"], frame["object"], strict=True))
-    regions = np.array([graph.region for graph in graphs]).reshape(-1, 4)
-    crop = crops(frame, params.crop, regions)
+    said = zip(frame["subject"], frame["predicate"], frame["object"], strict=True)
+    crop = crops(frame, params.crop, np.array([graph.region for graph in graphs]).reshape(-1, 4))
     scenes = [SceneGraph(graph.objects, graph.triples) for graph in graphs]
     columns: dict[str, Any] = {
         "triple_id": [f"{i}-{r}" for i, r in zip(image.tolist(), relation.tolist(), strict=True)],
@@ -169,13 +220,17 @@ def triples_table(frame: pl.DataFrame, split: str, graphs: Sequence[PlacedGraph]
         "neutral_prompt": [
             words(scene, "neutral", mention_order(len(scene.objects), draw)) for scene, draw in zip(scenes, draws, strict=True)
         ],
-        "concepts": pa.array([concepts(*triple) for triple in said], TRIPLES.field("concepts").type),
-        **columns_of(graphs, crop),
+        "concepts": [concepts(*triple) for triple in said],
+        "objects": [graph.objects for graph in graphs],
+        "boxes": [
+            ((graph.boxes - [*region[:2], 0, 0]) / np.tile(region[2:], 2)).astype(np.float32).tolist()
+            for graph, region in zip(graphs, crop, strict=True)
+        ],
+        "triples": [[{"subject": s, "predicate": p, "object": o} for s, p, o in graph.triples] for graph in graphs],
     }
-    columns |= {f"crop_{name}": crop[:, i].astype(np.float32) for i, name in enumerate("xywh")}
-    for name in ("image_id", "relationship_id", "subject", "predicate", "object", "source", *_BOXES):
-        columns[name] = frame[name].to_arrow()
-    return pa.table({name: columns[name] for name in TRIPLES.names}).cast(TRIPLES)
+    columns |= {name: crop[:, i].astype(np.float32) for i, name in enumerate(CROP)}
+    columns |= {name: frame[name].to_arrow() for name in TRIPLES.names if name in frame.columns}
+    return pa.table(columns, schema=TRIPLES)
 
 
 def curate(relations: pa.Table, images: pa.Table, params: Curate) -> Curated:
@@ -209,19 +264,18 @@ def curate(relations: pa.Table, images: pa.Table, params: Curate) -> Curated:
             + (f" (rejected: {missed})" if missed else "")
             + "; lower its bounds, choose other predicates or counts, or see the splits in canonicalize"
         )
-    metrics = {
-        **{
-            name: {"triples": tables[name].num_rows, "by_class": found[name], "by_graph_size": _sizes(tables[name])}
-            for name in wanted
-        },
+    sizes = {name: Counter(pc.list_value_length(table["triples"]).to_pylist()) for name, table in tables.items()}
+    metrics: dict[str, Any] = {
+        name: {
+            "triples": table.num_rows,
+            "by_class": found[name],
+            "by_graph_size": {str(size): sizes[name][size] for size in sorted(sizes[name])},
+        }
+        for name, table in tables.items()
+    }
+    metrics |= {
         "candidates": len(ranked),
         "filtered": rejected,
         "shortfall": {name: sum(max(wanted[name][2] - n, 0) for n in found[name].values()) for name in wanted},
     }
     return Curated(pa.concat_tables([tables["train"], tables["val"]]), tables["maps"], metrics)
-
-
-def _sizes(table: pa.Table) -> dict[str, int]:
-    """How many graphs have one triple, two, …"""
-    sizes = Counter(pc.list_value_length(table["triples"]).to_pylist())
-    return {str(size): sizes[size] for size in sorted(sizes)}

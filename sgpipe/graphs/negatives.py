@@ -25,9 +25,7 @@ from sgpipe.runs.hashing import fraction
 
 Confusions = Mapping[str, Mapping[str, float]]
 
-DEFAULT_CONFUSIONS: Final[Mapping[str, Mapping[str, float]]] = {
-    name: relation.confusions for name, relation in RELATIONS.items() if relation.confusions
-}
+DEFAULT_CONFUSIONS: Final[Confusions] = {name: relation.confusions for name, relation in RELATIONS.items() if relation.confusions}
 """Used until the probes' confusions are known: near classes by meaning, weighted by hand. Not a measurement."""
 
 
@@ -53,17 +51,9 @@ def replacements(predicate: str, confusions: Confusions, true: frozenset[str]) -
 
     A table's row that leaves nothing is followed by the built-in table, then by all other classes with equal weights.
     """
-    rows: list[Mapping[str, float]] = [
-        confusions.get(predicate, {}),
-        DEFAULT_CONFUSIONS.get(predicate, {}),
-        dict.fromkeys(PREDICATES, 1.0),
-    ]
-    for row in rows:
-        allowed = [
-            (name, weight)
-            for name, weight in row.items()
-            if weight > 0 and not any(may_hold(name, held) for held in (predicate, *true))
-        ]
+    held = (predicate, *true)
+    for row in (confusions.get(predicate, {}), DEFAULT_CONFUSIONS.get(predicate, {}), dict.fromkeys(PREDICATES, 1.0)):
+        allowed = [each for each in row.items() if each[1] > 0 and not any(may_hold(each[0], other) for other in held)]
         if allowed:
             return sorted(allowed, key=lambda item: (-item[1], PREDICATE_INDEX[item[0]]))
     return []
@@ -86,19 +76,18 @@ def negatives(triples: pa.Table, relations: pa.Table, params: Negatives) -> pa.T
     columns = ("image_id", "subject", "object", "predicate")
     held = stated(zip(*(relations[name].to_pylist() for name in columns), strict=True))
     draws = fraction(params.seed, "negatives", triples["image_id"].to_numpy(), triples["relationship_id"].to_numpy())
-    rows: dict[str, list[str]] = {name: [] for name in NEGATIVES.names}
+    rows = []
     asked = zip(triples.select(["triple_id", *columns]).to_pylist(), graphs_of(triples), draws.tolist(), strict=True)
     for row, graph, draw in asked:
         subject, predicate, object_ = row["subject"], row["predicate"], row["object"]
         true = frozenset(held.get((row["image_id"], subject, object_), set()) - {predicate})
-        made = (row["triple_id"], "swap", object_, predicate, subject)
+        made = ("swap", object_, predicate, subject)
         if predicate not in DIRECTIONAL or predicate in held.get((row["image_id"], object_, subject), ()):
             options = replacements(predicate, confusions, true) or replacements(predicate, confusions, frozenset())
-            made = (row["triple_id"], "replace", subject, _pick(options, draw, params.choice), object_)
-        prompt = words(graph.negated(made[1], made[3]))
-        for name, value in zip(NEGATIVES.names, (*made, prompt), strict=True):
-            rows[name].append(value)
-    return pa.table(rows, schema=NEGATIVES)
+            made = ("replace", subject, _pick(options, draw, params.choice), object_)
+        prompt = words(graph.negated(made[0], made[2]))
+        rows.append(dict(zip(NEGATIVES.names, (row["triple_id"], *made, prompt), strict=True)))
+    return pa.Table.from_pylist(rows, schema=NEGATIVES)
 
 
 def _pick(options: list[tuple[str, float]], draw: float, choice: str) -> str:

@@ -90,22 +90,19 @@ class SceneGraph:
     def negated(self, kind: str, predicate: str) -> Self:
         """g⁻: the first triple with its ends exchanged (`swap`) or with another predicate (`replace`), the others as they are.
 
-        Objects are numbered by their first mention in the triples. Raises `DataError` for another kind and a graph without triples.
+        Objects are numbered by their first mention in the triples, those without a triple last.
+        Raises `DataError` for another kind and a graph without triples.
         """
         if kind not in ("swap", "replace") or not self.triples:
             raise DataError(f"graph `{self}`: no negative of kind {kind!r}; valid: swap, replace, of a graph with a triple")
         (s, _, o), *others = self.triples
-        first = (o, predicate, s) if kind == "swap" else (s, predicate, o)
-        return type(self)(self.objects, (first, *others), self.boxes).numbered()
-
-    def numbered(self) -> Self:
-        """The same graph with objects numbered by their first mention in the triples, those without a triple last."""
-        mentioned = dict.fromkeys(index for s, _, o in self.triples for index in (s, o))
+        triples = ((o, predicate, s) if kind == "swap" else (s, predicate, o), *others)
+        mentioned = [index for s, _, o in triples for index in (s, o)]
         order = list(dict.fromkeys([*mentioned, *range(len(self.objects))]))
         place = {index: new for new, index in enumerate(order)}
         return type(self)(
             tuple(self.objects[index] for index in order),
-            tuple((place[s], p, place[o]) for s, p, o in self.triples),
+            tuple((place[s], p, place[o]) for s, p, o in triples),
             tuple(self.boxes[index] for index in order) if self.boxes else (),
         )
 

@@ -127,16 +127,19 @@ def test_mask_hides_what_the_official_one_hides_but_for_its_two_faults(reference
     official = tensors["box_mask/out/mask"][:, 0]
     whole = (boxes == torch.tensor([0.0, 0.0, 1.0, 1.0])).all(1)
     drawn = draw > 0.2
-    ours = hidden_pixels(boxes[~whole], image[~whole], drawn[~whole], 3, (32, 32))
+    each = hidden_pixels(boxes, (32, 32))
+    ours = torch.stack([each[~whole & drawn & (image == n)].any(0) for n in range(3)])
     once = official - 1 + torch.tensor([bool(whole[drawn & (image == n)].any()) for n in range(3)])[:, None, None]
     assert (once[ours] == -1).all() and official.min() == -1
     grown = F.max_pool2d(ours.float()[:, None], 3, 1, 1)[:, 0] > 0
     assert grown[once < 0].all() and ours.any() and not ours[2].any()
 
 
-def test_overlapping_boxes_hide_a_pixel_once_and_patches_follow() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 0.75, 0.75], [0.0, 0.0, 1.0, 1.0]])
-    hidden = hidden_pixels(boxes, torch.tensor([0, 0, 1]), torch.tensor([True, True, False]), 2, (8, 8))
+def test_a_box_hides_the_pixels_in_it_and_patches_follow() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 0.75, 0.75], [0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]])
+    each = hidden_pixels(boxes, (8, 8))
+    assert each[2].all() and not each[3].any()
+    hidden = torch.stack([each[:2].any(0), each[3]])
     wanted = torch.zeros(2, 8, 8, dtype=torch.bool)
     wanted[0, :4, :4] = wanted[0, 2:6, 2:6] = True
     assert torch.equal(hidden, wanted)

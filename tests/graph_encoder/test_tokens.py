@@ -11,6 +11,7 @@ from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable, OpenVocabularyConfig, OpenVocabularyEncoder
 from sgpipe.graph_encoder.tokens import GraphTokenizer, Tokens, binding_codes
 from sgpipe.graphs.scene_graph import SceneGraph, Triple
+from sgpipe.relations.predicates import PREDICATE_INDEX
 
 TEXT = 12
 ONE = SceneGraph.of("dog", "left of", "cat")
@@ -64,7 +65,7 @@ def test_a_batch_gives_what_each_graph_gives_alone(params: GraphTokens, counts: 
 def test_tokens_of_an_object_are_its_own_embedding_plus_what_its_triples_say(names: NameTable) -> None:
     made = tokenizer(GraphTokens())
     found = made([MANY], None, names)
-    table = {p: made.table[row] for p, row in made._rows.items()}
+    table = {p: made.table[row] for p, row in PREDICATE_INDEX.items()}
     dog, cat, other = (names.vectors[name] for name in ("dog", "cat", "dog"))
     code = 0.5 * binding_codes(torch.arange(4), 2, TEXT)
     wanted = [
@@ -80,7 +81,7 @@ def test_tokens_of_an_object_are_its_own_embedding_plus_what_its_triples_say(nam
 
 def test_a_graph_of_one_triple_has_no_code(names: NameTable) -> None:
     made = tokenizer(GraphTokens())
-    table = made.table[made._rows["left of"]]
+    table = made.table[PREDICATE_INDEX["left of"]]
     wanted = torch.stack([names.vectors["dog"], names.vectors["cat"]]) + 1.5 * table
     for alone in (made([ONE], None, names), made([SceneGraph(), ONE, MANY], None, names)):
         row = alone.counts.index(2)

@@ -13,9 +13,9 @@ from sgpipe.datasets.config import Canonicalize
 from sgpipe.datasets.tables import IMAGES, RELATIONS, TRIPLES, read_table, write_table
 from sgpipe.datasets.visual_genome.data_set import VisualGenome
 from sgpipe.graphs.config import Curate, GraphSize, Quality
-from sgpipe.graphs.curate import curate, pair_sides
+from sgpipe.graphs.curate import curate, grow, pair_sides
 from sgpipe.graphs.prompts import mention_order, words
-from sgpipe.graphs.rows import Surroundings, graphs_of
+from sgpipe.graphs.rows import graphs_of
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import PREDICATES, phrase
 
@@ -42,7 +42,7 @@ def relations(*said: tuple[int, str, int]) -> pl.DataFrame:
 
 def test_a_graph_grows_by_relations_that_share_an_object_and_relates_two_objects_once() -> None:
     frame = relations(*SAID)
-    grown = Surroundings(frame).grow(frame.row(0, named=True), 9, lambda one, other: True)
+    grown = grow(frame.row(0, named=True), frame.to_dicts(), 9, lambda one, other: True)
     assert grown.objects == ("dog", "cat", "hat", "bird", "dog")
     names = [(grown.objects[s], p, grown.objects[o]) for s, p, o in grown.triples]
     # `cat near dog` is of the same two objects; `bird on dog` waits until the hat brings the bird
@@ -52,16 +52,16 @@ def test_a_graph_grows_by_relations_that_share_an_object_and_relates_two_objects
     ]  # fmt: skip
     assert grown.triples[4] == (3, "on", 4) and grown.triples[5] == (4, "near", 0), "two dogs are two objects"
     assert grown.region.tolist() == [0, 0, 95, 60]
-    three = Surroundings(frame).grow(frame.row(0, named=True), 3, lambda one, other: True)
+    three = grow(frame.row(0, named=True), frame.to_dicts(), 3, lambda one, other: True)
     assert three.triples == grown.triples[:3] and three.region.tolist() == [0, 0, 30, 40]
-    distinct = Surroundings(frame).grow(frame.row(0, named=True), 9, lambda one, other: one != other)
+    distinct = grow(frame.row(0, named=True), frame.to_dicts(), 9, lambda one, other: one != other)
     assert distinct.objects == ("dog", "cat", "hat", "bird")
 
 
 def test_a_relation_that_calls_an_object_by_another_name_is_left_out() -> None:
     frame = relations((1, "left of", 2), (3, "on", 1), (4, "on", 2))
     frame = frame.with_columns(object=pl.Series(["cat", "puppy", "cat"]))
-    grown = Surroundings(frame).grow(frame.row(0, named=True), 9, lambda one, other: True)
+    grown = grow(frame.row(0, named=True), frame.to_dicts(), 9, lambda one, other: True)
     assert grown.objects == ("dog", "cat", "bird")
 
 

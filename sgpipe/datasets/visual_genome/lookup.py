@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sgpipe.datasets.base import ID_BITS
-from sgpipe.datasets.rows import BOX
+from sgpipe.datasets.tables import BOX
 
 _HELD = 2
 

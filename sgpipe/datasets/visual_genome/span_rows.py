@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sgpipe.datasets import rows
 from sgpipe.datasets.base import MISSING, Batch
 from sgpipe.datasets.config import Geometric
+from sgpipe.datasets.tables import BOX
 from sgpipe.datasets.visual_genome.lookup import Lookup, Lookups, combined_keys, find_sorted, write_lookup
 from sgpipe.datasets.visual_genome.records import (
     Decoded,
@@ -147,7 +148,7 @@ class SpanReader:
         """Checked objects, their names (the first of `names`, else `name`), boxes as annotated; `position` is of their images."""
         raw_names = [record.names[0] if record.names else record.name or "" for record in records]
         boxes = np.empty((len(records), 4))
-        for column, name in enumerate(rows.BOX):
+        for column, name in enumerate(BOX):
             boxes[:, column] = np.fromiter(map(attrgetter(name), records), np.float64, len(records))
         names = pa.array(map(self._name_of, raw_names), pa.string(), size=len(raw_names))
         ids = _column(records, self._setup.keys[1])
