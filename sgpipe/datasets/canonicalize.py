@@ -5,8 +5,7 @@ Every record is either kept or stands in `rejects` with its reason; that is chec
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -85,26 +84,17 @@ def canonicalize(
     Raises `DataError` for damage that reaches beyond a record, and where no image or no relation is kept; the tables of an
     earlier run are then left as they were.
     """
-    about = data_set.about()
-    with _folder(out) as folder, ExitStack() as outputs:
-        paths = {name: outputs.enter_context(atomic_path(out / f"{name}.parquet")) for name in SCHEMAS}
-        with ExitStack() as stack:
-            writers = {name: stack.enter_context(TableWriter(paths[name], SCHEMAS[name])) for name in SCHEMAS}
+    about, folder = data_set.about(), out / ".work"
+    with ExitStack() as stack:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        paths = {name: stack.enter_context(atomic_path(out / f"{name}.parquet")) for name in SCHEMAS}
+        with ExitStack() as writing:
+            writers = {name: writing.enter_context(TableWriter(paths[name], SCHEMAS[name])) for name in SCHEMAS}
             work = Work(folder, params.geometric, workers, progress)
             metrics = _tables(data_set, work, Splitter(params.splits), writers)
     return {**metrics, **about}
-
-
-@contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    """A folder for what is left between batches, on the disk of the outputs."""
-    folder = out / ".work"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tables(data_set: DataSet, work: Work, splitter: Splitter, writers: dict[str, TableWriter]) -> dict[str, Any]:
@@ -138,10 +128,16 @@ def _tables(data_set: DataSet, work: Work, splitter: Splitter, writers: dict[str
             f"{relations.source}: no relationship is kept: {relations.rejections()}; objects: "
             f"{objects.rejections()}; correct the files, or set canonicalize.geometric.per_image to derive relations from boxes"
         )
+    without = sum(count for reason, count in relations.by_reason.items() if reason.startswith("predicate"))
+    read = max(relations.read, 1)
     metrics = {
         **relations.metrics("relationships"),
         "by_class": {name: classes[name] for name in PREDICATES},
-        "coverage": _coverage(relations, classes),
+        "coverage": {
+            "mapped": (relations.read - without) / read,
+            "kept": relations.kept / read,
+            "by_class": {name: classes[name] / read for name in PREDICATES},
+        },
         "images": images.metrics("images"),
         "objects": objects.metrics("objects"),
         "geometric": {name: derived[name] for name in PREDICATES if derived[name]},
@@ -150,14 +146,3 @@ def _tables(data_set: DataSet, work: Work, splitter: Splitter, writers: dict[str
     if (writers["relations"].rows, writers["rejects"].rows) != (relations.kept + derived.total(), rejected):
         raise DataError("relations or rejects: rows written differ from rows counted; a fault of the program, please report it")
     return metrics
-
-
-def _coverage(relations: Tally, classes: Counter[str]) -> dict[str, Any]:
-    """Shares of the relationships read: with a predicate that has a class, and kept, in all and by class."""
-    without = sum(count for reason, count in relations.by_reason.items() if reason.startswith("predicate"))
-    read = max(relations.read, 1)
-    return {
-        "mapped": (relations.read - without) / read,
-        "kept": relations.kept / read,
-        "by_class": {name: classes[name] / read for name in PREDICATES},
-    }

@@ -14,7 +14,6 @@ class Data(Struct, frozen=True, forbid_unknown_fields=True):
             min_length=1, description="visual_genome, or what another package brings by an entry point of the group sgpipe.datasets"
         ),
     ] = "visual_genome"
-
     root: Annotated[str, Meta(min_length=1, description="folder of annotations and images, in the layout of the kind")] = "data"
     release: Annotated[
         Literal["auto", "v1.4", "v1.2", "v1.0"],

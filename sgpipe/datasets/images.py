@@ -19,20 +19,15 @@ from PIL import Image, UnidentifiedImageError
 from sgpipe.datasets.base import VISUAL_GENOME, ImageFiles, brought
 from sgpipe.datasets.config import Data
 from sgpipe.errors import DataError
+from sgpipe.relations.boxes import Box
 from sgpipe.runs.state import config_hash
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how a viewer turns the stored pixels."""
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-Box = tuple[float, float, float, float]
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 class AspectRatioError(DataError):

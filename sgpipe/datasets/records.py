@@ -89,12 +89,10 @@ def _chunk(
     owners, unknown = items.owner.tolist(), len(flat)
     ids_of_ends = ((each.subject for each in said), (each.object for each in said))
     joined = np.stack([_numbers(map(place.get, zip(owners, ends, strict=True), repeat(unknown))) for ends in ids_of_ends])
-    ends = rows.Objects(
-        np.append(objects.ids, -1),
-        pa.concat_arrays([objects.names, pa.array(["?"])]),
-        np.vstack([objects.boxes, np.zeros(4)]),
-        np.append(objects.codes, rows.CODE["object unknown"]),
-    )
+    no_object = rows.Objects(
+        np.array([-1]), pa.chunked_array([["?"]]), np.zeros((1, 4)), np.array([rows.CODE["object unknown"]])
+    )  # fmt: skip
+    ends = objects.followed_by(no_object)
     relation_ids = _numbers(each.relationship_id for each in said)
     kept, rejected = rows.relation_tables(items, relation_ids, [each.predicate for each in said], codes_of, joined, ends)
     yield Batch("relations", file, len(said), kept, rejected)

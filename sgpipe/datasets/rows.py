@@ -119,9 +119,15 @@ class Objects:
     """Objects, or ends of relations: ids, canonical names, boxes within their images `[N, 4]`, codes of reasons against them."""
 
     ids: NDArray[np.int64]
-    names: pa.Array | pa.ChunkedArray
+    names: pa.ChunkedArray
     boxes: NDArray[np.float64]
     codes: NDArray[np.int64]
+
+    def followed_by(self, other: Self) -> Self:
+        """These objects, then the others."""
+        ids, boxes, codes = (np.concatenate([getattr(each, name) for each in (self, other)]) for name in ("ids", "boxes", "codes"))
+        chunks = [*self.names.chunks, *other.names.chunks]
+        return type(self)(ids, pa.chunked_array(chunks, pa.string()), boxes, codes)
 
     @classmethod
     def of(cls, ids: NDArray, names: pa.Array, boxes: NDArray, width: NDArray, height: NDArray) -> Self:
@@ -135,7 +141,7 @@ class Objects:
             "box outside image": (clipped[:, 2] <= 0) | (clipped[:, 3] <= 0),
         }
         codes = np.select(list(reasons.values()), [CODE[reason] for reason in reasons], 0)
-        return cls(ids, names, clipped, codes)
+        return cls(ids, pa.chunked_array([names]), clipped, codes)
 
 
 def object_tables(

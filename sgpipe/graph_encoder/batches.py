@@ -109,6 +109,17 @@ def mean_by(values: Tensor, group: Tensor, count: int) -> Tensor:
     return sums / group.bincount(minlength=count).clamp(min=1)[:, None]
 
 
+def exchange(net: nn.Module, width: int, nodes: Tensor, edges: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """A round of messages on nodes `[O, D]` and edges `[T, D]`: `net` maps [v_s | r | v_o] of each edge to [m_s | r' | m_o].
+
+    The mean `[O, width]` of the messages that each node got, zero without an edge, and r' `[T, D]`.
+    """
+    subject, object_ = ends.unbind(1)
+    made = net(torch.cat([nodes[subject], edges, nodes[object_]], dim=1))
+    to_subject, edges, to_object = made.split((width, edges.shape[1], width), dim=1)
+    return mean_by(torch.cat([to_subject, to_object]), torch.cat([subject, object_]), len(nodes)), edges
+
+
 def encoding(batch: GraphBatch, nodes: Tensor, edges: Tensor, most: int, pool: nn.Linear) -> GraphEncoding:
     """The final vectors of nodes `[O, D]` and edges `[T, D]` in rows, and `pool` of their two means as the graph's vector."""
     means = [mean_by(nodes, batch.node_graph, batch.count), mean_by(edges, batch.edge_graph, batch.count)]

@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from sgpipe.graph_encoder.batches import GraphBatch, GraphEncoding, encoding, mean_by
+from sgpipe.graph_encoder.batches import GraphBatch, GraphEncoding, encoding, exchange
 
 LOGIT_SCALE: Final = math.log(1 / 0.07)
 """First value of the logarithm of 1/τ in the contrastive loss (Radford et al. 2021, section 2.5)."""
@@ -46,16 +46,13 @@ class GraphConvolution(nn.Module):
 
     def __init__(self, embed: int, width: int) -> None:
         super().__init__()
-        self._split = (width, embed, width)
+        self._width = width
         self.net1 = _mlp(3 * embed, width, 2 * width + embed)
         self.net2 = _mlp(width, width, embed)
 
     def forward(self, nodes: Tensor, edges: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        subject, object_ = ends.unbind(1)
-        made = self.net1(torch.cat([nodes[subject], edges, nodes[object_]], dim=1))
-        to_subject, edges, to_object = made.split(self._split, dim=1)
-        messages = torch.cat([to_subject, to_object])
-        return self.net2(mean_by(messages, torch.cat([subject, object_]), len(nodes))), edges
+        received, edges = exchange(self.net1, self._width, nodes, edges, ends)
+        return self.net2(received), edges
 
 
 class _Stack(nn.Module):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgpipe.errors import DataError, ModelError
-from sgpipe.graph_encoder.batches import GraphBatch, GraphEncoding, encoding, mean_by
+from sgpipe.graph_encoder.batches import GraphBatch, GraphEncoding, encoding, exchange
 from sgpipe.graph_encoder.cgip import LOGIT_SCALE
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import phrase
@@ -84,17 +84,14 @@ class _Layer(nn.Module):
 
     def __init__(self, embed: int, width: int) -> None:
         super().__init__()
-        self._split = (width, embed, width)
+        self._width = width
         self.edge = nn.Sequential(
             nn.LayerNorm(3 * embed), nn.Linear(3 * embed, width), nn.GELU(), nn.Linear(width, 2 * width + embed)
         )
         self.node = nn.Sequential(nn.LayerNorm(embed + width), nn.Linear(embed + width, width), nn.GELU(), nn.Linear(width, embed))
 
     def forward(self, nodes: Tensor, edges: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        subject, object_ = ends.unbind(1)
-        made = self.edge(torch.cat([nodes[subject], edges, nodes[object_]], dim=1))
-        to_subject, change, to_object = made.split(self._split, dim=1)
-        received = mean_by(torch.cat([to_subject, to_object]), torch.cat([subject, object_]), len(nodes))
+        received, change = exchange(self.edge, self._width, nodes, edges, ends)
         return nodes + self.node(torch.cat([nodes, received], dim=1)), edges + change
 
 

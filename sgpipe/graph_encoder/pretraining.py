@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgpipe.errors import DataError, ModelError
 from sgpipe.graph_encoder.batches import GraphEncoding, Names, batch_graphs
 from sgpipe.graph_encoder.checkpoints import Encoder
 from sgpipe.graphs.negatives import DEFAULT_CONFUSIONS, replacements
@@ -52,10 +51,6 @@ class ImageHead(nn.Module):
         return self.leave(seen.transpose(1, 2).flatten(1))
 
 
-SWAPPED, REPLACED = 0, 1
-"""Places of the two hard negatives of a graph."""
-
-
 def hard_negatives(graph: SceneGraph, rng: np.random.Generator) -> tuple[SceneGraph | None, SceneGraph | None]:
     """The graph with one triple's subject and object exchanged, and with one triple's predicate replaced; None where none is false.
 
@@ -69,18 +64,16 @@ def hard_negatives(graph: SceneGraph, rng: np.random.Generator) -> tuple[SceneGr
     for row in rng.permutation(len(graph.triples)).tolist():
         subject, predicate, object_ = graph.triples[row]
         held = frozenset(p for s, p, o in stated if (s, o) == (subject, object_))
+        before, after = graph.triples[:row], graph.triples[row + 1 :]
         if swapped is None and predicate not in SYMMETRIC and (object_, predicate, subject) not in stated:
-            swapped = _with(graph, row, (object_, predicate, subject))
+            swapped = SceneGraph(graph.objects, (*before, (object_, predicate, subject), *after))
         options = [name for name, _ in replacements(predicate, DEFAULT_CONFUSIONS, held)]
         if predicate in INVERSE:
             options = [INVERSE[predicate]] if INVERSE[predicate] not in held else []
         if replaced is None and options:
-            replaced = _with(graph, row, (subject, options[rng.integers(len(options))], object_))
+            other = options[rng.integers(len(options))]
+            replaced = SceneGraph(graph.objects, (*before, (subject, other, object_), *after))
     return swapped, replaced
-
-
-def _with(graph: SceneGraph, row: int, triple: tuple[int, str, int]) -> SceneGraph:
-    return SceneGraph(graph.objects, (*graph.triples[:row], triple, *graph.triples[row + 1 :]))
 
 
 def restated(graph: SceneGraph, rng: np.random.Generator) -> SceneGraph:
@@ -97,11 +90,10 @@ def same_graph(graphs: Sequence[SceneGraph]) -> Tensor:
     """True `[N, N]` where two graphs say the same in names, an inverse predicate read backwards: no negatives of each other."""
 
     def said(graph: SceneGraph) -> tuple[tuple[str, ...], tuple[tuple[str, str, str], ...]]:
-        names = graph.objects
-        rows = {(names[s], p, names[o]) for s, p, o in graph.triples}
+        rows = set(graph.named)
         rows |= {(o, INVERSE[p], s) for s, p, o in rows if p in INVERSE}
         rows |= {(o, p, s) for s, p, o in rows if p in SYMMETRIC}
-        return tuple(sorted(names)), tuple(sorted(rows))
+        return tuple(sorted(graph.objects)), tuple(sorted(rows))
 
     numbers: dict[object, int] = {}
     kinds = torch.tensor([numbers.setdefault(said(graph), len(numbers)) for graph in graphs])
@@ -206,13 +198,6 @@ def pretraining_losses(
     `negatives` holds as many places per graph, None where there is none.
     `same_image` `[B, B]`: pairs that describe one image, which are no negatives of each other, as those of `same_graph` are not.
     """
-    if len(graphs) != len(images.pooled):
-        raise DataError(f"pre-training: {len(graphs)} graphs and {len(images.pooled)} images; one image per graph is needed")
-    if encoder.config.embed != images.pooled.shape[1]:
-        raise ModelError(
-            f"pre-training: the graph encoder gives vectors of width {encoder.config.embed}, the images' have "
-            f"{images.pooled.shape[1]}; both must be of one width"
-        )
     device = images.pooled.device
     false = [graph for row in negatives for graph in row if graph is not None]
     present = torch.tensor([[graph is not None for graph in row] for row in negatives], device=device)

@@ -1,13 +1,25 @@
 """Samples of Visual Genome: a made-up one that is always there, and writers of small data folders."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sgpipe.datasets.canonicalize import canonicalize
+from sgpipe.datasets.config import Canonicalize
+from sgpipe.datasets.visual_genome.data_set import VisualGenome
+
 FILES = ("image_data", "objects", "relationships")
+
+
+@pytest.fixture(scope="package", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Files are renamed into place without being synced first: a power failure is not tested."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +32,13 @@ def sample(repo_root: Path) -> Path:
 def sample_v1_0(repo_root: Path) -> Path:
     """The same sample in layout v1.0."""
     return repo_root / "tests/data/visual_genome/v1_0"
+
+
+@pytest.fixture(scope="session")
+def made(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Tables and metrics of the made-up sample; to be read only."""
+    out = tmp_path_factory.mktemp("canonical")
+    return out, canonicalize(VisualGenome(sample), out, Canonicalize())
 
 
 @pytest.fixture

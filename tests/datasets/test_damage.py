@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -37,10 +38,15 @@ from tests.datasets.canonical import Folder, check_conservation, parts, rows, sa
     ],
 )
 def test_damage_to_a_file_ends_in_one_line(
-    folder: Folder, sample: Path, tmp_path: Path, name: str, damage: Callable[[bytes], bytes], says: str
+    folder: Folder,
+    sample: Path,
+    tmp_path: Path,
+    made: tuple[Path, dict[str, Any]],
+    name: str,
+    damage: Callable[[bytes], bytes],
+    says: str,
 ) -> None:
-    out = tmp_path / "out"
-    canonicalize(VisualGenome(sample), out, Canonicalize())
+    out = shutil.copytree(made[0], tmp_path / "out")
     before = parts(out)
     root = folder(**{name: damage(sample_bytes(sample, name))})
     with pytest.raises(DataError, match=says) as caught:

@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,9 +82,8 @@ def test_a_repeated_image_record_is_rejected_across_spans(folder: Folder, tmp_pa
     check_conservation(tmp_path / "out", metrics)
 
 
-def test_killed_and_started_again_the_folder_is_the_same(sample: Path, tmp_path: Path) -> None:
+def test_killed_and_started_again_the_folder_is_the_same(sample: Path, tmp_path: Path, made: tuple[Path, dict[str, Any]]) -> None:
     """SIGKILL while the tables are written leaves temporary files; the next run's folder holds the tables alone."""
-    canonicalize(VisualGenome(sample), tmp_path / "whole", Canonicalize())
     code = (
         "import os, signal, sys; from pathlib import Path; from sgpipe.datasets.config import Canonicalize\n"
         "from sgpipe.datasets.canonicalize import canonicalize\n"
@@ -96,7 +96,7 @@ def test_killed_and_started_again_the_folder_is_the_same(sample: Path, tmp_path:
     assert not list((tmp_path / "out").glob("*.parquet")) and list((tmp_path / "out").iterdir())
     canonicalize(VisualGenome(sample), tmp_path / "out", Canonicalize())
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
-        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+        path.name: path.read_bytes() for path in made[0].iterdir()
     }
 
 

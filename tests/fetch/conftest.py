@@ -122,6 +122,14 @@ def site() -> Iterator[Site]:
     thread.join()
 
 
+@pytest.fixture(scope="package", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Files are renamed into place without being synced first: a power failure is not tested."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses that were asked for, in seconds; none is made."""

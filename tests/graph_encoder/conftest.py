@@ -26,6 +26,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="package", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Files are renamed into place without being synced first: a power failure is not tested."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="package")
 def params(tmp_path_factory: pytest.TempPathFactory) -> GraphEncoder:
     """Knobs for a random tower of 4 × 4 patches, as open_clip reads it from a folder."""

@@ -1,5 +1,7 @@
 """Relations with random images and a random tower: what the encoder is pre-trained on in these tests."""
 
+from functools import cache
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -29,6 +31,7 @@ CURATE = Curate(
 )
 
 
+@cache
 def tables() -> tuple[pa.Table, pa.Table, pa.Table]:
     found, images = relations(400)
     return found, images, curate(found, images, CURATE).triples

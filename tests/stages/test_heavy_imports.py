@@ -41,30 +41,28 @@ HEAVY = {
     "torchvision", "transformers",
 }  # fmt: skip
 """Libraries that take long to import, or much memory."""
-GRAPHS = {"polars"}
-"""What a stage imports that reads scene graphs from the curated table."""
 DENOISING = {"accelerate", "diffusers", "torch"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "ablation": GRAPHS | {"scipy"},
+    "ablation": {"scipy"},
     "cache_latents": {"accelerate", "torch"},
-    "cache_prompts": GRAPHS | DENOISING,
+    "cache_prompts": DENOISING,
     "canonicalize": set(),
     "code": set(),
     "curate": {"polars"},
-    "sample_images": GRAPHS | DENOISING,
-    "evaluate": GRAPHS | {"scipy"},
+    "sample_images": DENOISING,
+    "evaluate": {"scipy"},
     "graph_encoder": {*DENOISING, "open_clip", "polars", "scipy"},
-    "headline": GRAPHS,
-    "judge": GRAPHS | {"accelerate", "torch"},
-    "negatives": GRAPHS,
+    "headline": set(),
+    "judge": {"accelerate", "torch"},
+    "negatives": set(),
     "probe": {*DENOISING, "scipy", "sklearn"},
     "probe_table": {"matplotlib"},
     "report": {"matplotlib", "polars", "scipy"},
     "resolve": {"torch"},
-    "saliency": GRAPHS | DENOISING,
-    "saliency_noised": GRAPHS | DENOISING,
-    "saliency_sheets": GRAPHS | DENOISING | {"matplotlib"},
-    "train_lora": GRAPHS | DENOISING | {"peft"},
+    "saliency": DENOISING,
+    "saliency_noised": DENOISING,
+    "saliency_sheets": DENOISING | {"matplotlib"},
+    "train_lora": DENOISING | {"peft"},
 }
 """What a stage may import of `HEAVY` before it does anything; what it needs only sometimes, it imports then."""
 

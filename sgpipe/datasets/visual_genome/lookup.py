@@ -4,7 +4,6 @@ One file for each span of objects.json, so memory does not grow with the data. B
 so a span of relationships needs one or two of them; one that is not ordered needs more, and takes longer.
 """
 
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sgpipe.datasets.base import ID_BITS
+from sgpipe.datasets.rows import Objects
 from sgpipe.datasets.tables import BOX
 
 _HELD = 2
@@ -41,16 +41,6 @@ def write_lookup(path: Path, positions: NDArray, ids: NDArray, merged: NDArray, 
         writer.write_table(table)
 
 
-@dataclass(frozen=True)
-class Lookup:
-    """Entries for the images of one span: sorted keys, and the object that each stands for."""
-
-    keys: NDArray[np.int64]
-    object_ids: NDArray[np.int64]
-    boxes: NDArray[np.float64]
-    names: pa.ChunkedArray
-
-
 class Lookups:
     """The lookup files of a folder, of which the last two that were read stay in memory."""
 
@@ -67,8 +57,8 @@ class Lookups:
         with pa.OSFile(str(self._folder / f"objects-{number}.arrow"), "rb") as source:
             return pa.ipc.open_file(source).read_all()
 
-    def of(self, images: NDArray[np.int64]) -> Lookup:
-        """Entries of `images` (sorted positions); keys combine an index into `images` with an object id.
+    def of(self, images: NDArray[np.int64]) -> tuple[NDArray[np.int64], Objects]:
+        """Entries of `images` (sorted positions): sorted keys, of an index into `images` and an object id, and their objects.
 
         An object's own id comes before a merged one.
         """
@@ -79,10 +69,10 @@ class Lookups:
             tables.append(table.filter(pa.array(np.isin(table["position"].to_numpy(), images))))
         if not tables:
             empty = np.zeros(0, dtype=np.int64)
-            return Lookup(empty, empty, np.zeros((0, 4)), pa.chunked_array([], pa.string()))
+            return empty, Objects(empty, pa.chunked_array([], pa.string()), np.zeros((0, 4)), empty)
         table = pa.concat_tables(tables)
         keys = combined_keys(np.searchsorted(images, table["position"].to_numpy()), table["id"].to_numpy())
         unique, first = np.unique(keys, return_index=True)
         table = table.take(pa.array(first))
         boxes = np.stack([table[name].to_numpy() for name in BOX], axis=1).astype(np.float64)
-        return Lookup(unique, table["object_id"].to_numpy(), boxes, table["name"])
+        return unique, Objects(table["object_id"].to_numpy(), table["name"], boxes, np.zeros(len(first), dtype=np.int64))

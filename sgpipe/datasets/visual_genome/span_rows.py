@@ -18,7 +18,7 @@ from sgpipe.datasets import rows
 from sgpipe.datasets.base import MISSING, Batch
 from sgpipe.datasets.config import Geometric
 from sgpipe.datasets.tables import BOX
-from sgpipe.datasets.visual_genome.lookup import Lookup, Lookups, combined_keys, find_sorted, write_lookup
+from sgpipe.datasets.visual_genome.lookup import Lookups, combined_keys, find_sorted, write_lookup
 from sgpipe.datasets.visual_genome.records import (
     Decoded,
     ImageRecord,
@@ -126,7 +126,7 @@ class SpanReader:
         items, position, present = self._items(span, decoded, [len(record.relationships) for record in decoded.records], seen)
         image = np.where(items.codes == 0, np.searchsorted(present, position), -1)
         records = [*(item.subject for item in flat), *(item.object for item in flat)]
-        joined, ends = self._endpoints(records, np.tile(image, 2), np.tile(position, 2), self._lookups.of(present))
+        joined, ends = self._endpoints(records, np.tile(image, 2), np.tile(position, 2), present)
         ids, raw = _column(flat, relation_key), [item.predicate for item in flat]
         kept, rejects = rows.relation_tables(items, ids, raw, self._codes_of, joined.reshape(2, -1), ends, decoded.invalid)
         return Rows(decoded.count, present, Batch("relations", span.path, len(flat) + len(decoded.invalid), kept, rejects))
@@ -155,27 +155,22 @@ class SpanReader:
         return rows.Objects.of(ids, names, boxes, self._widths[position], self._heights[position]), raw_names, boxes
 
     def _endpoints(
-        self, records: list[ObjectRecord], image: NDArray, position: NDArray, lookup: Lookup
+        self, records: list[ObjectRecord], image: NDArray, position: NDArray, present: NDArray
     ) -> tuple[NDArray[np.int64], rows.Objects]:
-        """Row of each endpoint in the objects that come second: entries of the lookup, then those that only endpoints describe.
+        """Row of each endpoint in the objects that come second: those of the lookup, then those that only endpoints describe.
 
-        An endpoint is found by its id, else by an id merged into it, else it gets a row of its own. `image` is the index among
-        the images of the lookup, -1 for none.
+        An endpoint is found by its id, else by an id merged into it, else it gets a row of its own. `image` is an index into
+        `present`, -1 for none.
         """
+        keys, objects = self._lookups.of(present)
         ids = _column(records, self._setup.keys[1])
-        found = find_sorted(lookup.keys, combined_keys(image, np.maximum(ids, 0)))
+        found = find_sorted(keys, combined_keys(image, np.maximum(ids, 0)))
         found[(ids == MISSING) | (image < 0)] = -1
         for row in np.flatnonzero((found < 0) & (image >= 0)).tolist():
             if merged := records[row].merged_object_ids:
-                hits = find_sorted(lookup.keys, combined_keys(np.full(len(merged), image[row]), np.array(merged, dtype=np.int64)))
+                hits = find_sorted(keys, combined_keys(np.full(len(merged), image[row]), np.array(merged, dtype=np.int64)))
                 found[row] = next((hit for hit in hits.tolist() if hit >= 0), -1)
         own_rows = np.flatnonzero(found < 0)
-        found[own_rows] = len(lookup.keys) + np.arange(len(own_rows))
+        found[own_rows] = len(keys) + np.arange(len(own_rows))
         own, _, _ = self._checked([records[row] for row in own_rows.tolist()], position[own_rows])
-        ends = rows.Objects(
-            np.concatenate([lookup.object_ids, own.ids]),
-            pa.chunked_array([*lookup.names.chunks, own.names], pa.string()),
-            np.concatenate([lookup.boxes, own.boxes]),
-            np.concatenate([np.zeros(len(lookup.keys), dtype=np.int64), own.codes]),
-        )
-        return found, ends
+        return found, objects.followed_by(own)
