@@ -1,7 +1,7 @@
 """Records of a data set whose reader is plain Python: one `Record` per image, checked in bounded memory like Visual Genome's."""
 
 from collections.abc import Generator, Iterable, Iterator
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -87,12 +87,10 @@ def _chunk(
     said = [each for record in records for each in record.relations]
     items = rows.Items.of(file.name, index, ids, codes, [len(record.relations) for record in records])
     owners, unknown = items.owner.tolist(), len(flat)
-    ids_of_ends = ((each.subject for each in said), (each.object for each in said))
-    joined = np.stack([_numbers(map(place.get, zip(owners, ends, strict=True), repeat(unknown))) for ends in ids_of_ends])
-    no_object = rows.Objects(
-        np.array([-1]), pa.chunked_array([["?"]]), np.zeros((1, 4)), np.array([rows.CODE["object unknown"]])
-    )  # fmt: skip
-    ends = objects.followed_by(no_object)
+    sides = [each.subject for each in said], [each.object for each in said]
+    joined = [_numbers(place.get(key, unknown) for key in zip(owners, side, strict=True)) for side in sides]
+    no_object = np.array([rows.CODE["object unknown"]])
+    ends = objects.followed_by(rows.Objects(np.array([-1]), pa.chunked_array([["?"]]), np.zeros((1, 4)), no_object))
     relation_ids = _numbers(each.relationship_id for each in said)
-    kept, rejected = rows.relation_tables(items, relation_ids, [each.predicate for each in said], codes_of, joined, ends)
+    kept, rejected = rows.relation_tables(items, relation_ids, [each.predicate for each in said], codes_of, np.stack(joined), ends)
     yield Batch("relations", file, len(said), kept, rejected)

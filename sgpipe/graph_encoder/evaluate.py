@@ -82,9 +82,8 @@ def measure(learner: Learner, lessons: Lessons) -> dict[str, Any]:
     graphs = [lessons.examples.graphs[row] for row in lessons.rows]
     crop = torch.from_numpy(lessons.examples.crop[lessons.rows])
     image, with_graph, without = _seen(learner, lessons, graphs, device)
-    true, swapped = (
-        _pooled(learner.encoder, each, lessons.names, device) for each in (graphs, [graph.reversed() for graph in graphs])
-    )
+    both = (graphs, [graph.reversed() for graph in graphs])
+    true, swapped = (learner.encoder(batch_graphs(each, lessons.names).to(device)).pooled.cpu() for each in both)
     same = same_graph(graphs) | (crop[:, None] == crop)
     classes = [graph.triples[0][1] for graph in graphs]
 
@@ -103,10 +102,6 @@ def measure(learner: Learner, lessons: Lessons) -> dict[str, Any]:
         },
         "masked": {"with_graph": with_graph, "without_graph": without},
     }
-
-
-def _pooled(encoder: Encoder, graphs: Sequence[SceneGraph], names: Names, device: torch.device) -> Tensor:
-    return encoder(batch_graphs(graphs, names).to(device)).pooled.cpu()
 
 
 def _seen(

@@ -98,10 +98,9 @@ def learning_rate(step: int, steps: int) -> float:
 def pretrain(learner: Learner, lessons: Lessons, params: GraphEncoder, state: Path, log: Log) -> None:
     """Train in place, from `state`'s last good checkpoint. Raises `StateError` for a loss that is not finite and a full disk."""
     device = next(learner.parameters()).device
-    decays = ((params.weight_decay, True), (0.0, False))
-    groups = [
-        {"params": [p for p in learner.parameters() if (p.ndim >= 2) is matrix], "weight_decay": decay} for decay, matrix in decays
-    ]
+    matrices = [p for p in learner.parameters() if p.ndim >= 2]
+    others = [p for p in learner.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": params.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, params.rate, betas=(0.9, 0.98))
 
     def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:

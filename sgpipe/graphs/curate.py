@@ -6,7 +6,7 @@ train or val by hash as well, so no two names, in either order, are in both; ima
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -34,7 +34,7 @@ class Curated:
 
     triples: pa.Table
     map_triples: pa.Table
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any]
 
 
 def boxes_of(frame: pl.DataFrame, side: str) -> np.ndarray:

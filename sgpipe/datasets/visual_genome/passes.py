@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,6 @@ def span_workers(setup: Setup, count: int) -> Iterator[Callable[[str], Submit]]:
             yield lambda kind: partial(pool.submit, _work, kind)
 
 
-@dataclass
-class _Broken(Exception):
-    span: Span
-    error: Malformed
-
-
 def read_pass(path: Path, submit: Submit, ahead: int, owners: NDArray[np.int64], progress: Progress) -> Iterator[Batch]:
     """What became of the records of every span of `path`, in its order; `ahead` spans are in work at a time.
 
@@ -96,7 +90,7 @@ def read_pass(path: Path, submit: Submit, ahead: int, owners: NDArray[np.int64],
                 if not span.closed:
                     raise DataError(f"{path}: cut short after record {records - 1}: the list is not closed; get the file again")
             return
-        except _Broken as broken:
+        except Malformed as broken:
             if exact:
                 raise _located(broken, records) from None
             start, exact = broken.span.start, True
@@ -115,7 +109,8 @@ def _ordered(spans: Iterator[Span], submit: Submit, number: int, ahead: int) -> 
             try:
                 rows = future.result()
             except Malformed as error:
-                raise _Broken(span, error) from None
+                error.span = span
+                raise
             except BrokenExecutor:
                 raise SgpipeError(
                     f"{span.path}: a worker process was killed at byte {span.start}, most likely for want of memory; "
@@ -128,7 +123,7 @@ def _ordered(spans: Iterator[Span], submit: Submit, number: int, ahead: int) -> 
         wait([future for _, future in waiting])
 
 
-def _located(broken: _Broken, records: int) -> DataError:
+def _located(broken: Malformed, records: int) -> DataError:
     """The error for a span that was cut exactly and is still no JSON: which record, and what is wrong with it."""
     path, index = broken.span.path, records
     for span in exact_spans(path, broken.span.start, 1):
@@ -138,4 +133,4 @@ def _located(broken: _Broken, records: int) -> DataError:
             problem = "the file ends inside it" if not span.closed else str(error)
             return DataError(f"{path}: record {index} (byte {span.start}): {problem}; the file is damaged, get it again")
         index += len(found)
-    return DataError(f"{path}: between records {records} and {index}: {broken.error}; the file is damaged, get it again")
+    return DataError(f"{path}: between records {records} and {index}: {broken}; the file is damaged, get it again")

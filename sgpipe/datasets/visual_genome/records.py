@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from sgpipe.datasets.base import MISSING, Id, Invalid, Pixels, decode_whole
-from sgpipe.datasets.visual_genome.spans import exact_spans, guessed_spans, list_start
+from sgpipe.datasets.visual_genome.spans import Span, exact_spans, guessed_spans, list_start
 from sgpipe.errors import DataError
 
 Release = Literal["v1.4", "v1.2", "v1.0"]
@@ -89,6 +89,8 @@ class _LooseItem(Struct):
 
 class Malformed(Exception):
     """A span is no JSON list of records: either it was cut wrongly or the file is damaged there."""
+
+    span: Span
 
 
 T = TypeVar("T")
