@@ -27,8 +27,6 @@ from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
 
-SUBJECT, OBJECT = 0, 1
-
 
 def binding_codes(triples: Tensor, roles: int, width: int) -> Tensor:
     """Codes `[T, roles, width]` of mean square 1 for triples numbered `[T]` in their graph.
@@ -130,18 +128,14 @@ class GraphTokenizer(nn.Module):
     def _triple_tokens(self, graphs: Sequence[SceneGraph], encoded: GraphEncoding | None) -> tuple[Tensor, Tensor, Tensor]:
         encoded = _given(encoded)
         rows = encoded.local[encoded.relation]
-        graph, owner = _relations(graphs, encoded.local.shape[1])
-        if self.params.layout == "triple":
-            parts = [self.projections[0](rows)]
-            owners = [torch.full_like(graph, -1)]
-        else:
-            split = rows.chunk(3, dim=1)
-            parts = [projection(part) for projection, part in zip(self.projections, split, strict=True)]
-            owners = [owner[:, SUBJECT], torch.full_like(graph, -1), owner[:, OBJECT]]
-        states = torch.stack(parts, dim=1)
+        graph, ends = _relations(graphs, encoded.local.shape[1])
+        parts = rows.chunk(len(self.projections), dim=1)
+        states = torch.stack([projection(part) for projection, part in zip(self.projections, parts, strict=True)], dim=1)
+        owners = torch.full((len(graph), len(parts)), -1)
         if self.params.layout == "roles":
+            owners[:, [0, 2]] = ends
             states = states + self._bound(graph, 3).to(states)
-        return (self.text_scale * states.flatten(0, 1), graph.repeat_interleave(len(parts)), torch.stack(owners, 1).flatten())
+        return self.text_scale * states.flatten(0, 1), graph.repeat_interleave(len(parts)), owners.flatten()
 
     def _object_tokens(
         self, graphs: Sequence[SceneGraph], encoded: GraphEncoding | None, names: NameTable | None
