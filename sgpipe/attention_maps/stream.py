@@ -1,7 +1,7 @@
 """The concept stream: rides along any forward of a diffusion transformer, through hooks that only read.
 
 A block makes the image queries, keys, values and attention outputs; the hooks hold them until the block is about to project its
-outputs, and advance the concept rows there, by the block's own text side (`BlockTap`). Nothing of a block outlives it but its
+outputs, and advance the concept rows there, by the block's own text side (`JointBlockTap`). Nothing of a block outlives it but its
 share of the sums.
 """
 
@@ -17,8 +17,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.attention_maps.scores import GroupMaps, GroupSums, cross_scores, normalise, saliency_scores
-from sgpipe.backbones.base import BlockTap
 from sgpipe.backbones.families import family_of_transformer
+from sgpipe.backbones.joint_blocks import JointBlockTap
 from sgpipe.errors import ModelError
 
 
@@ -40,7 +40,7 @@ class _Visit:
     """What the block under way has made so far: image q, k (after the norm) and v, `[B, N, H, d]`."""
 
     forward: _Forward
-    tap: BlockTap
+    tap: JointBlockTap
     positions: Any
     query: Tensor | None = None
     key: Tensor | None = None
@@ -111,7 +111,7 @@ class ConceptStream:
         self._forward = _Forward(conditioning, {0: rows}, GroupSums(self.groups), keep_rows=again)
         self._forward_of[temb] = self._forward
 
-    def _enter_block(self, tap: BlockTap, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter_block(self, tap: JointBlockTap, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the forward by its `temb`: a block that gradient checkpointing runs again belongs to an earlier one."""
         temb, positions = tap.arguments(args, kwargs)
         forward = self._forward_of.get(temb)

@@ -14,7 +14,7 @@ from sgpipe.backbones.families import open_text_encoders
 from sgpipe.backbones.families.flux import image_ids, pack, unpack
 from sgpipe.backbones.images import decode
 from sgpipe.backbones.loading import load_module
-from sgpipe.backbones.rectified_flow import noise
+from sgpipe.backbones.rectified_flow import euler_step, noise
 from sgpipe.errors import ModelError
 from sgpipe.params.load import read_section
 from tests.tiny import SIDE, TOKENS, backbone_of
@@ -93,17 +93,23 @@ def test_a_picture_does_not_depend_on_its_batch(schnell: Path):
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-5)
 
 
-def test_a_trajectory_is_its_steps(schnell: Path):
+def test_sampling_is_its_euler_steps(schnell: Path):
     backbone = backbone_of(schnell)
     denoiser, prompts = Denoiser.load(backbone, CPU), open_text_encoders(backbone, CPU).prompts(TEXTS)
-    steps = list(denoiser.trajectory(prompts, SEEDS, SIDE, 3))
-    assert [step.index for step in steps] == [0, 1, 2]
-    assert steps[0].t == 1.0 and steps[-1].t_next == 0.0
-    assert torch.equal(steps[0].before, noise(SEEDS, denoiser.layout.latent_shape(SIDE)))
-    for step, following in itertools.pairwise(steps):
-        assert torch.equal(step.after, following.before) and step.t_next == following.t
-        assert torch.equal(step.velocity, denoiser.velocity(step.before, torch.full([3], step.t), prompts))
-    assert torch.equal(steps[-1].after, denoiser.sample(prompts, SEEDS, SIDE, 3))
+    taken = []
+
+    def velocity(latents, at):
+        taken.append((latents, at, denoiser.velocity(latents, at, prompts)))
+        return taken[-1][2]
+
+    sampled = denoiser.sample(prompts, SEEDS, SIDE, 3, velocity=velocity)
+    times = [at.unique().item() for _, at, _ in taken] + [0.0]
+    assert times[0] == 1.0 and times == sorted(times, reverse=True) and len(times) == 4
+    assert torch.equal(taken[0][0], noise(SEEDS, denoiser.layout.latent_shape(SIDE)))
+    after = [latents for latents, _, _ in taken[1:]] + [sampled]
+    for (before, _, v), (t, t_next), following in zip(taken, itertools.pairwise(times), after, strict=True):
+        assert torch.equal(euler_step(before, v, t, t_next), following)
+    assert torch.equal(sampled, denoiser.sample(prompts, SEEDS, SIDE, 3))
 
 
 def test_gradients_reach_what_the_velocity_depends_on(schnell: Path):

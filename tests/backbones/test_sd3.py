@@ -217,7 +217,13 @@ def test_training_at_a_samplers_times_is_at_those_of_sampling(backbone: Backbone
     """Four steps of shift 3 evaluate at 1, .858, .602 and .009, where evenly spaced sigmas would be shifted to .9 and .75."""
     denoiser = Denoiser.load(backbone, CPU)
     text = open_text_encoders(backbone, CPU).prompts(TEXTS[:1])
-    sampled = [step.t for step in denoiser.trajectory(text, [1], SIDE, 4)]
+    sampled: list[float] = []
+
+    def velocity(latents: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        sampled.append(at.item())
+        return denoiser.velocity(latents, at, text)
+
+    denoiser.sample(text, [1], SIDE, 4, velocity=velocity)
     sigmas = denoiser.family.sigmas(4, denoiser.layout, SIDE, denoiser.scheduler)
     found = sampler_times(Times(density="sampler", low=0.5, high=1.0, steps=4), sigmas)
     assert found.tolist() == sorted(t for t in sampled if t >= 0.5) and len(found) == 3
