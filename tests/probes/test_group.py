@@ -23,7 +23,7 @@ from sgpipe.probes.jobs import Bench, Result, Unit, units
 from sgpipe.probes.noise_aware import load_noise_aware
 from sgpipe.probes.plots import plot_noised, plot_probe, plot_selectivity, plot_table
 from sgpipe.probes.pool import kept_at, run_units
-from sgpipe.probes.store import load_probe
+from sgpipe.probes.probe import load_probe
 from sgpipe.probes.table import TABLE, confusions, merged, read_groups
 from sgpipe.runs.atomic import write_json
 from sgpipe.runs.processes import Processes
