@@ -90,11 +90,6 @@ def target_modules(layout: Layout, lora: Lora) -> list[str]:
     return names
 
 
-def lora_config(names: Sequence[str], lora: Lora) -> LoraConfig:
-    """peft's configuration for modules of these full names."""
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(names), bias="none")
-
-
 def attach(transformer: Any, names: Sequence[str], lora: Lora, seed: int) -> dict[str, nn.Parameter]:
     """Inject LoRA into `names` and nothing else; everything else is frozen. The trainable weights by name, in float32.
 
@@ -104,7 +99,8 @@ def attach(transformer: Any, names: Sequence[str], lora: Lora, seed: int) -> dic
     transformer.requires_grad_(False)
     if not names:
         return {}
-    transformer.add_adapter(lora_config(names, lora), adapter_name=NAME)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(names), bias="none")
+    transformer.add_adapter(config, adapter_name=NAME)
     weights: dict[str, nn.Parameter] = {}
     for name, parameter in transformer.named_parameters():
         if ".lora_" not in name:

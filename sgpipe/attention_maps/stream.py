@@ -137,13 +137,13 @@ class ConceptStream:
             attended = tap.attend(rows, forward.conditioning, visit.key, visit.value, visit.positions)
             if visit.query is not None:
                 saliency = saliency_scores(attended.output, args[0])
-                scores = (normalise(saliency, self.options.normalisation), cross_scores(visit.query, attended.key))
+                scores = GroupMaps(normalise(saliency, self.options.normalisation), cross_scores(visit.query, attended.key))
             if index < self._scored[-1]:
                 rows = tap.update(rows, attended)
         if forward.finished:
             return  # gradient checkpointing ran the block again, for its gradients alone
         if scores is not None:
-            forward.sums.add_block(index, *scores)
+            forward.sums.add_block(index, scores)
         if index < self._scored[-1]:
             forward.rows[index + 1] = rows
         forward.blocks_done += 1
