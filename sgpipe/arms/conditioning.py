@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from sgpipe.attention_maps.options import concept_embeddings
 from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.loading import load_plain
 from sgpipe.backbones.strict import write_tensors
-from sgpipe.graph_encoder.batches import GraphEncoding, batch_graphs
+from sgpipe.graph_encoder.batches import batch_graphs
 from sgpipe.graph_encoder.checkpoints import Encoder, load_encoder, load_strictly, save_encoder
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.injection import GatedResidual, named_spans, prepend
@@ -26,12 +26,6 @@ from sgpipe.graphs.scene_graph import SceneGraph
 TOKENS_FILE, ENCODER = "graph_tokens.safetensors", "graph_encoder"
 
 
-class Words(Protocol):
-    """A T5 tokenizer, as far as it is used: texts to token ids, the end token last."""
-
-    def __call__(self, text: str) -> Any: ...
-
-
 def name_table(states: Tensor, mask: Tensor, texts: Sequence[str]) -> NameTable:
     """One vector per text, the mean over its own tokens of states `[K, N, D]`, float32."""
     vectors = concept_embeddings(states.float(), mask, "mean")
@@ -41,37 +35,39 @@ def name_table(states: Tensor, mask: Tensor, texts: Sequence[str]) -> NameTable:
 class GraphConditioner(nn.Module):
     """Graph tokens with all they are made of: projector, gate and graph encoder. `train_encoder` says what is trained."""
 
-    def __init__(self, params: GraphTokens, base: Base, encoder: tuple[Encoder, Vocabulary | None] | None) -> None:
+    def __init__(self, params: GraphTokens, base: Base, source: Path | None) -> None:
+        """Fresh weights of the base's seed, and the graph encoder of the folder `source`; a fresh one for None."""
         super().__init__()
-        denoiser, width = base.denoiser, base.denoiser.layout.text_width
+        width = base.denoiser.layout.text_width
         self.params, self._word_rows = params, base.backbone.max_sequence_length
         self.encoder: Encoder | None = None
         self.vocabulary: Vocabulary | None = None
+        if source is not None:
+            self.encoder, self.vocabulary = load_encoder(source)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(base.seed)
-            if params.needs_encoder and encoder is not None:
-                self.encoder, self.vocabulary = encoder
-            elif params.needs_encoder:
+            if params.needs_encoder and self.encoder is None:
                 self.encoder = OpenVocabularyEncoder(OpenVocabularyConfig(width))
             embed = self.encoder.config.embed if self.encoder is not None else None
             self.tokenizer = GraphTokenizer(params, width, text_scale=base.text_scale, embed=embed)
             self.residual = GatedResidual() if params.injection == "residual" else None
-        self._words: Words | None = None
+        self._words: Any = None
+        """A T5 tokenizer, where tokens are added to its rows."""
         if self.residual is not None:
-            self._words = load_plain(base.backbone, denoiser.family.name_parts[1])
+            self._words = load_plain(base.backbone, base.denoiser.family.name_parts[1])
         if self.encoder is not None:
             self.encoder.requires_grad_(params.train_encoder or params.encoder is None)
-        self.to(denoiser.device)
+        self.to(base.denoiser.device)
 
     @classmethod
-    def fresh(cls, params: GraphTokens, base: Base) -> Self:
-        """For a generator, by the graph encoder that the parameters name. Raises `ModelError` for a folder that holds none."""
-        return cls(params, base, load_encoder(Path(params.encoder)) if params.encoder else None)
+    def open(cls, params: GraphTokens, base: Base, folder: Path | None) -> Self:
+        """What `save` wrote in `folder`; for None fresh, by the graph encoder that the parameters name.
 
-    @classmethod
-    def load(cls, params: GraphTokens, base: Base, folder: Path) -> Self:
-        """What `save` wrote, with the graph encoder of that folder. Raises `ModelError` for damaged files."""
-        made = cls(params, base, load_encoder(folder / ENCODER) if params.needs_encoder else None)
+        Raises `ModelError` for damaged files, or a folder that holds no encoder.
+        """
+        if folder is None:
+            return cls(params, base, Path(params.encoder) if params.encoder else None)
+        made = cls(params, base, folder / ENCODER if params.needs_encoder else None)
         encoder = {k: v for k, v in made.state_dict().items() if k.startswith("encoder.")}
         load_strictly(made, {**load_tensors(folder / TOKENS_FILE), **encoder}, folder / TOKENS_FILE)
         return made
@@ -91,21 +87,19 @@ class GraphConditioner(nn.Module):
     def forward(self, prompts: Prompts) -> TextCondition:
         """The prompts' encoding with their graphs. Where no graph has a triple, tensors stay as they are."""
         graphs, text, names = prompts.graphs, prompts.text, prompts.names
-        tokens = self.tokenizer(graphs, self._encode(graphs, names, text.states.device), names)
+        encoded = None
+        if self.encoder is not None:
+            batch = batch_graphs(graphs, names if self.vocabulary is None else self.vocabulary)
+            encoded = self.encoder(batch.to(text.states.device))
+        tokens = self.tokenizer(graphs, encoded, names)
         if self.residual is None:
             return prepend(tokens, text)
         words_from = text.states.shape[1] - self._word_rows
         spans = [self._spans(*pair, words_from) for pair in zip(graphs, prompts.texts, strict=True)]
         return replace(text, states=self.residual(tokens, text.states, spans))
 
-    def _encode(self, graphs: Sequence[SceneGraph], names: NameTable, device: torch.device) -> GraphEncoding | None:
-        if self.encoder is None:
-            return None
-        return self.encoder(batch_graphs(graphs, names if self.vocabulary is None else self.vocabulary).to(device))
-
     def _spans(self, graph: SceneGraph, text: str, words_from: int) -> dict[int, range]:
         """Rows of a condition that hold each named object; T5's are the last ones, `words_from` the first of them."""
-        assert self._words is not None
         ids = {name: self._words(name).input_ids[:-1] for name in graph.objects}
         found = named_spans(graph, self._words(text).input_ids, ids)
         return {place: range(words_from + at.start, words_from + at.stop) for place, at in found.items()}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from msgspec import Meta, Struct
 
+from sgpipe.backbones.config import each_once
 from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks, Placement
 from sgpipe.params.load import decode
@@ -22,11 +23,6 @@ Dropout = Annotated[float, Meta(ge=0.0, lt=1.0)]
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def _each_once(targets: tuple[str, ...] | None) -> None:
-    if targets and len(set(targets)) != len(targets):
-        raise ValueError(f"targets: got {list(targets)}; name each once")
-
-
 class Lora(Struct, frozen=True, forbid_unknown_fields=True):
     """Section `lora`. LoRA (Hu et al. 2022) of every arm that has it; an arm may say otherwise in `arms.<name>`."""
 
@@ -38,7 +34,7 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
     dropout: Annotated[Dropout, Meta(description="dropout before the down-projection")] = 0.0
 
     def __post_init__(self) -> None:
-        _each_once(self.targets)
+        each_once(targets=self.targets)
 
 
 class ArmOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -67,7 +63,7 @@ class LoraOptions(ArmOptions, frozen=True, forbid_unknown_fields=True, kw_only=T
     dropout: Annotated[Dropout | None, Meta(description="dropout before the down-projection")] = None
 
     def __post_init__(self) -> None:
-        _each_once(self.targets)
+        each_once(targets=self.targets)
 
     def given(self) -> dict[str, Any]:
         """The knobs of `lora` that the arm states, by name."""

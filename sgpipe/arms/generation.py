@@ -67,7 +67,7 @@ class GraphGenerator:
 
     denoiser: Denoiser
     vae: Any
-    texts: TextEncoders | EncodedTexts
+    texts: TextEncoders
     adapter: ArmModel | None = None
     guidance: float | None = None
     offload: str = "none"
@@ -94,7 +94,6 @@ class GraphGenerator:
         """
         backbone = backbone or backbone_for(model, adapter)
         where = torch.device(device)
-        texts: TextEncoders | EncodedTexts
         texts = encoders = open_text_encoders(backbone, where, offload)
         if ahead is not None:
             prompts, graphs = ahead

@@ -90,11 +90,6 @@ def target_modules(layout: Layout, lora: Lora) -> list[str]:
     return names
 
 
-def lora_config(names: Sequence[str], lora: Lora) -> LoraConfig:
-    """peft's configuration for modules of these full names."""
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(names), bias="none")
-
-
 def attach(transformer: Any, names: Sequence[str], lora: Lora, seed: int) -> dict[str, nn.Parameter]:
     """Inject LoRA into `names` and nothing else; everything else is frozen. The trainable weights by name, in float32.
 
@@ -104,7 +99,8 @@ def attach(transformer: Any, names: Sequence[str], lora: Lora, seed: int) -> dic
     transformer.requires_grad_(False)
     if not names:
         return {}
-    transformer.add_adapter(lora_config(names, lora), adapter_name=NAME)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(names), bias="none")
+    transformer.add_adapter(config, adapter_name=NAME)
     weights: dict[str, nn.Parameter] = {}
     for name, parameter in transformer.named_parameters():
         if ".lora_" not in name:
@@ -122,11 +118,6 @@ def attach(transformer: Any, names: Sequence[str], lora: Lora, seed: int) -> dic
     return weights
 
 
-def plain_name(name: str) -> str:
-    """A weight's name without that of its adapter, as files have it: `….lora_A.weight`."""
-    return name.replace(f".{NAME}.", ".")
-
-
 def count(weights: dict[str, Tensor] | dict[str, nn.Parameter]) -> int:
     """Numbers in all weights."""
     return sum(weight.numel() for weight in weights.values())
@@ -142,34 +133,33 @@ class LoraLayers:
     weights: dict[str, nn.Parameter]
 
     @classmethod
-    def attach(cls, base: Base, lora: Lora) -> Self:
-        """On the blocks and targets of `lora`, as `attach` says."""
-        denoiser = base.denoiser
-        names = target_modules(denoiser.layout, lora)
-        return cls(denoiser.transformer, lora, tuple(names), attach(denoiser.transformer, names, lora, base.seed))
+    def open(cls, base: Base, lora: Lora, folder: Path | None) -> Self:
+        """On the blocks and targets of `lora`, with the weights in `folder`; for None fresh, as `attach` says.
 
-    @classmethod
-    def load(cls, base: Base, lora: Lora, folder: Path) -> Self:
-        """With the weights in `folder`. Raises `ModelError` for a file that is damaged or holds others."""
-        made = cls.attach(base, lora)
-        if made.weights:
-            state = load_tensors(folder / LORA_FILE)
-            names = {f"{_PREFIX}.{plain_name(name)}": weight for name, weight in made.weights.items()}
-            check_state(state, names, folder / LORA_FILE, "blocks and rank are those in adapter.json; fetch it again")
+        Raises `ModelError` for a file that is damaged or holds others.
+        """
+        transformer = base.denoiser.transformer
+        names = target_modules(base.denoiser.layout, lora)
+        made = cls(transformer, lora, tuple(names), attach(transformer, names, lora, base.seed))
+        if folder is not None and made.weights:
+            state, wanted = load_tensors(folder / LORA_FILE), made.tensors()
+            check_state(state, wanted, folder / LORA_FILE, "blocks and rank are those in adapter.json; fetch it again")
             with torch.no_grad():
-                for name, weight in names.items():
+                for name, weight in wanted.items():
                     weight.copy_(state[name])
         return made
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """The weights by their names in a file: that of the pipeline's part before, that of peft's adapter left out."""
+        return {f"{_PREFIX}.{name.replace(f'.{NAME}.', '.')}": weight for name, weight in self.weights.items()}
 
     def save(self, folder: Path) -> None:
         """Write what `load_lora_weights` of the family's pipeline takes; nothing without weights."""
         if not self.weights:
             return
-        tensors = {f"{_PREFIX}.{plain_name(name)}": weight for name, weight in self.weights.items()}
-        about = {f"{_PREFIX}.{key}": value for key, value in {
-            "r": self.lora.rank, "lora_alpha": self.lora.alpha, "target_modules": sorted(self.names),
-        }.items()}  # fmt: skip
-        write_tensors(tensors, folder / LORA_FILE, {"lora_adapter_metadata": json.dumps(about, sort_keys=True)})
+        about = {"r": self.lora.rank, "lora_alpha": self.lora.alpha, "target_modules": sorted(self.names)}
+        about = {f"{_PREFIX}.{key}": value for key, value in about.items()}
+        write_tensors(self.tensors(), folder / LORA_FILE, {"lora_adapter_metadata": json.dumps(about, sort_keys=True)})
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -66,10 +66,6 @@ class ArmModel:
         with torch.autocast(self.denoiser.device.type, self.precision, enabled=self.precision is not None):
             return self.denoiser.velocity(latents, t, condition, self.guidance)
 
-    def acts(self, t: float) -> bool:
-        """Whether the adapter works at time t of sampling."""
-        return is_within(t, *self.times)
-
     def sample(
         self,
         condition: TextCondition,
@@ -82,7 +78,7 @@ class ArmModel:
         """Samples `[N, C, h, w]` of `condition`; where the adapter does not work the base steps, with `plain` prompts."""
 
         def velocity(latents: Tensor, t: Tensor) -> Tensor:
-            if self.acts(t[0].item()):
+            if is_within(t[0].item(), *self.times):
                 return self.denoiser.velocity(latents, t, condition, guidance)
             with self.off():
                 return self.denoiser.velocity(latents, t, plain, guidance)

@@ -91,13 +91,8 @@ def resolve(name: str, options: ArmOptions, sections: Sections) -> Arm:
 
 
 def _losses(losses: Losses) -> Losses:
-    return Losses(
-        flow=losses.flow,
-        margin=losses.margin if losses.margin.weight else Margin(weight=0.0),
-        preference=losses.preference if losses.preference.weight else Preference(),
-        ranking=losses.ranking if losses.ranking.weight else Ranking(),
-        saliency=losses.saliency if losses.saliency.weight else Weighted(),
-    )
+    without = {"margin": Margin(weight=0.0), "preference": Preference(), "ranking": Ranking(), "saliency": Weighted()}
+    return replace(losses, **{name: plain for name, plain in without.items() if not getattr(losses, name).weight})
 
 
 def _maps(losses: Losses, maps: Maps | None) -> Maps | None:
@@ -105,21 +100,17 @@ def _maps(losses: Losses, maps: Maps | None) -> Maps | None:
     wanted = {term.group for term in (losses.ranking, losses.saliency) if term.weight}
     if not wanted:
         return None
-    groups = maps.groups if maps is not None else {}
-    if lacking := sorted(wanted - groups.keys()):
+    groups = {} if maps is None else maps.groups
+    lacking = sorted(wanted - groups.keys())
+    if maps is None or lacking:
         raise ParamsError(f"train.losses: group {lacking[0]!r} is not in maps.groups; valid: {', '.join(groups) or 'none'}")
-    assert maps is not None
     used = {name: blocks for name, blocks in groups.items() if name in wanted}
     return Maps(used, maps.normalisation, maps.concept_tokens, maps.side)
 
 
 def _times(times: Times) -> Times:
-    bounds = Times(low=times.low, high=times.high)
-    if times.density == "uniform":
-        return bounds
-    if times.density == "sampler":
-        return replace(bounds, density=times.density, steps=times.steps)
-    return replace(bounds, density=times.density, mean=times.mean, deviation=times.deviation)
+    read = {"uniform": (), "sampler": ("steps",), "logit_normal": ("mean", "deviation")}[times.density]
+    return Times(**{name: getattr(times, name) for name in ("density", "low", "high", *read)})
 
 
 def read_arm(path: Path) -> Arm:

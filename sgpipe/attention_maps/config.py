@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from sgpipe.backbones.config import Condition
+from sgpipe.backbones.config import Condition, each_once
 from sgpipe.params.blocks import Blocks
 
 Normalisation = Literal["none", "concepts", "patches"]
@@ -71,6 +71,4 @@ class NoisedMaps(Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, Meta(ge=0, lt=1 << 31, description="seed of the noise")] = 0
 
     def __post_init__(self) -> None:
-        for name, values in (("conditions", self.conditions), ("times", self.times)):
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name}: got {list(values)}; name each once")
+        each_once(conditions=self.conditions, times=self.times)

@@ -1,7 +1,4 @@
-"""Maps of a batch of images: along their sampling, or of real images that were noised.
-
-Which maps are to be made: one row per image, prompt and time.
-"""
+"""Which maps are made, one row per image, prompt and time; and maps of a batch of rows, along sampling or of noised real images."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -17,7 +17,10 @@ from sgpipe.attention_maps.config import Normalisation
 
 
 class GroupMaps(NamedTuple):
-    """Maps of one layer group, float32 `[B, K, H, W]` on the model's device: means over its blocks and the counted forwards."""
+    """Maps of one layer group, float32 `[B, K, H, W]` on the model's device: means over its blocks and the counted forwards.
+
+    Or the scores `[B, K, N]` that they are made of.
+    """
 
     saliency: Tensor
     cross: Tensor
@@ -29,29 +32,29 @@ class GroupSums:
     def __init__(self, groups: Mapping[str, tuple[int, ...]]) -> None:
         self.groups = groups
         self.forwards = 0
-        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
+        self._sums: dict[str, GroupMaps] = {}
 
-    def _add(self, name: str, saliency: Tensor, cross: Tensor) -> None:
-        if name in self._sums:
-            before = self._sums[name]
-            if before[0].shape != saliency.shape:
+    def _add(self, name: str, scores: GroupMaps) -> None:
+        before = self._sums.get(name)
+        if before is not None:
+            if before.saliency.shape != scores.saliency.shape:
                 raise ValueError(
-                    f"scores of this forward are {list(saliency.shape)} [B, K, N], those before {list(before[0].shape)}; "
-                    "open one stream per batch"
+                    f"scores of this forward are {list(scores.saliency.shape)} [B, K, N], those before "
+                    f"{list(before.saliency.shape)}; open one stream per batch"
                 )
-            saliency, cross = before[0] + saliency, before[1] + cross
-        self._sums[name] = saliency, cross
+            scores = GroupMaps(before.saliency + scores.saliency, before.cross + scores.cross)
+        self._sums[name] = scores
 
-    def add_block(self, index: int, saliency: Tensor, cross: Tensor) -> None:
+    def add_block(self, index: int, scores: GroupMaps) -> None:
         """Add one block's scores to every group that has the block."""
         for name, blocks in self.groups.items():
             if index in blocks:
-                self._add(name, saliency, cross)
+                self._add(name, scores)
 
     def add_forward(self, other: "GroupSums") -> None:
         """Add the sums of one whole forward."""
         for name, scores in other._sums.items():
-            self._add(name, *scores)
+            self._add(name, scores)
         self.forwards += 1
 
     def means(self, grid: tuple[int, int]) -> dict[str, GroupMaps]:

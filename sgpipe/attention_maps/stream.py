@@ -1,13 +1,13 @@
 """The concept stream: rides along any forward of a diffusion transformer, through hooks that only read.
 
 A block makes the image queries, keys, values and attention outputs; the hooks hold them until the block is about to project its
-outputs, and advance the concept rows there, by the block's own text side (`BlockTap`). Nothing of a block outlives it but its
+outputs, and advance the concept rows there, by the block's own text side (`JointBlockTap`). Nothing of a block outlives it but its
 share of the sums.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -17,8 +17,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.attention_maps.scores import GroupMaps, GroupSums, cross_scores, normalise, saliency_scores
-from sgpipe.backbones.base import BlockTap
 from sgpipe.backbones.families import family_of_transformer
+from sgpipe.backbones.joint_blocks import JointBlockTap
 from sgpipe.errors import ModelError
 
 
@@ -37,14 +37,13 @@ class _Forward:
 
 @dataclass
 class _Visit:
-    """What the block under way has made so far: image q, k (after the norm) and v, `[B, N, H, d]`."""
+    """The block under way, and what it has made so far."""
 
     forward: _Forward
-    tap: BlockTap
+    tap: JointBlockTap
     positions: Any
-    query: Tensor | None = None
-    key: Tensor | None = None
-    value: Tensor | None = None
+    held: dict[str, Tensor] = field(default_factory=dict)
+    """Image `query`, `key` (after the norm) and `value`, `[B, N, H, d]`."""
 
 
 class ConceptStream:
@@ -111,7 +110,7 @@ class ConceptStream:
         self._forward = _Forward(conditioning, {0: rows}, GroupSums(self.groups), keep_rows=again)
         self._forward_of[temb] = self._forward
 
-    def _enter_block(self, tap: BlockTap, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter_block(self, tap: JointBlockTap, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the forward by its `temb`: a block that gradient checkpointing runs again belongs to an earlier one."""
         temb, positions = tap.arguments(args, kwargs)
         forward = self._forward_of.get(temb)
@@ -119,31 +118,32 @@ class ConceptStream:
 
     def _hold(self, kind: Literal["query", "key", "value"], module: Any, args: Any, made: Tensor) -> None:
         if self._visit is not None:
-            setattr(self._visit, kind, self._visit.tap.heads(made, kind))
+            self._visit.held[kind] = self._visit.tap.heads(made, kind)
 
     def _ride(self, index: int, to_out: Any, args: tuple[Tensor, ...]) -> None:
         """Advance the concept rows in block `index`, which is about to project the image's attention output O_X `[B, N, D]`."""
         visit, self._visit = self._visit, None
         if visit is None or index not in visit.forward.rows:
             return
-        assert visit.key is not None and visit.value is not None
-        patches = visit.key.shape[1]
+        query, key, value = (visit.held.get(kind) for kind in ("query", "key", "value"))
+        assert key is not None and value is not None
+        patches = key.shape[1]
         if self.grid[0] * self.grid[1] != patches:
             raise ValueError(f"grid: got {self.grid}; valid: H × W = {patches}, the forward's image tokens")
         forward, tap = visit.forward, visit.tap
         rows = forward.rows[index] if forward.keep_rows else forward.rows.pop(index)
         scores = None
         with self._grad_mode():
-            attended = tap.attend(rows, forward.conditioning, visit.key, visit.value, visit.positions)
-            if visit.query is not None:
+            attended = tap.attend(rows, forward.conditioning, key, value, visit.positions)
+            if query is not None:
                 saliency = saliency_scores(attended.output, args[0])
-                scores = (normalise(saliency, self.options.normalisation), cross_scores(visit.query, attended.key))
+                scores = GroupMaps(normalise(saliency, self.options.normalisation), cross_scores(query, attended.key))
             if index < self._scored[-1]:
                 rows = tap.update(rows, attended)
         if forward.finished:
             return  # gradient checkpointing ran the block again, for its gradients alone
         if scores is not None:
-            forward.sums.add_block(index, *scores)
+            forward.sums.add_block(index, scores)
         if index < self._scored[-1]:
             forward.rows[index + 1] = rows
         forward.blocks_done += 1

@@ -6,14 +6,15 @@ shows how to add one.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sgpipe.backbones.config import Backbone
+from sgpipe.backbones.joint_blocks import JointTaps
 from sgpipe.errors import ModelError, ParamsError
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -42,8 +43,8 @@ class TextCondition:
 
     def rows(self) -> list[Self]:
         """The samples of the batch, each a batch of one."""
-        count = len(self.states)
-        columns = [[None] * count if x is None else list(x.split(1)) for x in (self.states, self.pooled, self.mask)]
+        parts = (self.states, self.pooled, self.mask)
+        columns: list[list[Any]] = [[None] * len(self.states) if x is None else list(x.split(1)) for x in parts]
         return [type(self)(*each) for each in zip(*columns, strict=True)]
 
     @classmethod
@@ -52,9 +53,18 @@ class TextCondition:
         columns = list(zip(*((part.states, part.pooled, part.mask) for part in parts), strict=True))
         if any(len({value is None for value in each}) > 1 for each in columns):
             raise ValueError("conditions with and without a mask or a pooled vector do not go into one batch")
-        states, pooled, mask = (None if each[0] is None else torch.cat(each) for each in columns)
-        assert states is not None
-        return cls(states, pooled, mask)
+        whole: list[Any] = [None if each[0] is None else torch.cat(each) for each in columns]
+        return cls(*whole)
+
+    def joint_attention(self, image_tokens: int, image_first: bool = False) -> dict[str, Tensor] | None:
+        """`joint_attention_kwargs` that keep every query off masked text rows: `[B, 1, 1, T + N]`, which all backends take.
+
+        None without a mask. The joint sequence is [text, image], or the other way round.
+        """
+        if self.mask is None:
+            return None
+        rows = [self.mask, self.mask.new_ones(len(self.mask), image_tokens)]
+        return {"attention_mask": torch.cat(rows[::-1] if image_first else rows, dim=1)[:, None, None]}
 
 
 @dataclass(frozen=True)
@@ -113,70 +123,6 @@ def check_sizes(config: Mapping[str, Any], names: Sequence[str]) -> None:
         raise ModelError(f"transformer/config.json: {', '.join(odd)}: a whole number from 1 is needed")
 
 
-class Attended(NamedTuple):
-    """What the attention of one block yields for the concept rows."""
-
-    output: Tensor
-    """O_C `[B, K, D]`, heads concatenated, before the output projection."""
-    key: Tensor
-    """`[B, K, H, d]` after the norm."""
-    modulation: tuple[Tensor, ...]
-    """Gate of the attention, shift, scale and gate of the MLP, `[B, D]` each."""
-
-
-class BlockTap(Protocol):
-    """One block as the concept stream sees it: where its image rows can be read, and its text side as functions.
-
-    `query`, `key` and `value` are the modules whose outputs `heads` turns into `[B, N, H, d]` of image rows (q and k after the
-    norm and before any rotary embedding); the first input of `output` is the image rows' attention output `[B, N, D]`.
-    """
-
-    @property
-    def block(self) -> nn.Module: ...
-
-    @property
-    def query(self) -> nn.Module: ...
-
-    @property
-    def key(self) -> nn.Module: ...
-
-    @property
-    def value(self) -> nn.Module: ...
-
-    @property
-    def output(self) -> nn.Module: ...
-
-    def heads(self, made: Tensor, kind: Literal["query", "key", "value"]) -> Tensor:
-        """What one of the three modules gave, as `[B, N, H, d]`."""
-
-    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
-        """Of a call of the block: its conditioning vector, and the positions of its rows (None without rotary embedding)."""
-
-    def attend(self, rows: Tensor, conditioning: Tensor, image_key: Tensor, image_value: Tensor, positions: Any) -> Attended:
-        """Concept rows `[B, K, D]`, modulated by `conditioning` `[B, D]`, attend to [concept keys; image keys]."""
-
-    def update(self, rows: Tensor, attended: Attended) -> Tensor:
-        """Concept rows `[B, K, D]` after the block."""
-
-
-class Taps(Protocol):
-    """A transformer as the concept stream sees it."""
-
-    @property
-    def blocks(self) -> Sequence[BlockTap]:
-        """The double-stream blocks, in order."""
-
-    @property
-    def conditioner(self) -> nn.Module:
-        """The module whose output is the conditioning vector that every block is handed."""
-
-    def conditioning(self, args: tuple[Any, ...]) -> Tensor:
-        """The conditioning vector of concepts `[B, D]` for a call of `conditioner` with `args`; runs no hook."""
-
-    def embed(self, concepts: Tensor) -> Tensor:
-        """Concept vectors `[B, K, text width]` as rows `[B, K, D]` of the first block; runs no hook."""
-
-
 class TextEncoders(Protocol):
     """The text encoders of a family, loaded."""
 
@@ -190,42 +136,37 @@ class TextEncoders(Protocol):
 class Family(Protocol):
     """A family of diffusion transformers: the one place that knows its pipeline class, its units and its module names."""
 
-    @property
-    def pipeline(self) -> str:
-        """The pipeline's class, as model_index.json names it."""
-
-    @property
-    def transformer(self) -> str:
-        """The transformer's class."""
-
-    @property
-    def text_parts(self) -> tuple[str, ...]:
-        """Folders of the text encoders and their tokenizers."""
-
-    @property
-    def name_parts(self) -> tuple[str, str]:
-        """Folders of the encoder whose states stand for names and concepts, and of its tokenizer."""
-
-    @property
-    def longest(self) -> int:
-        """Most text tokens of a prompt."""
+    pipeline: str
+    """The pipeline's class, as model_index.json names it."""
+    transformer: str
+    """The transformer's class."""
+    text_parts: tuple[str, ...]
+    """Folders of the text encoders and their tokenizers."""
+    name_parts: tuple[str, str]
+    """Folders of the encoder whose states stand for names and concepts, and of its tokenizer."""
+    longest: int
+    """Most text tokens of a prompt."""
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
         """From the config.json files. Raises `ModelError` if the two do not fit together, `KeyError` for a missing key."""
+        ...
 
     def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
         """The text encoders of `backbone.model`."""
+        ...
 
-    def prepare(self, transformer: nn.Module) -> None:
+    def prepare(self, transformer: Any) -> None:
         """What a freshly loaded transformer needs so that masks, attention settings and block compilation work."""
+        return
 
-    def velocity(
-        self, transformer: nn.Module, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None
-    ) -> Tensor:
+    def velocity(self, transformer: Any, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None) -> Tensor:
         """v `[B, C, h, w]` of latents `[B, C, h, w]` at times `[B]` in [0, 1]; all on one device, in the weights' precision."""
+        ...
 
     def sigmas(self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
         """Times `[steps + 1]` from 1 to 0 that the family's own pipeline steps between, for its scheduler's configuration."""
+        ...
 
-    def taps(self, transformer: nn.Module) -> Taps:
+    def taps(self, transformer: Any) -> JointTaps:
         """Where the concept stream reads."""
+        ...

@@ -1,7 +1,8 @@
 """Files of a cache: a manifest that says which encoder made it, and safetensors shards that say so too."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ def open_tensors(path: Path, encoder: str) -> dict[str, Tensor]:
     if made_by != encoder:
         raise DataError(f"{path}: made by encoder {made_by}, the cache's manifest says {encoder}; run its stage again")
     return tensors
+
+
+def shard_reader(identity: Mapping[str, Any]) -> Callable[[Path], dict[str, Tensor]]:
+    """`open_tensors` for the encoder of `identity`, which opens each file once."""
+    return cache(partial(open_tensors, encoder=config_hash(identity)))
 
 
 def write_manifest(folder: Path, kind: str, identity: Mapping[str, Any], **facts: Any) -> None:

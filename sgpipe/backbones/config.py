@@ -1,6 +1,7 @@
 """The sections of params.yaml that this package reads: the generator, and what its encoders cache."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -32,6 +33,13 @@ class Backbone(Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
 
+def each_once(**values: Sequence[Any] | None) -> None:
+    """Raises `ValueError` naming the knob that states something twice."""
+    for name, given in values.items():
+        if given is not None and len(set(given)) != len(given):
+            raise ValueError(f"{name}: got {list(given)}; name each once")
+
+
 Condition = Literal["relational", "neutral", "dropped", "wrong"]
 
 
@@ -52,8 +60,7 @@ class CachePrompts(Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the choice of wrong relations")] = 0
 
     def __post_init__(self) -> None:
-        if len(set(self.conditions)) != len(self.conditions):
-            raise ValueError(f"conditions: got {list(self.conditions)}; name each once")
+        each_once(conditions=self.conditions)
 
 
 class CacheLatents(Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,7 +1,8 @@
 """The transformer of a pipeline as a velocity field over image-shaped latents, and sampling along it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
@@ -14,18 +15,6 @@ from sgpipe.backbones.loading import load_module, load_plain, place
 from sgpipe.backbones.rectified_flow import euler_step, noise
 from sgpipe.backbones.source import locate
 from sgpipe.errors import ModelError
-
-
-@dataclass(frozen=True)
-class Step:
-    """One Euler step from `t` to `t_next`: latents before it, the velocity there, and latents after it, all `[B, C, h, w]`."""
-
-    index: int
-    t: float
-    t_next: float
-    before: Tensor
-    velocity: Tensor
-    after: Tensor
 
 
 @dataclass(frozen=True)
@@ -68,34 +57,7 @@ class Denoiser:
         latents, condition = latents.to(self.device, self.dtype), condition.to(self.device, self.dtype)
         return self.family.velocity(self.transformer, latents, t.to(self.device), condition, guidance)
 
-    def trajectory(
-        self,
-        prompts: TextCondition,
-        seeds: Sequence[int],
-        resolution: int,
-        steps: int,
-        guidance: float | None = None,
-        velocity: Velocity | None = None,
-    ) -> Iterator[Step]:
-        """Euler sampling from t = 1 to 0, step by step, without gradients; the last step's `after` is the sample.
-
-        `velocity` of states and times is that of `prompts`, unless another is given.
-
-        The noise of an image depends on its seed alone, so an image does not depend on the batch it is drawn in (but for
-        rounding). What an observer of the transformer has seen in a step can be read when the step is yielded.
-        """
-        shape = self.layout.latent_shape(resolution)
-        latents = noise(seeds, shape).to(self.device, self.dtype)
-        times = self.family.sigmas(steps, self.layout, resolution, self.scheduler)
-        prompts = prompts.to(self.device, self.dtype)
-        for index, (t, t_next) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
-            at = torch.full([len(latents)], t)
-            with torch.no_grad():
-                v = velocity(latents, at) if velocity else self.velocity(latents, at, prompts, guidance)
-            after = euler_step(latents, v, t, t_next)
-            yield Step(index, t, t_next, latents, v, after)
-            latents = after
-
+    @torch.no_grad()
     def sample(
         self,
         prompts: TextCondition,
@@ -105,6 +67,16 @@ class Denoiser:
         guidance: float | None = None,
         velocity: Velocity | None = None,
     ) -> Tensor:
-        """The latents `[B, C, h, w]` at the end of the trajectory."""
-        *_, last = self.trajectory(prompts, seeds, resolution, steps, guidance, velocity)
-        return last.after
+        """Latents `[B, C, h, w]` by Euler steps from t = 1 to 0, without gradients.
+
+        `velocity` of states and times is that of `prompts`, unless another is given. The noise of an image depends on its seed
+        alone, so an image does not depend on the batch it is drawn in (but for rounding).
+        """
+        latents = noise(seeds, self.layout.latent_shape(resolution)).to(self.device, self.dtype)
+        times = self.family.sigmas(steps, self.layout, resolution, self.scheduler)
+        prompts = prompts.to(self.device, self.dtype)
+        for t, t_next in pairwise(times.tolist()):
+            at = torch.full([len(latents)], t)
+            v = velocity(latents, at) if velocity else self.velocity(latents, at, prompts, guidance)
+            latents = euler_step(latents, v, t, t_next)
+        return latents

@@ -6,82 +6,96 @@ The projections have the names of diffusers' MM-DiT blocks: `attn.to_q/to_k/to_v
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers.models.normalization import AdaLayerNormContinuous
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from sgpipe.backbones.base import Attended
 
+class Attended(NamedTuple):
+    """What the attention of one block yields for the concept rows."""
 
-def _same(states: Tensor) -> Tensor:
-    return states
+    output: Tensor
+    """O_C `[B, K, D]`, heads concatenated, before the output projection."""
+    key: Tensor
+    """`[B, K, H, d]` after the norm."""
+    modulation: tuple[Tensor, ...]
+    """Gate of the attention, shift, scale and gate of the MLP, `[B, D]` each."""
 
 
 @dataclass(frozen=True)
 class JointBlockTap:
-    """A `BlockTap` on the block's own text-side weights.
+    """One block as the concept stream sees it: where its image rows can be read, and its text side as functions.
 
-    `heads_first`: q and k come out of their norms as `[B, H, N, d]`. `arguments` and `rotate` say where the block is handed its
-    conditioning vector and positions, and how image keys `[B, N, H, d]` take theirs (the concepts' own is the identity).
+    `query`, `key` and `value` are the modules whose outputs `heads` turns into `[B, N, H, d]` of image rows (q and k after the
+    norm, where there is one, and before any rotary embedding); the first input of `output` is the image rows' attention output
+    `[B, N, D]`.
     """
 
     block: Any
     arguments: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Tensor, Any]]
+    """Of a call of the block: its conditioning vector, and the positions of its rows (None without rotary embedding)."""
     rotate: Callable[[Tensor, Any], Tensor]
+    """Image keys `[B, N, H, d]` at their positions; those of concepts stay as they are."""
     heads_first: bool = False
+    """q and k come out of their norms as `[B, H, N, d]`."""
 
     @property
     def query(self) -> nn.Module:
-        """The norm of the image queries, or their projection where there is none."""
         return self.block.attn.norm_q or self.block.attn.to_q
 
     @property
     def key(self) -> nn.Module:
-        """The norm of the image keys, or their projection."""
         return self.block.attn.norm_k or self.block.attn.to_k
 
     @property
     def value(self) -> nn.Module:
-        """The projection of the image values, which may be one of three fused ones."""
-        return self.block.attn.to_qkv if getattr(self.block.attn, "fused_projections", False) else self.block.attn.to_v
+        return self.block.attn.to_qkv if self._fused else self.block.attn.to_v
 
     @property
     def output(self) -> nn.Module:
-        """The projection of the image rows' attention output."""
         return self.block.attn.to_out[0]
 
+    @property
+    def _fused(self) -> bool:
+        return getattr(self.block.attn, "fused_projections", False)
+
     def heads(self, made: Tensor, kind: Literal["query", "key", "value"]) -> Tensor:
-        """See `BlockTap`."""
-        if kind == "value" and getattr(self.block.attn, "fused_projections", False):
+        """What one of the three modules gave, as `[B, N, H, d]`."""
+        if kind == "value" and self._fused:
             made = made.chunk(3, dim=-1)[2]
         if made.ndim == 3:
             return self._split(made)
         return made.transpose(1, 2) if self.heads_first else made
 
     def attend(self, rows: Tensor, conditioning: Tensor, image_key: Tensor, image_value: Tensor, positions: Any) -> Attended:
-        """Concept queries attend to [concept keys; image keys], never to the prompt's; scale 1/√d."""
+        """Concept rows `[B, K, D]`, modulated by `conditioning` `[B, D]`, attend to [concept keys; image keys], never to the
+        prompt's; scale 1/√d.
+        """
         attn = self.block.attn
         modulation: tuple[Tensor, ...] = ()
         if isinstance(self.block.norm1_context, AdaLayerNormContinuous):  # SD3's last block has no text output
             modulated = self.block.norm1_context(rows, conditioning)
         else:
             modulated, *modulation = self.block.norm1_context(rows, emb=conditioning)
-        if getattr(attn, "fused_projections", False):
+        if self._fused:
             projected = attn.to_added_qkv(modulated).chunk(3, dim=-1)
         else:
             projected = attn.add_q_proj(modulated), attn.add_k_proj(modulated), attn.add_v_proj(modulated)
         query, key, value = map(self._split, projected)
-        query, key = ((norm or _same)(part) for norm, part in ((attn.norm_added_q, query), (attn.norm_added_k, key)))
+        query = attn.norm_added_q(query) if attn.norm_added_q else query
+        key = attn.norm_added_k(key) if attn.norm_added_k else key
         keys = torch.cat([key, self.rotate(image_key, positions)], dim=1)
         values = torch.cat([value, image_value], dim=1)
         output = scaled_dot_product_attention(query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
         return Attended(output.transpose(1, 2).flatten(2), key, tuple(modulation))
 
     def update(self, rows: Tensor, attended: Attended) -> Tensor:
-        """Rows plus gated to_add_out(O_C), then plus the gated text MLP on the modulated second norm."""
+        """Concept rows `[B, K, D]` after the block: plus gated to_add_out(O_C), then plus the gated text MLP on the modulated
+        second norm.
+        """
         gate, mlp_shift, mlp_scale, mlp_gate = (part[:, None] for part in attended.modulation)
         rows = rows + gate * self.block.attn.to_add_out(attended.output)
         inner = self.block.norm2_context(rows) * (1 + mlp_scale) + mlp_shift
@@ -94,20 +108,24 @@ class JointBlockTap:
 
 @dataclass(frozen=True)
 class JointTaps:
-    """`Taps` of a transformer whose blocks are handed time(t) + pooled(text) as their conditioning vector."""
+    """A transformer as the concept stream sees it; its blocks are handed time(t) + pooled(text) as their conditioning vector."""
 
     transformer: Any
     blocks: tuple[JointBlockTap, ...]
+    """The double-stream blocks, in order."""
 
     @property
     def conditioner(self) -> nn.Module:
-        """The embedding of time, guidance and pooled text."""
+        """The module whose output is the conditioning vector: the embedding of time, guidance and pooled text."""
         return self.transformer.time_text_embed
 
     def conditioning(self, args: tuple[Any, ...]) -> Tensor:
-        """time(t) [+ guidance] + pooled(0): the MLP of a zero vector, which is not zero."""
+        """The concepts' `[B, D]` for a call of `conditioner`: time(t) [+ guidance] + the MLP of a zero vector, which is not zero.
+
+        Runs no hook, as `embed`.
+        """
         return self.transformer.time_text_embed.forward(*args[:-1], torch.zeros_like(args[-1]))
 
     def embed(self, concepts: Tensor) -> Tensor:
-        """The context embedder's rows."""
+        """Concept vectors `[B, K, text width]` as rows `[B, K, D]` of the first block."""
         return self.transformer.context_embedder.forward(concepts)

@@ -6,10 +6,10 @@ scaling (in the manifest) is applied in float32 when they are read.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgpipe.backbones.cache_files import open_tensors, read_manifest, write_manifest
+from sgpipe.backbones.cache_files import open_tensors, read_manifest, shard_reader, write_manifest
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.images import COUNTS, FILTER, CropRejected, Scaling, encode, read_crop
 from sgpipe.backbones.rectified_flow import generator
@@ -40,13 +40,18 @@ def latent_identity(backbone: Backbone) -> dict[str, Any]:
     return identity(backbone, ("vae",), resolution=backbone.resolution, filter=FILTER)
 
 
-@dataclass(frozen=True)
-class Crops:
-    """The different crops of a set of triples, in a fixed order, and the triples that each one stands for."""
+class Crop(NamedTuple):
+    """A region `(x, y, w, h)` of an image, and the triples that it stands for."""
 
-    image: tuple[int, ...]
-    box: tuple[Box, ...]
-    triples: tuple[tuple[str, ...], ...]
+    image: int
+    box: Box
+    triples: tuple[str, ...]
+
+
+class Crops(tuple[Crop, ...]):
+    """The different crops of a set of triples, in a fixed order."""
+
+    __slots__ = ()
 
     @classmethod
     def of(cls, table: pa.Table) -> Self:
@@ -59,13 +64,7 @@ class Crops:
             if seen.setdefault(name, crop) != crop:
                 raise DataError(f"triple {name} has two different crops; run `dvc repro curate`")
             found.setdefault(crop, set()).add(name)
-        order = sorted(found)
-        return cls(
-            tuple(image for image, _ in order), tuple(box for _, box in order), tuple(tuple(sorted(found[crop])) for crop in order)
-        )
-
-    def __len__(self) -> int:
-        return len(self.image)
+        return cls(Crop(*crop, tuple(sorted(found[crop]))) for crop in sorted(found))
 
 
 def latent_maker(vae: Any, load: LoadImage, crops: Crops, resolution: int, batch_size: int, encoder: str) -> Make:
@@ -76,36 +75,31 @@ def latent_maker(vae: Any, load: LoadImage, crops: Crops, resolution: int, batch
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
         items: list[int] = []
-        means: list[Tensor] = []
-        deviations: list[Tensor] = []
+        posteriors: list[tuple[Tensor, Tensor]] = []
         rescaled = 0
-        rejects: dict[str, list[Any]] = {name: [] for name in LATENT_REJECTS.names}
+        rejects: list[dict[str, Any]] = []
         for batch in shard.batches(batch_size):
             pixels: list[NDArray[np.uint8]] = []
-            for item in range(batch.start, batch.stop):
+            for item, crop in enumerate(crops[batch], batch.start):
                 try:
-                    crop, scaled = read_crop(load, crops.image[item], crops.box[item], resolution)
+                    made, scaled = read_crop(load, crop.image, crop.box, resolution)
                 except CropRejected as error:
-                    for name in crops.triples[item]:
-                        row = (name, crops.image[item], error.reason, str(error))
-                        for column, value in zip(LATENT_REJECTS.names, row, strict=True):
-                            rejects[column].append(value)
+                    rows = [(name, crop.image, error.reason, str(error)) for name in crop.triples]
+                    rejects += [dict(zip(LATENT_REJECTS.names, row, strict=True)) for row in rows]
                     continue
-                pixels.append(crop)
+                pixels.append(made)
                 items.append(item)
                 rescaled += scaled
             if pixels:
-                mean, std = encode(vae, pixels)
-                means.append(mean.half())
-                deviations.append(std.half())
-                if not torch.isfinite(means[-1]).all():
+                mean, std = (values.half() for values in encode(vae, pixels))
+                posteriors.append((mean, std))
+                if not torch.isfinite(mean).all():
                     raise ModelError("vae: its latents exceed the range of float16; the checkpoint is damaged")
             tick(batch.stop - batch.start)
         tensors = {"item": torch.tensor(items, dtype=torch.int64)}
-        if items:
-            tensors |= {"mean": torch.cat(means), "std": torch.cat(deviations)}
+        tensors |= {name: torch.cat(parts) for name, parts in zip(("mean", "std"), zip(*posteriors, strict=True), strict=False)}
         write_tensors(tensors, folder / _FILE, {"encoder": encoder})
-        write_table(pa.table(rejects, schema=LATENT_REJECTS), folder / _REJECTS)
+        write_table(pa.Table.from_pylist(rejects, schema=LATENT_REJECTS), folder / _REJECTS)
         write_json({"rescaled": rescaled}, folder / COUNTS)
 
     return make
@@ -117,10 +111,9 @@ def merge_latents(
     """Make the cache `out` of the finished shards in `made`, whose encoder is `who`.
 
     Returns crops read (`rescaled`: of images of another size than annotated) and triples kept, and triples rejected by reason.
-
     Raises `DataError` if no crop could be read.
     """
-    rows: dict[str, list[Any]] = {name: [] for name in LATENT_INDEX.names}
+    index: list[dict[str, Any]] = []
     kept = rescaled = 0
     for shard in shards:
         rescaled += json.loads((made / shard.name / COUNTS).read_bytes())["rescaled"]
@@ -129,10 +122,8 @@ def merge_latents(
         if items:
             link(made / shard.name / _FILE, out / f"{shard.name}.safetensors")
         for row, item in enumerate(items):
-            for name in crops.triples[item]:
-                values = (name, crops.image[item], *crops.box[item], shard.name, row)
-                for column, value in zip(LATENT_INDEX.names, values, strict=True):
-                    rows[column].append(value)
+            image, box, triples = crops[item]
+            index += [dict(zip(LATENT_INDEX.names, (name, image, *box, shard.name, row), strict=True)) for name in triples]
     rejects = pa.concat_tables(
         [LATENT_REJECTS.empty_table()] + [read_table(made / shard.name / _REJECTS, LATENT_REJECTS) for shard in shards]
     )
@@ -141,14 +132,14 @@ def merge_latents(
             f"none of {len(crops)} crops could be read"
             + (f"; the first: {rejects['detail'][0]}" if rejects.num_rows else "; run `dvc repro curate`")
         )
-    write_table(pa.table(rows, schema=LATENT_INDEX), out / "index.parquet")
+    write_table(pa.Table.from_pylist(index, schema=LATENT_INDEX), out / "index.parquet")
     write_table(rejects, out / _REJECTS)
     write_manifest(out, KIND, who, scale=scaling.scale, shift=scaling.shift)
-    reasons = rejects["reason"].to_pylist()
+    reasons = Counter(rejects["reason"].to_pylist())
     return {
         "crops": {"read": kept, "all": len(crops), "rescaled": rescaled},
-        "triples": {"kept": len(rows["triple_id"]), "rejected": len(reasons)},
-        "rejected_by_reason": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "triples": {"kept": len(index), "rejected": rejects.num_rows},
+        "rejected_by_reason": dict(sorted(reasons.items())),
     }
 
 
@@ -161,14 +152,11 @@ class LatentCache:
     def __init__(self, folder: Path, backbone: Backbone) -> None:
         who = latent_identity(backbone)
         manifest = read_manifest(folder, KIND, who, STAGE)
-        self._folder, self._encoder = folder, config_hash(who)
+        self._folder, self._shard = folder, shard_reader(who)
         self._scaling = Scaling(manifest["scale"], manifest["shift"])
-        self._open: dict[str, dict[str, Tensor]] = {}
-        index = read_table(folder / "index.parquet", LATENT_INDEX)
-        names, shards, rows = (index[name].to_pylist() for name in ("triple_id", "shard", "row"))
-        self._places = dict(zip(names, zip(shards, rows, strict=True), strict=True))
-        columns = (index[name].to_pylist() for name in ("image_id", *_CROP))
-        self._crops = dict(zip(names, zip(*columns, strict=True), strict=True))
+        index = read_table(folder / "index.parquet", LATENT_INDEX).to_pylist()
+        self._places = {row["triple_id"]: (row["shard"], row["row"]) for row in index}
+        self._crops = {row["triple_id"]: (row["image_id"], *(row[name] for name in _CROP)) for row in index}
         rejects = read_table(folder / _REJECTS, LATENT_REJECTS)
         self._rejects = dict(zip(rejects["triple_id"].to_pylist(), rejects["reason"].to_pylist(), strict=True))
 
@@ -206,7 +194,5 @@ class LatentCache:
             why = f"was rejected ({self._rejects[name]})" if name in self._rejects else "is not cached"
             raise DataError(f"{self._folder}: triple {name} {why}; take triples from `available`")
         shard, row = self._places[name]
-        if shard not in self._open:
-            self._open[shard] = open_tensors(self._folder / f"{shard}.safetensors", self._encoder)
-        tensors = self._open[shard]
+        tensors = self._shard(self._folder / f"{shard}.safetensors")
         return tensors["mean"][row], tensors["std"][row]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,31 +19,22 @@ from sgpipe.runs.command import is_out_of_memory
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _class_of(folder: Path, part: str) -> tuple[str, Any]:
-    """Library and class of a part, as model_index.json names them; only diffusers and transformers are asked."""
-    index = part_configs(folder, ("",))[""]
-    library, name = index.get(part) or (None, None)
-    if library == "diffusers":
-        import diffusers as module
-    elif library == "transformers":
-        import transformers as module
-    else:
+def check_part(folder: Path, part: str) -> tuple[str, Any]:
+    """Library and class of a part, as model_index.json names them, whose configuration is that class's. Raises `ModelError`.
+
+    Only diffusers and transformers are asked.
+    """
+    library, name = part_configs(folder, ("",))[""].get(part) or (None, None)
+    if library not in ("diffusers", "transformers"):
         raise ModelError(
             f"{folder}/model_index.json: {part} comes from {library!r}; only diffusers and transformers are loaded, no code "
             "of a checkpoint"
         )
-    kind = getattr(module, str(name), None)
+    kind = getattr(import_module(library), str(name), None)
     if kind is None:
         raise ModelError(f"{folder}/model_index.json: {part} is a {name!r}, which this {library} does not have")
-    return library, kind
-
-
-def check_part(folder: Path, part: str) -> tuple[str, Any]:
-    """Library and class of a part whose configuration is that class's. Raises `ModelError`."""
-    library, kind = _class_of(folder, part)
     plain = "scheduler_config.json" if library == "diffusers" else "tokenizer_config.json"
-    name = "config.json" if hasattr(kind, "state_dict") else plain
-    check_config(folder / part / name, kind)
+    check_config(folder / part / ("config.json" if hasattr(kind, "state_dict") else plain), kind)
     return library, kind
 
 
@@ -128,11 +120,11 @@ def place(module: nn.Module, device: torch.device, offload: str) -> None:
 @contextmanager
 def on_device(module: nn.Module, device: torch.device, offload: str) -> Iterator[None]:
     """The module can run on the device within the body; with `offload: model` it waits in main memory otherwise."""
-    moves = offload == "model" and not getattr(module, "is_quantized", False)
-    if moves:
-        module.to(device)
+    if offload != "model" or getattr(module, "is_quantized", False):
+        yield
+        return
+    module.to(device)
     try:
         yield
     finally:
-        if moves:
-            module.to("cpu")
+        module.to("cpu")

@@ -5,12 +5,12 @@ run, another batch size or another order draws the same ones.
 """
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,13 +23,9 @@ def generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _per_sample(t: Tensor, like: Tensor) -> Tensor:
-    return t.to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
-
-
 def interpolate(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """z_t = (1 − t) z_0 + t ε for latents and noise `[B, …]` at times `[B]`."""
-    at = _per_sample(t, latents)
+    at = t.to(latents.device).reshape(-1, *(1,) * (latents.ndim - 1))
     return (1 - at) * latents + at * noise
 
 
@@ -62,17 +58,15 @@ def dynamic_mu(tokens: int, scheduler: Mapping[str, Any]) -> float:
 
 _SLACK = 1e-4
 _REFUSED = (
-    "invert_sigmas",
-    "shift_terminal",
-    "stochastic_sampling",
-    "use_beta_sigmas",
-    "use_exponential_sigmas",
-    "use_karras_sigmas",
-)
+    "invert_sigmas", "shift_terminal", "stochastic_sampling", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas",
+)  # fmt: skip
 
 
-def refuse_scheduler(steps: int, scheduler: Mapping[str, Any]) -> None:
-    """Raises `ModelError` for a scheduler's configuration that is not stepped as an Euler integrator of the flow, or no steps."""
+def scheduler_times(steps: int, scheduler: Mapping[str, Any], **how: Any) -> NDArray[np.float32]:
+    """The times `[steps + 1]` between which a FlowMatchEulerDiscreteScheduler of this configuration steps; `how` it sets them.
+
+    Raises `ModelError` for one that is not stepped as an Euler integrator of the flow, or no steps.
+    """
     if steps < 1:
         raise ModelError(f"steps: got {steps}; at least 1 is needed")
     kind = scheduler.get("_class_name", "FlowMatchEulerDiscreteScheduler")
@@ -82,25 +76,19 @@ def refuse_scheduler(steps: int, scheduler: Mapping[str, Any]) -> None:
             f"scheduler: {kind} with {', '.join(strange) or 'its settings'} is not sampled here; valid: a "
             "FlowMatchEulerDiscreteScheduler with shift or use_dynamic_shifting"
         )
+    made = FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler))
+    made.set_timesteps(steps, **how)
+    return made.sigmas.numpy().astype(np.float32)
 
 
 def euler_times(steps: int, tokens: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
-    """The times `[steps + 1]`, from 1 to 0, between which `FluxPipeline` steps with a FlowMatchEulerDiscreteScheduler.
+    """The times `[steps + 1]`, from 1 to 0, between which `FluxPipeline` steps with this configuration of its scheduler.
 
-    `scheduler` is that scheduler's configuration. Evenly spaced times t = 1, …, 1/steps are shifted to s t / (1 + (s − 1) t):
-    s is `shift`, or with `use_dynamic_shifting` exp(μ) (or μ, if linear) for the number of image tokens. Raises `ModelError`
-    for a configuration that does something else.
+    Evenly spaced times t = 1, …, 1/steps are shifted to s t / (1 + (s − 1) t): s is `shift`, or with `use_dynamic_shifting`
+    exp(μ) (or μ, if linear) for the number of image tokens. Raises `ModelError` as `scheduler_times`.
     """
-    refuse_scheduler(steps, scheduler)
-    even = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
-    if scheduler.get("use_dynamic_shifting"):
-        mu = dynamic_mu(tokens, scheduler)
-        shift = math.exp(mu) if scheduler.get("time_shift_type", "exponential") == "exponential" else mu
-        shifted = shift / (shift + (1 / even - 1))
-    else:
-        shift = scheduler.get("shift", 1.0)
-        shifted = shift * even / (1 + (shift - 1) * even)
-    return np.append(shifted, np.float32(0)).astype(np.float32)
+    mu = dynamic_mu(tokens, scheduler) if scheduler.get("use_dynamic_shifting") else None
+    return scheduler_times(steps, scheduler, sigmas=np.linspace(1.0, 1 / max(steps, 1), steps), mu=mu)
 
 
 def is_within(t: float, low: float, high: float) -> bool:

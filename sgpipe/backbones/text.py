@@ -1,4 +1,4 @@
-"""Text encoders of transformers and diffusers as conditions: T5 with CLIP, and encodings made ahead."""
+"""Text encoders of transformers and diffusers as conditions: T5 with CLIPs, and encodings made ahead."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,62 +14,64 @@ from sgpipe.errors import ModelError
 T = TypeVar("T")
 
 
-class T5Words:
-    """A T5 encoder and its tokenizer: states of whole prompts, and of the words of names and concepts.
+class T5WithClips:
+    """T5 and CLIPs, named by their folders (encoder, tokenizer): states of whole prompts, and of the words of names and concepts.
 
-    With `offload: model` it is on the device only while it runs.
+    With `offload: model` each is on the device only while it runs.
     """
 
-    def __init__(self, backbone: Backbone, encoder: str, tokenizer: str, device: torch.device, offload: str) -> None:
-        self.length, self._part = backbone.max_sequence_length, encoder
-        self._device, self._offload = device, offload
-        self._tokenizer, self._t5 = load_plain(backbone, tokenizer), load_module(backbone, encoder)
+    def __init__(
+        self, backbone: Backbone, t5: tuple[str, str], clips: Sequence[tuple[str, str]], device: torch.device, offload: str
+    ) -> None:
+        self._length, self._device, self._offload = backbone.max_sequence_length, device, offload
+        self._parts = [part for part, _ in (t5, *clips)]
+        self._encoders = {part: load_module(backbone, part) for part in self._parts}
+        self._tokenizers = {part: load_plain(backbone, tokenizer) for part, tokenizer in (t5, *clips)}
         if offload != "model":
-            place(self._t5, device, offload)
+            for encoder in self._encoders.values():
+                place(encoder, device, offload)
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> Tensor:
-        """States `[B, T, text width]` of padded prompts, on the CPU. Raises `ModelError` if they are not finite."""
-        return self._run(texts)[1]
+        """T5's states `[B, T, text width]` of padded prompts, on the CPU. Raises `ModelError` if they are not finite."""
+        return self._words(texts)[1]
 
     @torch.no_grad()
     def concepts(self, texts: Sequence[str]) -> list[Tensor]:
-        """States `[n, text width]` of the n tokens of each text's words, on the CPU.
+        """T5's states `[n, text width]` of the n tokens of each text's words, on the CPU.
 
         Each is encoded alone, padded to the full length without an attention mask (facts of ConceptAttention's official
         code); the states of padding and of the end token are left out, but a text always keeps its first token.
         """
-        tokens, states = self._run(texts)
-        words = tokens.attention_mask.bool() & (tokens.input_ids != self._tokenizer.eos_token_id)
+        tokens, states = self._words(texts)
+        words = tokens.attention_mask.bool() & (tokens.input_ids != self._tokenizers[self._parts[0]].eos_token_id)
         words[:, 0] = True
         return [row[mask] for row, mask in zip(states, words, strict=True)]
 
-    def _run(self, texts: Sequence[str]) -> tuple[Any, Tensor]:
-        tokens = token_ids(self._tokenizer, texts, self.length)
-        with on_device(self._t5, self._device, self._offload):
-            states = self._t5(tokens.input_ids.to(self._device)).last_hidden_state.to(self._t5.dtype).cpu()
-        check_finite(states, self._part, texts)
-        return tokens, states
-
-
-class T5AndClip(T5Words):
-    """T5 and CLIP of a FLUX pipeline, with the results of `FluxPipeline.encode_prompt` bit for bit."""
-
-    def __init__(self, backbone: Backbone, device: torch.device, offload: str = "none") -> None:
-        super().__init__(backbone, "text_encoder_2", "tokenizer_2", device, offload)
-        self._clip_tokenizer = load_plain(backbone, "tokenizer")
-        self._clip = load_module(backbone, "text_encoder")
-        if offload != "model":
-            place(self._clip, device, offload)
-
     @torch.no_grad()
-    def prompts(self, texts: Sequence[str]) -> TextCondition:
-        """Both encodings of a batch, on the CPU. Raises `ModelError` if they are not finite."""
-        ids = token_ids(self._clip_tokenizer, texts, self._clip_tokenizer.model_max_length).input_ids
-        with on_device(self._clip, self._device, self._offload):
-            pooled = self._clip(ids.to(self._device)).pooler_output.to(self._clip.dtype).cpu()
-        check_finite(pooled, "text_encoder", texts)
-        return TextCondition(self.states(texts), pooled)
+    def pooled(self, texts: Sequence[str], name: str, **options: Any) -> Iterator[tuple[Tensor, Any]]:
+        """Of each CLIP its output `name` `[B, pooled width]`, on the CPU, and all outputs. Raises `ModelError` if not finite."""
+        length = self._tokenizers[self._parts[1]].model_max_length
+        for part in self._parts[1:]:
+            _, pooled, made = self._run(part, texts, length, name, **options)
+            yield pooled, made
+
+    def _words(self, texts: Sequence[str]) -> tuple[Any, Tensor]:
+        return self._run(self._parts[0], texts, self._length, "last_hidden_state")[:2]
+
+    def _run(self, part: str, texts: Sequence[str], length: int, name: str, **options: Any) -> tuple[Any, Tensor, Any]:
+        """Tokens, the output of this name, and all outputs."""
+        encoder = self._encoders[part]
+        tokens = self._tokenizers[part](list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        with on_device(encoder, self._device, self._offload):
+            made = encoder(tokens.input_ids.to(self._device), **options)
+        values = made[name].to(encoder.dtype).cpu()
+        bad = [text for text, row in zip(texts, values, strict=True) if not torch.isfinite(row).all()]
+        if bad:
+            raise ModelError(
+                f"{part}: its result for {bad[0]!r} is not finite; T5 overflows in float16: set backbone.dtype to bfloat16"
+            )
+        return tokens, values, made
 
 
 class EncodedTexts:
@@ -82,8 +84,7 @@ class EncodedTexts:
         self._prompts: dict[str, TextCondition] = {}
         self._names: dict[str, Tensor] = {}
         for texts in _batches(prompts, batch):
-            made = encoders.prompts(texts)
-            self._prompts |= zip(texts, made.rows(), strict=True)
+            self._prompts |= zip(texts, encoders.prompts(texts).rows(), strict=True)
         for texts in _batches(names, batch):
             self._names |= zip(texts, encoders.concepts(texts), strict=True)
 
@@ -105,15 +106,3 @@ def _known(made: Mapping[str, T], text: str) -> T:
     if text not in made:
         raise ModelError(f"{text!r} was not encoded before its encoders were let go; name it when they are loaded")
     return made[text]
-
-
-def token_ids(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
-    return tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-
-
-def check_finite(values: Tensor, part: str, texts: Sequence[str]) -> None:
-    bad = [text for text, row in zip(texts, values, strict=True) if not torch.isfinite(row).all()]
-    if bad:
-        raise ModelError(
-            f"{part}: its result for {bad[0]!r} is not finite; T5 overflows in float16: set backbone.dtype to bfloat16"
-        )

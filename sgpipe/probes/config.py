@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from sgpipe.backbones.config import Condition
+from sgpipe.backbones.config import Condition, each_once
 
 Kind = Literal["mlp", "cnn", "wrn"]
 Feature = Literal["saliency", "cross", "concat", "triple", "diff"]
@@ -38,8 +38,7 @@ class NoiseAware(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ("relational", "wrong", "neutral")
 
     def __post_init__(self) -> None:
-        if len(set(self.conditions)) != len(self.conditions):
-            raise ValueError(f"conditions: got {list(self.conditions)}; name each once")
+        each_once(conditions=self.conditions)
 
 
 class Probes(Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,8 +68,7 @@ class Probes(Struct, frozen=True, forbid_unknown_fields=True):
     noise_aware: Annotated[NoiseAware, Meta(description="the probe of noised maps, told t, for the ranking loss")] = NoiseAware()
 
     def __post_init__(self) -> None:
-        if len(set(self.features)) != len(self.features):
-            raise ValueError(f"features: got {list(self.features)}; name each once")
+        each_once(features=self.features)
         lacking = sorted({*self.epochs, self.noise_aware.probe} - {*self.fitting.learning_rate})
         if lacking:
             raise ValueError(f"fitting.learning_rate: none for {', '.join(lacking)}; name a rate for each probe that is fitted")

@@ -19,14 +19,9 @@ from sgpipe.probes.config import Feature
 from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
 
 KINDS_OF: Final[dict[Feature, tuple[str, ...]]] = {
-    "saliency": ("saliency",),
-    "cross": ("cross",),
-    "concat": ("saliency", "cross"),
-    "triple": ("saliency", "cross"),
-    "diff": ("saliency", "cross"),
-}
+    "saliency": ("saliency",), "cross": ("cross",), "concat": KINDS, "triple": KINDS, "diff": KINDS,
+}  # fmt: skip
 """Kinds of map that a feature is made of, in the order in which their channels stand."""
-
 PARTS: Final[dict[Feature, int]] = {"saliency": 1, "cross": 1, "concat": 2, "triple": 3, "diff": 2}
 """Channels of a feature per concept."""
 
@@ -36,14 +31,12 @@ def fuse(maps: Tensor, feature: Feature) -> Tensor:
 
     concat = [saliency, cross]; triple = [saliency, cross, saliency · cross]; diff = [saliency, cross − saliency].
     """
-    if feature in ("saliency", "cross", "concat"):
+    if feature not in ("triple", "diff"):
         return maps
     saliency, cross = maps.chunk(2, dim=1)
     if feature == "triple":
-        return torch.cat([saliency, cross, saliency * cross], dim=1)
-    if feature == "diff":
-        return torch.cat([saliency, cross - saliency], dim=1)
-    raise ValueError(f"feature: got {feature!r}; valid: {', '.join(KINDS_OF)}")
+        return torch.cat([maps, saliency * cross], dim=1)
+    return torch.cat([saliency, cross - saliency], dim=1)
 
 
 Indices = NDArray[np.int64]

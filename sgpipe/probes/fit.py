@@ -4,11 +4,11 @@ Figures of predictions: accuracy, macro-F1, intervals by group, confusions, cali
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from queue import Queue
-from threading import Thread
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -58,6 +58,13 @@ def interval(correct: NDArray[np.bool_], groups: Indices, resamples: int, seed: 
     return float(low), float(high)
 
 
+def mean_loss(logits: Floats, labels: Indices) -> float:
+    """Mean cross-entropy of logits `[N, classes]` to labels `[N]`, in float64."""
+    top = logits.max(axis=1)
+    log_sum = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+    return float((log_sum - logits[np.arange(len(labels)), labels]).mean())
+
+
 def calibration_error(logits: Floats, labels: Indices, bins: int = 15) -> float | None:
     """Expected calibration error (Guo et al. 2017, eq. 3): |accuracy − confidence| over equal bins of confidence, weighted.
 
@@ -65,8 +72,7 @@ def calibration_error(logits: Floats, labels: Indices, bins: int = 15) -> float 
     """
     if not len(labels):
         return None
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    confidence = shifted.max(axis=1) / shifted.sum(axis=1)
+    confidence = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
     correct = logits.argmax(axis=1) == labels
     bin_of = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
@@ -105,30 +111,25 @@ def cut(rows: Indices, size: int) -> list[Indices]:
 
 def _batches(source: Source, parts: Sequence[Indices], device: torch.device, clock: Clock) -> Iterator[Tensor]:
     """Inputs of each part on the device; a thread gathers ahead for a GPU. The wait for them is counted."""
-    if device.type == "cpu":
-        for part in parts:
-            start = time.perf_counter()
-            inputs = source.batch(part)
-            clock.waiting += time.perf_counter() - start
-            yield inputs
-        return
-    queue: Queue[Tensor | BaseException] = Queue(_AHEAD)
 
-    def gather() -> None:
-        try:
-            for part in parts:
-                queue.put(source.batch(part).pin_memory() if device.type == "cuda" else source.batch(part))
-        except BaseException as error:
-            queue.put(error)
+    def gather(part: Indices) -> Tensor:
+        return source.batch(part).pin_memory() if device.type == "cuda" else source.batch(part)
 
-    Thread(target=gather, daemon=True).start()
+    gathered = map(gather, parts) if device.type == "cpu" else _ahead(gather, parts)
     for _ in parts:
         start = time.perf_counter()
-        made = queue.get()
+        made = next(gathered)
         clock.waiting += time.perf_counter() - start
-        if isinstance(made, BaseException):
-            raise made
         yield made.to(device, non_blocking=True)
+
+
+def _ahead(gather: Callable[[Indices], Tensor], parts: Sequence[Indices]) -> Iterator[Tensor]:
+    with ThreadPoolExecutor(1) as pool:
+        running = deque(pool.submit(gather, part) for part in parts[:_AHEAD])
+        for at in range(len(parts)):
+            made = running.popleft().result()
+            running.extend(pool.submit(gather, part) for part in parts[at + _AHEAD : at + _AHEAD + 1])
+            yield made
 
 
 def _autocast(device: torch.device) -> Any:
@@ -138,7 +139,7 @@ def _autocast(device: torch.device) -> Any:
 @torch.no_grad()
 def predict(
     model: nn.Module, source: Source, rows: Indices, device: torch.device, clock: Clock | None = None, size: int = 512
-) -> NDArray[np.float64]:
+) -> Floats:
     """Logits `[N, classes]` of these rows, in eval mode."""
     model.eval()
     found = []
@@ -221,11 +222,8 @@ def fit(
     return Fitted(model.eval(), engine.step // per_epoch, best.at, best.score[0], clock)
 
 
-def _score(logits: NDArray[np.float64], labels: Indices) -> tuple[float, float]:
+def _score(logits: Floats, labels: Indices) -> tuple[float, float]:
     """Accuracy, and the negative loss that decides between equals."""
     if not len(labels):
         return 0.0, 0.0
-    top = logits.max(axis=1)
-    log_sum = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
-    loss = (log_sum - logits[np.arange(len(labels)), labels]).mean()
-    return float((logits.argmax(axis=1) == labels).mean()), -float(loss)
+    return float((logits.argmax(axis=1) == labels).mean()), -mean_loss(logits, labels)

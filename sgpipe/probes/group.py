@@ -1,6 +1,6 @@
 """From the fits of a layer group to its figures: accuracy beside every control, the best probe, confusions, calibration."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ from sgpipe.probes.data import Indices
 from sgpipe.probes.fit import confusion_matrix, difference, interval, macro_f1, mean
 from sgpipe.probes.jobs import TRACE, Bench, Result, Unit
 from sgpipe.probes.noise_aware import NoiseAwareProbe, calibration, save_noise_aware
-from sgpipe.probes.probe import Probe
-from sgpipe.probes.store import save_weights
+from sgpipe.probes.probe import Probe, save_weights
 
 BEST, NOISE_AWARE = "best", "noise_aware"
 """Folders of a group's best probe and of the noise-aware one."""
@@ -24,26 +23,24 @@ def _accuracies(results: Sequence[Result]) -> list[float]:
     return [float((r.indices("predicted") == r.indices("labels")).mean()) for r in results]
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and sample deviation over seeds; one seed has none."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"accuracy": float(np.mean(values)), "deviation": deviation}
-
-
 def _pooled(results: Sequence[Result], name: str) -> Indices:
     return np.concatenate([result.indices(name) for result in results])
 
 
-def _interval(bench: Bench, results: Sequence[Result]) -> list[float]:
-    rows = _pooled(results, "rows")
+def _confusion(bench: Bench, results: Sequence[Result]) -> Indices:
+    return confusion_matrix(_pooled(results, "labels"), _pooled(results, "predicted"), len(bench.generated.classes))
+
+
+def _figures(bench: Bench, results: Sequence[Result]) -> dict[str, Any]:
+    """Mean accuracy over seeds, its sample deviation (one seed has none), and its interval over all their rows."""
+    accuracies, params = _accuracies(results), bench.params
     correct = _pooled(results, "predicted") == _pooled(results, "labels")
-    return list(interval(correct, bench.groups.of_triple[bench.generated.triples[rows]], bench.params.resamples, bench.params.seed))
-
-
-def names_alone(bench: Bench, get: Get) -> dict[str, Any]:
-    """The linear probe on the two names: accuracy, its deviation and its interval."""
-    results = [get(Unit("names", i)) for i in range(bench.params.seeds)]
-    return {**_spread(_accuracies(results)), "interval": _interval(bench, results)}
+    groups = bench.groups.of_triple[bench.generated.triples[_pooled(results, "rows")]]
+    return {
+        "accuracy": float(np.mean(accuracies)),
+        "deviation": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None,
+        "interval": list(interval(correct, groups, params.resamples, params.seed)),
+    }
 
 
 def _repeats(bench: Bench, get: Get, kind: Kind, feature: Feature) -> list[Result]:
@@ -59,8 +56,7 @@ def cell(bench: Bench, get: Get, kind: Kind, feature: Feature, names: float) -> 
     """
     results = _repeats(bench, get, kind, feature)
     mixed = [get(Unit("shuffled", i, kind, feature)) for i in range(bench.params.shuffled_seeds)]
-    figures = _spread(_accuracies(results))
-    confusion = confusion_matrix(_pooled(results, "labels"), _pooled(results, "predicted"), len(bench.generated.classes))
+    figures = _figures(bench, results)
     trace = word_trace(bench.noised, _pooled(results, "noised_rows"), _pooled(results, "noised_predicted"))
     controls = {"shuffled": float(np.mean(_accuracies(mixed))), "names": names, "word": trace["wrong_towards_word"]}
     over = {
@@ -72,8 +68,7 @@ def cell(bench: Bench, get: Get, kind: Kind, feature: Feature, names: float) -> 
     probe = Probe(bench.config(Unit("cell", 0, kind, feature)))
     return {
         **figures,
-        "macro_f1": macro_f1(confusion),
-        "interval": _interval(bench, results),
+        "macro_f1": macro_f1(_confusion(bench, results)),
         "val_accuracy": float(np.mean([result.facts["val_accuracy"] for result in results])),
         "sizes": {part: [result.facts[part] for result in results] for part in ("train", "val", "test")},
         "parameters": sum(value.numel() for value in probe.parameters()),
@@ -114,20 +109,18 @@ def noised(bench: Bench, unit: Unit, result: Result, probe: NoiseAwareProbe, nam
     }
 
 
-def _best(cells: Mapping[Kind, Mapping[Feature, Mapping[str, Any]]]) -> tuple[Kind, Feature]:
-    """The cell of the highest mean validation accuracy; the test set has no say."""
-    every = [(kind, feature) for kind, row in cells.items() for feature in row]
-    return max(every, key=lambda at: cells[at[0]][at[1]]["val_accuracy"])
-
-
 def write_group(bench: Bench, group: str, get: Get, folder: Path) -> dict[str, Any]:
-    """Write the best probe and the noise-aware one into `folder`; return the group's figures."""
+    """Write the best probe and the noise-aware one into `folder`; return the group's figures.
+
+    The best has the highest mean validation accuracy; the test set has no say.
+    """
     maps, params = bench.generated, bench.params
-    names = names_alone(bench, get)
+    names = _figures(bench, [get(Unit("names", i)) for i in range(params.seeds)])
     cells = {
         kind: {feature: cell(bench, get, kind, feature, names["accuracy"]) for feature in params.features} for kind in params.epochs
     }
-    kind, feature = _best(cells)
+    every = [(kind, feature) for kind, row in cells.items() for feature in row]
+    kind, feature = max(every, key=lambda at: cells[at[0]][at[1]]["val_accuracy"])
     results = _repeats(bench, get, kind, feature)
     repeat = int(np.argmax([result.facts["val_accuracy"] for result in results]))
     unit = Unit("cell", repeat, kind, feature)
@@ -138,7 +131,6 @@ def write_group(bench: Bench, group: str, get: Get, folder: Path) -> dict[str, A
         "val_accuracy": results[repeat].facts["val_accuracy"],
     }  # fmt: skip
     save_weights(results[repeat].weights, bench.config(unit), {**about, **chosen}, folder / BEST)
-    confusion = confusion_matrix(_pooled(results, "labels"), _pooled(results, "predicted"), len(maps.classes))
     found = {
         "group": group,
         "classes": list(maps.classes),
@@ -148,21 +140,13 @@ def write_group(bench: Bench, group: str, get: Get, folder: Path) -> dict[str, A
         "cells": cells,
         "names": names,
         "best": {**chosen, "repeat": repeat},
-        "confusion": confusion.tolist(),
+        "confusion": _confusion(bench, results).tolist(),
     }
     for what in (NOISE_AWARE, "trace"):
         unit = Unit(what if params.noise_aware.conditions != TRACE else NOISE_AWARE)
         result = get(unit)
-        probe = restored(bench, unit, result)
+        probe = NoiseAwareProbe.of_state(bench.config(unit), result.weights)
         found[what] = noised(bench, unit, result, probe, _accuracies([get(Unit("names"))])[0])
         if what == NOISE_AWARE:
             save_noise_aware(probe, {**about, **found[what]}, folder / NOISE_AWARE)
     return found
-
-
-def restored(bench: Bench, unit: Unit, result: Result) -> NoiseAwareProbe:
-    """The noise-aware probe of a kept fit."""
-    weights = result.weights
-    probe = NoiseAwareProbe(Probe(bench.config(unit)), weights["times"], weights["log_temperatures"])
-    probe.load_state_dict(weights)
-    return probe

@@ -5,7 +5,7 @@ at a time or on what was killed and continued.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,8 @@ from sgpipe.backbones.strict import write_tensors
 from sgpipe.errors import DataError, ParamsError, StateError
 from sgpipe.probes.config import Feature, Kind, Probes
 from sgpipe.probes.controls import NAME_EPOCHS, NAME_RATE, NameProbe, NameSource, check_conditions, shuffled
-from sgpipe.probes.data import Indices, MapSet, MapSource, Pairs
-from sgpipe.probes.fit import Clock, Fitted, fit, predict, scale
+from sgpipe.probes.data import Indices, MapSet, MapSource, Pairs, Source
+from sgpipe.probes.fit import Fitted, fit, predict, scale
 from sgpipe.probes.noise_aware import NoiseAwareProbe, calibrate
 from sgpipe.probes.probe import Probe, ProbeConfig
 from sgpipe.probes.splits import Groups, Split, split
@@ -138,37 +138,23 @@ class Bench:
 
     def run(self, unit: Unit) -> Result:
         """Fit, and predict the test rows."""
-        runs = {"cell": self._cell, "shuffled": self._cell, "names": self._names}
-        return runs.get(unit.what, self._noised)(unit)
-
-    def _fit_probe(
-        self, unit: Unit, source: MapSource, labels: Indices, train: Indices, val: Indices, epochs: int
-    ) -> Fitted[Probe]:
-        channels = scale(source, train)
-
-        def build() -> Probe:
-            probe = Probe(self.config(unit))
-            probe.set_scale(*(values[: probe.config.channels] for values in channels))
-            return probe
-
-        own = self.params.fitting
-        highest = own.learning_rate[self.config(unit).kind]
-        return fit(build, source, labels, train, val, epochs, highest, own, self.seed(unit), self.device)
-
-    def _predicted(self, fitted: Fitted[Any], source: Any, rows: Indices) -> Tensor:
-        if not len(rows):
-            return torch.zeros(0, dtype=torch.int64)
-        logits = predict(fitted.model, source, rows, self.device, fitted.clock)
-        return torch.from_numpy(logits.argmax(axis=1))
-
-    def _cell(self, unit: Unit) -> Result:
+        if unit.what in ("noise_aware", "trace"):
+            return self._noised(unit)
         maps, parts = self.generated, self.split(unit.repeat)
+        train, val, test = (parts.rows(maps.triples, part) for part in ("train", "val", "test"))
         labels = maps.labels
         if unit.what == "shuffled":
             labels = shuffled(labels, maps.triples, parts, self.seed(unit))
-        source = MapSource(maps, unit.feature)
-        train, val, test = (parts.rows(maps.triples, part) for part in ("train", "val", "test"))
-        fitted = self._fit_probe(unit, source, labels, train, val, self.params.epochs[unit.kind])
+        source: Source
+        if unit.what == "names":
+            source = NameSource(self.pairs, self.embeddings, self.pairs.of_row[maps.triples])
+            channels = scale(source, train)
+            fitted: Fitted[Any] = self._fit(
+                unit, lambda: NameProbe(*channels, len(maps.classes)), source, labels, train, val, NAME_EPOCHS, NAME_RATE
+            )
+        else:
+            source = MapSource(maps, unit.feature)
+            fitted = self._fit_probe(unit, source, labels, train, val, self.params.epochs[unit.kind])
         tensors = {
             "rows": torch.from_numpy(test),
             "labels": torch.from_numpy(labels[test]),
@@ -183,54 +169,53 @@ class Bench:
             }
         return Result(tensors, {**_facts(fitted), "train": len(train), "val": len(val), "test": len(test)})
 
-    def _names(self, unit: Unit) -> Result:
-        maps, parts = self.generated, self.split(unit.repeat)
-        source = NameSource(self.pairs, self.embeddings, self.pairs.of_row[maps.triples])
-        train, val, test = (parts.rows(maps.triples, part) for part in ("train", "val", "test"))
-        mean, deviation = scale(source, train)
-        fitted = fit(
-            lambda: NameProbe(mean, deviation, len(maps.classes)),
-            source, maps.labels, train, val, NAME_EPOCHS, NAME_RATE, self.params.fitting, self.seed(unit), self.device,
-        )  # fmt: skip
-        tensors = {
-            "rows": torch.from_numpy(test),
-            "labels": torch.from_numpy(maps.labels[test]),
-            "predicted": self._predicted(fitted, source, test),
-        }
-        return Result(tensors, _facts(fitted))
+    def _fit(
+        self, unit: Unit, build: Callable[[], Any], source: Source, labels: Indices, train: Indices, val: Indices,
+        epochs: int, highest: float,
+    ) -> Fitted[Any]:  # fmt: skip
+        own, seed = self.params.fitting, self.seed(unit)
+        return fit(build, source, labels, train, val, epochs, highest, own, seed, self.device)
+
+    def _fit_probe(self, unit: Unit, source: MapSource, labels: Indices, train: Indices, val: Indices, epochs: int) -> Fitted[Any]:
+        config, channels = self.config(unit), scale(source, train)
+
+        def build() -> Probe:
+            probe = Probe(config)
+            probe.set_scale(*(values[: config.channels] for values in channels))
+            return probe
+
+        return self._fit(unit, build, source, labels, train, val, epochs, self.params.fitting.learning_rate[config.kind])
+
+    def _predicted(self, fitted: Fitted[Any], source: Source, rows: Indices) -> Tensor:
+        if not len(rows):
+            return torch.zeros(0, dtype=torch.int64)
+        return torch.from_numpy(predict(fitted.model, source, rows, self.device, fitted.clock).argmax(axis=1))
 
     def _noised(self, unit: Unit) -> Result:
         """Fit on noised maps of the unit's conditions; predict test rows of all conditions; calibrate on validation rows."""
         maps, parts, own = self.noised, self.split(unit.repeat), self.params.noise_aware
         wanted = np.isin(maps.conditions.astype(str), own.conditions if unit.what == "noise_aware" else TRACE)
-
-        def rows(part: str) -> Indices:
-            found = parts.rows(maps.triples, part)
-            return found[wanted[found]]
-
-        for part in ("train", "val"):
-            if not len(rows(part)):
+        train, val, test = (parts.rows(maps.triples, part) for part in ("train", "val", "test"))
+        train, val = train[wanted[train]], val[wanted[val]]
+        for part, rows in (("train", train), ("val", val)):
+            if not len(rows):
                 raise DataError(
                     f"{maps.path}: no maps of {part} triples under the prompts of probes.noise_aware.conditions; see the rejects "
                     "of cache_latents, or raise curate.maps_per_class"
                 )
         source = MapSource(maps, own.feature, timed=True)
-        fitted = self._fit_probe(unit, source, maps.labels, rows("train"), rows("val"), own.epochs)
-        val, test = rows("val"), parts.rows(maps.triples, "test")
-        times, log_t = calibrate(predict(fitted.model, source, val, self.device, fitted.clock), maps.labels[val], maps.t[val])
-        probe = NoiseAwareProbe(fitted.model.cpu(), times, log_t)
-        fitted.model.to(self.device)
-        logits = np.empty((0, len(maps.classes)))
-        if len(test):
-            logits = predict(fitted.model, source, test, self.device, fitted.clock)
+        fitted = self._fit_probe(unit, source, maps.labels, train, val, own.epochs)
+        of_val, logits = (predict(fitted.model, source, rows, self.device, fitted.clock) for rows in (val, test))
+        logits = logits.reshape(len(test), len(maps.classes))
+        times, log_t = calibrate(of_val, maps.labels[val], maps.t[val])
         tensors = {
             "noised_rows": torch.from_numpy(test),
             "noised_predicted": torch.from_numpy(logits.argmax(axis=1)),
             "logits": torch.from_numpy(logits).float(),
             "fitted_on": torch.from_numpy(wanted[test]),
-            **_weights(probe.cpu()),
+            **_weights(NoiseAwareProbe(fitted.model.cpu(), times, log_t)),
         }
-        sizes = {"train": len(rows("train")), "val": len(val), "test": int(wanted[test].sum())}
+        sizes = {"train": len(train), "val": len(val), "test": int(wanted[test].sum())}
         return Result(tensors, {**_facts(fitted), **sizes, "times": times.tolist()})
 
 
@@ -239,11 +224,5 @@ def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def _facts(fitted: Fitted[Any]) -> dict[str, Any]:
-    clock: Clock = fitted.clock
-    return {
-        "epochs": fitted.epochs,
-        "best_epoch": fitted.best_epoch,
-        "val_accuracy": fitted.val_accuracy,
-        "seconds": clock.total,
-        "waiting": clock.waiting,
-    }
+    found = {name: getattr(fitted, name) for name in ("epochs", "best_epoch", "val_accuracy")}
+    return {**found, "seconds": fitted.clock.total, "waiting": fitted.clock.waiting}

@@ -88,8 +88,4 @@ def build(kind: Kind, channels: int, side: tuple[int, int], classes: int, width:
         raise ValueError(f"maps are {side[0]} × {side[1]}; probes need a side of at least {SMALLEST_SIDE}")
     if kind == "mlp":
         return SimpleMLP(channels, side, classes)
-    if kind == "cnn":
-        return TinyCNN(channels, classes)
-    if kind == "wrn":
-        return WideResNet(channels, classes, width)
-    raise ValueError(f"probe: got {kind!r}; valid: mlp, cnn, wrn")
+    return TinyCNN(channels, classes) if kind == "cnn" else WideResNet(channels, classes, width)

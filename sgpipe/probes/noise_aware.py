@@ -1,7 +1,8 @@
 """A probe for training losses: it reads maps of noised images, is told t, and its logits are calibrated at every t."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -10,24 +11,18 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from sgpipe.probes.data import KINDS_OF, Indices, with_time
-from sgpipe.probes.fit import calibration_error
-from sgpipe.probes.probe import Probe, ProbeConfig
-from sgpipe.probes.store import load_weights, read_about, save_weights
+from sgpipe.probes.fit import Floats, calibration_error, mean_loss
+from sgpipe.probes.probe import Probe, ProbeConfig, load_weights, read_about, save_weights
 
 _HIGHEST = 4.0
 """Bound of |ln T|."""
 
 
-def log_temperature(logits: NDArray[np.float64], labels: Indices) -> float:
+def log_temperature(logits: Floats, labels: Indices) -> float:
     """ln T that minimises the cross-entropy of logits / T (Guo et al. 2017, section 4.2), within ± 4."""
 
-    def loss(log_t: float) -> float:
-        scaled = logits / np.exp(log_t)
-        top = scaled.max(axis=1)
-        log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-        return float((log_sum - scaled[np.arange(len(labels)), labels]).mean())
-
-    return float(minimize_scalar(loss, bounds=(-_HIGHEST, _HIGHEST), method="bounded").x)
+    bounds = (-_HIGHEST, _HIGHEST)
+    return float(minimize_scalar(lambda log_t: mean_loss(logits / np.exp(log_t), labels), bounds=bounds, method="bounded").x)
 
 
 class NoiseAwareProbe(nn.Module):
@@ -49,7 +44,14 @@ class NoiseAwareProbe(nn.Module):
         self.requires_grad_(False)
         super().train(False)
 
-    def train(self, mode: bool = True) -> "NoiseAwareProbe":
+    @classmethod
+    def of_state(cls, config: ProbeConfig, state: Mapping[str, Tensor]) -> Self:
+        """With the weights and temperatures of a state dict."""
+        made = cls(Probe(config), state["times"], state["log_temperatures"])
+        made.load_state_dict(state)
+        return made
+
+    def train(self, mode: bool = True) -> Self:
         """Stays in eval mode, whatever the module it is part of is set to: a frozen batch norm must not move."""
         return self
 
@@ -100,16 +102,14 @@ class NoiseAwareProbe(nn.Module):
         return self.logits(maps, t)
 
 
-def calibrate(logits: NDArray[np.float64], labels: Indices, t: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+def calibrate(logits: Floats, labels: Indices, t: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
     """Times and ln T: one temperature for each distinct t of these (validation) rows."""
     times = np.unique(t)
     fitted = [log_temperature(logits[t == time], labels[t == time]) for time in times]
     return torch.from_numpy(times), torch.tensor(fitted)
 
 
-def calibration(
-    logits: NDArray[np.float64], labels: Indices, t: NDArray[np.float32], temperatures: NDArray[np.float64]
-) -> dict[str, Any]:
+def calibration(logits: Floats, labels: Indices, t: NDArray[np.float32], temperatures: Floats) -> dict[str, Any]:
     """Expected calibration error before and after division by `temperatures` `[N]`, over all rows and for each t."""
 
     def errors(rows: NDArray[np.bool_]) -> dict[str, float | None]:

@@ -51,18 +51,12 @@ class Groups:
             found[row] = len(sizes) + pair if kept[int(pairs.images[row])] == pair else LEFT_OUT
         return cls(found)
 
-    @property
-    def sizes(self) -> Indices:
-        """Triples of each group, largest first."""
-        counts = np.unique(self.of_triple[self.of_triple != LEFT_OUT], return_counts=True)[1]
-        return np.sort(counts)[::-1]
-
     def facts(self) -> dict[str, float]:
         """Number of groups, the largest one's share of the triples in folds, and how many triples are left out."""
-        sizes = self.sizes
+        sizes = np.unique(self.of_triple[self.of_triple != LEFT_OUT], return_counts=True)[1]
         return {
             "groups": len(sizes),
-            "largest_share": float(sizes[0] / sizes.sum()),
+            "largest_share": float(sizes.max() / sizes.sum()),
             "left_out": int((self.of_triple == LEFT_OUT).sum()),
         }
 

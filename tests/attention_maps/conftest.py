@@ -1,6 +1,7 @@
 """A small random FLUX and a batch for it; the golden vectors of the official code."""
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,10 +97,15 @@ def close(found: dict[str, GroupMaps], expected: dict[str, GroupMaps], **toleran
         torch.testing.assert_close(tuple(found[name]), tuple(maps), **tolerance)
 
 
-@pytest.fixture
-def model() -> FluxTransformer2DModel:
-    """A model with guidance embeddings, as FLUX.1-dev has."""
+@pytest.fixture(scope="session")
+def built() -> FluxTransformer2DModel:
     return build()
+
+
+@pytest.fixture
+def model(built: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """A model with guidance embeddings, as FLUX.1-dev has; a copy, which tests may change."""
+    return deepcopy(built)
 
 
 @pytest.fixture(autouse=True)

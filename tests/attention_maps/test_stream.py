@@ -176,22 +176,26 @@ def test_a_forward_that_fails_half_way_leaves_nothing(model: FluxTransformer2DMo
 def test_memory_does_not_grow_with_blocks_or_steps() -> None:
     """Bytes that live on between forwards: two sums per group, however many blocks and steps went into them."""
 
+    def living() -> int:
+        gc.collect()
+        return sum(each.nbytes for each in gc.get_objects() if issubclass(type(each), Tensor))
+
     def held(blocks: int, steps: int) -> int:
         model = build(blocks=blocks)
         arguments, concepts = batch(2)
         with concept_stream(model, concepts, GRID, MapOptions({"all": "all"})) as stream:
-            gc.collect()
-            gc.freeze()
-            try:
-                for _ in range(steps):
-                    model(**arguments)
-                gc.collect()
-                assert stream.forwards == steps
-                return sum(each.nbytes for each in gc.get_objects() if issubclass(type(each), Tensor))
-            finally:
-                gc.unfreeze()
+            before = living()
+            for _ in range(steps):
+                model(**arguments)
+            assert stream.forwards == steps
+            return living() - before
 
-    sizes = {held(2, 1), held(6, 1), held(2, 5)}
+    gc.collect()
+    gc.freeze()  # what lives outside this test is not walked through
+    try:
+        sizes = {held(2, 1), held(6, 1), held(2, 5)}
+    finally:
+        gc.unfreeze()
     assert sizes == {2 * 2 * CONCEPTS * GRID[0] * GRID[1] * 4}
 
 

@@ -1,6 +1,7 @@
 """The sampler against `FluxPipeline` itself, and what it promises beyond."""
 
 import itertools
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,20 @@ from sgpipe.backbones.families import open_text_encoders
 from sgpipe.backbones.families.flux import image_ids, pack, unpack
 from sgpipe.backbones.images import decode
 from sgpipe.backbones.loading import load_module
-from sgpipe.backbones.rectified_flow import noise
+from sgpipe.backbones.rectified_flow import euler_step, noise
 from sgpipe.errors import ModelError
 from sgpipe.params.load import read_section
 from tests.tiny import SIDE, TOKENS, backbone_of
 
 CPU = torch.device("cpu")
 TEXTS, SEEDS = ["a photo of dog above cat on a plain background", "", "a photo of ball"], [3, 1, 2]
+
+
+@cache
+def loaded(folder: Path, dtype: str = "float32"):
+    """Denoiser and text encoders of a folder; tests only read them."""
+    backbone = backbone_of(folder, dtype=dtype)
+    return Denoiser.load(backbone, CPU), open_text_encoders(backbone, CPU)
 
 
 def pipeline_latents(pipeline, texts, latents, steps, guidance, side, tokens):
@@ -50,9 +58,8 @@ def test_packing_is_that_of_the_pipeline_and_undone():
 @pytest.mark.parametrize(("kind", "guidance", "steps"), [("schnell", None, 4), ("dev", 3.5, 5)])
 def test_sampling_equals_the_pipeline(kind, guidance, steps, dtype, request):
     folder = request.getfixturevalue(kind)
-    backbone = backbone_of(folder, dtype=dtype)
-    denoiser = Denoiser.load(backbone, CPU)
-    prompts = open_text_encoders(backbone, CPU).prompts(TEXTS)
+    denoiser, encoders = loaded(folder, dtype)
+    prompts = encoders.prompts(TEXTS)
     mine = denoiser.sample(prompts, SEEDS, SIDE, steps, guidance)
     pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=denoiser.dtype)
     start = pack(noise(SEEDS, denoiser.layout.latent_shape(SIDE)).to(denoiser.dtype))
@@ -76,39 +83,49 @@ def test_sampling_equals_the_pipeline_for_the_embedded_checkpoint(repo_root: Pat
         "guidance_scale": 0.0,
         "max_sequence_length": backbone.max_sequence_length,
     }
+    theirs = []
+
+    def keep(pipeline, step, t, values):
+        theirs.append(values["latents"])
+        return {}
+
     seeded = [torch.Generator().manual_seed(11)]
-    theirs = pipeline(texts, generator=seeded, output_type="latent", **given).images
-    assert torch.equal(pack(mine), theirs)
-    image = pipeline(texts, generator=[torch.Generator().manual_seed(11)], output_type="np", **given).images
+    image = pipeline(texts, generator=seeded, output_type="np", callback_on_step_end=keep, **given).images
+    assert torch.equal(pack(mine), theirs[-1])
     ours = decode(load_module(backbone, "vae"), mine)
     assert np.array_equal(ours, (image * 255).round().astype(np.uint8))
 
 
 def test_a_picture_does_not_depend_on_its_batch(schnell: Path):
-    backbone = backbone_of(schnell)
-    denoiser, encoders = Denoiser.load(backbone, CPU), open_text_encoders(backbone, CPU)
+    denoiser, encoders = loaded(schnell)
     together = denoiser.sample(encoders.prompts(TEXTS), SEEDS, SIDE, 2)
     for i, (text, seed) in enumerate(zip(TEXTS, SEEDS, strict=True)):
         alone = denoiser.sample(encoders.prompts([text]), [seed], SIDE, 2)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-5)
 
 
-def test_a_trajectory_is_its_steps(schnell: Path):
-    backbone = backbone_of(schnell)
-    denoiser, prompts = Denoiser.load(backbone, CPU), open_text_encoders(backbone, CPU).prompts(TEXTS)
-    steps = list(denoiser.trajectory(prompts, SEEDS, SIDE, 3))
-    assert [step.index for step in steps] == [0, 1, 2]
-    assert steps[0].t == 1.0 and steps[-1].t_next == 0.0
-    assert torch.equal(steps[0].before, noise(SEEDS, denoiser.layout.latent_shape(SIDE)))
-    for step, following in itertools.pairwise(steps):
-        assert torch.equal(step.after, following.before) and step.t_next == following.t
-        assert torch.equal(step.velocity, denoiser.velocity(step.before, torch.full([3], step.t), prompts))
-    assert torch.equal(steps[-1].after, denoiser.sample(prompts, SEEDS, SIDE, 3))
+def test_sampling_is_its_euler_steps(schnell: Path):
+    denoiser, encoders = loaded(schnell)
+    prompts = encoders.prompts(TEXTS)
+    taken = []
+
+    def velocity(latents, at):
+        taken.append((latents, at, denoiser.velocity(latents, at, prompts)))
+        return taken[-1][2]
+
+    sampled = denoiser.sample(prompts, SEEDS, SIDE, 3, velocity=velocity)
+    times = [at.unique().item() for _, at, _ in taken] + [0.0]
+    assert times[0] == 1.0 and times == sorted(times, reverse=True) and len(times) == 4
+    assert torch.equal(taken[0][0], noise(SEEDS, denoiser.layout.latent_shape(SIDE)))
+    after = [latents for latents, _, _ in taken[1:]] + [sampled]
+    for (before, _, v), (t, t_next), following in zip(taken, itertools.pairwise(times), after, strict=True):
+        assert torch.equal(euler_step(before, v, t, t_next), following)
+    assert torch.equal(sampled, denoiser.sample(prompts, SEEDS, SIDE, 3))
 
 
 def test_gradients_reach_what_the_velocity_depends_on(schnell: Path):
-    backbone = backbone_of(schnell)
-    denoiser, prompts = Denoiser.load(backbone, CPU), open_text_encoders(backbone, CPU).prompts(TEXTS[:1])
+    denoiser, encoders = loaded(schnell)
+    prompts = encoders.prompts(TEXTS[:1])
     latents = noise([0], denoiser.layout.latent_shape(SIDE)).requires_grad_()
     denoiser.velocity(latents, torch.tensor([0.7]), prompts).square().mean().backward()
     assert latents.grad is not None and latents.grad.abs().sum() > 0
@@ -116,7 +133,7 @@ def test_gradients_reach_what_the_velocity_depends_on(schnell: Path):
 
 @pytest.mark.parametrize(("kind", "guidance"), [("schnell", 3.5), ("dev", None)])
 def test_guidance_must_fit_the_transformer(kind, guidance, request):
-    backbone = backbone_of(request.getfixturevalue(kind))
-    denoiser, prompts = Denoiser.load(backbone, CPU), open_text_encoders(backbone, CPU).prompts([""])
+    denoiser, encoders = loaded(request.getfixturevalue(kind))
+    prompts = encoders.prompts([""])
     with pytest.raises(ModelError, match=f"guidance: got {guidance}"):
         denoiser.sample(prompts, [0], SIDE, 1, guidance)

@@ -59,7 +59,7 @@ def test_texts_encoded_ahead_are_those_of_the_encoders(schnell: Path):
 
 def test_an_encoding_that_is_not_finite_names_its_text(schnell: Path):
     encoders = open_text_encoders(backbone_of(schnell), CPU)
-    encoders._t5.encoder.final_layer_norm.weight.data.fill_(float("inf"))
+    encoders._encoders["text_encoder_2"].encoder.final_layer_norm.weight.data.fill_(float("inf"))
     with pytest.raises(ModelError, match="text_encoder_2: its result for 'ball' is not finite"):
         encoders.prompts(["ball"])
 

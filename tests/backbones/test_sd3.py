@@ -53,8 +53,20 @@ def pipeline(backbone: Backbone) -> StableDiffusion3Pipeline:
     return made
 
 
-def test_prompts_are_encoded_as_by_the_pipeline(backbone: Backbone, pipeline: StableDiffusion3Pipeline) -> None:
-    found = open_text_encoders(backbone, CPU).prompts(TEXTS)
+@pytest.fixture(scope="module")
+def denoiser(backbone: Backbone) -> Denoiser:
+    """For tests that leave it as it is."""
+    return Denoiser.load(backbone, CPU)
+
+
+@pytest.fixture(scope="module")
+def text(backbone: Backbone) -> TextCondition:
+    """The encoding of `TEXTS`."""
+    return open_text_encoders(backbone, CPU).prompts(TEXTS)
+
+
+def test_prompts_are_encoded_as_by_the_pipeline(text: TextCondition, pipeline: StableDiffusion3Pipeline) -> None:
+    found = text
     with torch.no_grad():  # as the pipeline's own call does; with gradients another attention kernel rounds otherwise
         states, _, pooled, _ = pipeline.encode_prompt(
             TEXTS, None, None, do_classifier_free_guidance=False, max_sequence_length=TOKENS
@@ -62,9 +74,9 @@ def test_prompts_are_encoded_as_by_the_pipeline(backbone: Backbone, pipeline: St
     assert torch.equal(found.states, states) and torch.equal(found.pooled, pooled) and found.mask is None
 
 
-def test_the_velocity_is_that_of_the_transformer_itself(backbone: Backbone, pipeline: StableDiffusion3Pipeline) -> None:
-    text = open_text_encoders(backbone, CPU).prompts(TEXTS)
-    denoiser = Denoiser.load(backbone, CPU)
+def test_the_velocity_is_that_of_the_transformer_itself(
+    denoiser: Denoiser, text: TextCondition, pipeline: StableDiffusion3Pipeline
+) -> None:
     latents = noise(SEEDS, denoiser.layout.latent_shape(SIDE))
     t = torch.tensor([0.3, 0.998, 0.5])
     theirs = pipeline.transformer(latents, text.states, text.pooled, t * 1000, return_dict=False)[0]
@@ -74,9 +86,10 @@ def test_the_velocity_is_that_of_the_transformer_itself(backbone: Backbone, pipe
 
 
 @pytest.mark.parametrize("steps", [4, 7])
-def test_sampling_equals_the_pipeline(backbone: Backbone, pipeline: StableDiffusion3Pipeline, steps: int) -> None:
-    denoiser = Denoiser.load(backbone, CPU)
-    mine = denoiser.sample(open_text_encoders(backbone, CPU).prompts(TEXTS), SEEDS, SIDE, steps)
+def test_sampling_equals_the_pipeline(
+    denoiser: Denoiser, text: TextCondition, pipeline: StableDiffusion3Pipeline, steps: int
+) -> None:
+    mine = denoiser.sample(text, SEEDS, SIDE, steps)
     theirs = pipeline(
         TEXTS, height=SIDE, width=SIDE, num_inference_steps=steps, guidance_scale=1.0, max_sequence_length=TOKENS,
         latents=noise(SEEDS, denoiser.layout.latent_shape(SIDE)), output_type="latent",
@@ -84,8 +97,7 @@ def test_sampling_equals_the_pipeline(backbone: Backbone, pipeline: StableDiffus
     assert torch.equal(mine, theirs)
 
 
-def test_only_the_last_block_lacks_a_text_output(backbone: Backbone) -> None:
-    denoiser = Denoiser.load(backbone, CPU)
+def test_only_the_last_block_lacks_a_text_output(denoiser: Denoiser) -> None:
     layout, transformer = denoiser.layout, denoiser.transformer
     names = [
         f"{layout.double_block.format(index=index)}.{part}"
@@ -105,9 +117,7 @@ def maps_of(denoiser: Denoiser, groups: dict[str, str], concepts: torch.Tensor, 
     return velocity, stream.maps()
 
 
-def test_concepts_ride_along_without_changing_a_bit(backbone: Backbone) -> None:
-    denoiser = Denoiser.load(backbone, CPU)
-    text = open_text_encoders(backbone, CPU).prompts(TEXTS)
+def test_concepts_ride_along_without_changing_a_bit(denoiser: Denoiser, text: TextCondition) -> None:
     given = noise(SEEDS, denoiser.layout.latent_shape(SIDE)), torch.tensor([0.3, 0.9, 0.5]), text
     concepts = torch.randn(3, 2, 48, generator=torch.Generator().manual_seed(1))
     velocity, together = maps_of(denoiser, {"first": "0..1", "last": str(DOUBLE - 1), "all": "all"}, concepts, given)
@@ -202,8 +212,8 @@ def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> No
     torch.testing.assert_close(together[:1], theirs, atol=1e-5, rtol=0)
 
 
-def test_a_target_that_no_block_has_is_refused(backbone: Backbone) -> None:
-    layout = Denoiser.load(backbone, CPU).layout
+def test_a_target_that_no_block_has_is_refused(backbone: Backbone, denoiser: Denoiser) -> None:
+    layout = denoiser.layout
     last = Lora(Blocks.parse(str(DOUBLE - 1)), targets=("to_add_out",))
     with pytest.raises(ParamsError, match=r"to_add_out: none of them is in lora\.blocks"):
         target_modules(layout, last)
@@ -213,11 +223,16 @@ def test_a_target_that_no_block_has_is_refused(backbone: Backbone) -> None:
         World(backbone, None).arm(tiny_train(), lora=replace(LORA, single_blocks=Blocks.parse("0")))  # type: ignore[arg-type]
 
 
-def test_training_at_a_samplers_times_is_at_those_of_sampling(backbone: Backbone) -> None:
+def test_training_at_a_samplers_times_is_at_those_of_sampling(denoiser: Denoiser, text: TextCondition) -> None:
     """Four steps of shift 3 evaluate at 1, .858, .602 and .009, where evenly spaced sigmas would be shifted to .9 and .75."""
-    denoiser = Denoiser.load(backbone, CPU)
-    text = open_text_encoders(backbone, CPU).prompts(TEXTS[:1])
-    sampled = [step.t for step in denoiser.trajectory(text, [1], SIDE, 4)]
+    text = text.rows()[0]
+    sampled: list[float] = []
+
+    def velocity(latents: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        sampled.append(at.item())
+        return denoiser.velocity(latents, at, text)
+
+    denoiser.sample(text, [1], SIDE, 4, velocity=velocity)
     sigmas = denoiser.family.sigmas(4, denoiser.layout, SIDE, denoiser.scheduler)
     found = sampler_times(Times(density="sampler", low=0.5, high=1.0, steps=4), sigmas)
     assert found.tolist() == sorted(t for t in sampled if t >= 0.5) and len(found) == 3

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.graphs.config import Negatives
 from sgpipe.graphs.negatives import read_confusions
-from sgpipe.probes.config import NoiseAware
+from sgpipe.probes.config import NoiseAware, Probes
 from sgpipe.probes.controls import NameSource, shuffled, word_trace
 from sgpipe.probes.data import MapSet, MapSource, Pairs
 from sgpipe.probes.fit import fit, predict
@@ -23,7 +23,7 @@ from sgpipe.probes.jobs import Bench, Result, Unit, units
 from sgpipe.probes.noise_aware import load_noise_aware
 from sgpipe.probes.plots import plot_noised, plot_probe, plot_selectivity, plot_table
 from sgpipe.probes.pool import kept_at, run_units
-from sgpipe.probes.store import load_probe
+from sgpipe.probes.probe import load_probe
 from sgpipe.probes.table import TABLE, confusions, merged, read_groups
 from sgpipe.runs.atomic import write_json
 from sgpipe.runs.processes import Processes
@@ -35,16 +35,24 @@ CPU = torch.device("cpu")
 class Group:
     """Everything fitted in one world."""
 
-    def __init__(self, folder: Path, follows: str) -> None:
-        self.bench = make_bench(folder, follows)
-        self.results: dict[Unit, Result] = {unit: self.bench.run(unit) for unit in units(SMALL)}
+    def __init__(self, folder: Path, follows: str, params: Probes) -> None:
+        self.bench = make_bench(folder, follows, params)
+        self.results: dict[Unit, Result] = {unit: self.bench.run(unit) for unit in units(params)}
         self.folder = folder / "late"
         self.found: dict[str, Any] = write_group(self.bench, "late", self.results.__getitem__, self.folder)
 
 
 @pytest.fixture(scope="module", params=["image", "word"])
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Group:
-    return Group(tmp_path_factory.mktemp(request.param), request.param)
+    """Of two probes and two features where maps follow the image, of one where they follow the word."""
+    one = msgspec.structs.replace(SMALL, epochs={"mlp": SMALL.epochs["mlp"]}, features=("concat",))
+    return Group(tmp_path_factory.mktemp(request.param), request.param, SMALL if request.param == "image" else one)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Maps that follow the image; for tests that leave them as they are."""
+    return make_bench(tmp_path_factory.mktemp("bench"))
 
 
 def test_controls_tell_a_picture_from_a_word(group: Group) -> None:
@@ -91,7 +99,7 @@ def test_the_table_over_groups_and_the_confusions(group: Group, tmp_path: Path) 
     for name in ("early", "late"):
         write_json({**group.found, "group": name}, tmp_path / name / TABLE)
     tables = read_groups(tmp_path, ["early", "late"])
-    found = merged(tables, SMALL.epochs, SMALL.features)
+    found = merged(tables, group.bench.params.epochs, group.bench.params.features)
     assert list(found["cells"]["mlp"]["concat"]) == ["early", "late"]
     taken = confusions(tables.values())
     wrong = np.array(group.found["confusion"])
@@ -139,9 +147,8 @@ def test_undefined_figures_are_null_to_the_last_file(tmp_path: Path) -> None:
         poor.run(Unit("noise_aware"))
 
 
-def test_a_fit_is_a_function_of_its_name(tmp_path: Path) -> None:
+def test_a_fit_is_a_function_of_its_name(bench: Bench, tmp_path: Path) -> None:
     """Run again, and after others, it gives the same tensors; kept and read, too."""
-    bench = make_bench(tmp_path)
     unit = Unit("cell", 1, "cnn", "concat")
     first = bench.run(unit)
     bench.run(Unit("shuffled", 0, "mlp", "saliency"))
@@ -184,8 +191,7 @@ def test_a_damaged_fit_is_fitted_again(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.count("not a whole fit") == 3
 
 
-def test_shuffled_labels_keep_their_counts(tmp_path: Path) -> None:
-    bench = make_bench(tmp_path)
+def test_shuffled_labels_keep_their_counts(bench: Bench) -> None:
     maps, parts = bench.generated, bench.split(0)
     mixed = shuffled(maps.labels, maps.triples, parts, 0)
     assert (mixed != maps.labels).mean() > 0.4
@@ -219,8 +225,8 @@ def test_no_fit_sees_an_image_or_a_pair_of_its_test_rows(tmp_path: Path, monkeyp
             assert not (train & val or train & test or val & test), unit.name
 
 
-def test_the_trace_of_a_reader_and_of_a_seer(tmp_path: Path) -> None:
-    maps = make_bench(tmp_path).noised
+def test_the_trace_of_a_reader_and_of_a_seer(bench: Bench) -> None:
+    maps = bench.noised
     rows = np.arange(len(maps))
     reader = np.where(maps.said >= 0, maps.said, 0)
     found = word_trace(maps, rows, reader)

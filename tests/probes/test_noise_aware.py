@@ -10,8 +10,7 @@ from torch import nn
 
 from sgpipe.errors import ModelError
 from sgpipe.probes.noise_aware import NoiseAwareProbe, calibrate, calibration, load_noise_aware, log_temperature, save_noise_aware
-from sgpipe.probes.probe import Probe, ProbeConfig
-from sgpipe.probes.store import load_probe, save_weights
+from sgpipe.probes.probe import Probe, ProbeConfig, load_probe, save_weights
 
 CONFIG = ProbeConfig("cnn", "concat", ("above", "behind", "on"), (3, 4, 4), timed=True)
 

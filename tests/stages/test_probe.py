@@ -17,7 +17,7 @@ from sgpipe.datasets.tables import TRIPLES
 from sgpipe.graphs.negatives import read_confusions
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.probes.noise_aware import load_noise_aware
-from sgpipe.probes.store import load_probe
+from sgpipe.probes.probe import load_probe
 from sgpipe.relations.predicates import concepts, neutral_prompt, relational_prompt
 from tests.probes.world import triples, write_generated, write_noised
 from tests.stages.test_caches import TRIPLES as OTHERS

@@ -5,8 +5,8 @@ and what computes are imported inside the methods that need them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -117,10 +117,9 @@ class Adapter(ABC):
     def load(cls, settings: Any, base: Base, folder: Path) -> Self:
         """What `save` wrote. Raises `ModelError` for damaged files."""
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
+    def off(self) -> AbstractContextManager[None]:
         """Within the body the transformer is the base, to the bit."""
-        yield
+        return nullcontext()
 
     def modules(self) -> "list[nn.Module]":
         """The modules it adds beside the transformer: those among its attributes."""

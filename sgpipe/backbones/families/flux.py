@@ -1,19 +1,19 @@
 """FLUX.1 (schnell, dev and local copies): `FluxPipeline` of diffusers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from sgpipe.backbones.base import Layout, Taps, TextCondition, TextEncoders, check_sizes
+from sgpipe.backbones.base import Family, Layout, TextCondition, TextEncoders, check_sizes
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.joint_blocks import JointBlockTap, JointTaps
 from sgpipe.backbones.rectified_flow import euler_times
-from sgpipe.backbones.text import T5AndClip
+from sgpipe.backbones.text import T5WithClips
 from sgpipe.errors import ModelError
 
 PATCH = 2
@@ -43,12 +43,13 @@ def image_ids(height: int, width: int, like: Tensor) -> Tensor:
     return ids.to(like)
 
 
-def joint_mask(condition: TextCondition, image_tokens: int) -> dict[str, Tensor] | None:
-    """`joint_attention_kwargs` that keep every query off masked text rows: `[B, 1, 1, T + N]`, which all backends take."""
-    if condition.mask is None:
-        return None
-    image = condition.mask.new_ones(len(condition.mask), image_tokens)
-    return {"attention_mask": torch.cat([condition.mask, image], dim=1)[:, None, None]}
+class T5AndClip(T5WithClips):
+    """T5 states of every token and CLIP's pooled vector, with the results of `FluxPipeline.encode_prompt` bit for bit."""
+
+    def prompts(self, texts: Sequence[str]) -> TextCondition:
+        """Both encodings of a batch, on the CPU."""
+        ((pooled, _),) = self.pooled(texts, "pooler_output")
+        return TextCondition(self.states(texts), pooled)
 
 
 def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
@@ -60,8 +61,8 @@ def _rotate(keys: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
     return apply_rotary_emb(keys, tuple(part[-keys.shape[1] :] for part in positions), sequence_dim=1)
 
 
-class Flux:
-    """See `backbones.base.Family`."""
+class Flux(Family):
+    """See `Family`; masks, attention backends and block compilation need no `prepare`."""
 
     pipeline = "FluxPipeline"
     transformer = "FluxTransformer2DModel"
@@ -70,7 +71,6 @@ class Flux:
     longest = 512
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
-        """See `Family`."""
         check_sizes(transformer, _SIZES)
         kind = transformer.get("_class_name")
         channels, latents = transformer["in_channels"], vae["latent_channels"]
@@ -95,15 +95,9 @@ class Flux:
         )
 
     def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
-        """T5 states of every token, and CLIP's pooled vector."""
-        return T5AndClip(backbone, device, offload)
+        return T5AndClip(backbone, self.name_parts, [("text_encoder", "tokenizer")], device, offload)
 
-    def prepare(self, transformer: nn.Module) -> None:
-        """Nothing: diffusers' FLUX takes masks, attention backends and block compilation as it is."""
-
-    def velocity(
-        self, transformer: nn.Module, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None
-    ) -> Tensor:
+    def velocity(self, transformer: Any, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None) -> Tensor:
         """See `Family`. Positions of text are 0; padding rows of the prompt are attended to, as in training of FLUX."""
         height, width = latents.shape[-2:]
         tokens = pack(latents)
@@ -118,7 +112,7 @@ class Flux:
             guidance=scale,
             img_ids=image_ids(height // 2, width // 2, tokens),
             txt_ids=tokens.new_zeros(condition.states.shape[1], 3),
-            joint_attention_kwargs=joint_mask(condition, tokens.shape[1]),
+            joint_attention_kwargs=condition.joint_attention(tokens.shape[1]),
             return_dict=False,
         )[0]
         return unpack(velocity, height, width)
@@ -127,6 +121,5 @@ class Flux:
         """See `Family`; a dynamic shift depends on the number of packed image tokens."""
         return euler_times(steps, layout.grid(resolution) ** 2, scheduler)
 
-    def taps(self, transformer: Any) -> Taps:
-        """The double-stream blocks."""
+    def taps(self, transformer: Any) -> JointTaps:
         return JointTaps(transformer, tuple(JointBlockTap(each, _arguments, _rotate) for each in transformer.transformer_blocks))

@@ -10,47 +10,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from sgpipe.backbones.base import Layout, Taps, TextCondition, TextEncoders, check_sizes
+from sgpipe.backbones.base import Family, Layout, TextCondition, TextEncoders, check_sizes
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.joint_blocks import JointBlockTap, JointTaps
-from sgpipe.backbones.loading import load_module, load_plain, on_device, place
-from sgpipe.backbones.rectified_flow import refuse_scheduler
-from sgpipe.backbones.text import T5Words, check_finite, token_ids
+from sgpipe.backbones.rectified_flow import scheduler_times
+from sgpipe.backbones.text import T5WithClips
 from sgpipe.errors import ModelError
 
 
-class ClipsAndT5(T5Words):
+class ClipsAndT5(T5WithClips):
     """Both CLIPs and T5, with the results of `StableDiffusion3Pipeline.encode_prompt` bit for bit."""
 
-    def __init__(self, backbone: Backbone, device: torch.device, offload: str) -> None:
-        super().__init__(backbone, "text_encoder_3", "tokenizer_3", device, offload)
-        self._clips = [
-            (load_plain(backbone, tokenizer), load_module(backbone, encoder), encoder)
-            for tokenizer, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
-        ]
-        if offload != "model":
-            for _, encoder, _ in self._clips:
-                place(encoder, device, offload)
-
-    @torch.no_grad()
     def prompts(self, texts: Sequence[str]) -> TextCondition:
-        """See `TextEncoders`."""
-        states, pooled = [], []
-        for tokenizer, encoder, part in self._clips:
-            ids = token_ids(tokenizer, texts, self._clips[0][0].model_max_length).input_ids
-            with on_device(encoder, self._device, self._offload):
-                made = encoder(ids.to(self._device), output_hidden_states=True)
-            states.append(made.hidden_states[-2].to(encoder.dtype).cpu())
-            pooled.append(made[0].cpu())
-            check_finite(pooled[-1], part, texts)
+        """All encodings of a batch, on the CPU."""
+        pooled, made = zip(*self.pooled(texts, "text_embeds", output_hidden_states=True), strict=True)
+        clips = torch.cat([each.hidden_states[-2].to(pooled[0].dtype).cpu() for each in made], dim=-1)
         words = self.states(texts)
-        clips = torch.cat(states, dim=-1)
         clips = pad(clips, (0, words.shape[-1] - clips.shape[-1]))
         return TextCondition(torch.cat([clips, words], dim=1), torch.cat(pooled, dim=-1))
 
@@ -101,8 +81,8 @@ def _in_place(keys: Tensor, positions: None) -> Tensor:
     return keys
 
 
-class StableDiffusion3:
-    """See `backbones.base.Family`."""
+class StableDiffusion3(Family):
+    """See `Family`."""
 
     pipeline = "StableDiffusion3Pipeline"
     transformer = "SD3Transformer2DModel"
@@ -111,7 +91,6 @@ class StableDiffusion3:
     longest = 512
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
-        """See `Family`."""
         check_sizes(transformer, ("num_layers", "joint_attention_dim", "patch_size", "in_channels"))
         channels, latents = transformer["in_channels"], vae["latent_channels"]
         if transformer.get("_class_name") != self.transformer or channels != latents:
@@ -137,8 +116,8 @@ class StableDiffusion3:
         )
 
     def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
-        """CLIP-L, CLIP-G and T5."""
-        return ClipsAndT5(backbone, device, offload)
+        clips = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")]
+        return ClipsAndT5(backbone, self.name_parts, clips, device, offload)
 
     def prepare(self, transformer: Any) -> None:
         """Processors that take masks, and the name of the block that is compiled once for all."""
@@ -147,30 +126,23 @@ class StableDiffusion3:
 
     def velocity(self, transformer: Any, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None) -> Tensor:
         """See `Family`. `guidance` is None: SD3 is guided by a second, negative prompt, not by an input."""
-        kwargs = None
-        if condition.mask is not None:
-            patch = transformer.config.patch_size
-            image = condition.mask.new_ones(len(latents), latents.shape[-2] * latents.shape[-1] // patch**2)
-            kwargs = {"attention_mask": torch.cat([image, condition.mask], dim=1)[:, None, None]}
+        image_tokens = latents.shape[-2] * latents.shape[-1] // transformer.config.patch_size**2
         return transformer(
             hidden_states=latents,
             encoder_hidden_states=condition.states,
             pooled_projections=condition.pooled,
             timestep=t.float() * 1000,
-            joint_attention_kwargs=kwargs,
+            joint_attention_kwargs=condition.joint_attention(image_tokens, image_first=True),
             return_dict=False,
         )[0]
 
     def sigmas(self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
         """See `Family`. The pipeline leaves the grid to the scheduler, which ends close to 0 (`shift` 3, 4 steps: at 0.009)."""
-        refuse_scheduler(steps, scheduler)
         if scheduler.get("use_dynamic_shifting"):
             raise ModelError("scheduler: use_dynamic_shifting is not sampled here for SD3; set it to false, with `shift`")
-        made = FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler))
-        made.set_timesteps(steps)
-        return made.sigmas.numpy().astype(np.float32)
+        return scheduler_times(steps, scheduler)
 
-    def taps(self, transformer: Any) -> Taps:
+    def taps(self, transformer: Any) -> JointTaps:
         """All blocks; q and k leave their norms as `[B, heads, N, d]`."""
         return JointTaps(
             transformer,
