@@ -13,7 +13,7 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.doctor.findings import Finding, fail, ok, refused, warn
 from sgpipe.doctor.memory import GIB, Need
 from sgpipe.doctor.plan import choose, gpu_room, ways
-from sgpipe.runs.code import canonical, installed, pinned
+from sgpipe.runs.code import canonical, installed, not_as_locked, pinned
 
 LEAST_FREE = 5 * GIB
 """Room for caches, checkpoints and reports of the embedded experiment; less than this ends in a full disk."""
@@ -29,18 +29,14 @@ def check_python(root: Path) -> list[Finding]:
     names = [re.split(r"[^\w.-]", each, maxsplit=1)[0] for each in project["dependencies"]]
     found, lock = installed(map(canonical, names)), pinned(root)
     absent = [name for name, there in found.items() if there is None]
-    other = [
-        f"{name} {there} (locked {lock[name]})"
-        for name, there in found.items()
-        if there and name in lock and there.partition("+")[0] != lock[name].partition("+")[0]
-    ]
+    other = not_as_locked({name: lock[name] for name in found if name in lock})
     findings = []
     if absent:
         findings.append(fail("python", f"not installed: {', '.join(absent)}", "make venv"))
     if other:
-        findings.append(warn("python", f"not as locked: {', '.join(other)}", "make venv"))
-    what = f"Python {sys.version.split()[0]}, {len(found)} direct dependencies as locked"
-    return findings or [ok("python", what)]
+        said = ", ".join(f"{name} {there} (locked {lock[name]})" for name, there in other.items())
+        findings.append(warn("python", f"not as locked: {said}", "make venv"))
+    return findings or [ok("python", f"Python {sys.version.split()[0]}, {len(found)} direct dependencies as locked")]
 
 
 def _existing(folder: Path) -> Path:

@@ -23,8 +23,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and allocator)
 
 
-def _checked(app: typer.Typer) -> None:
-    """Run `app` between the checks of a stage's code; what is no stage, and a call for help, runs without."""
+def _checked(main: Callable[..., None]) -> None:
+    """Run `main` as a command between the checks of a stage's code; what is no stage, and a call for help, runs without."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None or not spec.name.startswith("stages.") or "--help" in sys.argv:
         return app()
@@ -65,10 +67,13 @@ def call(app: Callable[[], Any]) -> None:
         sys.exit(2)
 
 
-def run(app: typer.Typer) -> None:
-    """Run a stage: `call`, and the process dies with its parent, and its code is compared at its start and end."""
+def run(main: Callable[..., None]) -> None:
+    """Run the function of a stage as a command whose options are its arguments.
+
+    As `call` does; besides the process dies with its parent, and its code is compared at its start and end.
+    """
     die_with_parent()
-    call(lambda: _checked(app))
+    call(lambda: _checked(main))
 
 
 def write_metrics(values: dict[str, Any], path: Path, config: Any) -> None:

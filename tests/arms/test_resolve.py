@@ -1,5 +1,6 @@
 """The resolved file of an arm holds what was asked for, to the last digit."""
 
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ def resolved(repo_root: Path, folder: Path, rate: float) -> Path:
     params["train"]["optimiser"] |= {"learning_rate": rate, "weight_decay": 1 / 3}
     folder.mkdir()
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    main(params=folder / "params.yaml", out=folder / "resolved")
-    return folder
+    with chdir(folder):
+        main()
+    return folder / "outputs"
 
 
 def test_what_is_trained_is_what_was_asked_for(repo_root: Path, tmp_path: Path) -> None:
     folder = resolved(repo_root, tmp_path / "one", 0.00012345678)
-    asked = read_section(folder / "params.yaml", "train", Train)
+    asked = read_section(folder.parent / "params.yaml", "train", Train)
     for arm in ("graph", "text_only"):
         trained = read_arm(folder / "resolved" / f"{arm}.json").train.optimiser
         assert (trained.learning_rate, trained.weight_decay) == (asked.optimiser.learning_rate, 1 / 3) == (0.00012345678, 1 / 3)

@@ -36,7 +36,8 @@ from sgpipe.runs.shards import cut, run_shards
 from sgpipe.runs.state import config_hash
 from sgpipe.training.config import Optimiser, Train, Validation
 from sgpipe.training.examples import Data, Sources, read_data
-from sgpipe.training.fit import Fitted, fit
+from sgpipe.training.fit import fit
+from sgpipe.training.loop import Training
 from tests.tiny import SIDE, backbone_of, curated_triples, write_curated, write_images, write_pipeline
 
 CPU = torch.device("cpu")
@@ -148,7 +149,7 @@ def write_world(
     return World(backbone, sources)
 
 
-def train(world: World, folder: Path, recipe: Train, tokens: GraphTokens = TOKENS, name: str = "graph") -> Fitted:
+def train(world: World, folder: Path, recipe: Train, tokens: GraphTokens = TOKENS, name: str = "graph") -> Training:
     folder.mkdir(parents=True, exist_ok=True)
     return fit(
         world.arm(recipe, tokens, name), world.denoiser(), world.backbone, world.data(), folder, ALONE, {"config": "abc"}
