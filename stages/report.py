@@ -36,11 +36,11 @@ def provenance(facts: Mapping[str, str]) -> dict[str, str]:
     if said(Path(), "status", "--porcelain", "--", "sgpipe", "stages", "params.yaml"):
         commit += ", with uncommitted changes"
     tracked = {}
-    for path in (Path("data.dvc"), Path("models.dvc")):
-        if path.is_file():
+    for name in ("data", "models"):
+        if (path := Path(f"{name}.dvc")).is_file():
             outs = yaml.safe_load(path.read_text(encoding="utf-8"))["outs"]
-            tracked[f"{path.stem} (DVC md5)"] = str(outs[0].get("md5", "not stated"))
-    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+            tracked[f"{name} (DVC md5)"] = str(outs[0].get("md5", "not stated"))
+    libraries = ", ".join(f"{each} {version(each)}" for each in LIBRARIES)
     return {"commit": commit, **facts, **tracked, "Python": sys.version.split()[0], "libraries": libraries}
 
 

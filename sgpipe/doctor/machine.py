@@ -78,9 +78,8 @@ def gpus() -> list[tuple[str, float]]:
     """Name and GiB of each CUDA device."""
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    found = [torch.cuda.get_device_properties(index) for index in range(count)]
-    return [(properties.name, properties.total_memory / GIB) for properties in found]
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [(each.name, each.total_memory / GIB) for each in found]
 
 
 def check_memory(need: Need | None, device: str, found: list[tuple[str, float]]) -> list[Finding]:
@@ -91,12 +90,9 @@ def check_memory(need: Need | None, device: str, found: list[tuple[str, float]])
     if found and device in ("auto", "cuda"):
         findings = [ok("gpu", ", ".join(f"{name} ({gib:.1f} GiB)" for name, gib in found))]
         for phase, how, size, fits in choose(need, gpu_room(found[0][1])) if need else ():
-            if fits:
-                findings.append(ok("gpu", f"{phase}: {how}, {size / GIB:.1f} GiB"))
-            else:
-                what = f"{phase}: {size / GIB:.1f} GiB even with {how}"
-                remedy = "a larger GPU, a smaller batch or a lower resolution"
-                findings.append(fail("gpu", what, remedy))
+            even = f"{phase}: {size / GIB:.1f} GiB even with {how}"
+            without = fail("gpu", even, "a larger GPU, a smaller batch or a lower resolution")
+            findings.append(ok("gpu", f"{phase}: {how}, {size / GIB:.1f} GiB") if fits else without)
         return findings
     room = available_memory()
     findings = [ok("memory", f"no GPU in use; {room / GIB:.1f} GiB of memory available")]

@@ -3,6 +3,7 @@
 import errno
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     allocator = "out of memory" in text or "can't allocate memory" in text
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and allocator)
-
-
-def _checked(main: Callable[..., None]) -> None:
-    """Run `main` as a command between the checks of a stage's code; what is no stage, and a call for help, runs without."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is None or not spec.name.startswith("stages.") or "--help" in sys.argv:
-        return app()
-    begin_stage(spec.name, Path())
-    try:
-        app()
-    except SystemExit as ended:
-        if not ended.code:
-            check_unchanged()
-        raise
 
 
 def one_line(error: Exception) -> str | None:
@@ -70,10 +55,26 @@ def call(app: Callable[[], Any]) -> None:
 def run(main: Callable[..., None]) -> None:
     """Run the function of a stage as a command whose options are its arguments.
 
-    As `call` does; besides the process dies with its parent, and its code is compared at its start and end.
+    As `call` does; besides the process dies with its parent, and the stage's code is compared at its start and end, but not for
+    what is no stage, and for a call for help.
     """
     die_with_parent()
-    call(lambda: _checked(main))
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    spec: ModuleSpec | None = getattr(sys.modules["__main__"], "__spec__", None)
+    stage = spec.name if spec and spec.name.startswith("stages.") and "--help" not in sys.argv else None
+
+    def between_checks() -> None:
+        if stage:
+            begin_stage(stage, Path())
+        try:
+            app()
+        except SystemExit as ended:
+            if not ended.code:
+                check_unchanged()
+            raise
+
+    call(between_checks)
 
 
 def write_metrics(values: dict[str, Any], path: Path, config: Any) -> None:
