@@ -76,5 +76,4 @@ def make_maps(
                 "shape": [3, grid, grid],
                 "shards": len(shards),
             }
-            write_metrics(found, metrics, plain)
-            recorded.log_metrics(found)
+            write_metrics(found, metrics, plain, recorded)

@@ -21,8 +21,7 @@ def main() -> None:
         named = [checkpoint_arm(each, epoch) for each in config.runs for epoch in config.epochs]
         verdicts, qualified = read_judged(TRIPLES_FILE.parent, NEGATIVES_FILE, judged, evaluate, judges, statistics, named)
         found = ablation_figures(verdicts, qualified, image_files(images), config.epochs, config.runs)
-        write_metrics(found, METRICS / "ablation.json", {name: to_builtins(section) for name, section in sections.items()})
-        recorded.log_metrics(found)
+        write_metrics(found, METRICS / "ablation.json", to_builtins(sections), recorded)
 
 
 if __name__ == "__main__":

@@ -45,9 +45,8 @@ def main() -> None:
                 vae_config = part_configs(locate(backbone, ("vae",)), ("vae",))["vae"]
                 counts = merge_latents(shards, state, folder, crops, who, Scaling.of(vae_config))
             found = {**counts, "shards": len(shards), "encoder": config_hash(who)}
-            write_metrics(found, METRICS / "cache_latents.json", plain)
+            write_metrics(found, METRICS / "cache_latents.json", plain, recorded)
             say_rescaled("cache_latents", counts["crops"]["rescaled"], counts["crops"]["read"])
-            recorded.log_metrics(found)
 
 
 if __name__ == "__main__":

@@ -64,8 +64,7 @@ def main(
                 "in_names_or_relation": len({each.text for each in texts if each.loses_names}),
             }
             found = {**counts, "truncated": truncated, "shards": len(shards), "encoder": config_hash(who)}
-            write_metrics(found, metrics, plain)
-            recorded.log_metrics(found)
+            write_metrics(found, metrics, plain, recorded)
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ def main(
             bars[path] = tqdm(desc=path.name, total=path.stat().st_size, unit="B", unit_scale=True)
         bars[path].update(done - bars[path].n)
 
-    with track("canonicalize", {"data": data, "canonicalize": config}, inputs) as recorded:
+    sections = {"data": data, "canonicalize": config}
+    with track("canonicalize", sections, inputs) as recorded:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         found = canonicalize(data_set, CANONICAL, config, workers or min(allowed, 4), show)
-        write_metrics(found, METRICS / "canonicalize.json", {"data": to_builtins(data), "canonicalize": to_builtins(config)})
-        recorded.log_metrics(found)
+        write_metrics(found, METRICS / "canonicalize.json", to_builtins(sections), recorded)
 
 
 if __name__ == "__main__":

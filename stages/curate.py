@@ -17,8 +17,7 @@ def main() -> None:
         curated = curate(read_table(inputs[0], RELATIONS), read_table(inputs[1], IMAGES), config)
         write_table(curated.triples, TRIPLES_FILE)
         write_table(curated.map_triples, MAP_TRIPLES_FILE)
-        write_metrics(curated.metrics, METRICS / "curate.json", to_builtins(config))
-        recorded.log_metrics(curated.metrics)
+        write_metrics(curated.metrics, METRICS / "curate.json", to_builtins(config), recorded)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,8 @@ def main() -> None:
         found["ground_truth"] = read_ground_truth(curated, JUDGED)
         with new_folder(EVALUATION) as folder:
             write_json(rows, folder / "predicates.json", DIGITS)
-        plain = {name: to_builtins(section) for name, section in sections.items()}
         for figures, name in ((found, "evaluation"), ({"arms": arm_figures(found["arms"], losses)}, "lora")):
-            write_metrics(figures, METRICS / f"{name}.json", plain)
-            recorded.log_metrics(figures)
+            write_metrics(figures, METRICS / f"{name}.json", to_builtins(sections), recorded)
 
 
 if __name__ == "__main__":

@@ -124,8 +124,7 @@ def main() -> None:
         with new_folder(OUT) as folder:
             save_encoder(folder, encoder, vocabulary, learner.reconstruction)
             write_tensors(learner.head.state_dict(), folder / "image_head.safetensors", {"format": "pt"})
-        write_metrics(found, METRICS / "graph_encoder.json", plain)
-        recorded.log_metrics(found)
+        write_metrics(found, METRICS / "graph_encoder.json", plain, recorded)
 
 
 if __name__ == "__main__":

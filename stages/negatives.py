@@ -29,8 +29,7 @@ def main() -> None:
         rows = zip(positives["predicate"].to_pylist(), made["predicate"].to_pylist(), kinds, strict=True)
         replaced = Counter(f"{true} -> {false}" for true, false, kind in rows if kind == "replace")
         counts = {"triples": made.num_rows, "by_kind": Counter(kinds), "replaced": replaced}
-        write_metrics(counts, METRICS / "negatives.json", to_builtins(config))
-        recorded.log_metrics(counts)
+        write_metrics(counts, METRICS / "negatives.json", to_builtins(config), recorded)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from stages import METRICS, PLOTS, PROBES
 def main() -> None:
     """Merge the groups' figures, draw them, and write what was taken for what."""
     config, maps = read_params(Probes, Maps)
-    with track("probe_table", {"probes": config, "maps": maps}, [PROBES]) as recorded:
+    sections = {"probes": config, "maps": maps}
+    with track("probe_table", sections, [PROBES]) as recorded:
         tables = read_groups(PROBES, maps.groups)
         found = merged(tables, config.epochs, config.features)
         with new_folder(PLOTS / "probes") as folder:
@@ -29,8 +30,7 @@ def main() -> None:
                 path = folder / f"confusion_{group}.png"
                 plot_confusion(group, table["classes"], table["confusion"], table["best"], path)
         write_json(confusions(tables.values()), Path("outputs/confusions/confusions.json"))
-        write_metrics(found, METRICS / "probes.json", {"probes": to_builtins(config), "maps": to_builtins(maps)})
-        recorded.log_metrics(found)
+        write_metrics(found, METRICS / "probes.json", to_builtins(sections), recorded)
 
 
 if __name__ == "__main__":

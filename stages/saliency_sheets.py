@@ -104,8 +104,7 @@ def main() -> None:
                     name = phrase(predicate).replace(" ", "_")
                     write_sheet(f"{predicate}: saliency by layer group", rows, folder / f"{name}.png")
         found = localisation(noised, triples)
-        write_metrics(found, METRICS / "saliency.json", to_builtins(maps))
-        recorded.log_metrics(found)
+        write_metrics(found, METRICS / "saliency.json", to_builtins(maps), recorded)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from sgpipe.errors import SgpipeError
 from sgpipe.runs.atomic import DIGITS, defined, write_json
 from sgpipe.runs.code import begin_stage, check_unchanged
 from sgpipe.runs.state import config_hash, die_with_parent
+
+if TYPE_CHECKING:
+    from sgpipe.tracking.run import StageRun
 
 _OF_THE_MACHINE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS))
 
@@ -77,9 +80,12 @@ def run(main: Callable[..., None]) -> None:
     call(between_checks)
 
 
-def write_metrics(values: dict[str, Any], path: Path, config: Any) -> None:
-    """Write a metrics file: `values` plus `config`, the hash of the resolved configuration (plain values) they come from.
+def write_metrics(values: dict[str, Any], path: Path, config: Any, recorded: "StageRun | None" = None) -> None:
+    """Write a metrics file: `values` plus `config`, the hash of the resolved configuration (plain values) they come from; they go
+    to the run that is `recorded`, too.
 
     Floats get `DIGITS` significant digits. A figure that is not finite is undefined: it becomes null, with a warning on stderr.
     """
     write_json({**defined(values, path), "config": config_hash(config)}, path, DIGITS)
+    if recorded is not None:
+        recorded.log_metrics(values)
