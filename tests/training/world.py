@@ -1,7 +1,9 @@
 """A tiny world: a pipeline of random weights, curated triples with negatives, and the caches that training reads."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,11 @@ def tiny_train(**changes: Any) -> Train:
     return replace(train, **changes)
 
 
+@cache
+def _loaded(backbone: Backbone) -> Denoiser:
+    return Denoiser.load(backbone, CPU)
+
+
 @dataclass(frozen=True)
 class World:
     """Where everything lies, and how to make a model of it."""
@@ -80,11 +87,13 @@ class World:
     backbone: Backbone
     sources: Sources
 
+    @cache  # noqa: B019
     def data(self, dev: float = 0.0) -> Data:
         return read_data(self.sources, self.backbone, dev)
 
     def denoiser(self) -> Denoiser:
-        return Denoiser.load(self.backbone, CPU)
+        """A fresh one, a copy of what was read once."""
+        return deepcopy(_loaded(self.backbone))
 
     def arm(self, train: Train, tokens: GraphTokens = TOKENS, name: str = "graph", lora: Lora = LORA) -> Arm:
         return resolve(name, ARMS[name], Sections(lora, train, tokens, self.backbone))
