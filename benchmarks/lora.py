@@ -58,7 +58,7 @@ def open_training(params: Path, folder: Path) -> Training:
 def bare_step(training: Training) -> Callable[[], None]:
     """Forward and backward of the loop's first batch, whose inputs are made once."""
     noised, positive, negative = training.batch(0)
-    said = positive + negative if training.recipe.losses.contrastive else positive
+    said = positive + negative if training.train.losses.contrastive else positive
     objective, model = training.objective, training.objective.model
     repeat = len(said.texts) // len(noised.latents)
     condition = model.condition(said.graphs, said.texts, objective.data.prompts.get(said.texts), objective.data.names)

@@ -141,7 +141,7 @@ def try_recipe(
         "val_preferred": last["preferred"],
         "steps": float(fitted.steps),
         "seconds": trained,
-        "seconds_per_step": fitted.spent / fitted.taken,
+        "seconds_per_step": fitted.engine.seconds / fitted.engine.taken,
     }
     shown = {prompt: measure(generator, planar, prompt, seeds, backbone.resolution) for prompt in prompts}
     return of_training, shown

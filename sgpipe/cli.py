@@ -20,14 +20,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Structure-aware scene-graph conditioning of diffusion transformers.",
 )
-params_app = typer.Typer(no_args_is_help=True, help="Read and check params.yaml.")
-pipeline_app = typer.Typer(no_args_is_help=True, help="What changed since a stage ran.")
-state_app = typer.Typer(no_args_is_help=True, help="Working states of stages that were interrupted.")
-tracking_app = typer.Typer(no_args_is_help=True, help="MLflow, as a view of git and DVC.")
-app.add_typer(params_app, name="params")
-app.add_typer(pipeline_app, name="pipeline")
-app.add_typer(state_app, name="state")
-app.add_typer(tracking_app, name="tracking")
+
+
+def _group(name: str, about: str) -> typer.Typer:
+    group = typer.Typer(no_args_is_help=True, help=about)
+    app.add_typer(group, name=name)
+    return group
+
+
+params_app = _group("params", "Read and check params.yaml.")
+pipeline_app = _group("pipeline", "What changed since a stage ran.")
+state_app = _group("state", "Working states of stages that were interrupted.")
+tracking_app = _group("tracking", "MLflow, as a view of git and DVC.")
 app.add_typer(fetch_app, name="fetch")
 app.add_typer(report_app, name="report")
 app.command("doctor")(doctor)
@@ -76,22 +80,19 @@ def preset(
     from sgpipe import presets
 
     folder = params.parent / presets.FOLDER
+    known = presets.available(folder)
     if apply and settings:
         raise SgpipeError("--apply writes the changes and --settings prints them for a command; give one of the two")
+    if name is None and apply:
+        raise SgpipeError(f"--apply needs a preset; valid: {', '.join(known)}")
     if name is None:
-        if apply:
-            raise SgpipeError(f"--apply needs a preset; valid: {', '.join(presets.available(folder))}")
-        for found, about in presets.available(folder).items():
-            print(f"{found}: {about}")
-        return
+        return print(*(f"{found}: {about}" for found, about in known.items()), sep="\n")
     path = presets.preset_path(folder, name)
     made = presets.apply(params, path) if apply else presets.changes(params, path)
     if settings:
-        print(*(f"-S {each}" for each in presets.settings(made)))
-        return
+        return print(*(f"-S {each}" for each in presets.settings(made)))
     if not made:
-        print(f"{params} has the values of {name} already")
-        return
+        return print(f"{params} has the values of {name} already")
     Console().print(presets.table(made))
     print(f"{len(made)} knobs " + (f"written to {params}" if apply else "differ; --apply writes them"))
 

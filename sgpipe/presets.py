@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any
 
-import msgspec
 from msgspec import Struct
 from rich.table import Table
 from rich.text import Text
@@ -55,8 +54,7 @@ def available(folder: Path) -> dict[str, str]:
 
 def preset_path(folder: Path, name: str) -> Path:
     """The file of a preset. Raises `ParamsError` with the valid names."""
-    names = available(folder)
-    if name not in names:
+    if name not in (names := available(folder)):
         raise ParamsError(f"preset {name!r} is unknown; valid: {', '.join(names) or f'none in {folder}'}")
     return folder / f"{name}.yaml"
 
@@ -68,12 +66,10 @@ def with_preset(params: Path, preset: Path) -> dict[str, Any]:
     """
     found, raw, overrides = load_all(params), read_yaml(params), read_yaml(preset)
     refuse_moved(overrides, str(preset))
-    for name in overrides:
-        if name not in SECTIONS:
-            raise ParamsError(f"{preset}: {name}: unknown section; valid: {', '.join(SECTIONS)}")
+    if unknown := [name for name in overrides if name not in SECTIONS]:
+        raise ParamsError(f"{preset}: {unknown[0]}: unknown section; valid: {', '.join(SECTIONS)}")
     for name, given in overrides.items():
-        kind = section_type(name)
-        found[name] = decode(name, _merged(kind, raw[name], given), kind, str(preset))
+        found[name] = decode(name, _merged(found[name], raw[name], given), section_type(name), str(preset))
     check(found, str(preset))
     spelled_out(found)
     return found
@@ -110,8 +106,7 @@ def apply(params: Path, preset: Path) -> list[Change]:
     with atomic_path(params) as temporary:
         lines = [part for line in stream.getvalue().splitlines() for part in _broken(line)]
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        left = changes(temporary, preset)
-        if left:
+        if left := changes(temporary, preset):
             raise ParamsError(f"{params}: {left[0].knob} cannot be written; set it by hand to {shown(left[0].new)}")
     return made
 
@@ -138,23 +133,11 @@ def shown(value: Any) -> str:
     return stream.getvalue().removesuffix("...\n").strip()
 
 
-def _struct_of(kind: type[Struct], name: str) -> type[Struct] | None:
-    """The struct that a field holds; None for a plain value, a list, or a mapping whose keys are free."""
-    held = next((field.type for field in msgspec.structs.fields(kind) if field.name == name), None)
-    while get_origin(held) is Annotated:
-        held = get_args(held)[0]
-    return held if isinstance(held, type) and issubclass(held, Struct) else None
-
-
-def _merged(kind: type[Struct], raw: Any, over: Any) -> Any:
-    """`raw` with the knobs of `over`; structs are gone into, lists and mappings with free keys are replaced."""
-    if not (isinstance(raw, Mapping) and isinstance(over, Mapping) and issubclass(kind, Struct)):
+def _merged(held: Any, raw: Any, over: Any) -> Any:
+    """`raw` with the knobs of `over`: what decodes to a struct in `held` is gone into, lists and mappings are replaced."""
+    if not (isinstance(held, Struct) and isinstance(raw, Mapping) and isinstance(over, Mapping)):
         return over
-    made = dict(raw)
-    for name, value in over.items():
-        inner = _struct_of(kind, str(name))
-        made[name] = _merged(inner, raw.get(name, {}), value) if inner else value
-    return made
+    return {**raw, **{name: _merged(getattr(held, str(name), None), raw.get(name, {}), value) for name, value in over.items()}}
 
 
 def _changes(knob: str, before: Any, after: Any) -> Iterator[Change]:

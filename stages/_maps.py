@@ -1,5 +1,6 @@
 """What the two stages that make maps have in common: from the rows to be made to one file per layer group."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,39 +17,37 @@ from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families import read_layout
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.backbones.source import identity, locate
-from sgpipe.params.load import to_builtins
+from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import write_metrics
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import Make, cut, run_shards
 from sgpipe.runs.state import config_hash
+from stages import MAP_TRIPLES_FILE, PROMPTS
 from stages._stage import working
-
-See = Callable[[Observer, pa.Table], Seen]
 
 
 def make_maps(
-    stage: str,
-    items: pa.Table,
-    kept: Sequence[bool],
-    see: See,
-    facts: Mapping[str, Any],
-    *,
-    backbone: Backbone,
-    compute: Compute,
-    maps: Maps,
     own: Saliency | NoisedMaps,
-    counted: tuple[int, ...] | None,
-    inputs: Sequence[Path],
-    prompts: Path,
-    params: Path,
+    items: pa.Table,
+    see: Callable[[Observer, pa.Table], Seen],
+    facts: Mapping[str, Any],
     out: Path,
     metrics: Path,
+    *,
+    kept: Sequence[bool],
+    counted: tuple[int, ...] | None = None,
+    inputs: Sequence[Path] = (),
 ) -> None:
-    """Make the maps of `items` as `see` makes them from a batch, into `out`; killed at any point, the same command goes on."""
+    """Make the maps of `items` as `see` makes them from a batch, into `out`; killed at any point, the same command goes on.
+
+    The stage is called as `out` is. `kept` says of which rows the sampled images are kept, `counted` which steps count.
+    """
+    stage = out.name
+    backbone, compute, maps = read_params(Backbone, Compute, Maps)
     processes = start(compute)
-    cache = PromptCache([prompts], backbone)
+    cache = PromptCache([PROMPTS], backbone)
     layout = read_layout(locate(backbone, ("transformer", "vae", "scheduler")), backbone)
     options = MapOptions(maps.groups, maps.normalisation, counted, detach=True)
     options.resolve(layout.double_blocks)
@@ -58,13 +57,13 @@ def make_maps(
     def open_maker() -> Make:
         denoiser = Denoiser.load(backbone, processes.device, compute.offload)
         observer = Observer(denoiser, cache, options, maps.concept_tokens, backbone.resolution, own.guidance)
-        return map_maker(lambda rows: see(observer, rows), items, maps.batch_size, maps.side, kept)
+        return map_maker(partial(see, observer), items, maps.batch_size, maps.side, kept)
 
     who = identity(backbone, ("transformer", "scheduler"), resolution=backbone.resolution)
     plain = {"maps": to_builtins(maps), stage: to_builtins(own), "backbone": who}
     sections = {"maps": maps, stage: own, "backbone": backbone}
     settings = {**plain, "threads": torch.get_num_threads()}
-    with working(stage, settings, sections, inputs, params, processes) as (state, recorded):
+    with working(stage, settings, sections, [MAP_TRIPLES_FILE, PROMPTS, *inputs], processes) as (state, recorded):
         run_shards(shards, state, processes, open_maker, "image", partial(check_shard, groups=maps.groups))
         if processes.is_main:
             with new_folder(out) as folder:
@@ -72,14 +71,9 @@ def make_maps(
                 merge_maps(shards, state, folder, options, about, (grid, grid))
             found = {
                 "maps": items.num_rows,
-                "by_class": dict(sorted(_counts(items["predicate"].to_pylist()).items())),
+                "by_class": dict(sorted(Counter(items["predicate"].to_pylist()).items())),
                 "groups": {name: str(blocks) for name, blocks in maps.groups.items()},
                 "shape": [3, grid, grid],
                 "shards": len(shards),
             }
-            write_metrics(found, metrics, plain)
-            recorded.log_metrics(found)
-
-
-def _counts(names: Sequence[str]) -> dict[str, int]:
-    return {name: names.count(name) for name in set(names)}
+            write_metrics(found, metrics, plain, recorded)

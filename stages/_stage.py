@@ -13,20 +13,13 @@ from sgpipe.tracking.run import StageRun, track
 
 @contextmanager
 def working(
-    stage: str,
-    config: Any,
-    sections: Mapping[str, Any],
-    inputs: Iterable[Path],
-    params: Path,
-    processes: Processes,
-    module: str | None = None,
+    stage: str, config: Any, sections: Mapping[str, Any], inputs: Iterable[Path], processes: Processes, module: str | None = None
 ) -> Iterator[tuple[Path, StageRun]]:
     """The folder of working state that belongs to `config`, the inputs, the code and the kind of device, and the stage's run, which
     the main process records. `module` in `stages` runs it, by default the one of its name.
     """
-    name = module or stage.partition("@")[0]
     paths = list(inputs)
-    digest = fingerprint(f"stages.{name}", config, paths, Path(), processes.device_kind)
-    recording = track(stage, sections, paths, params, fingerprint=digest) if processes.is_main else nullcontext(StageRun())
+    digest = fingerprint(f"stages.{module or stage.partition('@')[0]}", config, paths, Path(), processes.device_kind)
+    recording = track(stage, sections, paths, fingerprint=digest) if processes.is_main else nullcontext(StageRun())
     with shared_state(stage, digest, Path(), processes) as state, recording as recorded:
         yield state, recorded

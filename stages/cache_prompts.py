@@ -12,35 +12,29 @@ from sgpipe.backbones.prompt_cache import merge_prompts, prompt_identity, prompt
 from sgpipe.backbones.truncation import warn
 from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table, write_table
 from sgpipe.graphs.prompts import conflicting_prompts, curated_prompts, unique_concepts, unique_texts
-from sgpipe.params.load import read_section, to_builtins
+from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import Make, run_shards
 from sgpipe.runs.state import config_hash
+from stages import MAP_TRIPLES_FILE, METRICS, PROMPTS, TRIPLES_FILE
 from stages._stage import working
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
 def main(
-    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
-    curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
     negatives: Annotated[
         Path | None, typer.Option(help="encode the prompts of this table of negatives, not those of the triples")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder of the cache")] = Path("outputs/prompts"),
-    metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/cache_prompts.json"),
+    out: Annotated[Path, typer.Option(help="folder of the cache")] = PROMPTS,
+    metrics: Annotated[Path, typer.Option(help="metrics file")] = METRICS / "cache_prompts.json",
 ) -> None:
     """Run T5 and CLIP once over every different prompt and concept; killed at any point, the same command goes on."""
-    config = read_section(params, "cache_prompts", CachePrompts)
-    backbone = read_section(params, "backbone", Backbone)
-    compute = read_section(params, "compute", Compute)
+    config, backbone, compute = read_params(CachePrompts, Backbone, Compute)
     processes = start(compute)
     stage, who = ("cache_negative_prompts" if negatives else "cache_prompts"), prompt_identity(backbone)
-    inputs = [negatives] if negatives else [curated / "triples.parquet", curated / "map_triples.parquet"]
+    inputs = [negatives] if negatives else [TRIPLES_FILE, MAP_TRIPLES_FILE]
     concepts: list[str] = []
     if negatives:
         asked = conflicting_prompts(read_table(negatives, NEGATIVES))
@@ -56,7 +50,7 @@ def main(
 
     plain = {"cache_prompts": to_builtins(config), "encoder": who}
     sections = {"cache_prompts": config, "backbone": backbone}
-    with working(stage, plain, sections, inputs, params, processes, "cache_prompts") as (state, recorded):
+    with working(stage, plain, sections, inputs, processes, "cache_prompts") as (state, recorded):
         run_shards(shards, state, processes, open_maker, "text")
         if processes.is_main:
             with new_folder(out) as folder:
@@ -70,9 +64,8 @@ def main(
                 "in_names_or_relation": len({each.text for each in texts if each.loses_names}),
             }
             found = {**counts, "truncated": truncated, "shards": len(shards), "encoder": config_hash(who)}
-            write_metrics(found, metrics, plain)
-            recorded.log_metrics(found)
+            write_metrics(found, metrics, plain, recorded)
 
 
 if __name__ == "__main__":
-    run(app)
+    run(main)

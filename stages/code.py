@@ -2,23 +2,17 @@
 
 from pathlib import Path
 
-import typer
-
 from sgpipe.errors import CodeError
 from sgpipe.runs.code import FOLDER, code_file, code_of, stage_modules, write_code
 from sgpipe.runs.command import run
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
 def main() -> None:
     """Hash the syntax trees of what every stage imports, with the versions of its libraries."""
     root = Path()
-    modules = [module for module in stage_modules(root) if module != "stages.code"]
     for old in FOLDER.glob("*.json"):
         old.unlink()
-    found = {module: code_of(module, root) for module in modules}
+    found = {module: code_of(module, root) for module in stage_modules(root) if module != "stages.code"}
     for module, code in found.items():
         write_code(code_file(module, root), code)
     if edited := [module for module, code in found.items() if code != code_of(module, root)]:
@@ -26,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(app)
+    run(main)

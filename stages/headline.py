@@ -1,19 +1,15 @@
 """The few figures by which experiments are compared."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from sgpipe.evaluation.arms import headline_conditions, read_metrics
 from sgpipe.evaluation.config import HEADLINE, Evaluate
 from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH
-from sgpipe.params.load import read_section
+from sgpipe.params.load import read_params
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.command import run
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+from stages import METRICS
 
 
 def headline(evaluation: Mapping[str, Any], probes: Mapping[str, Any], adapters: Mapping[str, str]) -> dict[str, Any]:
@@ -50,18 +46,12 @@ def headline(evaluation: Mapping[str, Any], probes: Mapping[str, Any], adapters:
     return found
 
 
-@app.command()
-def main(
-    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
-    evaluation: Annotated[Path, typer.Option(help="metrics of the evaluation")] = Path("metrics/evaluation.json"),
-    probes: Annotated[Path, typer.Option(help="metrics of the probes")] = Path("metrics/probes.json"),
-    metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/headline.json"),
-) -> None:
+def main() -> None:
     """Pick them from the metrics of the evaluation and of the probes."""
-    config = read_section(params, "evaluate", Evaluate)
-    found = headline(read_metrics(evaluation), read_metrics(probes), config.adapters)
-    write_json(found, metrics, DIGITS)
+    config = read_params(Evaluate)
+    evaluation, probes = (read_metrics(METRICS / f"{name}.json") for name in ("evaluation", "probes"))
+    write_json(headline(evaluation, probes, config.adapters), METRICS / "headline.json", DIGITS)
 
 
 if __name__ == "__main__":
-    run(app)
+    run(main)

@@ -17,37 +17,27 @@ from sgpipe.evaluation.judge_factory import judge_identity, open_judge
 from sgpipe.evaluation.judging import Work, ground_truth_images, judge_maker, merge_verdicts
 from sgpipe.evaluation.samples import FILE, ImageFile
 from sgpipe.evaluation.sampling_plan import read_evaluation_triples
-from sgpipe.params.load import read_section, to_builtins
+from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import Make, run_shards
+from stages import IMAGES, JUDGED, NEGATIVES_FILE, TRIPLES_FILE
 from stages._stage import working
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
 def main(
-    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
-    curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path("outputs/negatives/negatives.parquet"),
-    images: Annotated[Path, typer.Option(help="folder with a folder of images per arm")] = Path("outputs/images"),
-    out: Annotated[Path, typer.Option(help="folder of the verdicts")] = Path("outputs/judged"),
+    images: Annotated[Path, typer.Option(help="folder with a folder of images per arm")] = IMAGES,
+    out: Annotated[Path, typer.Option(help="folder of the verdicts")] = JUDGED,
 ) -> None:
     """Let every judge see every image; killed at any point, the same command goes on. Nothing is sampled."""
-    config = read_section(params, "judge", JudgeParams)
-    backbone = read_section(params, "backbone", Backbone)
-    compute = read_section(params, "compute", Compute)
-    data = read_section(params, "data", Data)
+    config, backbone, compute, data = read_params(JudgeParams, Backbone, Compute, Data)
     who = {name: judge_identity(name, each) for name, each in config.judges.items()}
-    folders = sorted(path.parent for path in images.glob(f"*/{FILE}"))
-    if not folders:
+    files = {file.arm: file for file in (ImageFile(path.parent) for path in sorted(images.glob(f"*/{FILE}")))}
+    if not files:
         raise DataError(f"{images}: no arm's images there; run `dvc repro sample_base sample_images`")
-    tables = [curated / "triples.parquet", negatives]
-    cases = read_evaluation_triples(read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES))
-    files = {file.arm: file for file in map(ImageFile, folders)}
+    cases = read_evaluation_triples(read_table(TRIPLES_FILE, TRIPLES), read_table(NEGATIVES_FILE, NEGATIVES))
     known = {case.triple_id for case in cases}
     for file in files.values():
         if not known.issuperset(file.items["triple_id"].unique().to_pylist()):
@@ -67,16 +57,15 @@ def main(
             config.batch_size,
         )
 
-    inputs = [*tables, *folders]
+    inputs = [TRIPLES_FILE, NEGATIVES_FILE, *(file.path.parent for file in files.values())]
     plain = {"judge": to_builtins(config), "judges": who, "images": store.signature(), "side": backbone.resolution}
-    with working("judge", plain, {"judge": config}, inputs, params, processes) as (state, recorded):
+    with working("judge", plain, {"judge": config}, inputs, processes) as (state, recorded):
         run_shards(shards, state, processes, open_maker, "image")
         if processes.is_main:
             said = merge_verdicts(work, shards, state)
             with new_folder(out) as folder:
-                write_table(said.verdicts, folder / "verdicts.parquet")
-                write_table(said.calibration, folder / "calibration.parquet")
-                write_table(said.rejects, folder / "rejects.parquet")
+                for name in ("verdicts", "calibration", "rejects"):
+                    write_table(getattr(said, name), folder / f"{name}.parquet")
             truth = ground_truth_figures(len(cases), said.rejects)
             if said.rejects.num_rows:
                 reasons = ", ".join(f"{name}: {count}" for name, count in truth["rejected_by_reason"].items())
@@ -90,4 +79,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(app)
+    run(main)

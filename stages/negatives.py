@@ -2,51 +2,35 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
 
 import pyarrow.compute as pc
-import typer
 
 from sgpipe.datasets.tables import RELATIONS, TRIPLES, read_table, write_table
 from sgpipe.graphs.config import Negatives
 from sgpipe.graphs.negatives import negatives
-from sgpipe.params.load import read_section, to_builtins
+from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.tracking.run import track
+from stages import CANONICAL, METRICS, NEGATIVES_FILE, TRIPLES_FILE
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
-def main(
-    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
-    triples: Annotated[Path, typer.Option(help="curated triples")] = Path("outputs/curated/triples.parquet"),
-    relations: Annotated[Path, typer.Option(help="canonical relations")] = Path("outputs/canonical/relations.parquet"),
-    out: Annotated[Path, typer.Option(help="table of the negatives")] = Path("outputs/negatives/negatives.parquet"),
-    metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/negatives.json"),
-) -> None:
+def main() -> None:
     """Make one negative per triple and count them by kind and by what replaces what."""
-    config = read_section(params, "negatives", Negatives)
-    inputs = [triples, relations, *([Path(config.confusions)] if config.confusions else [])]
-    with track("negatives", {"negatives": config}, inputs, params) as recorded:
-        positives = read_table(triples, TRIPLES)
-        columns = ["image_id", "subject", "predicate", "object"]
-        held = read_table(relations, RELATIONS, columns)
+    config = read_params(Negatives)
+    relations = CANONICAL / "relations.parquet"
+    inputs = [TRIPLES_FILE, relations, *([Path(config.confusions)] if config.confusions else [])]
+    with track("negatives", {"negatives": config}, inputs) as recorded:
+        positives = read_table(TRIPLES_FILE, TRIPLES)
+        held = read_table(relations, RELATIONS, ["image_id", "subject", "predicate", "object"])
         held = held.filter(pc.is_in(held["image_id"], pc.unique(positives["image_id"])))
         made = negatives(positives, held, config)
-        write_table(made, out)
-        pairs = Counter(
-            f"{true} -> {false}"
-            for true, false, kind in zip(
-                positives["predicate"].to_pylist(), made["predicate"].to_pylist(), made["kind"].to_pylist(), strict=True
-            )
-            if kind == "replace"
-        )
-        kinds = Counter(made["kind"].to_pylist())
-        counts = {"triples": made.num_rows, "by_kind": kinds, "replaced": pairs}
-        write_metrics(counts, metrics, to_builtins(config))
-        recorded.log_metrics(counts)
+        write_table(made, NEGATIVES_FILE)
+        kinds = made["kind"].to_pylist()
+        rows = zip(positives["predicate"].to_pylist(), made["predicate"].to_pylist(), kinds, strict=True)
+        replaced = Counter(f"{true} -> {false}" for true, false, kind in rows if kind == "replace")
+        counts = {"triples": made.num_rows, "by_kind": Counter(kinds), "replaced": replaced}
+        write_metrics(counts, METRICS / "negatives.json", to_builtins(config), recorded)
 
 
 if __name__ == "__main__":
-    run(app)
+    run(main)

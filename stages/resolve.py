@@ -1,9 +1,6 @@
 """What the parameters mean for each arm, in one canonical spelling on which the training depends."""
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from sgpipe.arms.config import Arms, Lora
 from sgpipe.arms.kinds.base import Sections
@@ -12,13 +9,12 @@ from sgpipe.attention_maps.config import Maps
 from sgpipe.backbones.config import Backbone
 from sgpipe.errors import ParamsError
 from sgpipe.graph_encoder.config import GraphTokens
-from sgpipe.params.load import read_section
+from sgpipe.params.load import read_params
 from sgpipe.runs.atomic import new_folder, write_json
 from sgpipe.runs.command import run
 from sgpipe.runs.state import file_hash
 from sgpipe.training.config import Train
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+from stages import RESOLVED
 
 
 def files_read(arm: Arm) -> dict[str, str]:
@@ -40,24 +36,16 @@ def files_read(arm: Arm) -> dict[str, str]:
     return found
 
 
-@app.command()
-def main(
-    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
-    out: Annotated[Path, typer.Option(help="folder of one JSON per arm")] = Path("outputs/resolved"),
-) -> None:
+def main() -> None:
     """Write `<arm>.json` for every arm; a spelling that means the same gives the same bytes, and nothing trains again."""
-    sections = Sections(
-        read_section(params, "lora", Lora),
-        read_section(params, "train", Train),
-        read_section(params, "graph_tokens", GraphTokens),
-        read_section(params, "backbone", Backbone),
-        read_section(params, "maps", Maps),
-    )
-    with new_folder(out) as folder:
-        for name, options in read_section(params, "arms", Arms).items():
+    arms = read_params(Arms)
+    lora, train, graph_tokens, backbone = read_params(Lora, Train, GraphTokens, Backbone)
+    sections = Sections(lora, train, graph_tokens, backbone, read_params(Maps))
+    with new_folder(RESOLVED) as folder:
+        for name, options in arms.items():
             arm = resolve(name, options, sections)
             write_json({**arm.plain(), "files": files_read(arm)}, folder / f"{name}.json", digits=None)
 
 
 if __name__ == "__main__":
-    run(app)
+    run(main)

@@ -1,13 +1,12 @@
 """What the maps look like (a contact sheet per class) and where they fall (their mass in the annotated boxes)."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import typer
 from numpy.typing import NDArray
 
 from sgpipe.attention_maps.config import Maps
@@ -22,13 +21,13 @@ from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.source import locate
 from sgpipe.datasets.tables import TRIPLES, read_table
 from sgpipe.errors import DataError
-from sgpipe.params.load import read_section, to_builtins
+from sgpipe.params.load import read_params, to_builtins
 from sgpipe.relations.predicates import PREDICATES, phrase
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.tracking.run import track
+from stages import MAP_TRIPLES_FILE, METRICS, PLOTS, SALIENCY, SALIENCY_NOISED
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 ROLES = {"subject": (0, "s"), "object": (2, "o")}
 """Of the three concepts, those with a box of their own: place among the concepts and prefix of the box's columns."""
 
@@ -82,42 +81,31 @@ def localisation(files: dict[str, MapFile], triples: pa.Table) -> dict[str, Any]
     return result
 
 
-@app.command()
-def main(
-    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
-    curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    generated: Annotated[Path, typer.Option(help="maps of sampled images")] = Path("outputs/saliency"),
-    noised: Annotated[Path, typer.Option(help="maps of real images")] = Path("outputs/saliency_noised"),
-    out: Annotated[Path, typer.Option(help="folder of the sheets")] = Path("plots/saliency"),
-    metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/saliency.json"),
-) -> None:
+def main() -> None:
     """Draw the sheets and measure where the maps of real images fall."""
-    backbone = read_section(params, "backbone", Backbone)
-    maps = read_section(params, "maps", Maps)
-    triples = read_table(curated / "map_triples.parquet", TRIPLES)
-    inputs = [curated / "map_triples.parquet", generated, noised]
-    with track("saliency_sheets", {"maps": maps, "backbone": backbone}, inputs, params) as recorded:
-        drawn = {group: MapFile(generated / f"{group}.parquet") for group in maps.groups}
-        values = {group: file.read("saliency") for group, file in drawn.items()}
-        shown = images(generated, backbone)
+    backbone, maps = read_params(Backbone, Maps)
+    triples = read_table(MAP_TRIPLES_FILE, TRIPLES)
+    inputs = [MAP_TRIPLES_FILE, SALIENCY, SALIENCY_NOISED]
+    with track("saliency_sheets", {"maps": maps, "backbone": backbone}, inputs) as recorded:
+        generated, noised = (
+            {group: MapFile(folder / f"{group}.parquet") for group in maps.groups} for folder in (SALIENCY, SALIENCY_NOISED)
+        )
+        values = {group: file.read("saliency") for group, file in generated.items()}
+        shown = images(SALIENCY, backbone)
         said = dict(zip(triples["triple_id"].to_pylist(), triples["concepts"].to_pylist(), strict=True))
-        items = next(iter(drawn.values())).items
-        with new_folder(out) as folder:
-            for predicate in PREDICATES:
-                rows = [
-                    Row(shown[triple], said[triple], {group: maps[i] for group, maps in values.items()})
-                    for i, (triple, of) in enumerate(
-                        zip(items["triple_id"].to_pylist(), items["predicate"].to_pylist(), strict=True)
-                    )
-                    if of == predicate and triple in shown
-                ]
+        sheets: dict[str, list[Row]] = {predicate: [] for predicate in PREDICATES}
+        for i, item in enumerate(next(iter(generated.values())).items.to_pylist()):
+            if (triple := item["triple_id"]) in shown:
+                row = Row(shown[triple], said[triple], {group: of[i] for group, of in values.items()})
+                sheets[item["predicate"]].append(row)
+        with new_folder(PLOTS / "saliency") as folder:
+            for predicate, rows in sheets.items():
                 if rows:
                     name = phrase(predicate).replace(" ", "_")
                     write_sheet(f"{predicate}: saliency by layer group", rows, folder / f"{name}.png")
-        found = localisation({group: MapFile(noised / f"{group}.parquet") for group in maps.groups}, triples)
-        write_metrics(found, metrics, to_builtins(maps))
-        recorded.log_metrics(found)
+        found = localisation(noised, triples)
+        write_metrics(found, METRICS / "saliency.json", to_builtins(maps), recorded)
 
 
 if __name__ == "__main__":
-    run(app)
+    run(main)

@@ -14,53 +14,41 @@ from sgpipe.errors import ParamsError
 from sgpipe.evaluation.config import HEADLINE, Evaluate, Graph, Prompt, check_runs
 from sgpipe.evaluation.sampling import check_adapter, image_maker, merge_images, open_generator
 from sgpipe.evaluation.sampling_plan import BASE, plan, read_evaluation_triples
-from sgpipe.params.load import read_section, to_builtins
+from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgpipe.runs.shards import Make, cut, run_shards
 from sgpipe.runs.state import config_hash, file_hash
+from stages import IMAGES, LORA, NEGATIVES_FILE, TRIPLES_FILE
 from stages._stage import working
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
 def main(
     arm: Annotated[str, typer.Option(help="base, or a training run in the folder of adapters")],
     epoch: Annotated[
         int | None, typer.Option(help="sample from this epoch's checkpoint, neutral prompts with g⁺ and g⁻ alone")
     ] = None,
-    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
-    curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
-    negatives: Annotated[Path, typer.Option(help="table of the negatives")] = Path("outputs/negatives/negatives.parquet"),
-    adapters: Annotated[Path, typer.Option(help="folder of the adapters")] = Path("outputs/lora"),
-    out: Annotated[
-        Path | None, typer.Option(help="folder of the images; outputs/images/<arm>, or outputs/images_by_epoch/<arm>-<epoch>")
-    ] = None,
 ) -> None:
-    """SampleRequest the images; killed at any point, the same command goes on."""
-    config = read_section(params, "evaluate", Evaluate)
-    backbone = read_section(params, "backbone", Backbone)
-    compute = read_section(params, "compute", Compute)
+    """Sample the images; killed at any point, the same command goes on."""
+    config, backbone, compute = read_params(Evaluate, Backbone, Compute)
     if epoch is not None:
         check_runs([arm], config.adapters)
     given = "none" if arm == BASE else config.adapters.get(arm, "graphs" if epoch is not None else None)
     if given is None:
         raise ParamsError(f"--arm: got {arm!r}; valid: {BASE}, {', '.join(config.adapters)}")
-    adapter = None if arm == BASE else adapters / arm / ("adapter" if epoch is None else f"epoch-{epoch}")
+    adapter = None if arm == BASE else LORA / arm / ("adapter" if epoch is None else f"epoch-{epoch}")
     if adapter is not None:
         check_adapter(adapter)
+    name, out = arm, IMAGES / arm
     conditions: Mapping[Prompt, Sequence[Graph]] = config.conditions
     if epoch is not None:
-        conditions = {HEADLINE: ("positive", "negative")}
-    name = arm if epoch is None else f"{arm}-{epoch}"
-    out = out or Path("outputs/images" if epoch is None else "outputs/images_by_epoch") / name
+        name, conditions = f"{arm}-{epoch}", {HEADLINE: ("positive", "negative")}
+        out = Path("outputs/images_by_epoch") / name
     processes = start(compute)
-    tables = [curated / "triples.parquet", negatives]
-    cases = read_evaluation_triples(read_table(tables[0], TRIPLES), read_table(tables[1], NEGATIVES), config.per_class)
-    requests = plan(cases, conditions, config.seeds, given)
+    triples, negatives = read_table(TRIPLES_FILE, TRIPLES), read_table(NEGATIVES_FILE, NEGATIVES)
+    requests = plan(read_evaluation_triples(triples, negatives, config.per_class), conditions, config.seeds, given)
     shards = cut("images", len(requests), config.shard_size)
     who = {
         "arm": name,
@@ -75,9 +63,9 @@ def main(
 
     read = {**to_builtins(config), "conditions": to_builtins(conditions)}
     del read["adapters"]  # another arm samples nothing anew
-    plain = {"evaluate": read, **who}
-    stage, inputs = f"sample_images@{name}", [*tables, *([adapter] if adapter else [])]
-    with working(stage, plain, {"evaluate": config, "backbone": backbone}, inputs, params, processes) as (state, recorded):
+    plain, sections = {"evaluate": read, **who}, {"evaluate": config, "backbone": backbone}
+    inputs = [TRIPLES_FILE, NEGATIVES_FILE, *([adapter] if adapter else [])]
+    with working(f"sample_images@{name}", plain, sections, inputs, processes) as (state, recorded):
         run_shards(shards, state, processes, open_maker, "image")
         if processes.is_main:
             with new_folder(out) as folder:
@@ -86,4 +74,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(app)
+    run(main)

@@ -57,7 +57,6 @@ def _held(store: Path, md5: str) -> bool:
 
 def _tracked_file(path: Path, out: dict[str, Any], cache: Path, remote: Path | None) -> Finding:
     """Whether what a .dvc file tracks is pulled and of the recorded size, or where it is to be had."""
-    md5 = out.get("md5", "")
     if path.exists():
         files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
         count, size = len(files), sum(each.stat().st_size for each in files)
@@ -67,9 +66,9 @@ def _tracked_file(path: Path, out: dict[str, Any], cache: Path, remote: Path | N
         said = f"its .dvc file says {recorded[0]} files, {recorded[1]} bytes"
         remedy = f"dvc status {path}.dvc; then `dvc checkout` or `dvc add` it"
         return warn("dvc", f"{path}: {count} files, {size} bytes; {said}", remedy)
-    if _held(cache, md5):
+    if _held(cache, out.get("md5", "")):
         return fail("dvc", f"{path}: in the cache, not in the workspace", f"dvc checkout {path}.dvc")
-    if remote is None or _held(remote, md5):
+    if remote is None or _held(remote, out.get("md5", "")):
         return fail("dvc", f"{path}: not pulled", f"dvc pull {path}.dvc")
     what = f"{path}: neither in the workspace nor in the cache nor in the remote {remote}"
     return fail("dvc", what, "get the remote's files (`git lfs pull`, a full clone), or make it anew")
@@ -88,8 +87,7 @@ def _states(shared: Path) -> list[Finding]:
     there = sorted(states.iterdir()) if states.exists() and writable(states) else []
     if foreign := [path.name for path in there if not os.access(path, os.W_OK)]:
         what = f"{states}: {len(foreign)} working states of another user (first: {foreign[0]}), which cannot be continued"
-        remedy = f"have their owner run `chmod -R g+rwX {states}`, or remove them"
-        findings.append(warn("dvc", what, remedy))
+        findings.append(warn("dvc", what, f"have their owner run `chmod -R g+rwX {states}`, or remove them"))
     return findings
 
 
@@ -106,14 +104,12 @@ def check_dvc(root: Path) -> list[Finding]:
     except ConfigError as error:
         return [fail("dvc", f"{folder / 'config'}: {error}", "git checkout .dvc/config")]
     name = config["core"].get("remote")
-    if name is None or name not in config["remote"]:
+    if name not in config["remote"]:
         return [fail("dvc", "no default remote is configured", "git checkout .dvc/config")]
     url = str(config["remote"][name]["url"])
-    local = None if "://" in url else Path(url)
-    remote = ok("dvc", f"remote {name}: {url}")
+    local, remote = None if "://" in url else Path(url), ok("dvc", f"remote {name}: {url}")
     if local is not None and not local.is_dir():
-        remedy = "clone the repository anew, or `dvc remote modify`"
-        remote = warn("dvc", f"remote {name}: {local} is not a folder", remedy)
+        remote = warn("dvc", f"remote {name}: {local} is not a folder", "clone the repository anew, or `dvc remote modify`")
         local = None
     cache = Path(config["cache"].get("dir") or folder / "cache")
     files = [_tracked_file(path, out, cache, local) for path, out in tracked(root).items()]
@@ -128,10 +124,10 @@ def _shown_images(data_set: DataSet, triples: Path, present: set[int]) -> Findin
         shown = set(read_table(triples, TRIPLES, ["image_id"])["image_id"].to_pylist())
     except DataError as error:
         return fail("data", str(error), "dvc repro curate")
-    if not (missing := len(shown - present)):
-        return ok("data", f"{triples}: all {len(shown)} images are there")
-    what = f"{triples}: {missing} of {len(shown)} images are not in {data_set.root}"
-    return fail("data", what, data_set.remedy(triples))
+    if missing := len(shown - present):
+        what = f"{triples}: {missing} of {len(shown)} images are not in {data_set.root}"
+        return fail("data", what, data_set.remedy(triples))
+    return ok("data", f"{triples}: all {len(shown)} images are there")
 
 
 def check_data(data: Data, triples: list[Path], pulled: bool) -> list[Finding]:
@@ -149,38 +145,27 @@ def check_data(data: Data, triples: list[Path], pulled: bool) -> list[Finding]:
     remedy = f"dvc pull {root.name}.dvc" if pulled else data_set.remedy()
     if not root.is_dir():
         return [fail("data", f"data.root: {root} is not a folder", remedy)]
-    problems, findings = data_set.damage(), list[Finding]()
+    problems, present, findings = data_set.damage(), set[int](), list[Finding]()
     if not problems:
         size = sum(path.stat().st_size for path in data_set.annotations() if path.is_file())
         findings.append(ok("data", f"{root}: annotations, {size / 2**20:.1f} MiB"))
     try:
-        present = set(data_set.files())
+        present |= set(data_set.files())
         problems += [] if present else [f"{root}: no image, neither loose nor zipped"]
     except DataError as error:
-        present = set()
         problems.append(str(error))
     findings += [fail("data", problem, remedy) for problem in problems]
     if present:
         shown = [_shown_images(data_set, path, present) for path in triples if path.is_file()]
         findings += shown or [ok("data", f"{root}: {len(present)} images")]
-    return [*findings, *_fetch_rejects(root / REJECTS)]
-
-
-def _fetch_rejects(path: Path) -> list[Finding]:
-    remedy = "run the same `sgpipe fetch` again"
+    again, path = "run the same `sgpipe fetch` again", root / REJECTS
     try:
-        rejects = read_rejects(path)
+        if rejects := read_rejects(path):
+            what = f"{path}: {len(rejects)} images could not be fetched (first: {rejects[0]['reason']})"
+            findings.append(warn("data", what, again))
     except DataError as error:
-        return [warn("data", str(error), remedy)]
-    what = f"{path}: {len(rejects)} images could not be fetched"
-    return [warn("data", f"{what} (first: {rejects[0]['reason']})", remedy)] if rejects else []
-
-
-def _parts(folder: Path) -> list[str]:
-    """The parts that the stages load, and all others that model_index.json names. Raises `ModelError`."""
-    index = part_configs(folder, ("",))[""]
-    named = {name for name, kind in index.items() if isinstance(kind, list) and kind[:1] not in ([], [None])}
-    return sorted({*named, *family_of(folder).text_parts, "transformer", "vae", "scheduler"})
+        findings.append(warn("data", str(error), again))
+    return findings
 
 
 def check_pipeline(backbone: Backbone) -> list[Finding]:
@@ -195,17 +180,21 @@ def check_pipeline(backbone: Backbone) -> list[Finding]:
         return [fail("model", f"{backbone.model}: neither a folder nor in the hub cache", remedy)]
     findings = refused(partial(check_source, backbone), "model")
     try:
-        parts = _parts(folder)
+        index = part_configs(folder, ("",))[""]
+        named = {name for name, kind in index.items() if isinstance(kind, list) and kind[:1] not in ([], [None])}
+        parts = sorted({*named, *family_of(folder).text_parts, "transformer", "vae", "scheduler"})
     except ModelError as error:
         return [*findings, Finding.of(error, "model")]
     there = [name for name in parts if (folder / name).is_dir()]
     problems = [f"{name}: no such folder" for name in parts if name not in there]
     problems += [problem for name in parts if (problem := part_problem(folder / name)) is not None]
-    findings += refused(partial(read_layout, folder, backbone), "model")
-    findings += [found for name in there for found in refused(partial(check_part, folder, name), "model")]
+    checks: list[Callable[[], Any]] = [
+        partial(read_layout, folder, backbone),
+        *(partial(check_part, folder, name) for name in there),
+    ]
+    findings += [found for check in checks for found in refused(check, "model")]
     findings += [fail("model", f"{folder}: {problem}", remedy) for problem in problems]
     if not problems:
         size = sum(path.stat().st_size for name in parts for path in weight_files(folder / name))
-        whole = f"{backbone.model}: {len(parts)} parts, {size / 2**30:.2f} GiB of weights"
-        findings.append(ok("model", whole))
+        findings.append(ok("model", f"{backbone.model}: {len(parts)} parts, {size / 2**30:.2f} GiB of weights"))
     return findings

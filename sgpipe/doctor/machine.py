@@ -13,7 +13,7 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.doctor.findings import Finding, fail, ok, refused, warn
 from sgpipe.doctor.memory import GIB, Need
 from sgpipe.doctor.plan import choose, gpu_room, ways
-from sgpipe.runs.code import canonical, installed, pinned
+from sgpipe.runs.code import canonical, installed, not_as_locked, pinned
 
 LEAST_FREE = 5 * GIB
 """Room for caches, checkpoints and reports of the embedded experiment; less than this ends in a full disk."""
@@ -29,18 +29,14 @@ def check_python(root: Path) -> list[Finding]:
     names = [re.split(r"[^\w.-]", each, maxsplit=1)[0] for each in project["dependencies"]]
     found, lock = installed(map(canonical, names)), pinned(root)
     absent = [name for name, there in found.items() if there is None]
-    other = [
-        f"{name} {there} (locked {lock[name]})"
-        for name, there in found.items()
-        if there and name in lock and there.partition("+")[0] != lock[name].partition("+")[0]
-    ]
+    other = not_as_locked({name: lock[name] for name in found if name in lock})
     findings = []
     if absent:
         findings.append(fail("python", f"not installed: {', '.join(absent)}", "make venv"))
     if other:
-        findings.append(warn("python", f"not as locked: {', '.join(other)}", "make venv"))
-    what = f"Python {sys.version.split()[0]}, {len(found)} direct dependencies as locked"
-    return findings or [ok("python", what)]
+        said = ", ".join(f"{name} {there} (locked {lock[name]})" for name, there in other.items())
+        findings.append(warn("python", f"not as locked: {said}", "make venv"))
+    return findings or [ok("python", f"Python {sys.version.split()[0]}, {len(found)} direct dependencies as locked")]
 
 
 def _existing(folder: Path) -> Path:
@@ -82,9 +78,8 @@ def gpus() -> list[tuple[str, float]]:
     """Name and GiB of each CUDA device."""
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    found = [torch.cuda.get_device_properties(index) for index in range(count)]
-    return [(properties.name, properties.total_memory / GIB) for properties in found]
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [(each.name, each.total_memory / GIB) for each in found]
 
 
 def check_memory(need: Need | None, device: str, found: list[tuple[str, float]]) -> list[Finding]:
@@ -95,12 +90,9 @@ def check_memory(need: Need | None, device: str, found: list[tuple[str, float]])
     if found and device in ("auto", "cuda"):
         findings = [ok("gpu", ", ".join(f"{name} ({gib:.1f} GiB)" for name, gib in found))]
         for phase, how, size, fits in choose(need, gpu_room(found[0][1])) if need else ():
-            if fits:
-                findings.append(ok("gpu", f"{phase}: {how}, {size / GIB:.1f} GiB"))
-            else:
-                what = f"{phase}: {size / GIB:.1f} GiB even with {how}"
-                remedy = "a larger GPU, a smaller batch or a lower resolution"
-                findings.append(fail("gpu", what, remedy))
+            even = f"{phase}: {size / GIB:.1f} GiB even with {how}"
+            without = fail("gpu", even, "a larger GPU, a smaller batch or a lower resolution")
+            findings.append(ok("gpu", f"{phase}: {how}, {size / GIB:.1f} GiB") if fits else without)
         return findings
     room = available_memory()
     findings = [ok("memory", f"no GPU in use; {room / GIB:.1f} GiB of memory available")]

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from sgpipe.errors import ModelError, StateError
 from sgpipe.optim.log import LOG, Interval, peak_memory
-from sgpipe.optim.weights import Average, assign
+from sgpipe.optim.weights import Average, assign, copied
 from sgpipe.runs.atomic import atomic_path
-from sgpipe.runs.checkpoints import checkpoints, newest_checkpoint, save_checkpoint
+from sgpipe.runs.checkpoints import last_checkpoint, newest_checkpoint, save_checkpoint
 from sgpipe.runs.processes import Processes
 
 Parts = Mapping[str, Tensor | float]
@@ -75,11 +75,10 @@ class Engine:
     """Label of the progress bar; None shows none."""
 
     def __post_init__(self) -> None:
-        trained = {name: t for name, t in self.tensors.items() if isinstance(t, nn.Parameter)}
-        self.weights = {name: weight for name, weight in trained.items() if weight.requires_grad}
+        parameters = {name: each for name, each in self.tensors.items() if isinstance(each, nn.Parameter)}
+        self.weights = {name: weight for name, weight in parameters.items() if weight.requires_grad}
         held = {id(weight) for group in self._groups() for weight in group["params"]}
-        left = [name for name, weight in self.weights.items() if id(weight) not in held]
-        if left:
+        if left := [name for name, weight in self.weights.items() if id(weight) not in held]:
             raise ModelError(
                 f"trainable weights that would never be trained: {', '.join(left)}; give them to an optimiser, or freeze them"
             )
@@ -123,13 +122,12 @@ class Engine:
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         passes: list[Parts] = []
-        norm = {}
         for pass_ in range(self.accumulation):
             loss, parts = self.losses(self.step, pass_)
             (loss / self.accumulation).backward()
-            parts = {"loss": loss, **parts}
-            passes.append({name: v.detach() if isinstance(v, Tensor) else v for name, v in parts.items()})
+            passes.append({name: v.detach() if isinstance(v, Tensor) else v for name, v in {"loss": loss, **parts}.items()})
         average_gradients(self.weights, self.processes.count)
+        norm = {}
         if self.clip is not None:
             norm = {"gradient_norm": nn.utils.clip_grad_norm_(self.weights.values(), self.clip)}
         self._unread.append((self.step, passes, norm))
@@ -156,15 +154,11 @@ class Engine:
                 means[name] += float(value) / self.accumulation
             means |= {name: float(value) for name, value in norm.items()}
             if not all(math.isfinite(means[name]) for name in ("loss", *norm)):
-                self._stop(step, means)
+                shown = ", ".join(f"{name} {value:g}" for name, value in means.items())
+                last = f"; the last good checkpoint is {last_checkpoint(self.folder)}" if self.folder else ""
+                raise StateError(f"step {step}: the loss is not finite ({shown}){last}; {self.advice}, and run again")
             self.intervals[-1].add(step + 1, means)
         self._unread.clear()
-
-    def _stop(self, step: int, values: Mapping[str, float]) -> None:
-        shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        kept = checkpoints(self.folder) if self.folder else []
-        last = f"; the last good checkpoint is {kept[-1] if kept else 'none'}" if self.folder else ""
-        raise StateError(f"step {step}: the loss is not finite ({shown}){last}; {self.advice}, and run again")
 
     def _write(self, interval: Interval) -> None:
         """Log an interval that is over."""
@@ -180,7 +174,7 @@ class Engine:
         if self.average is None:
             yield
             return
-        own = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        own = copied(self.weights)
         assign(self.weights, self.average.values)
         try:
             yield
@@ -219,10 +213,17 @@ class Engine:
         intervals = [Interval(**row) for row in stored["intervals"]]
         step, ended, extra = int(stored["step"]), bool(stored["ended"]), dict(stored["extra"])
         averages = self.average.values if self.average else {}
-        _check(path, "tensors", stored["tensors"], self.tensors)
-        _check(path, "averages", stored["average"], averages)
-        sizes = [[len(group["params"]) for group in each["param_groups"]] for each in stored["optimisers"]]
-        if sizes != [[len(group["params"]) for group in each.param_groups] for each in self.optimisers]:
+        for what, own, theirs in (("tensors", self.tensors, stored["tensors"]), ("averages", averages, stored["average"])):
+            if other := {(name, tuple(t.shape)) for name, t in own.items()} ^ {
+                (name, tuple(t.shape)) for name, t in theirs.items()
+            }:
+                shown = sorted(f"{name} {list(shape)}" for name, shape in other)
+                raise StateError(f"{path}: {what} of another model: {', '.join(shown[:3])}")
+        sizes, own_sizes = (
+            [[len(group["params"]) for group in each["param_groups"]] for each in states]
+            for states in (stored["optimisers"], [each.state_dict() for each in self.optimisers])
+        )
+        if sizes != own_sizes:
             raise StateError(f"{path}: is of other optimisers")
         for optimiser, state in zip(self.optimisers, stored["optimisers"], strict=True):
             optimiser.load_state_dict(state)
@@ -231,14 +232,6 @@ class Engine:
         self.step, self.ended, self.intervals = step, ended, intervals
         self.extra.clear()
         self.extra |= extra
-
-
-def _check(path: Path, what: str, stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raise `StateError` unless the tensors have the names and shapes of `own`."""
-    theirs, ours = ({(name, tuple(t.shape)) for name, t in each.items()} for each in (stored, own))
-    if theirs != ours:
-        other = sorted(f"{name} {list(shape)}" for name, shape in theirs ^ ours)
-        raise StateError(f"{path}: {what} of another model: {', '.join(other[:3])}")
 
 
 def average_gradients(weights: Mapping[str, nn.Parameter], processes: int) -> None:

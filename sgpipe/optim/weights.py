@@ -1,7 +1,6 @@
 """Weights beside those that are trained: their exponential moving average, and the best so far."""
 
 from collections.abc import Mapping
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,11 @@ from torch import Tensor, nn
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """A module's parameters and buffers by name: all that training changes."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors as they are now."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
@@ -26,7 +30,7 @@ class Average:
     """
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float, first: int = 1) -> None:
-        self.values: dict[str, Tensor] = {name: weight.detach().clone() for name, weight in weights.items()}
+        self.values = copied(weights)
         self._decay, self._first = decay, first
 
     @torch.no_grad()
@@ -40,18 +44,16 @@ class Average:
 class Best:
     """Tensors as they were at their highest score, and when that was; scores compare as tuples."""
 
-    LOWEST: Final = (-1.0, float("-inf"))
-
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors, self._values = tensors, dict[str, Tensor]()
-        self.score, self.at = self.LOWEST, 0
+        self.score, self.at = (-1.0, float("-inf")), 0
 
     def offer(self, score: tuple[float, float], at: int) -> bool:
         """Keep the tensors as they are now if `score` is above all before; whether it is."""
         if not score > self.score:
             return False
         self.score, self.at = score, at
-        self._values = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+        self._values = copied(self.tensors)
         return True
 
     def restore(self) -> None:

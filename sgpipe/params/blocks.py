@@ -40,9 +40,8 @@ class Blocks:
         """Read one spelling. Raises `ValueError` saying what was given and what is valid."""
         if isinstance(raw, cls):
             return raw
-        items = raw if isinstance(raw, list | tuple) else [raw]
         words: list[str] = []
-        for item in items:
+        for item in raw if isinstance(raw, list | tuple) else [raw]:
             if isinstance(item, bool) or not isinstance(item, int | str):
                 raise ValueError(f"got {raw!r}; valid: {SYNTAX}")
             words += str(item).strip().strip("[]").split(",")
@@ -54,15 +53,13 @@ class Blocks:
             match = _RANGE.fullmatch(word)
             if match is None:
                 raise ValueError(f"got {raw!r}: {word!r} is no block or range; valid: {SYNTAX}")
-            first = int(match[1])
-            last = int(match[2]) if match[2] is not None else first
+            first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
                 raise ValueError(f"got {raw!r}: {word!r} is reversed; write {last}..{first}")
             if last > LARGEST:
                 raise ValueError(f"got {raw!r}: no model has a block {last}; valid: 0..{LARGEST}")
             indices += range(first, last + 1)
-        repeated = sorted(index for index, count in Counter(indices).items() if count > 1)
-        if repeated:
+        if repeated := sorted(index for index, count in Counter(indices).items() if count > 1):
             raise ValueError(f"got {raw!r}: block {', '.join(map(str, repeated))} is named more than once")
         return cls(tuple(sorted(indices)))
 
@@ -70,8 +67,7 @@ class Blocks:
         """Ascending indices within a stream of `count` blocks. Raises `ParamsError` naming `key` if one lies outside."""
         if self.indices is None:
             return tuple(range(count))
-        outside = [index for index in self.indices if index >= count]
-        if outside:
+        if outside := [index for index in self.indices if index >= count]:
             valid = f"0..{count - 1}" if count else "none (the model has no such blocks)"
             raise ParamsError(f"{key}: block {', '.join(map(str, outside))} is out of range; valid: {valid}, got {self}")
         return self.indices
@@ -81,10 +77,9 @@ class Blocks:
             return "all"
         runs: list[list[int]] = []
         for index in self.indices:
-            if runs and index == runs[-1][1] + 1:
-                runs[-1][1] = index
-            else:
+            if not runs or index != runs[-1][1] + 1:
                 runs.append([index, index])
+            runs[-1][1] = index
         return "[" + ",".join(str(a) if a == b else f"{a}..{b}" for a, b in runs) + "]" if runs else "none"
 
 

@@ -4,9 +4,10 @@ import difflib
 import math
 import re
 import warnings
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, cast, get_args, get_origin, overload
 
 import msgspec
 from ruamel.yaml import YAML
@@ -20,6 +21,11 @@ from sgpipe.params.check import check
 from sgpipe.params.moved import refuse_moved
 
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+PARAMS: Final = Path("params.yaml")
 SECTIONS: Final[dict[str, str]] = {
     "data": "sgpipe.datasets.config:Data",
     "canonicalize": "sgpipe.datasets.config:Canonicalize",
@@ -61,27 +67,24 @@ def section_type(name: str) -> type:
 
 class _Constructor(SafeConstructor):
     """Refuses values by line: those that their tag does not fit or that hold themselves, numbers that are not finite, and text
-    that UTF-8 cannot hold.
-
-    Values are made depth first, so an unfinished one that is met again holds itself.
+    that UTF-8 cannot hold. Values are made depth first, so an unfinished one that is met again holds itself.
     """
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
-        problem = None
-        if node in self.recursive_objects:
-            raise ConstructorError(None, None, "a value holds itself", node.start_mark)
-        try:
-            value = super().construct_object(node, deep=True)
-        except (YAMLError, RecursionError):
-            raise
-        except Exception as error:  # int(), float(), datetime() and look-ups raise what they like
-            problem = f"{_shown(node.value)} is no {str(node.tag).rpartition(':')[2]} ({error})"
-        else:
-            if isinstance(value, float) and not math.isfinite(value):
-                problem = f"{_shown(node.value)} is no finite number"
-            elif isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):
-                problem = f"{_shown(value)} has half a surrogate pair, which is no character"
-        if problem is not None:
+        problem, value = "a value holds itself", None
+        if node not in self.recursive_objects:
+            try:
+                value = super().construct_object(node, deep=True)
+                problem = ""
+            except (YAMLError, RecursionError):
+                raise
+            except Exception as error:  # int(), float(), datetime() and look-ups raise what they like
+                problem = f"{_shown(node.value)} is no {str(node.tag).rpartition(':')[2]} ({error})"
+        if isinstance(value, float) and not math.isfinite(value):
+            problem = f"{_shown(node.value)} is no finite number"
+        elif isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+            problem = f"{_shown(value)} has half a surrogate pair, which is no character"
+        if problem:
             raise ConstructorError(None, None, problem, node.start_mark)
         return value
 
@@ -94,7 +97,8 @@ def _shown(value: Any) -> str:
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """The mapping that `text` holds, read as DVC reads it: YAML 1.2, where `on` is a word and `1e-4` a number.
 
-    DVC writes params.yaml anew for every `-S` and quotes only what YAML 1.2 would misread. `source` names the text in errors.
+    DVC writes params.yaml anew for every `-S` and quotes only what YAML 1.2 would misread. Raises `ParamsError`; `source` names
+    the text in it.
     """
     yaml = YAML(typ="safe")
     yaml.Constructor = _Constructor
@@ -108,12 +112,9 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ParamsError(f"{source}: {line}not valid YAML: {error.problem or error.context}") from None
-    except YAMLError as error:
-        raise ParamsError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ParamsError(f"{source}: not valid YAML: brackets are nested too deeply") from None
-    except ValueError as error:  # of chr(), for an escape above U+10FFFF
-        raise ParamsError(f"{source}: not valid YAML: {error}") from None
+    except (YAMLError, RecursionError, ValueError) as error:  # ValueError: of chr(), for an escape above U+10FFFF
+        said = "brackets are nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ParamsError(f"{source}: not valid YAML: {said}") from None
     if not isinstance(raw, dict):
         raise ParamsError(f"{source}: a mapping of sections is needed, got {type(raw).__name__}")
     return raw
@@ -122,26 +123,13 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; anything else is refused."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file; run from the repository root or give --params") from None
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path}: not valid YAML: no UTF-8 text ({error})") from None
     except OSError as error:
         raise ParamsError(f"{path}: cannot be read ({error.strerror}); give a file with --params") from None
-    return parse_yaml(text, str(path))
-
-
-def _hook(kind: type, value: Any) -> Any:
-    if issubclass(kind, Blocks):
-        return kind.parse(value)
-    raise TypeError(f"params cannot hold {kind}")
-
-
-def _unhook(value: Any) -> Any:
-    if isinstance(value, Blocks):
-        return str(value)
-    raise TypeError(f"params cannot hold {type(value)}")
 
 
 def _at(raw: Any, path: str) -> tuple[str, Any]:
@@ -178,28 +166,28 @@ def decode(section: str, raw: Any, kind: type[T], source: str) -> T:
     if (own := getattr(kind, "decode", None)) is not None:
         return own(section, raw, source)
     try:
-        return msgspec.convert(_used(raw), kind, dec_hook=_hook)
+        return msgspec.convert(_used(raw), kind, dec_hook=lambda held, value: held.parse(value))
     except msgspec.ValidationError as error:
         match = _AT.match(str(error))
         assert match is not None
-        what = match["what"]
         key, given = _at(raw, match["path"] or "$")
-        full = f"{section}.{key}" if key else section
-        valid = _fields_at(kind, key)
+        full, what, expected = f"{section}.{key}".rstrip("."), match["what"], _type_at(kind, key)
+        struct = _struct(expected)
+        valid = list(struct.__struct_encode_fields__) if struct else []
+        named, _, rest = what.partition(": ")
         if match["key"]:
             keys = ", ".join(str(name) for name in given if not isinstance(name, str))
-            raise ParamsError(f"{source}: {full}: key {keys} is no text{_close(keys, valid)}") from None
-        unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
-        if unknown:
-            raise ParamsError(f"{source}: {full}.{unknown[1]}: unknown key{_close(unknown[1], valid)}") from None
-        named, _, rest = what.partition(": ")
-        if named in valid:
-            full, what = f"{full}.{named}", rest
-        if what.startswith("Invalid enum value"):
-            what = f"valid: {', '.join(map(str, _choices(_type_at(kind, key))))}"
-        what = what[:1].lower() + what[1:]
-        shown = "" if what.startswith("got ") or isinstance(given, dict) else f"got {_shown(given)}; "
-        raise ParamsError(f"{source}: {full}: {shown}{what}") from None
+            said = f"{full}: key {keys} is no text{_close(keys, valid)}"
+        elif unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what):
+            said = f"{full}.{unknown[1]}: unknown key{_close(unknown[1], valid)}"
+        else:
+            if named in valid:
+                full, what = f"{full}.{named}", rest
+            if what.startswith("Invalid enum value"):
+                what = f"valid: {', '.join(map(str, _choices(expected)))}"
+            got = "" if what.startswith("got ") or isinstance(given, dict) else f"got {_shown(given)}; "
+            said = f"{full}: {got}{what[:1].lower()}{what[1:]}"
+        raise ParamsError(f"{source}: {said}") from None
 
 
 def _struct(kind: Any) -> Any:
@@ -216,11 +204,6 @@ def _type_at(kind: Any, key: str) -> Any:
     return kind
 
 
-def _fields_at(kind: Any, key: str) -> list[str]:
-    found = _struct(_type_at(kind, key))
-    return list(found.__struct_encode_fields__) if found else []
-
-
 def _choices(kind: Any) -> tuple[Any, ...]:
     """The values that an annotation's `Literal` allows."""
     if get_origin(kind) is Literal:
@@ -228,24 +211,51 @@ def _choices(kind: Any) -> tuple[Any, ...]:
     return tuple(choice for part in get_args(kind) for choice in _choices(part))
 
 
-def read_section(path: Path, name: str, kind: type[T]) -> T:
-    """Section `name` of params.yaml as `kind`.
+def read_sections(path: Path, needed: Iterable[str]) -> dict[str, Any]:
+    """The sections of a file by name, in the order of `SECTIONS`, checked against one another.
 
-    The other sections of the file are read and checked against one another, too, so that the first stage of a pipeline refuses
-    what a later one could not do. Unknown sections are refused.
+    All are read, so that the first stage of a pipeline refuses what a later one could not do. Raises `ParamsError` for one that is
+    unknown, or among `needed` and missing.
     """
     raw = read_yaml(path)
     refuse_moved(raw, str(path))
     for given in raw:
         if given not in SECTIONS:
             raise ParamsError(f"{path}: {given}: unknown section{_close(str(given), list(SECTIONS))}")
-    if name not in raw:
-        raise ParamsError(f"{path}: section {name!r} is missing; `git checkout {path}` restores the default")
-    found = decode(name, raw[name], kind, str(path))
-    check({each: decode(each, raw[each], section_type(each), str(path)) for each in raw}, str(path))
+    if missing := [name for name in needed if name not in raw]:
+        raise ParamsError(f"{path}: sections missing: {', '.join(missing)}; `git checkout {path}` restores the default")
+    found: dict[str, Any] = {name: decode(name, raw[name], section_type(name), str(path)) for name in SECTIONS if name in raw}
+    check(found, str(path))
     return found
+
+
+def read_section(path: Path, name: str, kind: type[T]) -> T:
+    """Section `name` of a file, of type `kind`. Raises `ParamsError` as `read_sections` does."""
+    return cast(T, read_sections(path, [name])[name])
+
+
+@overload
+def read_params(a: type[A], /) -> A: ...
+@overload
+def read_params(a: type[A], b: type[B], /) -> tuple[A, B]: ...
+@overload
+def read_params(a: type[A], b: type[B], c: type[C], /) -> tuple[A, B, C]: ...
+@overload
+def read_params(a: type[A], b: type[B], c: type[C], d: type[D], /) -> tuple[A, B, C, D]: ...
+def read_params(*kinds: type) -> Any:
+    """The sections of params.yaml of these types, one or a tuple of them. Raises `ParamsError` as `read_sections` does."""
+    names = {at: name for name, at in SECTIONS.items()}
+    wanted = [names[f"{kind.__module__}:{kind.__name__}"] for kind in kinds]
+    found = read_sections(PARAMS, wanted)
+    return found[wanted[0]] if len(wanted) == 1 else tuple(found[name] for name in wanted)
 
 
 def to_builtins(value: Any) -> Any:
     """A section as plain values in canonical form (block sets spelled one way), for printing and hashing."""
     return msgspec.to_builtins(value, enc_hook=_unhook)
+
+
+def _unhook(value: Any) -> Any:
+    if isinstance(value, Blocks):
+        return str(value)
+    raise TypeError(f"params cannot hold {type(value)}")

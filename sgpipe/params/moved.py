@@ -1,6 +1,7 @@
 """Knobs that have moved: where those of an older params.yaml, or of an adapter that was trained with it, are now."""
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any, Final
 
 from sgpipe.errors import ParamsError
@@ -34,13 +35,9 @@ def _pop(raw: Any, key: str) -> Iterator[Any]:
         yield raw.pop(last)
 
 
-def _copied(raw: Any) -> Any:
-    return {key: _copied(value) for key, value in raw.items()} if isinstance(raw, Mapping) else raw
-
-
 def with_moved(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Plain sections with every moved knob in its new place; `lora.arms` is left out, since its arms have kinds now."""
-    made = _copied(raw)
+    made = deepcopy(dict(raw))
     for old, new in MOVED.items():
         for value in _pop(made, old):
             if old == "lora.arms":
@@ -54,7 +51,6 @@ def with_moved(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_moved(raw: Mapping[str, Any], source: str) -> None:
     """Raise `ParamsError` for sections of an older params.yaml, naming the new place of each key that has moved."""
-    rest = _copied(raw)
-    found = [f"{old} is now {new}" for old, new in MOVED.items() for _ in _pop(rest, old)]
-    if found:
+    rest = deepcopy(dict(raw))
+    if found := [f"{old} is now {new}" for old, new in MOVED.items() for _ in _pop(rest, old)]:
         raise ParamsError(f"{source}: written for an older version: {'; '.join(found)}; move them (docs/parameters.md)")

@@ -1,6 +1,7 @@
 """The parameter reference as Markdown: one table per section, made from the structs, so that it cannot fall behind them."""
 
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -51,13 +52,9 @@ def _parts(kind: Any) -> tuple[Any, list[Meta]]:
     return kind, []
 
 
-def _number(value: float) -> str:
-    return f"2^{value.bit_length() - 1}" if isinstance(value, int) and value >= 1 << 16 else f"{value:g}"
-
-
 def _bounds(metas: list[Meta]) -> str:
-    said = [f"{sign} {_number(bound)}" for meta in metas for key, sign in _BOUNDS if (bound := getattr(meta, key)) is not None]
-    return " and ".join(said)
+    found = [(sign, bound) for meta in metas for key, sign in _BOUNDS if (bound := getattr(meta, key)) is not None]
+    return " and ".join(f"{sign} 2^{n.bit_length() - 1}" if n >= 1 << 16 else f"{sign} {n:g}" for sign, n in found)
 
 
 def _type(kind: Any) -> str:
@@ -78,14 +75,13 @@ def _type(kind: Any) -> str:
         return f"mapping{keys}{values}"
     if inner is str and least:
         return "text, not empty"
-    bounds = _bounds(metas)
-    return f"{_NAMES[inner]} {bounds}" if bounds else _NAMES[inner]
+    return f"{_NAMES[inner]} {_bounds(metas)}".rstrip()
 
 
 def _value(value: Any) -> str:
     """A plain value as one writes it in YAML on one line."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
@@ -129,19 +125,6 @@ def _doc(kind: type) -> str:
     return re.sub(r"^Section `\w+`[.:]\s*", "", text)
 
 
-def reference(path: Path) -> str:
-    """The reference with the values of the parameter file `path`, as Markdown. Raises `ParamsError` as reading it does."""
-    blocks = [HEAD]
-    for name, section in load_all(path).items():
-        kind = type(section)
-        if _is_struct(kind):
-            rows = _table(_rows(kind, "", {"": to_builtins(section)}))
-        else:
-            rows = "\n\n".join(_arm_tables(section))
-        blocks.append(f"## {name}\n\n{_doc(kind)}\n\n{rows}\n")
-    return "\n".join(blocks)
-
-
 def _table(rows: Iterator[str]) -> str:
     head = _row("knob", "params.yaml", "left out", "type and bounds", "what it is")
     return "\n".join([head, "|---|---|---|---|---|", *rows])
@@ -151,5 +134,14 @@ def _arm_tables(arms: Mapping[str, Any]) -> Iterator[str]:
     """What an arm of each kind may say, with the values of those that there are."""
     for kind, adapter in arm_kinds().items():
         given = {name: to_builtins(options) for name, options in arms.items() if options.kind == kind}
-        says = f"### {kind}\n\n{_doc(adapter)}"
-        yield f"{says}\n\n{_table(_rows(adapter.options, '<name>.', given))}"
+        yield f"### {kind}\n\n{_doc(adapter)}\n\n{_table(_rows(adapter.options, '<name>.', given))}"
+
+
+def reference(path: Path) -> str:
+    """The reference with the values of the parameter file `path`, as Markdown. Raises `ParamsError` as reading it does."""
+    blocks = [HEAD]
+    for name, section in load_all(path).items():
+        kind = type(section)
+        own = [_table(_rows(kind, "", {"": to_builtins(section)}))] if _is_struct(kind) else _arm_tables(section)
+        blocks.append("\n\n".join([f"## {name}", _doc(kind), *own]) + "\n")
+    return "\n".join(blocks)

@@ -3,29 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks, Placement
-from sgpipe.params.check import check
-from sgpipe.params.load import SECTIONS, decode, read_yaml, section_type, to_builtins
-from sgpipe.params.moved import refuse_moved
+from sgpipe.params.load import SECTIONS, read_sections, to_builtins
 
 
 def load_all(path: Path) -> dict[str, Any]:
-    """Every section of the file as its struct, in the registry's order.
-
-    Missing and unknown sections are refused, and sections that contradict one another.
-    """
-    raw = read_yaml(path)
-    refuse_moved(raw, str(path))
-    missing = [name for name in SECTIONS if name not in raw]
-    if missing:
-        raise ParamsError(f"{path}: sections missing: {', '.join(missing)}; `git checkout {path}` restores the defaults")
-    unknown = [str(name) for name in raw if name not in SECTIONS]
-    if unknown:
-        raise ParamsError(f"{path}: {unknown[0]}: unknown section; valid: {', '.join(SECTIONS)}")
-    found: dict[str, Any] = {name: decode(name, raw[name], section_type(name), str(path)) for name in SECTIONS}
-    check(found, str(path))
-    return found
+    """Every section of the file as its struct, in the registry's order; none may be missing. Raises as `read_sections` does."""
+    return read_sections(path, SECTIONS)
 
 
 def _spell_out(section: Any, plain: Any, key: str, counts: dict[str, int]) -> Any:

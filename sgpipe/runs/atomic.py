@@ -18,7 +18,8 @@ DIGITS = 6
 """Significant digits of a float in a metrics file, so that `git diff` shows changes and not rounding."""
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have the disk hold a file, or a folder's list of names, before this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -48,11 +49,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(stream, fcntl.LOCK_EX)
             yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ They are PyTorch files of tensors and plain values, `step-<n>.pt`, of which the 
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 
@@ -15,33 +15,32 @@ from sgpipe.runs.atomic import atomic_path
 from sgpipe.runs.command import is_out_of_memory
 
 KEPT: Final = 2
-T = TypeVar("T")
 
 
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The mapping that `torch.save` wrote, tensors on `device`, read without running code.
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The mapping that `torch.save` wrote, tensors on the CPU, read without running code.
 
     None for a file that is absent or, with a warning, damaged. Raises `StateError` where the disk refuses to read it.
     """
-    if not path.exists():
-        return None
     try:
-        found = torch.load(path, map_location=device, weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(found, dict):
             raise ValueError(f"holds a {type(found).__name__}")
+        return found
+    except FileNotFoundError:
+        return None
     except Exception as error:  # damaged bytes end in many: UnpicklingError, struct.error, EOFError …
-        if is_out_of_memory(error):
-            raise
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | IsADirectoryError):
+        if isinstance(error, OSError) and not isinstance(error, IsADirectoryError):
             raise StateError(
                 f"{path}: the disk does not give it ({first_line(error)}); nothing was removed, so run the same command again"
             ) from error
         _passed_over(path, error)
         return None
-    return found
 
 
 def _passed_over(path: Path, error: Exception) -> None:
+    if is_out_of_memory(error):
+        raise error
     said = f"{type(error).__name__}: {first_line(error)[:200]}"
     print(f"warning: {path} cannot be read ({said}) and is passed over", file=sys.stderr)
 
@@ -49,6 +48,11 @@ def _passed_over(path: Path, error: Exception) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first."""
     return sorted(folder.glob("step-*.pt"))
+
+
+def last_checkpoint(folder: Path) -> Path | str:
+    """The newest checkpoint in a folder, or `none`, for messages."""
+    return next(reversed(checkpoints(folder)), "none")
 
 
 def save_checkpoint(content: Mapping[str, Any], step: int, folder: Path) -> Path:
@@ -62,10 +66,9 @@ def save_checkpoint(content: Mapping[str, Any], step: int, folder: Path) -> Path
         with atomic_path(path) as temporary:
             torch.save({**content, "step": step}, temporary)
     except (OSError, RuntimeError) as error:
-        last = checkpoints(folder)
         raise StateError(
             f"step {step}: the checkpoint {path} cannot be written ({first_line(error)}); the last good one is "
-            f"{last[-1] if last else 'none'}; mend the cause (`df -h`) and run the same command again"
+            f"{last_checkpoint(folder)}; mend the cause (`df -h`) and run the same command again"
         ) from error
     found = checkpoints(folder)
     later = found.index(path) + 1
@@ -76,22 +79,18 @@ def save_checkpoint(content: Mapping[str, Any], step: int, folder: Path) -> Path
     return path
 
 
-def newest_checkpoint(folder: Path, accept: Callable[[Path, dict[str, Any]], T], device: torch.device | str = "cpu") -> T | None:
-    """What `accept` makes of the newest checkpoint that is whole; None without one.
+def newest_checkpoint(folder: Path, accept: Callable[[Path, dict[str, Any]], None]) -> None:
+    """Have `accept` take the newest checkpoint that is whole, if there is one.
 
     A damaged one, and one that `accept` cannot take, is passed over for the one before with a warning.
     """
     paths = checkpoints(folder)
     for path in reversed(paths):
-        stored = read_checkpoint(path, device)
-        if stored is None:
+        if (stored := read_checkpoint(path)) is None:
             continue
         try:
             return accept(path, stored)
         except (SgpipeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise
             _passed_over(path, error)
     if paths:
         print(f"warning: {folder}: no checkpoint is whole; the training starts from its first step", file=sys.stderr)
-    return None

@@ -7,10 +7,9 @@ the module names (a table, a template), and what pyproject.toml declares for a g
 import ast
 import hashlib
 import tomllib
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sgpipe.errors import CodeError
 
@@ -18,18 +17,15 @@ VIEWS = ("sgpipe.tracking", "sgpipe.runs.closure", "sgpipe.runs.code")
 """What shows results or compares code; it never changes a result, so a stage does not depend on it."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """What one Python file imports (`from a import b` yields both `a` and `a.b`), which strings it holds, and the SHA-256 of
-    its syntax tree."""
+class Source(NamedTuple):
+    """What one Python file imports (`from a import b` yields `a` and `a.b`), its strings, and the SHA-256 of its syntax tree."""
 
     imports: frozenset[str]
     strings: frozenset[str]
     digest: str
 
 
-@dataclass(frozen=True)
-class Closure:
+class Closure(NamedTuple):
     """Files as POSIX paths relative to the root, sorted, and the top-level names imported from elsewhere."""
 
     files: tuple[str, ...]
@@ -54,54 +50,35 @@ def _syntax(node: Any) -> Any:
 
 
 @cache
-def read_source(text: str, name: str) -> Source:
-    """The facts of a Python file's text; `name` stands in errors. Raises `CodeError` for no Python and for a relative import."""
+def _read(text: str, name: str) -> Source:
+    """The facts of a Python file's text; `name` stands in errors."""
     try:
         tree = ast.parse(text, filename=name)
     except SyntaxError as error:
         raise CodeError(f"{name}:{error.lineno}: {error.msg}; mend it") from None
-    imports: set[str] = set()
-    strings: set[str] = set()
+    imports, strings = set[str](), set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 raise CodeError(f"{name}:{node.lineno}: relative import; write the full module name")
-            if node.module:
-                imports.add(node.module)
-                imports.update(f"{node.module}.{alias.name}" for alias in node.names)
+            imports.update((str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             strings.add(node.value)
-    digest = hashlib.sha256(repr(_syntax(tree)).encode()).hexdigest()
-    return Source(frozenset(imports), frozenset(strings), digest)
+    return Source(frozenset(imports), frozenset(strings), hashlib.sha256(repr(_syntax(tree)).encode()).hexdigest())
 
 
 def source_at(path: Path) -> Source:
-    """`read_source` of a file as it is now."""
-    return read_source(path.read_text(encoding="utf-8"), str(path))
-
-
-def _path(module: str, root: Path) -> Path | None:
-    base = root.joinpath(*module.split("."))
-    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def _named_files(path: Path, strings: frozenset[str]) -> set[Path]:
-    """Files in a module's folder whose names stand in it as a string of their own, other modules left out."""
-    named = (other for other in path.parent.iterdir() if other.name in strings and other.suffix != ".py")
-    return {other for other in named if other.is_file()}
+    """The facts of a Python file as it is now. Raises `CodeError` for no Python and for a relative import."""
+    return _read(path.read_text(encoding="utf-8"), str(path))
 
 
 def _plugins(root: Path) -> dict[str, list[str]]:
     """Modules that this repository declares for each group of entry points."""
     path = root / "pyproject.toml"
-    if not path.is_file():
-        return {}
-    groups = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {}).get("entry-points", {})
+    project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {}) if path.is_file() else {}
+    groups = project.get("entry-points", {})
     return {group: [str(at).partition(":")[0] for at in named.values()] for group, named in groups.items()}
 
 
@@ -110,25 +87,22 @@ def import_closure(module: str, root: Path) -> Closure:
 
     A package's `__init__.py` belongs to the closure of each of its modules. `VIEWS` are left out.
     """
-    plugins = _plugins(root)
-    files: set[Path] = set()
-    foreign: set[str] = set()
-    pending = [module]
+    plugins, files, foreign, pending = _plugins(root), set[Path](), set[str](), [module]
     while pending:
         name = pending.pop()
-        if any(name == view or name.startswith(f"{view}.") for view in VIEWS):
+        if any(f"{name}.".startswith(f"{view}.") for view in VIEWS):
             continue
-        path, top = _path(name, root), name.split(".")[0]
-        if path is None:
-            if not (root / top).is_dir():
-                foreign.add(top)
-            continue
-        if path in files:
-            continue
-        source = source_at(path)
-        files |= {path, *_named_files(path, source.strings)}
-        pending += source.imports
-        pending += (each for group in source.strings & plugins.keys() for each in plugins[group])
         parts = name.split(".")
-        pending += [".".join(parts[:n]) for n in range(1, len(parts))]
+        base = root.joinpath(*parts)
+        path = next((each for each in (base.with_suffix(".py"), base / "__init__.py") if each.is_file()), None)
+        if path is None:
+            if not (root / parts[0]).is_dir():
+                foreign.add(parts[0])
+        elif path not in files:
+            source = source_at(path)
+            beside = (other for other in path.parent.iterdir() if other.name in source.strings and other.suffix != ".py")
+            files |= {path, *(other for other in beside if other.is_file())}
+            pending += source.imports
+            pending += (each for group in source.strings & plugins.keys() for each in plugins[group])
+            pending += [".".join(parts[:n]) for n in range(1, len(parts))]
     return Closure(tuple(sorted(path.relative_to(root).as_posix() for path in files)), frozenset(foreign) - {"__future__"})

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -50,16 +50,17 @@ class Code:
 
     def changes(self, now: "Code") -> list[str]:
         """What differs in `now`, one line each: modules changed, added or removed, and libraries with both versions."""
-        found = []
-        for path in sorted(self.modules.keys() | now.modules.keys()):
-            before, after = self.modules.get(path), now.modules.get(path)
-            if before != after:
-                found.append(f"{path} {'added' if not before else 'changed' if after else 'no longer used'}")
-        for name in sorted(self.libraries.keys() | now.libraries.keys()):
-            old, new = self.libraries.get(name), now.libraries.get(name)
-            if old != new:
-                found.append(f"{name} {old or 'not used'} -> {new or 'not used'}")
-        return found
+        modules, libraries = _differing(self.modules, now.modules), _differing(self.libraries, now.libraries)
+        return [
+            *(f"{path} {'added' if not old else 'changed' if new else 'no longer used'}" for path, old, new in modules),
+            *(f"{name} {old or 'not used'} -> {new or 'not used'}" for name, old, new in libraries),
+        ]
+
+
+def _differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[tuple[str, str | None, str | None]]:
+    """Key, old and new value of each entry that is not the same in both."""
+    pairs = [(key, before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys())]
+    return [(key, old, new) for key, old, new in pairs if old != new]
 
 
 def canonical(distribution: str) -> str:
@@ -75,25 +76,21 @@ def _distributions() -> dict[str, list[str]]:
 def pinned(root: Path) -> dict[str, str]:
     """Version of each distribution in `requirements.lock`; empty where there is no such file."""
     path = root / LOCK
-    if not path.is_file():
-        return {}
-    return {canonical(name): found for name, found in _PIN.findall(path.read_text(encoding="utf-8"))}
+    pins = _PIN.findall(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return {canonical(name): found for name, found in pins}
 
 
 def _libraries(foreign: frozenset[str], pins: dict[str, str]) -> dict[str, str]:
     """Pinned versions of the distributions that bring these import names, and of their companions."""
     imported = foreign - sys.stdlib_module_names
     names = {each for name in imported for each in _distributions().get(name, [canonical(name)])} - AROUND
-    pending = list(names)
-    while pending:
-        beside = [each for each in COMPANIONS.get(pending.pop(), ()) if each in pins and each not in names]
-        names.update(beside)
-        pending += beside
     if missing := sorted(names - pins.keys()) if pins else []:
         raise CodeError(
             f"{LOCK} pins no version of {', '.join(missing)}, which the code imports; add it to pyproject.toml and "
             f"{LOCK}, or remove the import"
         )
+    while beside := {each for name in names for each in COMPANIONS.get(name, ())} & pins.keys() - names:
+        names |= beside
     return {name: pins[name] for name in sorted(names & pins.keys())}
 
 
@@ -113,13 +110,20 @@ def code_of(module: str, root: Path) -> Code:
 
 def installed(names: Iterable[str]) -> dict[str, str | None]:
     """Version of each of these distributions in this environment; None where there is none."""
-    found: dict[str, str | None] = {}
-    for name in names:
+
+    def of(name: str) -> str | None:
         try:
-            found[name] = version(name)
+            return version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            return None
+
+    return {name: of(name) for name in names}
+
+
+def not_as_locked(pins: Mapping[str, str]) -> dict[str, str]:
+    """Of distributions with their pinned versions, those installed in another, with that; a build `+…` is the same version."""
+    found = installed(pins)
+    return {name: there for name, there in found.items() if there and there.partition("+")[0] != pins[name].partition("+")[0]}
 
 
 def stage_modules(root: Path) -> list[str]:
@@ -159,15 +163,9 @@ def begin_stage(module: str, root: Path) -> None:
     """
     global _running
     now, recorded = code_of(module, root), code_file(module, root)
-    different = [
-        f"{name} {there} is installed and {LOCK} has {now.libraries[name]}"
-        for name, there in installed(now.libraries).items()
-        if there and there.partition("+")[0] != now.libraries[name].partition("+")[0]
-    ]
-    if different:
-        raise CodeError(
-            f"{_shown(different)}: install what the lock says (`make venv`), or pin what is installed and run `dvc repro`"
-        )
+    if different := not_as_locked(now.libraries):
+        said = [f"{name} {there} is installed and {LOCK} has {now.libraries[name]}" for name, there in different.items()]
+        raise CodeError(f"{_shown(said)}: install what the lock says (`make venv`), or pin what is installed and run `dvc repro`")
     if recorded.is_file() and (changes := read_code(recorded.read_text(encoding="utf-8")).changes(now)):
         raise CodeError(
             f"code changed since {recorded} was written ({_shown(changes)}): run `dvc repro` again; to run a stage by hand, "

@@ -3,8 +3,9 @@
 import errno
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,6 +13,9 @@ from sgpipe.errors import SgpipeError
 from sgpipe.runs.atomic import DIGITS, defined, write_json
 from sgpipe.runs.code import begin_stage, check_unchanged
 from sgpipe.runs.state import config_hash, die_with_parent
+
+if TYPE_CHECKING:
+    from sgpipe.tracking.run import StageRun
 
 _OF_THE_MACHINE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS))
 
@@ -21,20 +25,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     allocator = "out of memory" in text or "can't allocate memory" in text
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and allocator)
-
-
-def _checked(app: typer.Typer) -> None:
-    """Run `app` between the checks of a stage's code; what is no stage, and a call for help, runs without."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is None or not spec.name.startswith("stages.") or "--help" in sys.argv:
-        return app()
-    begin_stage(spec.name, Path())
-    try:
-        app()
-    except SystemExit as ended:
-        if not ended.code:
-            check_unchanged()
-        raise
 
 
 def one_line(error: Exception) -> str | None:
@@ -65,15 +55,37 @@ def call(app: Callable[[], Any]) -> None:
         sys.exit(2)
 
 
-def run(app: typer.Typer) -> None:
-    """Run a stage: `call`, and the process dies with its parent, and its code is compared at its start and end."""
+def run(main: Callable[..., None]) -> None:
+    """Run the function of a stage as a command whose options are its arguments.
+
+    As `call` does; besides the process dies with its parent, and the stage's code is compared at its start and end, but not for
+    what is no stage, and for a call for help.
+    """
     die_with_parent()
-    call(lambda: _checked(app))
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    spec: ModuleSpec | None = getattr(sys.modules["__main__"], "__spec__", None)
+    stage = spec.name if spec and spec.name.startswith("stages.") and "--help" not in sys.argv else None
+
+    def between_checks() -> None:
+        if stage:
+            begin_stage(stage, Path())
+        try:
+            app()
+        except SystemExit as ended:
+            if not ended.code:
+                check_unchanged()
+            raise
+
+    call(between_checks)
 
 
-def write_metrics(values: dict[str, Any], path: Path, config: Any) -> None:
-    """Write a metrics file: `values` plus `config`, the hash of the resolved configuration (plain values) they come from.
+def write_metrics(values: dict[str, Any], path: Path, config: Any, recorded: "StageRun | None" = None) -> None:
+    """Write a metrics file: `values` plus `config`, the hash of the resolved configuration (plain values) they come from; they go
+    to the run that is `recorded`, too.
 
     Floats get `DIGITS` significant digits. A figure that is not finite is undefined: it becomes null, with a warning on stderr.
     """
     write_json({**defined(values, path), "config": config_hash(config)}, path, DIGITS)
+    if recorded is not None:
+        recorded.log_metrics(values)

@@ -3,6 +3,7 @@
 import re
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,19 +60,12 @@ def collect(root: Path, days: float) -> list[State]:
     for state in states(root):
         if state.running or state.age < days * _DAY:
             continue
-        lock = lock_of(state.folder)
-        try:
-            lock.acquire(timeout=0)
-        except (Timeout, PermissionError):
-            continue
-        try:
+        with suppress(Timeout, PermissionError), lock_of(state.folder).acquire(timeout=0):
             if state.folder.exists() and _state(state.folder, time.time()).age < days * _DAY:
                 continue  # a stage ran since the list was made
             shutil.rmtree(state.folder, ignore_errors=True)
             _lock_file(state.folder).unlink(missing_ok=True)
-        finally:
-            lock.release()
-        removed.append(state)
+            removed.append(state)
     return removed
 
 

@@ -31,9 +31,5 @@ def fraction(seed: int, purpose: str, *columns: ArrayLike) -> NDArray[np.float64
 
 def text_ids(texts: Sequence[str]) -> NDArray[np.int64]:
     """An integer for each string, the same on every machine and in every order (CRC-32 of the text and of its reverse)."""
-    known: dict[str, int] = {}
-    for text in texts:
-        if text not in known:
-            data = text.encode()
-            known[text] = (zlib.crc32(data) << 31) ^ zlib.crc32(data[::-1])
+    known = {text: (zlib.crc32(text.encode()) << 31) ^ zlib.crc32(text.encode()[::-1]) for text in set(texts)}
     return np.array([known[text] for text in texts], dtype=np.int64)

@@ -37,31 +37,23 @@ def _knobs(key: str, before: Any, after: Any) -> Iterator[str]:
         yield f"params: {key} {before} -> {after}"
 
 
-def _at(params: Any, key: str) -> Any:
-    for part in key.split("."):
-        params = params.get(part) if isinstance(params, dict) else None
-    return params
-
-
 def _code_changes(repo: Any, entry: dict[str, Any], root: Path) -> list[str]:
     """What changed in the code of a stage since the run that `entry` of dvc.lock records."""
-    for dep in entry.get("deps", []):
-        path = Path(dep["path"])
-        if path.parent != FOLDER:
-            continue
-        before = Path(repo.cache.local.oid_to_path(dep["md5"]))
-        if not before.is_file():
-            return [f"code: {path} of that run is no longer in the DVC cache"]
-        now = code_of(f"stages.{path.stem}", root)
-        return [f"code: {change}" for change in read_code(before.read_text(encoding="utf-8")).changes(now)]
-    return []
+    dep = next((each for each in entry.get("deps", []) if Path(each["path"]).parent == FOLDER), None)
+    if dep is None:
+        return []
+    before = Path(repo.cache.local.oid_to_path(dep["md5"]))
+    if not before.is_file():
+        return [f"code: {dep['path']} of that run is no longer in the DVC cache"]
+    now = code_of(f"stages.{Path(dep['path']).stem}", root)
+    return [f"code: {change}" for change in read_code(before.read_text(encoding="utf-8")).changes(now)]
 
 
-def _changes(repo: Any, name: str, status: list[Any], entry: dict[str, Any] | None, root: Path) -> list[str]:
-    """Lines that say what changed since stage `name` ran; `status` is what DVC says of it."""
+def _changes(repo: Any, stage: str, status: list[Any], entry: dict[str, Any] | None, root: Path) -> list[str]:
+    """Lines that say what changed since `stage` ran; `status` is what DVC says of it."""
     if entry is None:
         return ["never ran"]
-    found = [] if name == CODE else _code_changes(repo, entry, root)
+    found = [] if stage == CODE else _code_changes(repo, entry, root)
     params = read_yaml(root / "params.yaml")
     for part in status:
         if not isinstance(part, dict):
@@ -71,7 +63,10 @@ def _changes(repo: Any, name: str, status: list[Any], entry: dict[str, Any] | No
             if isinstance(change, dict):
                 old = entry.get("params", {}).get(path, {})
                 for key in change:
-                    found += _knobs(key, old.get(key), _at(params, key))
+                    now: Any = params
+                    for name in key.split("."):
+                        now = now.get(name) if isinstance(now, dict) else None
+                    found += _knobs(key, old.get(key), now)
             elif Path(path).parent != FOLDER:
                 found.append(f"input: {path} {change}")
         found += [f"output: {path} {change}" for path, change in part.get("changed outs", {}).items()]

@@ -9,22 +9,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from sgpipe.errors import SgpipeError, StateError
+from sgpipe.runs.atomic import fsync
 from sgpipe.runs.processes import Processes
 from sgpipe.runs.state import stage_state, state_folder
 
 Tick = Callable[[int], object]
-T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """Items `start:stop` of one kind of work; `name` is unique within the stage."""
 
     name: str
@@ -66,7 +64,7 @@ def run_shards(
     processes: Processes,
     open_maker: Callable[[], Make],
     unit: str,
-    check: Callable[[Path], object] | None = None,
+    check: Callable[[Path], object] = lambda folder: None,
 ) -> None:
     """Make this process's shards that are not there yet, every n-th one, then wait for the other processes.
 
@@ -76,27 +74,24 @@ def run_shards(
     """
     mine = shards[processes.index :: processes.count]
     missing = [shard for shard in mine if not _is_made(folder / shard.name, check)]
-    total = sum(shard.stop - shard.start for shard in mine)
-    done = total - sum(shard.stop - shard.start for shard in missing)
+    total, left = (sum(shard.stop - shard.start for shard in each) for each in (mine, missing))
     if missing:
-        make = open_maker()
-        with tqdm(total=total, initial=done, unit=unit, disable=not processes.is_main, smoothing=0.1, dynamic_ncols=True) as bar:
+        make, hidden = open_maker(), not processes.is_main
+        with tqdm(total=total, initial=total - left, unit=unit, disable=hidden, smoothing=0.1, dynamic_ncols=True) as bar:
             for shard in missing:
                 _make_whole(shard, folder, make, bar.update)
     processes.wait()
 
 
-def _is_made(folder: Path, check: Callable[[Path], object] | None) -> bool:
-    if not folder.is_dir():
-        return False
+def _is_made(folder: Path, check: Callable[[Path], object]) -> bool:
     try:
-        if check is not None:
+        if folder.is_dir():
             check(folder)
+            return True
     except SgpipeError as error:
         print(f"warning: {error}; it is made again")
         shutil.rmtree(folder)
-        return False
-    return True
+    return False
 
 
 def _make_whole(shard: Shard, folder: Path, make: Make, tick: Tick) -> None:
@@ -105,9 +100,7 @@ def _make_whole(shard: Shard, folder: Path, make: Make, tick: Tick) -> None:
         temporary.mkdir()
         make(shard, temporary, tick)
         for path in [*temporary.iterdir(), temporary]:
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            fsync(path)
         temporary.rename(folder / shard.name)
     except OSError as error:
         done = sum(1 for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -38,8 +38,11 @@ def chosen_condition(train: Train, mode: InjectionMode) -> str:
     return "relational" if mode == "text" else max(shares, key=lambda name: shares[name])
 
 
-def spoken(condition: str, examples: Sequence[Example], others: Sequence[Example], prompt: str, mode: InjectionMode) -> Spoken:
-    """What each example is given under a condition; `shuffled` takes the graph of `others`.
+def spoken(
+    condition: str, examples: Sequence[Example], prompts: str | Sequence[str], mode: InjectionMode, others: Sequence[Example] = ()
+) -> Spoken:
+    """What each example is given under a condition of `CONDITIONS`, beside a prompt of this kind or of one kind each; `shuffled`
+    takes the graph of `others`.
 
     Where the graph goes in words alone, they are what changes: no relation for `empty`, the other example's triple for `shuffled`,
     the negative's for `swapped` and `negative`. Residual tokens need the prompt's own names, so that `shuffled` takes the other
@@ -47,19 +50,18 @@ def spoken(condition: str, examples: Sequence[Example], others: Sequence[Example
     """
     none = [SceneGraph()] * len(examples)
     if mode == "text":
-        kinds = {"empty": "neutral", "swapped": "conflicting", "negative": "conflicting"}
-        of = others if condition == "shuffled" else examples
-        return Spoken([prompt_of(each, kinds.get(condition, "relational")) for each in of], none)
+        kind = {"empty": "neutral", "swapped": "conflicting", "negative": "conflicting"}.get(condition, "relational")
+        return Spoken([prompt_of(each, kind) for each in (others if condition == "shuffled" else examples)], none)
     graphs = {
         "graph": [each.graph for each in examples],
-        "shuffled": [
-            SceneGraph(own.graph.objects, each.graph.triples) if mode == "residual" else each.graph
-            for own, each in zip(examples, others, strict=True)
-        ],
+        "shuffled": [each.graph for each in others],
         "swapped": [each.graph.reversed() for each in examples],
         "negative": [each.negative for each in examples],
     }.get(condition, none)
-    return Spoken([prompt_of(each, prompt) for each in examples], graphs)
+    if condition == "shuffled" and mode == "residual":
+        graphs = [SceneGraph(own.graph.objects, other.triples) for own, other in zip(examples, graphs, strict=True)]
+    kinds = [prompts] * len(examples) if isinstance(prompts, str) else prompts
+    return Spoken([prompt_of(each, kind) for each, kind in zip(examples, kinds, strict=True)], graphs)
 
 
 @torch.no_grad()
@@ -68,8 +70,7 @@ def measure(objective: Objective, examples: Sequence[Example], train: Train, bas
 
     `base`, the base model's loss, is taken as it is where it is known.
     """
-    mode = objective.model.mode
-    kind = chosen_condition(train, mode)
+    mode, kind = objective.model.mode, chosen_condition(train, objective.model.mode)
     times = even_times(len(examples), train.times, objective.sigmas(train.times))
     half = len(examples) // 2
     others = [*examples[half:], *examples[:half]]
@@ -81,20 +82,14 @@ def measure(objective: Objective, examples: Sequence[Example], train: Train, bas
         target = velocity_target(latents, noise)
         noised = Noised(part, latents, noise, times[start : start + len(part)])
         for name, losses in found.items():
-            said = spoken(name, part, other, kind, mode)
+            said = spoken(name, part, kind, mode, other)
             with objective.model.evaluating(), objective.model.off() if name == "base" else nullcontext():
                 velocity = objective.velocity(noised, said)
             losses.append(sample_losses(velocity, target.to(velocity.device)).cpu())
     columns = {name: torch.cat(losses) for name, losses in found.items()}
     won = preferred(columns["graph"], columns["negative"]).double()
-    bins = train.validation.bins
-    where = bin_of(times, train.times, bins)
-    by_t = {
-        name: float(won[where == index].mean())
-        for index, name in enumerate(bin_names(train.times, bins))
-        if bool((where == index).any())
-    }
-    means = {name: float(column.double().mean()) for name, column in columns.items()}
-    if base is not None:
-        means = {"base": base, **means}
+    where, names = bin_of(times, train.times, train.validation.bins), bin_names(train.times, train.validation.bins)
+    by_t = {names[index]: float(won[where == index].mean()) for index in where.unique().tolist()}
+    known = {} if base is None else {"base": base}
+    means = known | {name: float(column.double().mean()) for name, column in columns.items()}
     return Controls(means, float(won.mean()), by_t)

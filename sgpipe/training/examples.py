@@ -76,7 +76,8 @@ def read_data(sources: Sources, backbone: Backbone, dev: float) -> Data:
     """Train triples, and those that control losses are measured on: a development split of them, else the val triples.
 
     With a dev share the val triples are not even read, so that no choice can lean on them. Triples whose latents were
-    rejected are left out. Raises `DataError` for a cache that is missing or foreign, or a triple without a negative.
+    rejected are left out. Raises `DataError` for a cache that is missing or foreign, a triple without a negative, or a train triple
+    whose relational prompt loses a name or its relation; what else is cut is a warning.
     """
     table = read_table(sources.curated / "triples.parquet", TRIPLES)
     train = table.filter(pc.equal(table["split"], "train"))
@@ -87,44 +88,31 @@ def read_data(sources: Sources, backbone: Backbone, dev: float) -> Data:
         held_out = table.filter(pc.equal(table["split"], "val"))
     latents = LatentCache(sources.latents, backbone)
     prompts = PromptCache([sources.prompts, sources.negative_prompts], backbone)
-    said = _prompts(sources)
+    said: dict[str, dict[str, str]] = {}
+    for folder in (sources.prompts, sources.negative_prompts):
+        for row in read_table(folder / "prompts.parquet", PROMPTS, ["triple_id", "condition", "prompt"]).to_pylist():
+            said.setdefault(row["triple_id"], {})[row["condition"]] = row["prompt"]
     negatives = {row["triple_id"]: row for row in read_table(sources.negatives / "negatives.parquet", NEGATIVES).to_pylist()}
     parts = [tuple(_example(row, said, negatives) for row in latents.available(part).to_pylist()) for part in (train, held_out)]
-    _check_texts(backbone, parts)
+    tokenizers = open_tokenizers(backbone)
+    trained = {each.prompts["relational"] for each in parts[0] if "relational" in each.prompts}
+    check_names_kept(tokenizers.prompts(sorted(trained)), "relational prompts of train triples")
+    every = {prompt for part in parts for each in part for prompt in each.prompts.values()}
+    warn(tokenizers.prompts(sorted(every)), "prompts of train and val triples")
     if not parts[0]:
         raise DataError(
             f"{sources.curated}/triples.parquet: no train triples are left (train.dev {dev:g}); run "
             "`dvc repro curate` or lower train.dev"
         )
     texts = texts_of([graph for part in parts for each in part for graph in (each.graph, each.negative)])
-    names = name_table(*prompts.concepts(texts), texts)
-    return Data(parts[0], parts[1], latents, prompts, names)
-
-
-def _check_texts(backbone: Backbone, parts: Sequence[Sequence[Example]]) -> None:
-    """Raises `DataError` where a train triple's relational prompt loses a name or its relation; what else is cut is a warning."""
-    tokenizers = open_tokenizers(backbone)
-    trained = sorted({e.prompts["relational"] for e in parts[0] if "relational" in e.prompts})
-    check_names_kept(tokenizers.prompts(trained), "relational prompts of train triples")
-    every = sorted({prompt for part in parts for each in part for prompt in each.prompts.values()})
-    warn(tokenizers.prompts(every), "prompts of train and val triples")
-
-
-def _prompts(sources: Sources) -> dict[str, dict[str, str]]:
-    said: dict[str, dict[str, str]] = {}
-    for folder in (sources.prompts, sources.negative_prompts):
-        table = read_table(folder / "prompts.parquet", PROMPTS, ["triple_id", "condition", "prompt"])
-        for row in table.to_pylist():
-            said.setdefault(row["triple_id"], {})[row["condition"]] = row["prompt"]
-    return said
+    return Data(parts[0], parts[1], latents, prompts, name_table(*prompts.concepts(texts), texts))
 
 
 def _example(row: Mapping[str, Any], said: Mapping[str, Mapping[str, str]], negatives: Mapping[str, Mapping[str, str]]) -> Example:
-    name = str(row["triple_id"])
+    name, graph = row["triple_id"], graph_of(row)
     if name not in negatives:
         raise DataError(f"triple {name} has no negative; run `dvc repro negatives`")
-    graph, false = graph_of(row), negatives[name]
-    negative = graph.negated(false["kind"], false["predicate"])
+    negative = graph.negated(negatives[name]["kind"], negatives[name]["predicate"])
     return Example(name, graph, negative, said.get(name, {}), tuple(row["concepts"]))
 
 

@@ -3,9 +3,8 @@
 Images of held-out triples along a training, at fixed seeds: the graph, its swap and no graph side by side.
 """
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ from sgpipe.attention_maps.options import MapOptions
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.images import decode
-from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.atomic import atomic_path, new_folder
 from sgpipe.runs.processes import Processes
 from sgpipe.tracking.run import StageRun
 from sgpipe.training.config import Train
 from sgpipe.training.controls import chosen_condition, spoken
 from sgpipe.training.examples import Data, Example, check_prompts
-from sgpipe.training.loop import History, Training
+from sgpipe.training.loop import Training
 from sgpipe.training.objective import Objective, Probe
 
 COLUMNS = ("base", "graph", "swapped", "empty")
@@ -47,47 +46,25 @@ def draw_samples(model: ArmModel, data: Data, train: Train, vae: Any, resolution
     The noise is the same in a row and in every sheet.
     """
     examples = spread(data.held_out, train.validation.images)
-    kind = chosen_condition(train, model.mode)
-    columns = []
+    kind, columns = chosen_condition(train, model.mode), []
+    sampling = (range(len(examples)), resolution, train.validation.steps, train.guidance)
     for name in COLUMNS:
-        said = spoken(name, examples, examples, kind, model.mode)
+        said = spoken(name, examples, kind, model.mode)
         prompts = data.prompts.get(said.texts)
-        sampling = (range(len(examples)), resolution, train.validation.steps, train.guidance)
-        with model.evaluating():
+        with model.evaluating(), model.off() if name == "base" else nullcontext():
             if name == "base":
-                with model.off():
-                    latents = model.denoiser.sample(prompts, *sampling)
+                latents = model.denoiser.sample(prompts, *sampling)
             else:
-                condition = model.condition(said.graphs, said.texts, prompts, data.names)
-                latents = model.sample(condition, prompts, *sampling)
+                latents = model.sample(model.condition(said.graphs, said.texts, prompts, data.names), prompts, *sampling)
         columns.append(np.concatenate(list(decode(vae, latents))))
     with atomic_path(path) as temporary:
         Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, format="PNG")
 
 
-ATTENTION = {"native": "native", "math": "_native_math"}
-Validated = Callable[[ArmModel, int], None]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A trained arm: the model with its final weights, what was seen on the way, and what it took.
-
-    `taken` of its `steps` were made by this process, in `spent` seconds, of which it was `waiting` for data.
-    """
-
-    model: ArmModel
-    history: History
-    steps: int
-    taken: int
-    spent: float
-    waiting: float
-
-
 def prepare(model: ArmModel, arm: Arm) -> None:
     """Set attention, checkpointing and fusion of blocks as the arm asks."""
     transformer: Any = model.denoiser.transformer
-    transformer.set_attention_backend(ATTENTION[arm.train.attention])
+    transformer.set_attention_backend({"native": "native", "math": "_native_math"}[arm.train.attention])
     if arm.train.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     transformer.train(model.adapter.dropout > 0)
@@ -105,9 +82,9 @@ def fit(
     facts: Mapping[str, Any],
     *,
     probe: Probe | None = None,
-    validated: Validated = lambda model, step: None,
+    validated: Callable[[ArmModel, int], None] = lambda model, step: None,
     recorded: StageRun | None = None,
-) -> Fitted:
+) -> Training:
     """Train an arm; `folder` holds its checkpoints, then `adapter` and `epoch-<n>`, as they are to be put out.
 
     Raises `DataError` before the first step where a prompt is missing that any step could take.
@@ -117,22 +94,17 @@ def fit(
     check_prompts(data, in_words if model.mode == "text" else list(arm.train.conditions.shares()))
     if processes.is_main:
         groups = model.adapter.parameters()
-        modules = list(dict.fromkeys(name.partition(".lora_")[0] for name in groups.get("lora", {})))
         numbers = "; ".join(f"{group} {count(weights):,} numbers" for group, weights in groups.items())
-        print(f"{arm.name}: {numbers}; LoRA on {', '.join(_shortened(modules)) or 'no module'}")
+        print(f"{arm.name}: {numbers}; LoRA on {', '.join(_modules(groups.get('lora', {}))) or 'no module'}")
     prepare(model, arm)
     maps = MapOptions(arm.maps.groups, arm.maps.normalisation) if arm.maps else None
     pooling = arm.maps.concept_tokens if arm.maps else "first"
     objective = Objective(model, data, arm.train.losses, maps=maps, pooling=pooling, probe=probe)
-
-    shown = {TRAINED_ON: training_vocabulary(example.graph for example in data.train)}
+    shown = {**facts, TRAINED_ON: training_vocabulary(example.graph for example in data.train)}
 
     def keep(name: str) -> None:
-        made = folder / f".{name}.tmp"
-        shutil.rmtree(made, ignore_errors=True)
-        save_adapter(made, model, arm, backbone, {**facts, **shown})
-        shutil.rmtree(folder / name, ignore_errors=True)
-        made.rename(folder / name)
+        with new_folder(folder / name) as made:
+            save_adapter(made, model, arm, backbone, shown)
 
     training = Training(
         objective,
@@ -143,18 +115,17 @@ def fit(
         kept=lambda epoch: keep(f"epoch-{epoch}"),
         recorded=recorded,
     )
-    history = training.run()
+    training.run()
     if processes.is_main:
         with training.engine.averaged():
             keep("adapter")
-    engine = training.engine
-    return Fitted(model, history, engine.steps, engine.taken, engine.seconds, training.waiting)
+    return training
 
 
-def _shortened(modules: list[str]) -> list[str]:
-    """Module names with all blocks of one kind as a range: `transformer_blocks.{7,8}.attn.to_q`."""
+def _modules(weights: Iterable[str]) -> list[str]:
+    """Modules that LoRA's weights sit on, all blocks of one kind as a range: `transformer_blocks.{7,8}.attn.to_q`."""
     blocks: dict[tuple[str, str], list[str]] = {}
-    for name in modules:
+    for name in dict.fromkeys(weight.partition(".lora_")[0] for weight in weights):
         stream, index, part = name.split(".", 2)
         blocks.setdefault((stream, part), []).append(index)
     return [f"{stream}.{{{','.join(found)}}}.{part}" for (stream, part), found in blocks.items()]

@@ -1,7 +1,7 @@
 """The training of an arm: its batches, its validations and the epochs that are kept, on the engine of `sgpipe.optim`."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgpipe.arms.kinds.base import InjectionMode
 from sgpipe.backbones.rectified_flow import generator
 from sgpipe.errors import ParamsError
-from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.optim.engine import Engine
 from sgpipe.optim.log import Interval
 from sgpipe.optim.schedules import warmup_then
@@ -21,7 +19,6 @@ from sgpipe.runs.processes import Processes
 from sgpipe.tracking.run import StageRun
 from sgpipe.training import controls
 from sgpipe.training.config import Optimiser, Train
-from sgpipe.training.examples import Example, prompt_of
 from sgpipe.training.objective import Noised, Objective, Spoken
 from sgpipe.training.timesteps import conditions_of, rows_of, times_of
 
@@ -50,7 +47,10 @@ def adamw(weights: Mapping[str, nn.Parameter], optimiser: Optimiser) -> torch.op
 
 
 class Training:
-    """One arm's training: `run` goes on from the last checkpoint in `folder` and calls `kept` after each epoch to be kept."""
+    """One arm's training: `run` goes on from the last checkpoint in `folder` and calls `kept` after each epoch to be kept.
+
+    Raises `ParamsError` where nothing is trained, and for batches that processes or epochs cannot take.
+    """
 
     def __init__(
         self,
@@ -63,10 +63,9 @@ class Training:
         kept: Callable[[int], None] = lambda epoch: None,
         recorded: StageRun | None = None,
     ) -> None:
-        self.objective, self.train, self.processes = objective, train, processes
-        self._validated, self._kept = validated, kept
-        self.recorded = recorded or StageRun()
-        weights: dict[str, nn.Parameter] = objective.model.trainable()
+        self.objective, self.model, self.train, self.processes = objective, objective.model, train, processes
+        self._validated, self._kept, self._recorded = validated, kept, recorded or StageRun()
+        weights: dict[str, nn.Parameter] = self.model.trainable()
         if not weights:
             raise ParamsError("arms: nothing is trained: no blocks, and no graph tokens; set lora.blocks")
         self._sigmas = objective.sigmas(train.times)
@@ -74,7 +73,7 @@ class Training:
         """Seconds that the steps of this process waited for their data."""
         optimiser, per_step = train.optimiser, train.batch_size * train.gradient_accumulation_steps
         triples = len(objective.data.train)
-        steps = train.steps_after(train.epochs, triples)
+        self.steps = steps = train.steps_after(train.epochs, triples)
         if train.batch_size % processes.count:
             raise ParamsError(
                 f"train.batch_size: got {train.batch_size}; {processes.count} processes share it, so it must be a multiple"
@@ -88,8 +87,7 @@ class Training:
             self._keep = train.kept_steps(triples)
         except ValueError as error:
             raise ParamsError(str(error)) from None
-        validated_epochs = range(0, train.epochs, train.validation.every)
-        self._validations = {steps, *(train.steps_after(epoch, triples) for epoch in validated_epochs)}
+        self._validations = {steps, *(train.steps_after(each, triples) for each in range(0, train.epochs, train.validation.every))}
         self.engine = Engine(
             weights, [adamw(weights, optimiser)], self._losses,
             lambda step: warmup_then(optimiser.schedule, step, steps, optimiser.warmup),
@@ -110,7 +108,7 @@ class Training:
         ]
         return History(rows, self.engine.extra["controls"])
 
-    def run(self) -> History:
+    def run(self) -> None:
         """Train to the end; the weights are then those of the last step, within `engine.averaged()` those that are exported.
 
         Raises `StateError` for a loss that is not finite.
@@ -119,14 +117,12 @@ class Training:
         if self.engine.step == 0 and not self.engine.extra["controls"]:
             self._validate(0)
         self.engine.run()
-        return self.history
 
     def _losses(self, step: int, pass_: int) -> tuple[Tensor, dict[str, Tensor]]:
         start = time.perf_counter()
         noised, positive, negative = self.batch(step, pass_)
         self.waiting += time.perf_counter() - start
-        seed = generator(self.train.seed, "dropout", step, pass_, self.processes.index).initial_seed()
-        torch.manual_seed(seed)
+        torch.manual_seed(generator(self.train.seed, "dropout", step, pass_, self.processes.index).initial_seed())
         loss, parts = self.objective(noised, positive, negative)
         return loss, {name: part.mean() for name, part in parts.items()}
 
@@ -141,9 +137,11 @@ class Training:
         examples = [data.train[row] for row in rows][share]
         latents = data.latents.latents([each.triple_id for each in examples])
         drawn = torch.randn(train.batch_size, *latents.shape[1:], generator=generator(train.seed, "noise", number))
-        device = self.objective.model.denoiser.device
+        device = self.model.denoiser.device
         noised = Noised(examples, latents.to(device), drawn[share].to(device), t[share].to(device))
-        return (noised, *spoken(examples, kinds[share], self.objective.model.mode))
+        mode = self.model.mode
+        positive, negative = (controls.spoken(name, examples, kinds[share], mode) for name in ("graph", "negative"))
+        return noised, positive, negative
 
     def _after(self, step: int) -> None:
         if step in self._validations:
@@ -164,20 +162,8 @@ class Training:
             self._validated(step)
         before.append({"step": step, **asdict(found)})
         curves = {f"loss/val_{name}": value for name, value in found.losses.items()}
-        self.recorded.log_step(step, {**curves, "preference/val": found.preferred})
+        self._recorded.log_step(step, {**curves, "preference/val": found.preferred})
 
     def _logged(self, interval: Interval) -> None:
         curves = {CURVES.get(name, f"loss_terms/{name}"): value for name, value in interval.means.items()}
-        rates = {"optimiser/learning_rate": interval.learning_rate}
-        self.recorded.log_step(interval.step, {**curves, **rates})
-
-
-def spoken(examples: Sequence[Example], conditions: Sequence[str], mode: InjectionMode) -> tuple[Spoken, Spoken]:
-    """g⁺ and g⁻ of each example beside the prompt of its condition; or in words, with empty graphs."""
-    if mode == "text":
-        none = [SceneGraph()] * len(examples)
-        kinds = ("relational", "conflicting")
-        positive, negative = (Spoken([prompt_of(each, kind) for each in examples], none) for kind in kinds)
-        return positive, negative
-    texts = [prompt_of(each, kind) for each, kind in zip(examples, conditions, strict=True)]
-    return Spoken(texts, [each.graph for each in examples]), Spoken(texts, [each.negative for each in examples])
+        self._recorded.log_step(interval.step, {**curves, "optimiser/learning_rate": interval.learning_rate})

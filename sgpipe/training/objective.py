@@ -174,8 +174,7 @@ class Objective:
         if list(positive.texts) == list(negative.texts):
             nothing = torch.zeros(batch, device=target.device)
             return nothing, nothing
-        texts = [*positive.texts, *negative.texts]
-        said = Spoken(texts, [SceneGraph()] * len(texts))
+        said = Spoken([*positive.texts, *negative.texts], [SceneGraph()] * 2 * batch)
         # eager: without the adapter, blocks are others than those compiled for the training step
         with self.model.off(), torch.compiler.set_stance("force_eager"):
             velocity = self.velocity(noised, said)
@@ -186,8 +185,7 @@ class Objective:
         assert self._maps is not None
         denoiser = self.model.denoiser
         rows = [concept_embeddings(*self.data.prompts.concepts(each.concepts), self._pooling) for each in noised.examples]
-        repeat = len(spoken.texts) // len(rows)
-        concepts = torch.stack(rows * repeat).to(denoiser.device, denoiser.dtype)
+        concepts = torch.stack(rows * (len(spoken.texts) // len(rows))).to(denoiser.device, denoiser.dtype)
         side = noised.latents.shape[-1] // denoiser.layout.patch
         with concept_stream(denoiser.transformer, concepts, (side, side), self._maps) as stream:
             velocity = self.velocity(noised, spoken)

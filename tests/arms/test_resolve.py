@@ -1,7 +1,6 @@
 """The resolved file of an arm holds what was asked for, to the last digit."""
 
-from collections.abc import Callable
-from functools import cache
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -13,35 +12,32 @@ from sgpipe.training.config import Train
 from stages.resolve import main
 
 
-@pytest.fixture(scope="module")
-def resolved(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Path]:
-    """A folder with params.yaml of a learning rate, and what stage `resolve` makes of it; each rate is resolved once."""
-
-    @cache
-    def made(rate: float) -> Path:
-        params = yaml.safe_load((repo_root / "params.yaml").read_text(encoding="utf-8"))
-        params["train"]["optimiser"] |= {"learning_rate": rate, "weight_decay": 1 / 3}
-        folder = tmp_path_factory.mktemp("rate")
-        (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-        main(params=folder / "params.yaml", out=folder / "resolved")
-        return folder
-
-    return made
+def resolved(repo_root: Path, folder: Path, rate: float) -> Path:
+    params = yaml.safe_load((repo_root / "params.yaml").read_text(encoding="utf-8"))
+    params["train"]["optimiser"] |= {"learning_rate": rate, "weight_decay": 1 / 3}
+    folder.mkdir()
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    with chdir(folder):
+        main()
+    return folder / "outputs"
 
 
-def test_what_is_trained_is_what_was_asked_for(resolved: Callable[[float], Path]) -> None:
-    folder = resolved(0.00012345678)
-    asked = read_section(folder / "params.yaml", "train", Train)
+def test_what_is_trained_is_what_was_asked_for(repo_root: Path, tmp_path: Path) -> None:
+    folder = resolved(repo_root, tmp_path / "one", 0.00012345678)
+    asked = read_section(folder.parent / "params.yaml", "train", Train)
     for arm in ("graph", "text_only"):
         trained = read_arm(folder / "resolved" / f"{arm}.json").train.optimiser
         assert (trained.learning_rate, trained.weight_decay) == (asked.optimiser.learning_rate, 1 / 3) == (0.00012345678, 1 / 3)
 
 
-def test_rates_that_agree_in_six_digits_are_two_trainings(resolved: Callable[[float], Path]) -> None:
-    one, other = (resolved(rate) / "resolved" / "graph.json" for rate in (0.00012345678, 0.00012345679))
+def test_rates_that_agree_in_six_digits_are_two_trainings(repo_root: Path, tmp_path: Path) -> None:
+    one, other = (
+        resolved(repo_root, tmp_path / str(rate), rate) / "resolved" / "graph.json" for rate in (0.00012345678, 0.00012345679)
+    )
     assert one.read_bytes() != other.read_bytes()
 
 
 @pytest.mark.parametrize("rate", [1e-2, 3.0])
-def test_short_numbers_are_spelled_as_before(resolved: Callable[[float], Path], rate: float) -> None:
-    assert f'"learning_rate": {rate!r}' in (resolved(rate) / "resolved" / "graph.json").read_text()
+def test_short_numbers_are_spelled_as_before(repo_root: Path, tmp_path: Path, rate: float) -> None:
+    text = (resolved(repo_root, tmp_path / "one", rate) / "resolved" / "graph.json").read_text()
+    assert f'"learning_rate": {rate!r}' in text

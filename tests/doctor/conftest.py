@@ -1,6 +1,7 @@
 """A tiny FLUX pipeline folder and a repository round it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,16 @@ def write_pipeline(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline, once for all tests."""
+    return write_pipeline(tmp_path_factory.mktemp("models") / "tiny")
+
+
 @pytest.fixture
-def pipeline(tmp_path: Path) -> Path:
-    return write_pipeline(tmp_path / "models" / "tiny")
+def pipeline(written: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may damage."""
+    return Path(shutil.copytree(written, tmp_path / "models" / "tiny"))
 
 
 LAYOUT = FAMILY.layout(TINY["transformer"], TINY["vae"])

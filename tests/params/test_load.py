@@ -85,7 +85,7 @@ def write(path: Path, text: str) -> Path:
         ("compute: {threads: 1}\ncompte: {}\n", "compte: unknown section; did you mean 'compute'?"),
         ("compute: {threads: [\n", "not valid YAML"),
         ("- 1\n", "a mapping of sections is needed"),
-        ("{}\n", "section 'compute' is missing"),
+        ("{}\n", "sections missing: compute"),
     ],
 )
 def test_broken_files(tmp_path: Path, text: str, says: str) -> None:

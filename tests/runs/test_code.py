@@ -33,16 +33,12 @@ import time
 from pathlib import Path
 
 import fakelib
-import typer
 import yaml
 
 from sgpipe.runs.command import run
 from sgpipe.runs.state import stage_state
 from sgpipe.tool import double
 
-app = typer.Typer(pretty_exceptions_enable=False)
-
-@app.command()
 def main():
     seed = yaml.safe_load(Path("params.yaml").read_text())["curate"]["seed"]
     with stage_state("first", "0123456789abcdef", Path()) as state:
@@ -55,24 +51,19 @@ def main():
         print("visits", (state / "visits").stat().st_size)
 
 if __name__ == "__main__":
-    run(app)
+    run(main)
 """,
     "stages/second.py": """
 from pathlib import Path
 
-import typer
-
 from sgpipe.helper import join
 from sgpipe.runs.command import run
 
-app = typer.Typer(pretty_exceptions_enable=False)
-
-@app.command()
 def main():
     Path("outputs/second").write_text(join(Path("outputs/first").read_text()))
 
 if __name__ == "__main__":
-    run(app)
+    run(main)
 """,
     "dvc.yaml": """
 stages:

@@ -20,7 +20,7 @@ from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.datasets.tables import NEGATIVES, write_table
 from sgpipe.params.load import read_section
 from sgpipe.relations.predicates import relational_prompt
-from tests.stages.test_pipeline import clone, dvc, run
+from tests.stages.test_pipeline import clone, command, dvc, run
 from tests.tiny import DOUBLE, SIDE, SINGLE, TOKENS, curated_triples, edit_json, write_curated, write_images, write_pipeline
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,11 @@ def copied(made: Path, folder: Path) -> Path:
 
 
 def stage(root: Path, name: str) -> None:
-    run(root, sys.executable, "-m", *COMMANDS[name])
+    """Run a stage: in this process, or by its command where several processes share it."""
+    if yaml.safe_load((root / "params.yaml").read_text())["compute"].get("launch"):
+        run(root, sys.executable, "-m", *COMMANDS[name])
+    else:
+        command(root, *COMMANDS[name])
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from sgpipe.datasets.tables import TRIPLES
+from sgpipe.errors import ParamsError, SgpipeError
 from sgpipe.graphs.negatives import read_confusions
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.probes.noise_aware import load_noise_aware
@@ -21,7 +22,8 @@ from sgpipe.probes.probe import load_probe
 from sgpipe.relations.predicates import concepts, neutral_prompt, relational_prompt
 from tests.probes.world import triples, write_generated, write_noised
 from tests.stages.test_caches import TRIPLES as OTHERS
-from tests.stages.test_caches import copied, run, set_params, small_repository, stage
+from tests.stages.test_caches import copied, set_params, small_repository, stage
+from tests.stages.test_pipeline import command
 from tests.tiny import graph_columns, write_curated
 
 pytestmark = pytest.mark.slow
@@ -67,7 +69,7 @@ def world(made: Path, tmp_path: Path) -> Path:
 
 
 def probe(root: Path, group: str) -> None:
-    run(root, sys.executable, "-m", "stages.probe", group)
+    command(root, "stages.probe", group)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -103,7 +105,7 @@ def test_killed_or_with_more_workers_the_bytes_are_the_same(world: Path) -> None
 def test_the_table_follows_the_groups(world: Path) -> None:
     for group in ("early", "late"):
         probe(world, group)
-    run(world, sys.executable, "-m", "stages.probe_table")
+    command(world, "stages.probe_table")
     found = json.loads((world / "metrics/probes.json").read_text())
     assert set(found["cells"]) == {"mlp", "cnn"} and set(found["cells"]["mlp"]) == {"saliency", "diff"}
     assert set(found["cells"]["cnn"]["diff"]) == {"early", "late"} == set(found["noise_aware"])
@@ -121,13 +123,16 @@ def test_the_table_follows_the_groups(world: Path) -> None:
 
 
 def test_what_cannot_be_fitted_is_refused_in_one_line(world: Path) -> None:
-    for changes, group, says in (
-        ({}, "lowest", "valid: early, late"),
-        ({"folds": 24}, "late", "probes.folds is 24"),
-        ({"folds": 4, "noise_aware": {**SMALL["noise_aware"], "epochs": 0}}, "late", "probes.noise_aware.epochs"),
+    with pytest.raises(ParamsError, match="valid: early, late"):
+        probe(world, "lowest")
+    for changes, says in (
+        ({"folds": 24}, "probes.folds is 24"),
+        ({"folds": 4, "noise_aware": {**SMALL["noise_aware"], "epochs": 0}}, "probes.noise_aware.epochs"),
     ):
         set_params(world, probes=changes)
-        done = subprocess.run([sys.executable, "-m", "stages.probe", group], cwd=world, capture_output=True, text=True, check=False)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert says in line
+        with pytest.raises(SgpipeError) as refused:
+            probe(world, "late")
+        assert says in str(refused.value) and "\n" not in str(refused.value)
+    done = subprocess.run([sys.executable, "-m", "stages.probe", "late"], cwd=world, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1

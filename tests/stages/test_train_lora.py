@@ -18,13 +18,15 @@ import yaml
 from msgspec import to_builtins
 from safetensors.torch import load
 
+from sgpipe.errors import ParamsError
 from tests.stages.test_caches import set_params
-from tests.stages.test_pipeline import clone, dvc, run
+from tests.stages.test_pipeline import clone, command, dvc, run
 from tests.tiny import DOUBLE, SIDE, SINGLE, TOKENS
 from tests.training.world import tiny_train, write_world
 
 pytestmark = pytest.mark.slow
-COMMAND = (sys.executable, "-m", "stages.train_lora", "--arm", "graph")
+STAGE = ("stages.train_lora", "--arm", "graph")
+COMMAND = (sys.executable, "-m", *STAGE)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for later in ("evaluate", "ablation"):  # their arms and epochs would have to follow every change below
         del params[later]
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    run(root, sys.executable, "-m", "stages.resolve")
+    command(root, "stages.resolve")
     return root
 
 
@@ -83,7 +85,7 @@ def killed(root: Path, checkpoints: int) -> None:
 
 @pytest.fixture(scope="module")
 def whole(made: Path) -> dict[str, bytes]:
-    run(made, *COMMAND)
+    command(made, *STAGE)
     found = results(made)
     assert {"adapter/adapter.json", "epoch-2/graph_tokens.safetensors", "controls.csv", "training.csv"} <= found.keys()
     assert "samples/step-000040.png" in found
@@ -112,7 +114,7 @@ def test_at_another_commit_the_same_training_gives_the_same_bytes(made: Path, wh
     before = run(made, "git", "rev-parse", "HEAD").strip()
     author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     run(made, "git", *author, "commit", "--quiet", "--allow-empty", "-m", "another")
-    run(made, *COMMAND)
+    command(made, *STAGE)
     assert results(made) == whole and before.encode() not in b"".join(whole.values())
     provenance = json.loads((made / "outputs/provenance/train_lora-graph.json").read_text())
     assert provenance["commit"] == run(made, "git", "rev-parse", "HEAD").strip() != before
@@ -123,7 +125,7 @@ def test_killed_it_goes_on_and_ends_with_the_same_bytes(made: Path, whole: dict[
     shutil.rmtree(made / "outputs/lora")
     killed(made, checkpoints)
     assert not (made / "outputs/lora").exists()
-    run(made, *COMMAND)
+    command(made, *STAGE)
     assert results(made) == whole
     assert [path for path in (made / ".dvc/stage-state").iterdir() if path.is_dir()] == []
 
@@ -134,7 +136,7 @@ def test_another_workspace_of_the_repository_goes_on(made: Path, whole: dict[str
     killed(made, 2)
     other = shutil.copytree(made, tmp_path / "temp", ignore=shutil.ignore_patterns("stage-state"))
     dvc(other, "cache", "dir", "--local", str(made / ".dvc" / "cache"))
-    run(other, *COMMAND)
+    command(other, *STAGE)
     assert results(other) == whole
     assert not (other / ".dvc/stage-state").exists()
 
@@ -175,7 +177,7 @@ def test_a_spelling_retrains_nothing_and_a_meaning_does(made: Path) -> None:
         params = yaml.safe_load((made / "params.yaml").read_text())
         params["lora"] |= {"blocks": blocks, **others}
         (made / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-        run(made, sys.executable, "-m", "stages.resolve")
+        command(made, "stages.resolve")
         return (made / "outputs/resolved/graph.json").read_text()
 
     first = status("1..2")
@@ -197,8 +199,8 @@ def test_under_a_falling_rate_a_kept_epoch_is_a_training_of_its_own(made: Path) 
         params["train"] |= {"epochs": epochs, "keep_epochs": keep}
         params["train"]["optimiser"]["schedule"] = "linear"
         (made / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-        run(made, sys.executable, "-m", "stages.resolve")
-        run(made, *COMMAND)
+        command(made, "stages.resolve")
+        command(made, *STAGE)
         found = made / "outputs/lora/graph" / folder
         return {path.name: path.read_bytes() for path in found.glob("*.safetensors")}
 
@@ -212,7 +214,7 @@ def test_under_a_falling_rate_a_kept_epoch_is_a_training_of_its_own(made: Path) 
 def test_another_graph_encoder_retrains_the_arms_that_read_it(made: Path) -> None:
     def resolved(**tokens: object) -> str:
         set_params(made, graph_tokens=tokens)
-        run(made, sys.executable, "-m", "stages.resolve")
+        command(made, "stages.resolve")
         return (made / "outputs/resolved/graph.json").read_text()
 
     encoder = made / "outputs/graph_encoder"
@@ -224,7 +226,7 @@ def test_another_graph_encoder_retrains_the_arms_that_read_it(made: Path) -> Non
     assert resolved(**reads) != read
     shutil.rmtree(encoder)
     set_params(made, graph_tokens=reads)
-    done = subprocess.run([sys.executable, "-m", "stages.resolve"], cwd=made, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "graph_tokens.encoder: got 'outputs/graph_encoder'" in done.stderr
+    with pytest.raises(ParamsError, match=r"graph_tokens\.encoder: got 'outputs/graph_encoder'"):
+        command(made, "stages.resolve")
     set_params(made, graph_tokens={"layout": "objects", "relation": "table", "encoder": None})
     assert resolved() == plain

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sgpipe.training.fit import Fitted
+from sgpipe.training.loop import Training
 from tests.training.world import World, tiny_train, train, write_world
 
 
@@ -14,6 +14,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="session")
-def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fitted]:
+def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Training]:
     folder = tmp_path_factory.mktemp("whole")
     return folder, train(world, folder, tiny_train(ema_decay=0.9))

@@ -21,7 +21,7 @@ from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.optim.weights import assign
 from sgpipe.relations.predicates import neutral_prompt
 from sgpipe.runs.checkpoints import checkpoints, read_checkpoint
-from sgpipe.training.fit import Fitted
+from sgpipe.training.loop import Training
 from tests.tiny import SIDE, write_pipeline
 from tests.training.world import World
 
@@ -29,7 +29,7 @@ SLOW = pytest.mark.slow
 
 
 def test_offloaded_and_encoded_ahead_the_pictures_are_the_same(
-    world: World, whole: tuple[Path, Fitted], monkeypatch: pytest.MonkeyPatch
+    world: World, whole: tuple[Path, Training], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T5 is gone before the transformer is there; transformer and VAE are on the device by turns."""
     model, adapter = world.backbone.model, whole[0] / "adapter"
@@ -45,7 +45,7 @@ def test_offloaded_and_encoded_ahead_the_pictures_are_the_same(
     assert moved == ["transformer cpu"] * 2 + ["vae cpu"] * 2 + ["transformer cpu"] * 2 + ["vae cpu"] * 2
 
 
-def test_an_adapter_draws_what_it_drew_when_it_was_trained(world: World, whole: tuple[Path, Fitted]) -> None:
+def test_an_adapter_draws_what_it_drew_when_it_was_trained(world: World, whole: tuple[Path, Training]) -> None:
     """Through files, and through diffusers' own pipeline with `load_lora_weights`."""
     folder, fitted = whole
     graph, prompt = SceneGraph.of("dog", "left of", "cat"), neutral_prompt("dog", "cat")
@@ -81,7 +81,7 @@ def test_an_adapter_draws_what_it_drew_when_it_was_trained(world: World, whole: 
     torch.testing.assert_close(drawn, pack(latents), atol=1e-5, rtol=0)
 
 
-def test_an_adapter_works_at_the_times_it_was_trained_at(world: World, whole: tuple[Path, Fitted]) -> None:
+def test_an_adapter_works_at_the_times_it_was_trained_at(world: World, whole: tuple[Path, Training]) -> None:
     generator = GraphGenerator.load(world.backbone.model, whole[0] / "adapter")
     assert generator.adapter is not None and generator.adapter.times == (0.7, 1.0)
     graph, prompt = SceneGraph.of("dog", "left of", "cat"), neutral_prompt("dog", "cat")
@@ -104,7 +104,7 @@ def test_an_adapter_works_at_the_times_it_was_trained_at(world: World, whole: tu
     assert not torch.equal(generator.latents([prompt], [graph], [5], 4, SIDE), drawn)
 
 
-def test_graphs_of_any_size_are_drawn_in_one_call_as_alone(world: World, whole: tuple[Path, Fitted]) -> None:
+def test_graphs_of_any_size_are_drawn_in_one_call_as_alone(world: World, whole: tuple[Path, Training]) -> None:
     generator = GraphGenerator.load(world.backbone.model, whole[0] / "adapter")
     graphs = [
         SceneGraph.of("dog", "above", "cat"),
@@ -122,7 +122,7 @@ def test_graphs_of_any_size_are_drawn_in_one_call_as_alone(world: World, whole: 
     assert not np.array_equal(swapped, together[0])
 
 
-def test_a_foreign_base_is_refused(world: World, whole: tuple[Path, Fitted], tmp_path: Path) -> None:
+def test_a_foreign_base_is_refused(world: World, whole: tuple[Path, Training], tmp_path: Path) -> None:
     other = write_pipeline(tmp_path / "other", seed=1)
     with pytest.raises(ModelError, match="trained on another base"):
         GraphGenerator.load(other, whole[0] / "adapter")
@@ -132,7 +132,7 @@ def test_a_foreign_base_is_refused(world: World, whole: tuple[Path, Fitted], tmp
         GraphGenerator.load(other, None).sample(["a"], [], [0], size=SIDE)
 
 
-def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Fitted], tmp_path: Path) -> None:
+def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Training], tmp_path: Path) -> None:
     """`sgpipe generate`, with a graph in text and in a file: the images are those of `draw`."""
     runner, adapter = CliRunner(), whole[0] / "adapter"
     common = ["generate", "--adapter", str(adapter), "--model", world.backbone.model, "--steps", "2", "--seed", "3"]  # fmt: skip

@@ -14,8 +14,8 @@ from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.rows import graphs_of
 from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.training.controls import spoken
 from sgpipe.training.fit import fit
-from sgpipe.training.loop import spoken
 from sgpipe.training.objective import Noised, Objective
 from tests.tiny import NAMES, SIDE, backbone_of, graph_columns, write_pipeline
 from tests.training.world import ALONE, World, tiny_train, write_world
@@ -66,7 +66,7 @@ def test_graphs_of_different_sizes_in_a_batch_are_each_alone(world: World, token
         examples = [data.train[row] for row in rows]
         latents = data.latents.latents([each.triple_id for each in examples])
         noised = Noised(examples, latents, noise[rows], torch.full([len(rows)], 0.8))
-        positive, _ = spoken(examples, ["neutral"] * len(rows), tokens.injection)
+        positive = spoken("graph", examples, "neutral", tokens.injection)
         return objective.velocity(noised, positive).detach()
 
     together = velocity([0, 1, 2, 3, 4, 5])

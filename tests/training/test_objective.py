@@ -1,9 +1,12 @@
 """The batch's loss: g⁺ and g⁻ at the same noise, what maps and the probe add, and controls that are what they say."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
+from sgpipe.arms.kinds.base import InjectionMode
 from sgpipe.arms.model import ArmModel
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.backbones.base import TextCondition
@@ -11,9 +14,8 @@ from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.training.config import Losses, Margin, Preference, Ranking, Weighted
 from sgpipe.training.controls import measure, spoken
-from sgpipe.training.examples import Data, development_pairs, prompt_of
-from sgpipe.training.loop import spoken as both
-from sgpipe.training.objective import Noised, Objective, Probe, sample_losses
+from sgpipe.training.examples import Data, Example, development_pairs, prompt_of
+from sgpipe.training.objective import Noised, Objective, Probe, Spoken, sample_losses
 from tests.tiny import curated_triples
 from tests.training.world import World, tiny_train
 
@@ -46,9 +48,15 @@ def batch(data: Data, count: int = 3) -> Noised:
     return Noised(examples, latents, noise, torch.linspace(0.75, 0.95, count))
 
 
+def both(examples: Sequence[Example], mode: InjectionMode) -> tuple[Spoken, Spoken]:
+    """g⁺ and g⁻ as a batch of the training has them."""
+    positive, negative = (spoken(name, examples, ["neutral"] * len(examples), mode) for name in ("graph", "negative"))
+    return positive, negative
+
+
 def test_both_graphs_in_one_forward_are_each_alone(model: ArmModel, data: Data) -> None:
     noised = batch(data)
-    positive, negative = both(noised.examples, ["neutral"] * 3, "prepend")
+    positive, negative = both(noised.examples, "prepend")
     objective = Objective(model, data, Losses(flow=0.5, margin=Margin(2.0, 10.0), preference=Preference(3.0, 4.0)))
     loss, parts = objective(noised, positive, negative)
     target = noised.noise - noised.latents
@@ -63,7 +71,7 @@ def test_the_reference_of_graphs_in_words_is_the_base_under_each_prompt(world: W
     """Graph DPO with ℓ_ref of the base without adapter; g⁺ and g⁻ are different prompts, so that it does not cancel."""
     model = perturbed(world.model(tiny_train(), name="text_only"))
     noised = batch(data)
-    positive, negative = both(noised.examples, ["neutral"] * 3, "text")
+    positive, negative = both(noised.examples, "text")
     losses = Losses(flow=0, margin=Margin(0.0), preference=Preference(1.0, 40.0))
     loss, parts = Objective(model, data, losses)(noised, positive, negative)
     target = noised.noise - noised.latents
@@ -80,7 +88,7 @@ def test_an_untrained_adapter_has_no_advantage_over_its_reference(world: World, 
     model = world.model(tiny_train(), name="text_only")
     noised = batch(data)
     losses = Losses(margin=Margin(0.0), preference=Preference(1.0, 50.0))
-    _, parts = Objective(model, data, losses)(noised, *both(noised.examples, ["neutral"] * 3, "text"))
+    _, parts = Objective(model, data, losses)(noised, *both(noised.examples, "text"))
     torch.testing.assert_close(parts["preference"], torch.full((3,), 2.0).log(), atol=1e-3, rtol=0)
 
 
@@ -96,7 +104,7 @@ def test_the_reference_of_graphs_in_tokens_costs_no_forward(model: ArmModel, dat
     monkeypatch.setattr(ArmModel, "velocity", counted)
     noised = batch(data)
     losses = Losses(margin=Margin(0.0), preference=Preference(1.0, 4.0))
-    _, parts = Objective(model, data, losses)(noised, *both(noised.examples, ["neutral"] * 3, "prepend"))
+    _, parts = Objective(model, data, losses)(noised, *both(noised.examples, "prepend"))
     assert forwards == [6]
     advantage = parts["flow"] - parts["negative"]
     torch.testing.assert_close(parts["preference"], torch.log1p(torch.exp(2 * advantage)))
@@ -104,7 +112,7 @@ def test_the_reference_of_graphs_in_tokens_costs_no_forward(model: ArmModel, dat
 
 def test_without_contrast_the_negative_costs_nothing(model: ArmModel, data: Data) -> None:
     noised = batch(data)
-    positive, negative = both(noised.examples, ["neutral"] * 3, "prepend")
+    positive, negative = both(noised.examples, "prepend")
     objective = Objective(model, data, Losses(margin=Margin(0.0)))
     loss, parts = objective(noised, positive, negative)
     assert set(parts) == {"flow"} and loss.item() == pytest.approx(parts["flow"].mean().item())
@@ -122,7 +130,7 @@ def test_maps_weigh_the_loss_and_rank_the_graphs(model: ArmModel, data: Data) ->
     losses = Losses(flow=0, margin=Margin(0.0), ranking=Ranking(1.0, 50.0, "middle", "x"), saliency=Weighted(0.0))
     objective = Objective(model, data, losses, maps=MAPS, probe=Probe(logits, kinds=("saliency", "cross")))
     noised = batch(data)
-    loss, parts = objective(noised, *both(noised.examples, ["neutral"] * 3, "prepend"))
+    loss, parts = objective(noised, *both(noised.examples, "prepend"))
     assert seen[0].shape[:2] == (6, 6) and set(parts) == {"flow", "negative", "preferred", "ranking"}
     weights = model.trainable()
     reached = {
@@ -133,13 +141,13 @@ def test_maps_weigh_the_loss_and_rank_the_graphs(model: ArmModel, data: Data) ->
     assert reached == {"lora", "tokens"}
 
     weighted = Objective(model, data, Losses(margin=Margin(0.0), saliency=Weighted(1.0)), maps=MAPS)
-    _, parts = weighted(noised, *both(noised.examples, ["neutral"] * 3, "prepend"))
+    _, parts = weighted(noised, *both(noised.examples, "prepend"))
     assert (parts["saliency"] > 0).all() and not torch.allclose(parts["saliency"], parts["flow"])
 
 
 def test_switched_off_the_model_is_the_base_to_the_bit(world: World, model: ArmModel, data: Data) -> None:
     noised = batch(data)
-    said = spoken("base", noised.examples, noised.examples, "neutral", "prepend")
+    said = spoken("base", noised.examples, "neutral", "prepend")
     plain = world.base()
     base = Objective(plain, data, Losses()).velocity(noised, said)
     objective = Objective(model, data, Losses())
@@ -157,7 +165,7 @@ def test_an_empty_graph_under_a_closed_gate_is_the_prompt(world: World, data: Da
     noised = batch(data)
     objective = Objective(model, data, Losses())
     others = data.train[5:8]
-    kinds = [spoken(name, noised.examples, others, "neutral", "residual") for name in ("graph", "empty", "shuffled")]
+    kinds = [spoken(name, noised.examples, "neutral", "residual", others) for name in ("graph", "empty", "shuffled")]
     assert kinds[2].graphs[0].objects == noised.examples[0].graph.objects
     assert kinds[2].graphs[0].triples == others[0].graph.triples
     one, *more = (objective.velocity(noised, each) for each in kinds)
@@ -173,7 +181,7 @@ def test_controls_do_not_depend_on_the_batch_and_put_graphs_where_they_say(model
     first = data.held_out[0]
     graph = first.graph
     given = {
-        name: spoken(name, [first], [data.held_out[4]], "neutral", "prepend").graphs[0]
+        name: spoken(name, [first], "neutral", "prepend", [data.held_out[4]]).graphs[0]
         for name in ("graph", "swapped", "shuffled", "negative", "empty")
     }
     assert given == {
@@ -184,7 +192,7 @@ def test_controls_do_not_depend_on_the_batch_and_put_graphs_where_they_say(model
 
 def test_in_words_the_prompt_carries_what_the_graph_would(data: Data) -> None:
     first, other = data.held_out[0], data.held_out[4]
-    texts = {name: spoken(name, [first], [other], "neutral", "text") for name in ("graph", "empty", "shuffled", "negative")}
+    texts = {name: spoken(name, [first], "neutral", "text", [other]) for name in ("graph", "empty", "shuffled", "negative")}
     assert all(each.graphs == [SceneGraph()] for each in texts.values())
     assert texts["graph"].texts == [prompt_of(first, "relational")]
     assert texts["empty"].texts == [prompt_of(first, "neutral")]

@@ -21,7 +21,7 @@ from sgpipe.params.blocks import Blocks
 from sgpipe.relations.predicates import neutral_prompt
 from sgpipe.runs.checkpoints import checkpoints
 from sgpipe.training.config import Conditions, Losses, Margin, Optimiser, Preference
-from sgpipe.training.fit import Fitted, fit
+from sgpipe.training.fit import fit
 from sgpipe.training.loop import Training
 from tests.tiny import SIDE
 from tests.training.world import ALONE, LORA, World, files, tiny_train, train
@@ -47,7 +47,7 @@ def dying_at(step: int) -> Callable[[Engine], None]:
 
 @pytest.mark.parametrize("step", [pytest.param(2, marks=SLOW), 5, pytest.param(7, marks=SLOW)])
 def test_a_training_that_was_interrupted_ends_with_the_same_bytes(
-    world: World, whole: tuple[Path, Fitted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    world: World, whole: tuple[Path, Training], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """At a step before, between and after checkpoints (every third step) and the kept epoch (step 5)."""
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -100,7 +100,7 @@ def test_accumulation_and_schedules_step_as_they_say(world: World, tmp_path: Pat
     assert rates == pytest.approx([recipe.optimiser.learning_rate * warmup_then("cosine", 9, 10, 2)], rel=1e-5)
 
 
-def test_an_adapter_states_what_it_was_trained_on(world: World, whole: tuple[Path, Fitted]) -> None:
+def test_an_adapter_states_what_it_was_trained_on(world: World, whole: tuple[Path, Training]) -> None:
     """Names and predicates of the train triples alone, sorted; of val triples and negatives nothing."""
     stated = json.loads((whole[0] / "adapter" / "adapter.json").read_text())["trained_on"]
     graphs = [example.graph for example in world.data().train]
@@ -111,7 +111,7 @@ def test_an_adapter_states_what_it_was_trained_on(world: World, whole: tuple[Pat
     }
 
 
-def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, Fitted]) -> None:
+def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, Training]) -> None:
     folder, fitted = whole
     assert fitted.steps == 10
     assert [path.name for path in checkpoints(folder)] == ["step-00000009.pt", "step-00000010.pt"]
@@ -123,7 +123,7 @@ def test_a_training_leaves_its_adapters_and_two_checkpoints(whole: tuple[Path, F
     assert about["token_parameters"] == 24 * 2 * 24
 
 
-def test_the_first_control_losses_say_that_lora_starts_at_nothing(whole: tuple[Path, Fitted]) -> None:
+def test_the_first_control_losses_say_that_lora_starts_at_nothing(whole: tuple[Path, Training]) -> None:
     """Without tokens, an untrained adapter is the base; with them it is not, and graphs differ from each other."""
     first = whole[1].history.controls[0]["losses"]
     assert first["empty"] == pytest.approx(first["base"], abs=1e-7)

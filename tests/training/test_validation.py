@@ -18,7 +18,7 @@ from sgpipe.backbones.loading import load_module
 from sgpipe.training.config import Losses, Optimiser, Times, Validation
 from sgpipe.training.controls import measure
 from sgpipe.training.examples import Data
-from sgpipe.training.fit import Fitted, draw_samples, fit, prepare
+from sgpipe.training.fit import draw_samples, fit, prepare
 from sgpipe.training.loop import Training
 from sgpipe.training.objective import Objective
 from tests.tiny import SIDE
@@ -36,7 +36,7 @@ def data(world: World) -> Data:
 
 
 @pytest.fixture(scope="module")
-def trained(world: World, data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fitted]:
+def trained(world: World, data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Training]:
     """A training with dropout, and a sheet of images drawn at its last validation."""
     folder = tmp_path_factory.mktemp("dropout")
     vae = load_module(world.backbone, "vae")
@@ -49,18 +49,20 @@ def trained(world: World, data: Data, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def loaded(world: World, trained: tuple[Path, Fitted]) -> ArmModel:
+def loaded(world: World, trained: tuple[Path, Training]) -> ArmModel:
     """The adapter as a user has it, which is never in training mode."""
     return load_adapter(trained[0] / "adapter", world.denoiser(), world.backbone)
 
 
-def test_control_losses_under_dropout_are_those_of_the_adapter(data: Data, trained: tuple[Path, Fitted], loaded: ArmModel) -> None:
+def test_control_losses_under_dropout_are_those_of_the_adapter(
+    data: Data, trained: tuple[Path, Training], loaded: ArmModel
+) -> None:
     again = measure(Objective(loaded, data, Losses()), data.held_out, TRAIN)
     assert trained[1].history.controls[-1]["losses"] == pytest.approx(again.losses, abs=1e-6)
 
 
 def test_sample_images_under_dropout_are_those_of_the_adapter(
-    world: World, data: Data, trained: tuple[Path, Fitted], loaded: ArmModel, tmp_path: Path
+    world: World, data: Data, trained: tuple[Path, Training], loaded: ArmModel, tmp_path: Path
 ) -> None:
     draw_samples(loaded, data, TRAIN, load_module(world.backbone, "vae"), SIDE, tmp_path / "again.png")
     one, other = (np.asarray(Image.open(path)).astype(int) for path in (tmp_path / "again.png", trained[0] / "2.png"))

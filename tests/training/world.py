@@ -1,7 +1,9 @@
 """A tiny world: a pipeline of random weights, curated triples with negatives, and the caches that training reads."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ from sgpipe.runs.shards import cut, run_shards
 from sgpipe.runs.state import config_hash
 from sgpipe.training.config import Optimiser, Train, Validation
 from sgpipe.training.examples import Data, Sources, read_data
-from sgpipe.training.fit import Fitted, fit
+from sgpipe.training.fit import fit
+from sgpipe.training.loop import Training
 from tests.tiny import SIDE, backbone_of, curated_triples, write_curated, write_images, write_pipeline
 
 CPU = torch.device("cpu")
@@ -72,6 +75,11 @@ def tiny_train(**changes: Any) -> Train:
     return replace(train, **changes)
 
 
+@cache
+def _loaded(backbone: Backbone) -> Denoiser:
+    return Denoiser.load(backbone, CPU)
+
+
 @dataclass(frozen=True)
 class World:
     """Where everything lies, and how to make a model of it."""
@@ -79,11 +87,13 @@ class World:
     backbone: Backbone
     sources: Sources
 
+    @cache  # noqa: B019
     def data(self, dev: float = 0.0) -> Data:
         return read_data(self.sources, self.backbone, dev)
 
     def denoiser(self) -> Denoiser:
-        return Denoiser.load(self.backbone, CPU)
+        """A fresh one, a copy of what was read once."""
+        return deepcopy(_loaded(self.backbone))
 
     def arm(self, train: Train, tokens: GraphTokens = TOKENS, name: str = "graph", lora: Lora = LORA) -> Arm:
         return resolve(name, ARMS[name], Sections(lora, train, tokens, self.backbone))
@@ -148,7 +158,7 @@ def write_world(
     return World(backbone, sources)
 
 
-def train(world: World, folder: Path, recipe: Train, tokens: GraphTokens = TOKENS, name: str = "graph") -> Fitted:
+def train(world: World, folder: Path, recipe: Train, tokens: GraphTokens = TOKENS, name: str = "graph") -> Training:
     folder.mkdir(parents=True, exist_ok=True)
     return fit(
         world.arm(recipe, tokens, name), world.denoiser(), world.backbone, world.data(), folder, ALONE, {"config": "abc"}
