@@ -28,7 +28,7 @@ class ZeroShotFinder:
             raise ModelError(f"detector: a {self._kind!r} is no zero-shot detector; valid: {', '.join(DETECTORS)}")
         self._model = model.requires_grad_(False).eval().to(device)
         self._processor, self._threshold, self._device = processor, threshold, device
-        self._cut: set[str] = set()
+        self._warned: set[str] = set()
 
     @torch.no_grad()
     def __call__(self, images: Pixels, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
@@ -44,18 +44,21 @@ class ZeroShotFinder:
                 best[name] = (score, (left, top, right - left, bottom - top))
         return {name: box for name, (_, box) in best.items()}
 
+    def _warn(self, name: str, said: str) -> None:
+        """Once for each name."""
+        if name not in self._warned:
+            self._warned.add(name)
+            print(f"warning: {self._kind} reads {said}", file=sys.stderr)
+
     def _by_queries(self, image: Pixels, wanted: list[str]) -> Iterator[Found]:
         """OWL: a text query per name."""
         queries = [f"a photo of a {name}" for name in wanted]
         tokenizer = self._processor.tokenizer
+        longest = tokenizer.model_max_length
         for name, tokens in zip(wanted, tokenizer(queries, verbose=False)["input_ids"], strict=True):
-            if len(tokens) > tokenizer.model_max_length and name not in self._cut:
-                self._cut.add(name)
-                print(
-                    f"warning: {self._kind} reads {tokenizer.model_max_length} tokens; what it is asked for {name!r} has "
-                    f"{len(tokens)} and is cut; shorten the name with an alias to have it judged whole",
-                    file=sys.stderr,
-                )
+            if len(tokens) > longest:
+                asked = f"what it is asked for {name!r} has {len(tokens)} and is cut"
+                self._warn(name, f"{longest} tokens; {asked}; shorten the name with an alias to have it judged whole")
         inputs = self._processor(text=[queries], images=Image.fromarray(image), return_tensors="pt", truncation=True).to(
             self._device
         )
@@ -80,13 +83,9 @@ class ZeroShotFinder:
         probabilities, by_name, start = outputs.logits[0].sigmoid().cpu(), [], 0
         for name in wanted:
             inside = [i for i, (a, b) in enumerate(offsets) if start <= a < b <= start + len(name)]
-            if not inside and name not in self._cut:
-                self._cut.add(name)
-                print(
-                    f"warning: {self._kind} reads {len(offsets)} tokens of an image's names; {name!r} lies beyond and is never "
-                    "found; shorten the names with aliases",
-                    file=sys.stderr,
-                )
+            if not inside:
+                lost = f"{name!r} lies beyond and is never found"
+                self._warn(name, f"{len(offsets)} tokens of an image's names; {lost}; shorten the names with aliases")
             by_name.append(probabilities[:, inside].amax(1) if inside else torch.zeros(len(probabilities)))
             start += len(name) + 2
         scores, numbers = torch.stack(by_name, dim=1).max(dim=1)

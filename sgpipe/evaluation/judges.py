@@ -3,7 +3,7 @@
 A score is higher the truer the statement; only scores of the same image by the same judge are compared. NaN is an abstention.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +24,6 @@ class Judge(Protocol):
 
     def scores(self, images: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
         """`[N, K]` for images `[N, H, W, 3]`, 0–255, and K statements about each."""
-        ...
 
 
 class ContrastiveJudge:
@@ -49,12 +48,8 @@ class ContrastiveJudge:
         return (self._model.logit_scale.exp() * cosine).float().cpu().numpy()
 
 
-class Finder(Protocol):
-    """What finds objects."""
-
-    def __call__(self, images: Pixels, names: Sequence[Sequence[str]]) -> list[dict[str, Box]]:
-        """For each image the box of the surest detection of each of its names; a name that is not there is left out."""
-        ...
+Finder = Callable[[Pixels, Sequence[Sequence[str]]], list[dict[str, Box]]]
+"""What finds objects: for each image the box of the surest detection of each of its names; a name that is not there is left out."""
 
 
 class BoxJudge:
@@ -68,10 +63,9 @@ class BoxJudge:
 
     def scores(self, images: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
         """See `Judge`."""
-        names = [sorted({n for s, _, o in several for n in (s, o)}) for several in statements]
-        found = self._find(images, names)
-        made = [[self._score(each, boxes) for each in several] for several, boxes in zip(statements, found, strict=True)]
-        return np.array(made, np.float32)
+        names = [sorted({name for subject, _, object_ in several for name in (subject, object_)}) for several in statements]
+        found = zip(statements, self._find(images, names), strict=True)
+        return np.array([[self._score(each, boxes) for each in several] for several, boxes in found], np.float32)
 
     def _score(self, statement: Triple, boxes: Mapping[str, Box]) -> float:
         subject, predicate, object_ = statement
