@@ -1,4 +1,4 @@
-"""SampleRequest the images of an arm in shards."""
+"""Sample the images of an arm in shards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,6 @@ class Generator(Protocol):
         self, prompts: Sequence[str], graphs: Sequence[SceneGraph | None], seeds: Sequence[int], *, steps: int, size: int
     ) -> NDArray[np.uint8]:
         """One image `[N, size, size, 3]` per prompt."""
-        ...
 
 
 def check_adapter(folder: Path) -> None:
@@ -70,7 +69,7 @@ def image_maker(generator: Generator, requests: Sequence[SampleRequest], steps: 
     """What fills a shard with its images. Raises `ModelError` if the generator's images are not what was asked for."""
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
-        columns: dict[str, list[Any]] = {name: [] for name in SAMPLES.names}
+        rows: list[dict[str, Any]] = []
         for batch in shard.batches(batch_size):
             part = requests[batch]
             pixels = generator.sample(
@@ -85,12 +84,9 @@ def image_maker(generator: Generator, requests: Sequence[SampleRequest], steps: 
                     f"the generator gave {pixels.dtype} {pixels.shape} for {len(part)} images of {size} px; "
                     "set backbone.resolution to a size that the model samples"
                 )
-            for each, image in zip(part, pixels, strict=True):
-                row = (each.triple_id, each.prompt, each.graph, each.seed, each.text, to_png(image))
-                for name, value in zip(SAMPLES.names, row, strict=True):
-                    columns[name].append(value)
+            rows += [{**vars(each), "png": to_png(image)} for each, image in zip(part, pixels, strict=True)]
             tick(len(part))
-        write_image_file([pa.table(columns, schema=SAMPLES)], folder / FILE, {})
+        write_image_file([pa.Table.from_pylist(rows, schema=SAMPLES)], folder / FILE, {})
 
     return make
 
