@@ -94,8 +94,7 @@ def sweep_command(
 ) -> None:
     """Pool experiments that differ in their training seed, print their table, write its figures and samples."""
     from sgpipe.errors import ParamsError
-    from sgpipe.evaluation.sweep import Experiment, sweep_figures, sweep_samples
-    from sgpipe.evaluation.sweep_samples import SweepSamples
+    from sgpipe.evaluation.sweep import Experiment, SweepSamples, sweep_figures, sweep_samples
     from sgpipe.report.sweep import named_experiments, read_experiment, sweep_table
     from sgpipe.runs.atomic import DIGITS, write_json
 

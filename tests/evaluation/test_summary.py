@@ -307,11 +307,11 @@ def test_mse_is_that_of_the_pixels(world: tuple, cases: list[EvaluationTriple]) 
         )
         return file.read([row])[0].astype(float)
 
-    found = distances(file, cases, SEEDS, "neutral")
+    graphs, other_seed = distances(file, cases, SEEDS, "neutral")
     by_graph = [np.mean((image("positive", s) - image("negative", s)) ** 2) for s in SEEDS]
     by_seed = [np.mean((image("positive", a) - image("positive", b)) ** 2) for a, b in ((0, 1), (0, 2), (1, 2))]
-    assert found.graphs[2, 0] == pytest.approx(np.mean(by_graph))
-    assert found.other_seed[2, 0] == pytest.approx(np.mean(by_seed))
+    assert graphs[2, 0] == pytest.approx(np.mean(by_graph))
+    assert other_seed[2, 0] == pytest.approx(np.mean(by_seed))
     with pytest.raises(DataError, match="not all"):
         distances(files["base"], cases, SEEDS, "neutral")
 

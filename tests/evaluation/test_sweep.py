@@ -12,8 +12,7 @@ from sgpipe.datasets.tables import write_table
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.evaluation.arms import arm_figures
 from sgpipe.evaluation.summary import evaluation_figures
-from sgpipe.evaluation.sweep import Experiment, sweep_figures, sweep_samples
-from sgpipe.evaluation.sweep_samples import SweepSamples
+from sgpipe.evaluation.sweep import Experiment, SweepSamples, sweep_figures, sweep_samples
 from sgpipe.evaluation.verdicts import Verdicts
 from sgpipe.report.cli import sweep_command
 from sgpipe.report.sweep import sweep_table
