@@ -89,8 +89,7 @@ class Crossed:
     def function(self, combine: Combine, arrays: Sequence[Sequence[Floats]], link: Link) -> Estimate:
         """`combine` of the means of several arrays, its interval on the scale of `link`; counts images finite in all."""
         if len(arrays[0]) == 1:
-            own = [runs[0] for runs in arrays]
-            return self.bootstrap.function(combine, own, int(np.isfinite(own).all(0).sum()))
+            return self.bootstrap.function(combine, [runs[0] for runs in arrays])
         return self._over_runs(combine, arrays, link)[0]
 
     def _over_runs(self, combine: Combine, arrays: Sequence[Sequence[Floats]], link: Link) -> tuple[Estimate, float, float]:

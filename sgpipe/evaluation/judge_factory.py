@@ -11,8 +11,7 @@ from sgpipe.backbones.strict import OF_THE_MACHINE, check_report, why
 from sgpipe.errors import ModelError, ParamsError, SgpipeError
 from sgpipe.evaluation.config import BUILT_IN
 from sgpipe.evaluation.config import Judge as Named
-from sgpipe.evaluation.detectors import ZeroShotFinder
-from sgpipe.evaluation.judges import BoxJudge, ContrastiveJudge, Judge
+from sgpipe.evaluation.judges import BoxJudge, ContrastiveJudge, Judge, ZeroShotFinder
 from sgpipe.params.load import to_builtins
 from sgpipe.relations.boxes import RULES
 from sgpipe.runs.state import file_hash

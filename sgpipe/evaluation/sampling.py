@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import pipeline_parts
@@ -16,19 +15,12 @@ from sgpipe.backbones.source import locate
 from sgpipe.errors import ModelError
 from sgpipe.evaluation.samples import FILE, SAMPLES, to_png, write_image_file
 from sgpipe.evaluation.sampling_plan import SampleRequest
-from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.runs.shards import Make, Shard, Tick
 
+if TYPE_CHECKING:
+    from sgpipe.arms.generation import GraphGenerator
+
 ABOUT = "adapter.json"
-
-
-class Generator(Protocol):
-    """What samples: `None` for a graph switches the adapter off, an empty graph keeps it on without tokens."""
-
-    def sample(
-        self, prompts: Sequence[str], graphs: Sequence[SceneGraph | None], seeds: Sequence[int], *, steps: int, size: int
-    ) -> NDArray[np.uint8]:
-        """One image `[N, size, size, 3]` per prompt."""
 
 
 def check_adapter(folder: Path) -> None:
@@ -47,7 +39,7 @@ def open_generator(
     requests: Sequence[SampleRequest],
     guidance: float | None = None,
     offload: str = "none",
-) -> Generator:
+) -> "GraphGenerator":
     """The pipeline of `backbone` with an adapter, or alone. Texts of the requests are encoded before the transformer is loaded.
 
     Raises `ModelError` if pipeline and adapter do not fit one another.
@@ -65,7 +57,7 @@ def open_generator(
     )
 
 
-def image_maker(generator: Generator, requests: Sequence[SampleRequest], steps: int, size: int, batch_size: int) -> Make:
+def image_maker(generator: "GraphGenerator", requests: Sequence[SampleRequest], steps: int, size: int, batch_size: int) -> Make:
     """What fills a shard with its images. Raises `ModelError` if the generator's images are not what was asked for."""
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:

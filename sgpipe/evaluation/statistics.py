@@ -84,18 +84,17 @@ class Bootstrap:
 
         A share of 0 or 1 has draws without width: `exact_share` stands for it.
         """
-        found = self.function(lambda means: means[0], [values], int(np.isfinite(values).sum()))
+        found = self.function(lambda means: means[0], [values])
         if found.value in (0.0, 1.0) and found.low == found.high:
             return exact_share(values, self.confidence)
         return found
 
     def difference(self, first: Floats, second: Floats) -> Estimate:
         """Mean of `first` less mean of `second`, triples and images drawn together; counts images finite in both."""
-        both = np.isfinite(first) & np.isfinite(second)
-        return self.function(lambda means: means[0] - means[1], [first, second], int(both.sum()))
+        return self.function(lambda means: means[0] - means[1], [first, second])
 
-    def function(self, combine: Combine, arrays: Sequence[Floats], count: int) -> Estimate:
-        """`combine` of the means of several arrays of one shape, and the interval of it."""
+    def function(self, combine: Combine, arrays: Sequence[Floats]) -> Estimate:
+        """`combine` of the means of several arrays of one shape, and the interval of it; counts images finite in all."""
         if any(not np.isfinite(values).any() for values in arrays):
             return Estimate(np.nan, np.nan, np.nan, 0)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -103,7 +102,7 @@ class Bootstrap:
         kept = draws[np.isfinite(draws)]
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(kept, (tail, 1 - tail)).tolist() if len(kept) else (np.nan, np.nan)
-        return Estimate(of_means(combine, arrays), low, high, count)
+        return Estimate(of_means(combine, arrays), low, high, int(np.isfinite(arrays).all(0).sum()))
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class Summary:
             if shown.graph != "positive" or swapped not in self.conditions:
                 continue
             graphs, other_seed = distances(files[shown.arm], self._verdicts.cases, self._verdicts.seeds, shown.prompt)
-            ratio = self._bootstrap.function(lambda means: means[0] / means[1], [graphs, other_seed], graphs.size)
+            ratio = self._bootstrap.function(lambda means: means[0] / means[1], [graphs, other_seed])
             entry: dict[str, Any] = {
                 "mse": float(graphs.mean()),
                 "mse_deviation": float(graphs.std()),
