@@ -7,21 +7,17 @@ import pytest
 import yaml
 
 from tests.evaluation.drawn import write_repository
-from tests.tracking.repositories import run
+from tests.stages.test_caches import set_params
+from tests.stages.test_pipeline import run
 
 pytestmark = pytest.mark.slow
-STAGES = """
-import stages.judge, stages.sample_images
-from tests.evaluation.drawn import call
-call(stages.sample_images.main, arm="base")
-call(stages.judge.main)
-"""
 
 
-def made(root: Path, *launcher: str) -> dict[str, bytes]:
-    """What the two stages write, one after the other in the processes that `launcher` starts."""
-    (root / "stages_once.py").write_text(STAGES)
-    run(root, *launcher, "stages_once.py")
+def made(root: Path, launch: str | None) -> dict[str, bytes]:
+    """What the two stages write."""
+    set_params(root, compute={"device": "cpu", "threads": 1, "launch": launch})
+    run(root, sys.executable, "-m", "stages.sample_images", "--arm", "base")
+    run(root, sys.executable, "-m", "stages.judge")
     folders = (root / "outputs/images/base", root / "outputs/judged")
     return {str(path.relative_to(root)): path.read_bytes() for f in folders for path in f.iterdir()}
 
@@ -31,8 +27,7 @@ def test_two_processes_draw_and_judge_what_one_does(tmp_path: Path) -> None:
     params = yaml.safe_load((tmp_path / "params.yaml").read_text())
     params["evaluate"] |= {"conditions": {"neutral": ["positive", "negative"]}, "steps": 1}
     params["judge"] |= {"shard_size": 16}
-    params["compute"] |= {"device": "cpu", "threads": 1}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    alone = made(tmp_path, sys.executable)
+    alone = made(tmp_path, None)
     assert len(alone) == 4
-    assert made(tmp_path, str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2") == alone
+    assert made(tmp_path, "torchrun --nproc-per-node 2") == alone
