@@ -4,15 +4,17 @@ A judge chooses between a triple's own statement c⁺ and its negative c⁻; equ
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sgpipe.evaluation.sampling_plan import EvaluationTriple, Triple, others
+from sgpipe.evaluation.statistics import finite_mean
 from sgpipe.relations.predicates import INVERSE, may_hold
 
 QUESTIONS: Final[dict[str, str]] = {
@@ -60,13 +62,12 @@ def questions(cases: Sequence[EvaluationTriple]) -> list[Question]:
 
 def choices(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> NDArray[np.float64]:
     """1 where a judge chooses c⁺, 0 where c⁻, NaN where neither."""
-    with np.errstate(invalid="ignore"):
-        return np.where(positive > negative, 1.0, np.where(negative > positive, 0.0, np.nan))
+    return np.where(positive > negative, 1.0, np.where(negative > positive, 0.0, np.nan))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A judge on one class, or on several taken together (`predicate` is then `all`).
+    """A judge on one class, or on several taken together.
 
     `ground_truth_accuracy`: share of own images on which it chooses c⁺; choosing neither is not right. `abstained`: share on which
     it chooses neither. `chance_level`: share of other triples' images on which it chooses c⁺, of those where it chooses; a half is
@@ -74,7 +75,6 @@ class Calibration:
     choices; `specificity`: c⁻ among its choices where c⁻ is true. NaN where nothing was asked.
     """
 
-    predicate: str
     images: int
     ground_truth_accuracy: float
     abstained: float
@@ -84,54 +84,39 @@ class Calibration:
     sensitivity: float
     specificity: float
 
-    def used(self, threshold: float) -> bool:
-        """Whether the judge may judge this class."""
-        return self.ground_truth_accuracy >= threshold
 
-
-def _mean(values: NDArray[np.float64]) -> float:
-    kept = values[np.isfinite(values)]
-    return float(kept.mean()) if len(kept) else float("nan")
-
-
-def calibrate(answers: pa.Table, predicates: Iterable[str], name: str) -> Calibration:
-    """The calibration `name` of one judge over `predicates`, from its rows of `CALIBRATION`.
+def calibrate(answers: pa.Table, predicates: Collection[str]) -> Calibration:
+    """The calibration of one judge over `predicates`, from its rows of `CALIBRATION`.
 
     Of a directional class, c⁻ is true on the images of its inverse: those told from the object's side.
     """
-    wanted = set(predicates)
-    predicate = np.array(answers["predicate"].to_pylist())
-    kind = np.array(answers["question"].to_pylist())
+    predicate, kind = (np.array(answers[column].to_pylist()) for column in ("predicate", "question"))
     chosen = choices(*(answers[column].to_numpy() for column in ("positive", "negative")))
 
-    def at(question: str, classes: set[str]) -> NDArray[np.float64]:
+    def at(question: str, classes: Collection[str]) -> NDArray[np.float64]:
         return chosen[(kind == question) & np.isin(predicate, sorted(classes))]
 
-    own, other = at("own", wanted), at("other", wanted)
-    directional = {each for each in wanted if each in INVERSE}
-    told, false = at("inverse", directional), at("false", wanted)
+    directional = set(predicates) & set(INVERSE)
+    own, other = at("own", predicates), at("other", predicates)
     opposite = at("inverse", {INVERSE[each] for each in directional})
     return Calibration(
-        predicate=name,
         images=len(own),
-        ground_truth_accuracy=float((own == 1).mean()) if len(own) else float("nan"),
-        abstained=float(np.isnan(own).mean()) if len(own) else float("nan"),
-        chance_level=_mean(other),
-        chance_abstained=float(np.isnan(other).mean()) if len(other) else float("nan"),
-        order_bias=_mean(at("own", directional)) - _mean(told),
-        sensitivity=_mean(own),
-        specificity=_mean(np.concatenate([opposite, 1 - false])),
+        ground_truth_accuracy=finite_mean(own == 1),
+        abstained=finite_mean(np.isnan(own)),
+        chance_level=finite_mean(other),
+        chance_abstained=finite_mean(np.isnan(other)),
+        order_bias=finite_mean(at("own", directional)) - finite_mean(at("inverse", directional)),
+        sensitivity=finite_mean(own),
+        specificity=finite_mean(np.concatenate([opposite, 1 - at("false", predicates)])),
     )
 
 
 def calibrations(answers: pa.Table) -> Mapping[str, Mapping[str, Calibration]]:
     """By judge and class, from rows of `CALIBRATION`."""
     found: dict[str, dict[str, Calibration]] = {}
-    judges = np.array(answers["judge"].to_pylist())
-    for judge in dict.fromkeys(judges.tolist()):
-        rows = answers.filter(pa.array(judges == judge))
-        classes = dict.fromkeys(rows["predicate"].to_pylist())
-        found[judge] = {each: calibrate(rows, [each], each) for each in classes}
+    for judge in answers["judge"].unique():
+        rows = answers.filter(pc.equal(answers["judge"], judge))
+        found[judge.as_py()] = {each: calibrate(rows, [each]) for each in rows["predicate"].unique().to_pylist()}
     return found
 
 

@@ -37,45 +37,36 @@ LOGIT: Final = Link(lambda x: float(np.log(x / (1 - x))), lambda y: float(1 / (1
 LOG: Final = Link(lambda x: float(np.log(x)), lambda y: float(np.exp(y)), lambda x: 1 / x)
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Standard error of the mean of runs' figures, and its degrees of freedom; NaN of fewer than two runs."""
+def spread(values: Floats, draws: Floats, weights: Floats) -> tuple[float, float]:
+    """Standard error of the mean of R runs' figures `[R]`, weighted by `weights` `[R]`, and its degrees of freedom.
 
-    error: float
-    freedom: float
-
-
-def spread(values: Floats, draws: Floats, weights: Floats) -> Spread:
-    """Standard error of the mean of R runs' figures `[R]`, weighted by `weights` `[R]`.
-
-    `draws` `[resamples, R]` are the figures of resampled triples; a draw takes the same triples for all runs.
+    `draws` `[resamples, R]` are the figures of resampled triples; a draw takes the same triples for all runs. NaN of fewer than
+    two runs.
     """
     known = np.isfinite(values) & (weights > 0)
     values, draws, weights = values[known], draws[:, known], weights[known] / weights[known].sum()
     draws, runs = draws[np.isfinite(draws).all(1)], len(values)
     if runs < 2 or len(draws) < 2:
-        return Spread(np.nan, np.nan)
+        return np.nan, np.nan
     covariance = np.cov(draws, rowvar=False)
     shared = max(0.0, float(covariance.sum() - np.trace(covariance)) / (runs * (runs - 1)))
     own = float(np.square(weights).sum() * values.var(ddof=1))
     variance = own + shared
-    return Spread(float(np.sqrt(variance)), variance**2 / (own**2 / (runs - 1)) if own else np.inf)
+    return float(np.sqrt(variance)), variance**2 / (own**2 / (runs - 1)) if own else np.inf
 
 
 @dataclass(frozen=True)
 class Crossed:
-    """Estimates over training runs, each `[T, S]` of the same triples and sampling seeds, with crossed
-    intervals.
+    """Estimates over training runs, each `[T, S]` of the same triples and sampling seeds, with crossed intervals.
 
-    A single run has the bootstrap's interval, which says how sure the figure is of that run's weights. Bounds
-    are NaN where only one of several runs has the figure.
+    A single run has the bootstrap's interval, which says how sure the figure is of that run's weights. Bounds are NaN where only
+    one of several runs has the figure.
     """
 
     bootstrap: Bootstrap
 
     def mean(self, runs: Sequence[Floats]) -> Estimate:
-        """The mean of the finite values, shares in 0–1, with the interval of its logit; `exact_share` for a
-        share of 0 or 1."""
+        """The mean of the finite values, shares in 0–1, with the interval of its logit; `exact_share` for a share of 0 or 1."""
         beside = np.concatenate(runs, axis=1)
         if len(runs) == 1:
             return self.bootstrap.mean(beside)
@@ -84,43 +75,36 @@ class Crossed:
         return self.function(lambda means: means[0], [runs], LOGIT)
 
     def difference(self, first: Sequence[Floats], second: Sequence[Floats]) -> tuple[Estimate, float]:
-        """Mean of `first` less mean of `second`, run by run on the same triples and seeds, and its two-sided
-        p value.
+        """Mean of `first` less mean of `second`, run by run on the same triples and seeds, and its two-sided p value.
 
-        Counts images finite in both. p is of `mcnemar` for a single run, else of the t test of `spread`; NaN
-        without a pair.
+        Counts images finite in both. p is of `mcnemar` for a single run, else of the t test of `spread`; NaN without a pair.
         """
         if len(first) == 1:
-            test = mcnemar(first[0], second[0])
-            return self.bootstrap.difference(first[0], second[0]), test.clustered
-        found, over = self._over_runs(lambda means: means[0] - means[1], [first, second], IDENTITY)
-        if not found.count:
-            return found, np.nan
-        if over.error == 0:
+            return self.bootstrap.difference(first[0], second[0]), mcnemar(first[0], second[0]).clustered
+        found, error, freedom = self._over_runs(lambda means: means[0] - means[1], [first, second], IDENTITY)
+        if error == 0:
             return found, 0.0 if found.value else 1.0
-        return found, float(2 * stats.t.sf(abs(found.value) / over.error, over.freedom))
+        return found, float(2 * stats.t.sf(abs(found.value) / error, freedom))
 
     def function(self, combine: Combine, arrays: Sequence[Sequence[Floats]], link: Link) -> Estimate:
-        """`combine` of the means of several arrays, its interval on the scale of `link`; counts images finite
-        in all."""
+        """`combine` of the means of several arrays, its interval on the scale of `link`; counts images finite in all."""
         if len(arrays[0]) == 1:
-            own = [runs[0] for runs in arrays]
-            return self.bootstrap.function(combine, own, int(np.isfinite(own).all(0).sum()))
+            return self.bootstrap.function(combine, [runs[0] for runs in arrays])
         return self._over_runs(combine, arrays, link)[0]
 
-    def _over_runs(self, combine: Combine, arrays: Sequence[Sequence[Floats]], link: Link) -> tuple[Estimate, Spread]:
+    def _over_runs(self, combine: Combine, arrays: Sequence[Sequence[Floats]], link: Link) -> tuple[Estimate, float, float]:
+        """The estimate over several runs, and what `spread` says of it."""
         value = of_means(combine, [np.concatenate(runs, axis=1) for runs in arrays])
+        if not np.isfinite(value):
+            return Estimate(np.nan, np.nan, np.nan, 0), np.nan, np.nan
         by_run = list(zip(*arrays, strict=True))
         counts = [int(np.isfinite(run).all(0).sum()) for run in by_run]
-        if not np.isfinite(value):
-            return Estimate(np.nan, np.nan, np.nan, 0), Spread(np.nan, np.nan)
         each = [of_means(combine, run) for run in by_run]
         with np.errstate(invalid="ignore", divide="ignore"):
             draws = [combine([self.bootstrap.means(values) for values in run]) for run in by_run]
-        over = spread(np.array(each), np.stack(draws, axis=1), np.array(counts, np.float64))
+        error, freedom = spread(np.array(each), np.stack(draws, axis=1), np.array(counts, np.float64))
         low = high = value
-        if over.error != 0:
-            quantile = float(stats.t.ppf((1 + self.bootstrap.confidence) / 2, over.freedom))
-            reach = quantile * over.error * link.slope(value)
+        if error != 0:
+            reach = float(stats.t.ppf((1 + self.bootstrap.confidence) / 2, freedom)) * error * link.slope(value)
             low, high = (link.back(link.there(value) + sign * reach) for sign in (-1, 1))
-        return Estimate(value, low, high, sum(counts)), over
+        return Estimate(value, low, high, sum(counts)), error, freedom

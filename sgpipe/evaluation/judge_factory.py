@@ -11,8 +11,7 @@ from sgpipe.backbones.strict import OF_THE_MACHINE, check_report, why
 from sgpipe.errors import ModelError, ParamsError, SgpipeError
 from sgpipe.evaluation.config import BUILT_IN
 from sgpipe.evaluation.config import Judge as Named
-from sgpipe.evaluation.detectors import ZeroShotFinder
-from sgpipe.evaluation.judges import BoxJudge, ContrastiveJudge, Judge
+from sgpipe.evaluation.judges import BoxJudge, ContrastiveJudge, Judge, ZeroShotFinder
 from sgpipe.params.load import to_builtins
 from sgpipe.relations.boxes import RULES
 from sgpipe.runs.state import file_hash
@@ -21,29 +20,22 @@ PLUGINS = "sgpipe.judges"
 """Entry point group of judges that other packages bring: a function from `torch.device` to a `Judge`."""
 
 
-def _local(named: Named) -> Path | None:
-    """The file or folder of a judge's weights, where they lie outside a hub's cache."""
-    for value in (named.pretrained, named.model):
-        if value and value.startswith(LOCAL):
-            return Path(value.removeprefix(LOCAL))
-        if value and Path(value).exists():
-            return Path(value)
-    return None
-
-
 def judge_identity(name: str, named: Named) -> dict[str, Any]:
     """What a judge's scores depend on: its knobs, and the content of local weights. Raises `ModelError` if those are missing."""
     if named.kind not in BUILT_IN:
         brought = _plugin(name, named.kind).dist
         own = {"package": brought.name, "version": brought.version} if brought is not None else {}
         return {**to_builtins(named), **own}
-    folder = _local(named)
-    if named.model and named.model.startswith(LOCAL) and not (folder and folder.is_dir()):
-        raise ModelError(
-            f"judge.judges.{name}: {named.model}: no such folder; an open_clip folder with open_clip_config.json is needed: "
-            "`dvc pull models.dvc` gets the embedded ones"
-        )
-    weights = folder and (open_clip_hash(folder) if folder.is_dir() else file_hash(folder))
+    weights = None
+    for value in (named.pretrained, named.model):
+        path = Path((value or "").removeprefix(LOCAL))
+        if value and value.startswith(LOCAL) and not path.is_dir():
+            raise ModelError(
+                f"judge.judges.{name}: {value}: no such folder; an open_clip folder with open_clip_config.json is needed: "
+                "`dvc pull models.dvc` gets the embedded ones"
+            )
+        if weights is None and value and path.exists():
+            weights = open_clip_hash(path) if path.is_dir() else file_hash(path)
     return {**to_builtins(named), "weights": weights}
 
 
@@ -52,9 +44,14 @@ def open_judge(name: str, named: Named, device: torch.device) -> Judge:
     if named.kind not in BUILT_IN:
         return _plugin(name, named.kind).load()(device)
     try:
+        if named.kind == "zero_shot_detector":
+            return _detector(named, device)
+        import open_clip
+
         if named.pretrained and "/" in named.pretrained and not Path(named.pretrained).exists():
             raise FileNotFoundError(f"{named.pretrained}: no such file")
-        return _contrastive(named, device) if named.kind == "open_clip" else _detector(named, device)
+        model, preprocess = load_open_clip(str(named.model), named.pretrained, torch.device("cpu"))
+        return ContrastiveJudge(model, preprocess, open_clip.get_tokenizer(str(named.model)), device)
     except (SgpipeError, *OF_THE_MACHINE):
         raise
     except Exception as error:
@@ -74,14 +71,6 @@ def _plugin(name: str, kind: str) -> EntryPoint:
             f"judges by an entry point of the group {PLUGINS} (`pip install -e .` again where one was just added)"
         )
     return there[kind]
-
-
-def _contrastive(named: Named, device: torch.device) -> Judge:
-    import open_clip
-
-    assert named.model is not None
-    model, preprocess = load_open_clip(named.model, named.pretrained, torch.device("cpu"))
-    return ContrastiveJudge(model, preprocess, open_clip.get_tokenizer(named.model), device)
 
 
 def _detector(named: Named, device: torch.device) -> Judge:

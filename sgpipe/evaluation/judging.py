@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,15 +19,12 @@ from sgpipe.evaluation.samples import CALIBRATION, VERDICTS, ImageFile, Pixels
 from sgpipe.evaluation.sampling_plan import EvaluationTriple
 from sgpipe.runs.shards import Make, Shard, Tick, cut
 
-_SCORES = ("positive", "negative")
-_WHY = ("reason", "detail")
-Open = Callable[[str], Judge]
+_TRUTH = ".truth"
+"""Stands for the arm in the kinds of shards of questions about ground truth; no arm's name begins with a dot."""
+_ANSWERS = pa.schema([*CALIBRATION, ("image", pa.int64()), ("reason", pa.string()), ("detail", pa.string())])
+"""`CALIBRATION` with the number of the triple whose image was shown; where it cannot be read, why."""
 Truth = Pixels | tuple[str, str]
 """The ground-truth crop `[side, side, 3]` of a triple, or reason and detail why it cannot be read."""
-
-
-def _nullable(values: np.ndarray) -> pa.Array:
-    return pa.array(values, pa.float32(), mask=np.isnan(values))
 
 
 def ground_truth_images(cases: Sequence[EvaluationTriple], store: ImageStore, side: int) -> list[Truth]:
@@ -59,68 +56,70 @@ class Work:
     judges: Sequence[str]
 
     def shards(self, size: int) -> list[Shard]:
-        """One kind per judge and arm, `<judge>.<arm>` or `<judge>.truth`."""
-        made: list[Shard] = []
-        for judge in self.judges:
-            made += cut(f"{judge}..truth", len(self.questions), size)
-            for arm, file in self.files.items():
-                made += cut(f"{judge}.{arm}", len(file), size)
-        return made
-
-
-def _true_scores(judge: Judge, questions: Sequence[Question], truth: Sequence[Truth]) -> pa.Table:
-    """Scores of questions about ground truth; those whose image cannot be read have `reason` and `detail`
-    in place of scores."""
-    shown = [truth[question.image] for question in questions]
-    there = np.array([not isinstance(each, tuple) for each in shown])
-    scores = np.full((len(questions), len(_SCORES)), np.nan, np.float32)
-    if there.any():
-        statements = [(q.positive, q.negative) for q, read in zip(questions, there, strict=True) if read]
-        images = np.stack([each for each in shown if not isinstance(each, tuple)])
-        scores[there] = judge.scores(images, statements)
-    why = [each if isinstance(each, tuple) else (None, None) for each in shown]
-    columns = {name: pa.array([each[i] for each in why], pa.string()) for i, name in enumerate(_WHY)}
-    return pa.table({**_score_columns(scores), **columns})
+        """One kind per judge and arm, `<judge>.<arm>` or `<judge>..truth`."""
+        counts = {_TRUTH: len(self.questions), **{arm: len(file) for arm, file in self.files.items()}}
+        return [shard for judge in self.judges for arm, count in counts.items() for shard in cut(f"{judge}.{arm}", count, size)]
 
 
 def _score_columns(scores: Scores) -> dict[str, pa.Array]:
-    return {name: _nullable(scores[:, i]) for i, name in enumerate(_SCORES)}
+    return {name: pa.array(scores[:, i], from_pandas=True) for i, name in enumerate(("positive", "negative"))}
 
 
-def judge_maker(work: Work, open_judge: Open, load_truth: Callable[[], list[Truth]], batch_size: int) -> Make:
-    """What fills a shard with the scores of its rows. Judges and ground-truth images are loaded when first needed."""
+def _answers(name: str, judge: Judge, questions: Sequence[Question], truth: Sequence[Truth]) -> pa.Table:
+    """Rows of `_ANSWERS` to a batch of questions."""
+    shown = [truth[question.image] for question in questions]
+    there = np.array([not isinstance(each, tuple) for each in shown])
+    scores = np.full((len(questions), 2), np.nan, np.float32)
+    if there.any():
+        statements = [(q.positive, q.negative) for q, read in zip(questions, there, strict=True) if read]
+        scores[there] = judge.scores(np.stack([each for each in shown if not isinstance(each, tuple)]), statements)
+    why = [each if isinstance(each, tuple) else (None, None) for each in shown]
+    columns = {
+        "judge": [name] * len(questions),
+        "triple_id": [question.triple_id for question in questions],
+        "predicate": [question.predicate for question in questions],
+        "question": [question.kind for question in questions],
+        "image": [question.image for question in questions],
+        "reason": [reason for reason, _ in why],
+        "detail": [detail for _, detail in why],
+    }
+    return pa.table({**columns, **_score_columns(scores)}, schema=_ANSWERS)
+
+
+def judge_maker(work: Work, open_judge: Callable[[str], Judge], load_truth: Callable[[], list[Truth]], batch_size: int) -> Make:
+    """What fills a shard with what its judge says. Judges and ground-truth images are loaded when first needed."""
     opened: dict[str, Judge] = {}
-    truth: list[Truth] = []
+    truth = cache(load_truth)
     by_id = {case.triple_id: case for case in work.cases}
 
+    def verdicts(name: str, arm: str, rows: slice) -> pa.Table:
+        file, count = work.files[arm], rows.stop - rows.start
+        items = file.items.slice(rows.start, count)
+        shown = [by_id[each] for each in items["triple_id"].to_pylist()]
+        scores = opened[name].scores(file.read(range(rows.start, rows.stop)), [(c.positive, c.negative) for c in shown])
+        own = {each: items[each] for each in ("triple_id", "prompt", "graph", "seed")}
+        return pa.table({"arm": [arm] * count, **own, "judge": [name] * count, **_score_columns(scores)}, schema=VERDICTS)
+
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
-        judge_name, _, arm = shard.name.rpartition("-")[0].partition(".")
-        if judge_name not in opened:
+        name, _, arm = shard.name.rpartition("-")[0].partition(".")
+        if name not in opened:
             opened.clear()
-            opened[judge_name] = open_judge(judge_name)
-        judge, parts = opened[judge_name], []
-        for batch in shard.batches(batch_size):
-            rows = range(batch.start, batch.stop)
-            if arm == ".truth":
-                if not truth:
-                    truth.extend(load_truth())
-                parts.append(_true_scores(judge, work.questions[batch], truth))
+            opened[name] = open_judge(name)
+        tables = []
+        for rows in shard.batches(batch_size):
+            if arm == _TRUTH:
+                tables.append(_answers(name, opened[name], work.questions[rows], truth()))
             else:
-                file = work.files[arm]
-                ids = file.items["triple_id"].slice(batch.start, len(rows)).to_pylist()
-                shown = [by_id[name] for name in ids]
-                scores = judge.scores(file.read(rows), [(c.positive, c.negative) for c in shown])
-                parts.append(pa.table(_score_columns(scores)))
-            tick(len(rows))
-        write_table(pa.concat_tables(parts).combine_chunks(), folder / "scores.parquet")
+                tables.append(verdicts(name, arm, rows))
+            tick(rows.stop - rows.start)
+        write_table(pa.concat_tables(tables), folder / "scores.parquet")
 
     return make
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Rows of `VERDICTS`, rows of `CALIBRATION`, and the triples whose ground truth cannot be read, rows of
-    `LATENT_REJECTS`."""
+    """Rows of `VERDICTS`, rows of `CALIBRATION`, and the triples whose ground truth cannot be read, rows of `LATENT_REJECTS`."""
 
     verdicts: pa.Table
     calibration: pa.Table
@@ -128,33 +127,16 @@ class Judged:
 
 
 def merge_verdicts(work: Work, shards: Sequence[Shard], made: Path) -> Judged:
-    """What the finished shards in `made` say together. Questions about an image that cannot be read are left
-    out."""
-    scores: dict[str, list[pa.Table]] = {}
-    for shard in shards:
-        kind = shard.name.rpartition("-")[0]
-        scores.setdefault(kind, []).append(pq.read_table(made / shard.name / "scores.parquet"))
-    verdicts, answers = [VERDICTS.empty_table()], [CALIBRATION.empty_table()]
-    rejects: dict[int, dict[str, Any]] = {}
-    for kind, parts in scores.items():
-        judge, _, arm = kind.partition(".")
-        table = pa.concat_tables(parts)
-        columns: dict[str, Any] = {"judge": [judge] * table.num_rows, **{n: table[n] for n in _SCORES}}
-        if arm == ".truth":
-            for name, attribute in (("triple_id", "triple_id"), ("predicate", "predicate"), ("question", "kind")):
-                columns[name] = [getattr(question, attribute) for question in work.questions]
-            said = pa.table({name: columns[name] for name in CALIBRATION.names}, schema=CALIBRATION)
-            answers.append(said.filter(table["reason"].is_null()))
-            for question, why in zip(work.questions, table.select(_WHY).to_pylist(), strict=True):
-                if why["reason"] is not None:
-                    case = work.cases[question.image]
-                    rejects[question.image] = {"triple_id": case.triple_id, "image_id": case.image_id, **why}
-        else:
-            columns["arm"] = [arm] * table.num_rows
-            columns |= {n: work.files[arm].items[n] for n in ("triple_id", "prompt", "graph", "seed")}
-            verdicts.append(pa.table({name: columns[name] for name in VERDICTS.names}, schema=VERDICTS))
+    """What the finished shards in `made` say together. Questions about an image that cannot be read are left out."""
+    read = {shard.name: pq.read_table(made / shard.name / "scores.parquet") for shard in shards}
+    answers = pa.concat_tables(table for name, table in read.items() if f".{_TRUTH}-" in name)
+    unread = {row["image"]: row for row in answers.filter(answers["reason"].is_valid()).to_pylist()}
+    rejects = [
+        {**row, "triple_id": work.cases[image].triple_id, "image_id": work.cases[image].image_id}
+        for image, row in sorted(unread.items())
+    ]
     return Judged(
-        pa.concat_tables(verdicts),
-        pa.concat_tables(answers),
-        pa.Table.from_pylist([rejects[index] for index in sorted(rejects)], schema=LATENT_REJECTS),
+        pa.concat_tables(table for name, table in read.items() if f".{_TRUTH}-" not in name),
+        answers.filter(answers["reason"].is_null()).select(CALIBRATION.names),
+        pa.Table.from_pylist(rejects, schema=LATENT_REJECTS),
     )

@@ -1,4 +1,4 @@
-"""Arrow schemas of what the evaluation stores: packed images, what judges say of them, what they say of real ones.
+"""Files of the evaluation: packed images, and what judges say of them and of real ones.
 
 Images of one arm in one Parquet file: a row group per shard, each image as PNG bytes, so that nothing is lost.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -19,8 +20,20 @@ from sgpipe.errors import DataError
 from sgpipe.runs.atomic import atomic_path
 
 FILE = "images.parquet"
-_KEY = b"sgpipe"
+FACTS: Final = b"sgpipe"
+"""Key of a file's facts (JSON) in its metadata."""
 Pixels = NDArray[np.uint8]
+_IMAGE: Final = [("triple_id", pa.string()), ("prompt", pa.string()), ("graph", pa.string()), ("seed", pa.int64())]
+_SCORES: Final = [("positive", pa.float32()), ("negative", pa.float32())]
+
+SAMPLES: Final = pa.schema([*_IMAGE, ("text", pa.string()), ("png", pa.binary())])
+"""Images of one arm: prompt condition, graph (`none` for an arm that is given no graphs), the words, lossless pixels."""
+VERDICTS: Final = pa.schema([("arm", pa.string()), *_IMAGE, ("judge", pa.string()), *_SCORES])
+"""A judge's scores of the triple's own statement c⁺ and of its negative c⁻ on one image; null where it abstains."""
+CALIBRATION: Final = pa.schema(
+    [("judge", pa.string()), ("triple_id", pa.string()), ("predicate", pa.string()), ("question", pa.string()), *_SCORES]
+)
+"""A judge's scores on ground-truth images, see `calibration.QUESTIONS`."""
 
 
 def to_png(pixels: Pixels) -> bytes:
@@ -46,8 +59,17 @@ def write_image_file(tables: Iterable[pa.Table], path: Path, facts: Mapping[str,
         for table in tables:
             count += table.num_rows
             writer.write_table(table.cast(SAMPLES).combine_chunks(), row_group_size=max(1, table.num_rows))
-        writer.add_key_value_metadata({_KEY: json.dumps(dict(facts), sort_keys=True)})
+        writer.add_key_value_metadata({FACTS: json.dumps(dict(facts), sort_keys=True)})
     return count
+
+
+def grid(rows: pl.DataFrame, columns: Sequence[str], triple_ids: Sequence[str], seeds: Sequence[int]) -> list[Any] | None:
+    """Columns of `rows` as arrays `[T, S]` by `triple_id` and `seed`, null as NaN; None unless each is there just once."""
+    wanted = pl.DataFrame({"triple_id": np.repeat(triple_ids, len(seeds)), "seed": list(seeds) * len(triple_ids)})
+    found = wanted.join(rows, on=["triple_id", "seed"], maintain_order="left")
+    if not found.n_unique(["triple_id", "seed"]) == len(found) == len(wanted):
+        return None
+    return [found[name].to_numpy().reshape(len(triple_ids), len(seeds)) for name in columns]
 
 
 class ImageFile:
@@ -62,7 +84,7 @@ class ImageFile:
             raise DataError(f"{self.path}: no such file of images; run `dvc repro` for the arm that samples it")
         try:
             self._file = pq.ParquetFile(self.path, memory_map=True)
-            self.facts: dict[str, Any] = json.loads((self._file.metadata.metadata or {})[_KEY])
+            self.facts: dict[str, Any] = json.loads((self._file.metadata.metadata or {})[FACTS])
             self.arm: str = self.facts["arm"]
             self.items = self._file.read(columns=SAMPLES.names[:-1])
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -71,62 +93,18 @@ class ImageFile:
     def __len__(self) -> int:
         return self.items.num_rows
 
-    def read(self, rows: Sequence[int]) -> Pixels:
+    def rows(self, prompt: str, graph: str, triple_ids: Sequence[str], seeds: Sequence[int]) -> NDArray[np.int64]:
+        """Rows `[T, S]` of the images of a condition. Raises `DataError` if one is missing."""
+        items = pl.DataFrame(self.items).with_row_index("row").filter(prompt=prompt, graph=graph)
+        found = grid(items, ["row"], triple_ids, seeds)
+        if found is None:
+            needed = len(triple_ids) * len(seeds)
+            raise DataError(f"{self.path}: not all {needed} images of {prompt}, {graph}; sample the arm again")
+        return found[0]
+
+    def read(self, rows: Sequence[int] | NDArray[np.int64]) -> Pixels:
         """Images `[N, H, W, 3]` at these rows, which are best close together."""
         starts = np.cumsum([0] + [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)])
         groups = np.searchsorted(starts, rows, side="right") - 1
-        held = {int(group): self._file.read_row_group(int(group), columns=["png"])["png"] for group in np.unique(groups)}
-        return np.stack(
-            [from_png(held[int(group)][int(row - starts[group])].as_py()) for row, group in zip(rows, groups, strict=True)]
-        )
-
-
-SAMPLES: Final = pa.schema(
-    [
-        ("triple_id", pa.string()),
-        ("prompt", pa.string()),
-        ("graph", pa.string()),
-        ("seed", pa.int64()),
-        ("text", pa.string()),
-        ("png", pa.binary()),
-    ]
-)
-"""Images of one arm: prompt condition, graph (`none` for an arm that is given no graphs), the words, lossless pixels."""
-VERDICTS: Final = pa.schema(
-    [
-        ("arm", pa.string()),
-        ("triple_id", pa.string()),
-        ("prompt", pa.string()),
-        ("graph", pa.string()),
-        ("seed", pa.int64()),
-        ("judge", pa.string()),
-        ("positive", pa.float32()),
-        ("negative", pa.float32()),
-    ]
-)
-"""A judge's scores of the triple's own statement c⁺ and of its negative c⁻ on one image; null where it abstains."""
-CALIBRATION: Final = pa.schema(
-    [
-        ("judge", pa.string()),
-        ("triple_id", pa.string()),
-        ("predicate", pa.string()),
-        ("question", pa.string()),
-        ("positive", pa.float32()),
-        ("negative", pa.float32()),
-    ]
-)
-"""A judge's scores on ground-truth images, see `calibrations.QUESTIONS`."""
-SWEEP: Final = pa.schema(
-    [
-        ("arm", pa.string()),
-        ("training_seed", pa.int64()),
-        ("triple_id", pa.string()),
-        ("predicate", pa.string()),
-        ("sampling_seed", pa.int64()),
-        ("condition", pa.string()),
-        ("present", pa.bool_()),
-        ("decided", pa.bool_()),
-        ("right", pa.bool_()),
-    ]
-)
-"""A sample of a sweep: both objects seen, whether it counts for roles, and whether those are g⁺'s (null where not)."""
+        held = {group: self._file.read_row_group(group, columns=["png"])["png"] for group in np.unique(groups).tolist()}
+        return np.stack([from_png(held[group][int(row - starts[group])].as_py()) for row, group in zip(rows, groups, strict=True)])

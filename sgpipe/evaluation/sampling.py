@@ -1,14 +1,13 @@
-"""SampleRequest the images of an arm in shards."""
+"""Sample the images of an arm in shards."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import pipeline_parts
@@ -16,20 +15,12 @@ from sgpipe.backbones.source import locate
 from sgpipe.errors import ModelError
 from sgpipe.evaluation.samples import FILE, SAMPLES, to_png, write_image_file
 from sgpipe.evaluation.sampling_plan import SampleRequest
-from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.runs.shards import Make, Shard, Tick
 
+if TYPE_CHECKING:
+    from sgpipe.arms.generation import GraphGenerator
+
 ABOUT = "adapter.json"
-
-
-class Generator(Protocol):
-    """What samples: `None` for a graph switches the adapter off, an empty graph keeps it on without tokens."""
-
-    def sample(
-        self, prompts: Sequence[str], graphs: Sequence[SceneGraph | None], seeds: Sequence[int], *, steps: int, size: int
-    ) -> NDArray[np.uint8]:
-        """One image `[N, size, size, 3]` per prompt."""
-        ...
 
 
 def check_adapter(folder: Path) -> None:
@@ -48,7 +39,7 @@ def open_generator(
     requests: Sequence[SampleRequest],
     guidance: float | None = None,
     offload: str = "none",
-) -> Generator:
+) -> "GraphGenerator":
     """The pipeline of `backbone` with an adapter, or alone. Texts of the requests are encoded before the transformer is loaded.
 
     Raises `ModelError` if pipeline and adapter do not fit one another.
@@ -66,11 +57,11 @@ def open_generator(
     )
 
 
-def image_maker(generator: Generator, requests: Sequence[SampleRequest], steps: int, size: int, batch_size: int) -> Make:
+def image_maker(generator: "GraphGenerator", requests: Sequence[SampleRequest], steps: int, size: int, batch_size: int) -> Make:
     """What fills a shard with its images. Raises `ModelError` if the generator's images are not what was asked for."""
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
-        columns: dict[str, list[Any]] = {name: [] for name in SAMPLES.names}
+        rows: list[dict[str, Any]] = []
         for batch in shard.batches(batch_size):
             part = requests[batch]
             pixels = generator.sample(
@@ -85,12 +76,9 @@ def image_maker(generator: Generator, requests: Sequence[SampleRequest], steps: 
                     f"the generator gave {pixels.dtype} {pixels.shape} for {len(part)} images of {size} px; "
                     "set backbone.resolution to a size that the model samples"
                 )
-            for each, image in zip(part, pixels, strict=True):
-                row = (each.triple_id, each.prompt, each.graph, each.seed, each.text, to_png(image))
-                for name, value in zip(SAMPLES.names, row, strict=True):
-                    columns[name].append(value)
+            rows += [{**vars(each), "png": to_png(image)} for each, image in zip(part, pixels, strict=True)]
             tick(len(part))
-        write_image_file([pa.table(columns, schema=SAMPLES)], folder / FILE, {})
+        write_image_file([pa.Table.from_pylist(rows, schema=SAMPLES)], folder / FILE, {})
 
     return make
 

@@ -94,12 +94,13 @@ def read_evaluation_triples(triples: pa.Table, negatives: pa.Table, per_class: i
     if per_class is None:
         return cases
     ranks = hashed(0, "evaluated", text_ids([case.triple_id for case in cases]))
-    kept: set[str] = set()
-    for predicate in {case.predicate for case in cases}:
-        of_class = sorted((rank, c.triple_id) for rank, c in zip(ranks, cases, strict=True) if c.predicate == predicate)
-        if len(of_class) < per_class:
-            raise DataError(f"evaluate.per_class: got {per_class}; class {predicate!r} has {len(of_class)} val triples")
-        kept |= {name for _, name in of_class[:per_class]}
+    of_class: dict[str, list[tuple[int, str]]] = {}
+    for rank, case in zip(ranks.tolist(), cases, strict=True):
+        of_class.setdefault(case.predicate, []).append((rank, case.triple_id))
+    for predicate, several in of_class.items():
+        if len(several) < per_class:
+            raise DataError(f"evaluate.per_class: got {per_class}; class {predicate!r} has {len(several)} val triples")
+    kept = {name for several in of_class.values() for _, name in sorted(several)[:per_class]}
     return [case for case in cases if case.triple_id in kept]
 
 
@@ -113,16 +114,14 @@ def others(cases: Sequence[EvaluationTriple]) -> list[int]:
 
     Raises `DataError` if all cases say the same.
     """
-    order = np.argsort(hashed(0, "another triple", text_ids([case.triple_id for case in cases])), kind="stable")
-    found = np.empty(len(cases), np.int64)
+    order = np.argsort(hashed(0, "another triple", text_ids([case.triple_id for case in cases])), kind="stable").tolist()
+    found = dict.fromkeys(order, -1)
     for place, index in enumerate(order):
         own = cases[index].positive
-        later = (int(order[(place + step) % len(order)]) for step in range(1, len(order)))
-        other = next((i for i in later if set(cases[i].positive) != set(own)), None)
-        if other is None:
+        found[index] = next((i for i in order[place + 1 :] + order[:place] if set(cases[i].positive) != set(own)), -1)
+        if found[index] < 0:
             raise DataError(f"all {len(cases)} val triples say {own}; a shuffled graph needs two different ones")
-        found[index] = other
-    return found.tolist()
+    return [found[index] for index in range(len(cases))]
 
 
 def plan(
@@ -134,20 +133,18 @@ def plan(
     """
     names = [case.triple_id for case in cases]
     noise = {seed: noise_seeds(names, seed) for seed in seeds}
-    elsewhere = others(cases) if given == "graphs" else []
-    planned = []
-    for prompt, graphs in conditions.items():
-        for graph in graphs if given == "graphs" else (NO_GRAPH,):
-            for seed in seeds:
-                for index, case in enumerate(cases):
-                    scene = SceneGraph() if given == "empty" else None
-                    if given == "graphs":
-                        scene = {
-                            "positive": case.graph,
-                            "negative": case.negative_graph,
-                            "empty": SceneGraph(),
-                            "shuffled": cases[elsewhere[index]].graph,
-                        }[graph]
-                    text = case.prompts[prompt]
-                    planned.append(SampleRequest(case.triple_id, prompt, graph, seed, text, noise[seed][index], scene))
-    return planned
+    scenes: Mapping[str, Sequence[SceneGraph | None]] = {NO_GRAPH: [SceneGraph() if given == "empty" else None] * len(cases)}
+    if given == "graphs":
+        scenes = {
+            "positive": [case.graph for case in cases],
+            "negative": [case.negative_graph for case in cases],
+            "empty": [SceneGraph()] * len(cases),
+            "shuffled": [cases[index].graph for index in others(cases)],
+        }
+    return [
+        SampleRequest(case.triple_id, prompt, graph, seed, case.prompts[prompt], of_noise, scene)
+        for prompt, graphs in conditions.items()
+        for graph in (graphs if given == "graphs" else (NO_GRAPH,))
+        for seed in seeds
+        for case, of_noise, scene in zip(cases, noise[seed], scenes[graph], strict=True)
+    ]

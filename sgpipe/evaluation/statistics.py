@@ -7,6 +7,7 @@ independent. NaN in an outcome stands for an image that does not count.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from scipy import stats
 Floats = NDArray[np.float64]
 Combine = Callable[[list[Floats]], Floats]
 """A figure made of the means of several arrays, for many draws `[resamples]` at a time."""
+MOST_TRIPLES = 20_000
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ def exact_share(values: Floats, confidence: float) -> Estimate:
     return Estimate(share, low, high, int(counted.sum()))
 
 
+def finite_mean(values: NDArray[Any]) -> float:
+    """The mean of the finite values; NaN where there are none."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
 def of_means(combine: Combine, arrays: Sequence[Floats]) -> float:
     """`combine` of the means over the finite values; NaN where an array has none."""
     if any(not np.isfinite(values).any() for values in arrays):
@@ -66,46 +73,36 @@ class Bootstrap:
     confidence: float
     seed: int
 
-    def _sums(self, values: Floats) -> Floats:
-        """Sums `[resamples]` of `values` `[T, S]` over each draw."""
-        return _draws(self.resamples, self.seed, *values.shape) @ values.reshape(-1)
-
     def means(self, values: Floats) -> Floats:
         """Means `[resamples]` of the finite values of each draw; NaN for a draw without any."""
-        counted = np.isfinite(values)
+        counted, draws = np.isfinite(values), _draws(self.resamples, self.seed, *values.shape)
         with np.errstate(invalid="ignore"):
-            return self._sums(np.where(counted, values, 0.0)) / self._sums(counted.astype(np.float64))
-
-    def _interval(self, draws: Floats) -> tuple[float, float]:
-        kept = draws[np.isfinite(draws)]
-        if not len(kept):
-            return np.nan, np.nan
-        tail = (1 - self.confidence) / 2
-        low, high = np.quantile(kept, (tail, 1 - tail))
-        return float(low), float(high)
+            return (draws @ np.where(counted, values, 0.0).reshape(-1)) / (draws @ counted.reshape(-1).astype(np.float64))
 
     def mean(self, values: Floats) -> Estimate:
         """The mean of the finite values, with the percentile interval of its draws.
 
         A share of 0 or 1 has draws without width: `exact_share` stands for it.
         """
-        found = self.function(lambda means: means[0], [values], int(np.isfinite(values).sum()))
+        found = self.function(lambda means: means[0], [values])
         if found.value in (0.0, 1.0) and found.low == found.high:
             return exact_share(values, self.confidence)
         return found
 
     def difference(self, first: Floats, second: Floats) -> Estimate:
         """Mean of `first` less mean of `second`, triples and images drawn together; counts images finite in both."""
-        both = np.isfinite(first) & np.isfinite(second)
-        return self.function(lambda means: means[0] - means[1], [first, second], int(both.sum()))
+        return self.function(lambda means: means[0] - means[1], [first, second])
 
-    def function(self, combine: Combine, arrays: Sequence[Floats], count: int) -> Estimate:
-        """`combine` of the means of several arrays of one shape, and the interval of it."""
+    def function(self, combine: Combine, arrays: Sequence[Floats]) -> Estimate:
+        """`combine` of the means of several arrays of one shape, and the interval of it; counts images finite in all."""
         if any(not np.isfinite(values).any() for values in arrays):
             return Estimate(np.nan, np.nan, np.nan, 0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            low, high = self._interval(combine([self.means(values) for values in arrays]))
-        return Estimate(of_means(combine, arrays), low, high, count)
+            draws = combine([self.means(values) for values in arrays])
+        kept = draws[np.isfinite(draws)]
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(kept, (tail, 1 - tail)).tolist() if len(kept) else (np.nan, np.nan)
+        return Estimate(of_means(combine, arrays), low, high, int(np.isfinite(arrays).all(0).sum()))
 
 
 @dataclass(frozen=True)
@@ -145,36 +142,25 @@ def mcnemar(first: Floats, second: Floats) -> Paired:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p values that keep the chance of any false finding among them below the level (Holm 1979), in the given order."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted = [0.0] * len(p_values)
-    worst = 0.0
-    for rank, index in enumerate(order):
-        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = worst
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    steps = np.minimum(1.0, np.arange(len(order), 0, -1) * np.array(p_values)[order])
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.maximum.accumulate(steps)
+    return adjusted.tolist()
 
 
-def triples_needed(share: float, null: float = 0.5, power: float = 0.8, level: float = 0.05, most: int = 20_000) -> int | None:
-    """The fewest independent triples with which a two-sided exact binomial test tells `share` from `null` with the power.
+def triples_needed(share: float, power: float = 0.8, level: float = 0.05) -> int | None:
+    """The fewest independent triples with which a two-sided exact binomial test tells `share` from a half with the power.
 
-    0.6 against 0.5 needs 199, 0.55 needs 786. None if it takes more than `most`.
+    0.6 needs 199, 0.55 needs 786. None if it takes more than `MOST_TRIPLES`.
     """
-    if share == null:
+    if share == 0.5:
         return None
-    guess = int(
-        (
-            (stats.norm.isf(level / 2) * np.sqrt(null * (1 - null)) + stats.norm.isf(1 - power) * np.sqrt(share * (1 - share)))
-            / (share - null)
-        )
-        ** 2
-    )
-    highest = min(most, 2 * guess + 100)
-    counts = np.arange(1, highest + 1)
-    low = stats.binom.ppf(level / 2, counts, null)
-    low = np.where(stats.binom.cdf(low, counts, null) <= level / 2, low, low - 1)
-    high = stats.binom.isf(level / 2, counts, null)
-    reached = stats.binom.cdf(low, counts, share) + stats.binom.sf(high, counts, share)
-    enough = np.flatnonzero(reached >= power)
+    normal = (stats.norm.isf(level / 2) * 0.5 + stats.norm.isf(1 - power) * np.sqrt(share * (1 - share))) / (share - 0.5)
+    counts = np.arange(1, min(MOST_TRIPLES, 2 * int(normal**2) + 100) + 1)
+    low, high = stats.binom.ppf(level / 2, counts, 0.5), stats.binom.isf(level / 2, counts, 0.5)
+    low = np.where(stats.binom.cdf(low, counts, 0.5) <= level / 2, low, low - 1)
+    enough = np.flatnonzero(stats.binom.cdf(low, counts, share) + stats.binom.sf(high, counts, share) >= power)
     return int(counts[enough[0]]) if len(enough) else None
 
 

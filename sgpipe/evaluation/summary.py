@@ -1,21 +1,26 @@
 """The figures of the evaluation, from what judges said and from the images. Nothing is sampled or judged here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from sgpipe.evaluation.calibration import Calibration, calibrate, calibrations
 from sgpipe.evaluation.config import HEADLINE, JudgeParams, Statistics
+from sgpipe.evaluation.crossed import Crossed
 from sgpipe.evaluation.samples import ImageFile
 from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH, EvaluationTriple
-from sgpipe.evaluation.sensitivity import CHANCE, condition_pairs, distances, two_by_two
+from sgpipe.evaluation.sensitivity import CHANCE, distances, two_by_two
 from sgpipe.evaluation.statistics import Bootstrap, Estimate, Floats, holm, mcnemar, rogan_gladen, triples_needed
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.runs.atomic import defined, plain
+
+OWN = ("positive", NO_GRAPH)
+"""Graphs that an arm is meant to be given: the triple's, or none for an arm without graphs."""
 
 
 def bounds(name: str, estimate: Estimate) -> dict[str, float]:
@@ -25,7 +30,7 @@ def bounds(name: str, estimate: Estimate) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class QualifiedJudges:
-    """Judges with their calibrations: who may judge which class."""
+    """Judges with their calibrations (`answers` are rows of `CALIBRATION`): who may judge which class."""
 
     judges: JudgeParams
     by_class: Mapping[str, Mapping[str, Calibration]]
@@ -39,15 +44,15 @@ class QualifiedJudges:
 
     def used(self, judge: str) -> set[str]:
         """Classes that a judge may judge."""
-        return {name for name, each in self.by_class[judge].items() if each.used(self.statistics.threshold)}
+        threshold = self.statistics.threshold
+        return {name for name, each in self.by_class[judge].items() if each.ground_truth_accuracy >= threshold}
 
-    def together(self, judge: str, predicates: set[str]) -> Calibration:
+    def together(self, judge: str, predicates: Collection[str]) -> Calibration:
         """One calibration over several classes."""
-        rows = self.answers.filter(pc.equal(self.answers["judge"], judge))
-        return calibrate(rows, predicates, "all")
+        return calibrate(self.answers.filter(pc.equal(self.answers["judge"], judge)), predicates)
 
-    def mask(self, judge: str, cases: Sequence[EvaluationTriple], directional: bool) -> np.ndarray:
-        """`[T]`: triples whose class the judge may judge; with `roles` those alone whose negative swaps the roles."""
+    def mask(self, judge: str, cases: Sequence[EvaluationTriple], directional: bool) -> NDArray[np.bool_]:
+        """`[T]`: triples whose class the judge may judge; if `directional`, those alone whose negative swaps the roles."""
         used = self.used(judge)
         return np.array([case.predicate in used and (case.kind == "swap" or not directional) for case in cases])
 
@@ -55,57 +60,59 @@ class QualifiedJudges:
         """Each judge over all classes, and those it is refused."""
         found = {}
         for name, of_class in self.by_class.items():
-            whole = asdict(self.together(name, set(of_class)))
-            del whole["predicate"]
-            used = self.used(name)
-            found[name] = {**whole, "classes_used": len(used), "refused": sorted(set(of_class) - used)}
+            refused = sorted(set(of_class) - self.used(name))
+            whole = asdict(self.together(name, of_class))
+            found[name] = {**whole, "classes_used": len(of_class) - len(refused), "refused": refused}
         return found
 
-    def corrected(self, judge: str, estimate: Estimate, predicates: set[str]) -> float:
+    def corrected(self, judge: str, estimate: Estimate, predicates: Collection[str]) -> float:
         """The share freed of the judge's own errors on these classes (`rogan_gladen`)."""
         known = self.together(judge, predicates)
         return rogan_gladen(estimate.value, known.sensitivity, known.specificity)
 
 
 class Summary:
-    """Figures of the arms under one qualified."""
+    """Figures of the arms by the headline judge."""
 
     def __init__(self, verdicts: Verdicts, qualified: QualifiedJudges) -> None:
         self._verdicts, self._qualified = verdicts, qualified
-        wanted = qualified.statistics
+        self._judge, wanted = qualified.judges.headline, qualified.statistics
         self._bootstrap = Bootstrap(wanted.resamples, wanted.confidence, wanted.seed)
-        self._judge = qualified.judges.headline
+        self.crossed = Crossed(self._bootstrap)
+        self.conditions = verdicts.conditions(self._judge)
 
-    def outcomes(self, condition: Condition, judge: str, directional: bool) -> Floats:
-        """1/0/NaN `[T, S]`: c⁺ or c⁻ chosen; NaN too for classes that the judge may not judge."""
-        mask = self._qualified.mask(judge, self._verdicts.cases, directional)
-        return np.where(mask[:, None], self._verdicts.scored(condition, judge).choices, np.nan)
-
-    def _classes(self, directional: bool) -> set[str]:
+    def outcomes(self, condition: Condition, directional: bool = True) -> Floats:
+        """1/0/NaN `[T, S]`: c⁺ or c⁻ chosen; NaN too for classes that the judge may not judge, and others than directional ones."""
         mask = self._qualified.mask(self._judge, self._verdicts.cases, directional)
-        return {case.predicate for case, kept in zip(self._verdicts.cases, mask, strict=True) if kept}
+        return np.where(mask[:, None], self._verdicts.scored(condition, self._judge).choices, np.nan)
+
+    def present(self, condition: Condition) -> Floats | None:
+        """1/0 `[T, S]`: both objects seen; None where the judge is no detector and cannot say."""
+        if self._qualified.judges.judges[self._judge].kind == "open_clip":
+            return None
+        return np.isfinite(self._verdicts.scored(condition, self._judge).positive).astype(float)
 
     def condition(self, condition: Condition) -> dict[str, Any]:
-        """By the headline judge: objects present, roles as the graph g⁺ has them, any class right.
+        """Objects present, roles as the graph g⁺ has them, any class right.
 
         `direction_accuracy` is of images with both objects in the right kind of arrangement (where the judge chooses), of
         directional classes; `accuracy` is of all classes that it may judge; both count c⁺, whatever graph was given.
         """
-        found: dict[str, Any] = {}
-        if self._qualified.judges.judges[self._judge].kind != "open_clip":
-            present = np.isfinite(self._verdicts.scored(condition, self._judge).positive)
-            found["objects_present"] = float(present.mean())
+        present, cases = self.present(condition), self._verdicts.cases
+        found: dict[str, Any] = {} if present is None else {"objects_present": float(present.mean())}
         for name, directional in (("direction_accuracy", True), ("accuracy", False)):
-            estimate = self._bootstrap.mean(self.outcomes(condition, self._judge, directional))
+            mask = self._qualified.mask(self._judge, cases, directional)
+            classes = {case.predicate for case, kept in zip(cases, mask, strict=True) if kept}
+            estimate = self._bootstrap.mean(self.outcomes(condition, directional))
             found |= bounds(name, estimate)
-            found[f"{name}_corrected"] = self._qualified.corrected(self._judge, estimate, self._classes(directional))
+            found[f"{name}_corrected"] = self._qualified.corrected(self._judge, estimate, classes)
             found[f"{name}_images"] = estimate.count
         return found
 
     def arms(self) -> dict[str, Any]:
         """`arms.<arm>.<prompt>.<graph>`."""
         found: dict[str, Any] = {}
-        for each in self._verdicts.conditions(self._judge):
+        for each in self.conditions:
             found.setdefault(each.arm, {}).setdefault(each.prompt, {})[each.graph] = self.condition(each)
         return found
 
@@ -116,41 +123,42 @@ class Summary:
         all classes and without a calibration.
         """
         found: dict[str, Any] = {}
-        cases, seeds = self._verdicts.cases, self._verdicts.seeds
-        for shown, swapped in condition_pairs(self._verdicts.conditions(self._judge)):
-            apart = distances(files[shown.arm], cases, seeds, shown.prompt)
-            ratio = self._bootstrap.function(lambda means: means[0] / means[1], [apart.graphs, apart.other_seed], apart.graphs.size)
+        mean = self._bootstrap.mean
+        for shown in self.conditions:
+            swapped = Condition(shown.arm, shown.prompt, "negative")
+            if shown.graph != "positive" or swapped not in self.conditions:
+                continue
+            graphs, other_seed = distances(files[shown.arm], self._verdicts.cases, self._verdicts.seeds, shown.prompt)
+            ratio = self._bootstrap.function(lambda means: means[0] / means[1], [graphs, other_seed])
             entry: dict[str, Any] = {
-                "mse": float(apart.graphs.mean()),
-                "mse_deviation": float(apart.graphs.std()),
-                "mse_other_seed": float(apart.other_seed.mean()),
+                "mse": float(graphs.mean()),
+                "mse_deviation": float(graphs.std()),
+                "mse_other_seed": float(other_seed.mean()),
                 **bounds("mse_ratio", ratio),
                 "judges": {},
             }
             for judge in self._qualified.judges.judges:
                 scores = self._verdicts.scored(shown, judge)
                 table = two_by_two(scores, self._verdicts.scored(swapped, judge))
-                right = self._bootstrap.mean(scores.choices)
                 entry["judges"][judge] = {
-                    **{name: self._bootstrap.mean(values).value for name, values in table.items()},
+                    **{name: mean(values).value for name, values in table.items()},
                     "images": int(np.isfinite(table["text"]).sum()),
-                    **bounds("accuracy", right),
-                    "margin": self._bootstrap.mean(scores.positive - scores.negative).value,
+                    **bounds("accuracy", mean(scores.choices)),
+                    "margin": mean(scores.positive - scores.negative).value,
                 }
             found.setdefault(shown.arm, {})[shown.prompt] = entry
         return found
 
-    def compare(self, first: Condition, second: Condition) -> dict[str, Any]:
-        """Direction accuracy of two conditions on the same triples and seeds: difference, interval, McNemar."""
-        a, b = (self.outcomes(each, self._judge, directional=True) for each in (first, second))
-        difference = self._bootstrap.difference(a, b)
-        test = mcnemar(a, b)
+    def compare(self, first: Sequence[Floats], second: Sequence[Floats]) -> dict[str, Any]:
+        """Outcomes of training runs less others on the same triples and seeds: difference, interval, tests (`Crossed`, McNemar)."""
+        difference, p = self.crossed.difference(first, second)
+        test = mcnemar(np.concatenate(first, axis=1), np.concatenate(second, axis=1))
         return {
             **bounds("difference", difference),
             "pairs": difference.count,
             "first_only": test.first_only,
             "second_only": test.second_only,
-            "p": test.clustered,
+            "p": p,
             "p_exact": test.exact,
         }
 
@@ -161,27 +169,24 @@ class Summary:
         `p_holm` is adjusted over all comparisons of a prompt; those without a pair are left out.
         """
         found: dict[str, Any] = {}
-        seen = self._verdicts.conditions(self._judge)
-        for prompt in dict.fromkeys(each.prompt for each in seen):
-            here = [each for each in seen if each.prompt == prompt]
-            pairs = [
-                (first, second)
+        for prompt in dict.fromkeys(each.prompt for each in self.conditions):
+            here = [each for each in self.conditions if each.prompt == prompt]
+            pairs = {
+                f"{_label(first)}-{_label(second)}": (first, second)
                 for first in here
                 for second in here
                 if first.arm != BASE
-                and first.graph in ("positive", NO_GRAPH)
+                and first.graph in OWN
                 and (
                     second.arm == BASE
                     or (second.graph == NO_GRAPH and first.graph == "positive")
                     or (second.arm == first.arm and second.graph in ("empty", "shuffled"))
                 )
-            ]
-            rows = {f"{_label(a)}-{_label(b)}": self.compare(a, b) for a, b in pairs}
+            }
             if prompt == HEADLINE:
-                told = [each for each in seen if each.prompt == "relational" and each.graph == NO_GRAPH]
-                rows |= {
-                    f"{_label(a)}-{_label(b)}_in_words": self.compare(a, b) for a in here for b in told if a.graph == "positive"
-                }
+                told = [each for each in self.conditions if (each.prompt, each.graph) == ("relational", NO_GRAPH)]
+                pairs |= {f"{_label(a)}-{_label(b)}_in_words": (a, b) for a in here for b in told if a.graph == "positive"}
+            rows = {name: self.compare(*([self.outcomes(each)] for each in pair)) for name, pair in pairs.items()}
             rows = {name: row for name, row in rows.items() if row["pairs"]}
             for row, adjusted in zip(rows.values(), holm([row["p"] for row in rows.values()]), strict=True):
                 row["p_holm"] = adjusted
@@ -191,14 +196,13 @@ class Summary:
 
     def needed(self, condition: Condition) -> dict[str, Any]:
         """Triples with one decided image each that show this direction accuracy against a half, and against no effect seen yet."""
-        share = self._bootstrap.mean(self.outcomes(condition, self._judge, directional=True)).value
+        share = self._bootstrap.mean(self.outcomes(condition)).value
         power, level = self._qualified.statistics.power, 1 - self._qualified.statistics.confidence
-        needed = triples_needed(share, power=power, level=level) if np.isfinite(share) else None
         return {
             "direction_accuracy": share,
-            "triples": needed,
-            "for_0.60": triples_needed(0.6, power=power, level=level),
-            "for_0.55": triples_needed(0.55, power=power, level=level),
+            "triples": triples_needed(share, power, level) if np.isfinite(share) else None,
+            "for_0.60": triples_needed(0.6, power, level),
+            "for_0.55": triples_needed(0.55, power, level),
         }
 
     def by_predicate(self) -> list[dict[str, Any]]:
@@ -208,25 +212,23 @@ class Summary:
         that have a pair. Classes that the judge may not judge have `used` false and no accuracy.
         """
         rows: list[dict[str, Any]] = []
-        classes = list(self._qualified.by_class[self._judge])
         used = self._qualified.used(self._judge)
         base = Condition(BASE, HEADLINE, NO_GRAPH)
-        for condition in self._verdicts.conditions(self._judge):
+        of_case = np.array([case.predicate for case in self._verdicts.cases])[:, None]
+        for condition in self.conditions:
             if condition.prompt != HEADLINE:
                 continue
             of_arm = []
-            for predicate in classes:
+            for predicate in self._qualified.by_class[self._judge]:
                 row: dict[str, Any] = {**asdict(condition), "predicate": predicate, "used": predicate in used}
                 if predicate in used:
-                    mine = np.array([case.predicate == predicate for case in self._verdicts.cases])[:, None]
-                    outcome = np.where(mine, self.outcomes(condition, self._judge, directional=False), np.nan)
+                    outcome = np.where(of_case == predicate, self.outcomes(condition, directional=False), np.nan)
                     estimate = self._bootstrap.mean(outcome)
                     row |= bounds("accuracy", estimate)
                     row["images"] = estimate.count
                     row["corrected"] = self._qualified.corrected(self._judge, estimate, {predicate})
-                    if condition.arm != BASE and self._verdicts.has(base, self._judge):
-                        against = np.where(mine, self.outcomes(base, self._judge, directional=False), np.nan)
-                        test = mcnemar(outcome, against)
+                    if condition.arm != BASE and base in self.conditions:
+                        test = mcnemar(outcome, self.outcomes(base, directional=False))
                         row |= {"difference": test.difference, "p": test.clustered, "p_holm": np.nan}
                 of_arm.append(row)
             tested = [row for row in of_arm if np.isfinite(row.get("p", np.nan))]
@@ -237,7 +239,7 @@ class Summary:
 
 
 def _label(condition: Condition) -> str:
-    return condition.arm if condition.graph in ("positive", NO_GRAPH) else f"{condition.arm}_{condition.graph}"
+    return condition.arm if condition.graph in OWN else f"{condition.arm}_{condition.graph}"
 
 
 def evaluation_figures(
@@ -245,8 +247,9 @@ def evaluation_figures(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Metrics of the evaluation, and its rows by class."""
     summary = Summary(verdicts, qualified)
-    rows = summary.by_predicate()
-    arms = summary.arms()
+    rows, arms = summary.by_predicate(), summary.arms()
+    level = 1 - qualified.statistics.confidence
+    won = [row["arm"] for row in rows if row["graph"] in OWN and row.get("p_holm", np.nan) < level and row["difference"] > 0]
     figures = {
         "triples": len(verdicts.cases),
         "seeds": len(verdicts.seeds),
@@ -256,21 +259,7 @@ def evaluation_figures(
         "sensitivity": summary.sensitivity(files),
         "chance": CHANCE,
         "comparisons": summary.comparisons(),
-        "needed": {
-            each.arm: summary.needed(each)
-            for each in verdicts.conditions(qualified.judges.headline)
-            if each.prompt == HEADLINE and each.graph in ("positive", NO_GRAPH)
-        },
-        "classes_better_than_base": {
-            arm: sum(
-                row["arm"] == arm
-                and row["graph"] in ("positive", NO_GRAPH)
-                and row.get("p_holm", np.nan) < 1 - qualified.statistics.confidence
-                and row["difference"] > 0
-                for row in rows
-            )
-            for arm in arms
-            if arm != BASE
-        },
+        "needed": {each.arm: summary.needed(each) for each in summary.conditions if each.prompt == HEADLINE and each.graph in OWN},
+        "classes_better_than_base": {arm: won.count(arm) for arm in arms if arm != BASE},
     }
     return defined(figures, "evaluation"), plain(rows)

@@ -1,21 +1,40 @@
-"""The arms over several training seeds, one experiment each."""
+"""The arms over several training seeds, one experiment each.
 
+What each of their samples shows is kept in one small file, from which the figures can be computed again without a training.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from sgpipe.datasets.tables import read_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.arms import LOSSES, headline_conditions
 from sgpipe.evaluation.crossed import Crossed
+from sgpipe.evaluation.samples import FACTS, grid
 from sgpipe.evaluation.sampling_plan import BASE
-from sgpipe.evaluation.statistics import Bootstrap, Floats, of_means
+from sgpipe.evaluation.statistics import Bootstrap, Floats, finite_mean
 from sgpipe.evaluation.summary import QualifiedJudges, Summary, bounds
-from sgpipe.evaluation.sweep_samples import CONDITIONS, SweepSamples, sample_rows
 from sgpipe.evaluation.verdicts import Condition, Verdicts
-from sgpipe.runs.atomic import defined
+from sgpipe.runs.atomic import atomic_path, defined
+
+CONDITIONS: Final = ("own", "swapped", "shuffled")
+"""What counts for an arm (`arms.headline_conditions`): under g⁺ or its words, g⁻ or its words, another triple's graph."""
+SWEEP: Final = pa.schema(
+    [
+        *[("arm", pa.string()), ("training_seed", pa.int64()), ("triple_id", pa.string()), ("predicate", pa.string())],
+        *[("sampling_seed", pa.int64()), ("condition", pa.string())],
+        *[("present", pa.bool_()), ("decided", pa.bool_()), ("right", pa.bool_())],
+    ]
+)
+"""A sample of a sweep: both objects seen, whether it counts for roles, and whether those are g⁺'s (null where not)."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +60,7 @@ class Experiment:
 
     def outcomes(self, condition: Condition) -> Floats:
         """1/0/NaN `[T, S]`: direction accuracy of g⁺ has them."""
-        return Summary(self.verdicts, self.qualified).outcomes(condition, self.judge, directional=True)
-
-    def present(self, condition: Condition) -> Floats:
-        """1/0 `[T, S]`: both objects seen; NaN where the judge is no detector and cannot say."""
-        scores = self.verdicts.scored(condition, self.judge).positive
-        if self.qualified.judges.judges[self.judge].kind == "open_clip":
-            return np.full(scores.shape, np.nan)
-        return np.isfinite(scores).astype(float)
+        return Summary(self.verdicts, self.qualified).outcomes(condition)
 
     def trained(self, arm: str) -> int:
         """The training seed of an arm: its own, or the experiment's."""
@@ -59,8 +71,76 @@ class Experiment:
         seen = [each for each in self.verdicts.conditions(self.judge) if each.arm == arm]
         return headline_conditions({(each.prompt, each.graph): each for each in seen})
 
+    def rows(self, arm: str, condition: Condition) -> dict[str, Any]:
+        """Columns of `SWEEP` of an arm's samples under a condition, but for the names of arm and condition."""
+        cases, seeds = self.verdicts.cases, self.verdicts.seeds
+        present = Summary(self.verdicts, self.qualified).present(condition)
+        right = self.outcomes(condition).reshape(-1)
+        return {
+            "training_seed": [self.trained(arm)] * right.size,
+            "triple_id": [case.triple_id for case in cases for _ in seeds],
+            "predicate": [case.predicate for case in cases for _ in seeds],
+            "sampling_seed": seeds * len(cases),
+            "present": np.zeros(right.size, bool) if present is None else present.reshape(-1) == 1,
+            "decided": np.isfinite(right),
+            "right": pa.array(right == 1, mask=np.isnan(right)),
+        }
 
-def _checked(experiments: Sequence[Experiment]) -> None:
+
+class SweepSamples:
+    """A table of `SWEEP` with `facts`: judge, statistics, and by arm its prompt and losses.
+
+    Raises `DataError` for a training seed of an arm that lacks samples of the first one's triples and sampling seeds.
+    """
+
+    def __init__(self, table: pa.Table, facts: Mapping[str, Any]) -> None:
+        self.table, self.facts = table, facts
+        rows = pl.DataFrame(table).rename({"sampling_seed": "seed"}).with_columns(pl.col("present", "right").cast(pl.Float64))
+        self.triples: list[str] = rows["triple_id"].unique(maintain_order=True).to_list()
+        self.seeds: list[int] = rows["seed"].unique(maintain_order=True).to_list()
+        self.arms: dict[str, list[int]] = {}
+        """Training seeds by arm."""
+        self._shown: dict[tuple[str, str], list[tuple[Floats, Floats]]] = {}
+        for (arm, training, condition), part in rows.partition_by("arm", "training_seed", "condition", as_dict=True).items():
+            found = grid(part, ("present", "right"), self.triples, self.seeds)
+            if found is None:
+                raise DataError(
+                    f"arm {arm}, training seed {training}, {condition}: {len(part)} samples of {len(self.triples)} triples × "
+                    f"{len(self.seeds)} seeds; run `sgpipe report sweep` on its experiments again"
+                )
+            if condition == "own":
+                self.arms.setdefault(arm, []).append(training)
+            self._shown.setdefault((arm, condition), []).append((found[0], found[1]))
+
+    def present(self, arm: str) -> list[Floats]:
+        """1/0 `[T, S]` of each training seed: both objects seen."""
+        return [present for present, _ in self._shown[arm, "own"]]
+
+    def outcomes(self, arm: str, condition: str) -> list[Floats]:
+        """1/0/NaN `[T, S]` of each training seed: direction accuracy of g⁺ has them; empty for a condition that was not sampled."""
+        return [right for _, right in self._shown.get((arm, condition), [])]
+
+    def write(self, path: Path) -> None:
+        """Write table and facts as one Parquet file, atomically; the same content gives the same bytes."""
+        with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SWEEP, compression="zstd", store_schema=False) as writer:
+            writer.write_table(self.table)
+            writer.add_key_value_metadata({FACTS: json.dumps(dict(self.facts), sort_keys=True)})
+
+    @classmethod
+    def read(cls, path: Path) -> "SweepSamples":
+        """What `write` wrote. Raises `DataError` for another file."""
+        table = read_table(path, SWEEP)
+        try:
+            facts = json.loads((pq.read_metadata(path).metadata or {})[FACTS])
+        except (KeyError, ValueError) as error:
+            raise DataError(
+                f"{path}: not the samples of a sweep ({error}); `sgpipe report sweep` writes them beside its metrics"
+            ) from None
+        return cls(table, facts)
+
+
+def _check(experiments: Sequence[Experiment]) -> None:
+    """Raises `DataError` for experiments that cannot be pooled."""
     first = experiments[0]
     for each in experiments[1:]:
         if each.verdicts.cases != first.verdicts.cases or each.verdicts.seeds != first.verdicts.seeds:
@@ -85,83 +165,69 @@ def _having(arm: str, experiments: Sequence[Experiment]) -> Sequence[Experiment]
     return runs
 
 
-def _rows(runs: Sequence[Experiment], name: str, arm: str) -> list[pa.Table]:
-    """The samples of an arm, which stands under `name`, of all its runs."""
-    own, against = runs[0].headline_conditions(arm)
-    counted = dict(zip(CONDITIONS, (own, against, replace(own, graph="shuffled")), strict=True))
-    return [
-        sample_rows(
-            name, run.trained(arm), label, [(case.triple_id, case.predicate) for case in run.verdicts.cases],
-            run.verdicts.seeds, run.present(condition), run.outcomes(condition),
-        )
-        for run in runs
-        for label, condition in counted.items()
-        if run.verdicts.has(condition, run.judge)
-    ]  # fmt: skip
-
-
 def sweep_samples(experiments: Sequence[Experiment], others: Mapping[str, Sequence[Experiment]] | None = None) -> SweepSamples:
     """What every sample of the experiments shows, under the conditions that count for its arm.
 
-    An arm is pooled over the experiments that trained it. Of `others`, experiments of another recipe by its
-    name, arm `graph` stands under that name. Raises `DataError` for experiments that sample other triples or
-    seeds, and for a training seed that comes twice.
+    An arm is pooled over the experiments that trained it. Of `others`, experiments of another recipe by its name, arm `graph`
+    stands under that name. Raises `DataError` for experiments that sample other triples or seeds, and for a training seed that
+    comes twice.
     """
     others = others or {}
-    _checked([*experiments, *(run for runs in others.values() for run in runs)])
-    names = list(dict.fromkeys(arm for each in experiments for arm in each.arms))
-    rows = {arm: (arm, _having(arm, experiments)) for arm in names}
-    rows |= {name: ("graph", _having("graph", runs)) for name, runs in others.items()}
-    wanted = experiments[0].qualified.statistics
+    every = [*experiments, *(run for runs in others.values() for run in runs)]
+    _check(every)
+    named = {arm: (arm, experiments) for each in experiments for arm in each.arms}
+    named |= {name: ("graph", runs) for name, runs in others.items()}
     arms: dict[str, dict[str, Any]] = {}
-    for name, (arm, runs) in rows.items():
-        losses = {loss: [run.arms[arm].get(f"val_loss_{loss}") for run in runs] for loss in LOSSES}
-        arms[name] = {
-            "prompt": runs[0].headline_conditions(arm)[0].prompt,
-            "losses": {f"val_loss_{loss}": each for loss, each in losses.items() if None not in each},
-        }
+    tables = []
+    for name, (arm, candidates) in named.items():
+        runs = _having(arm, candidates)
+        own, swapped = runs[0].headline_conditions(arm)
+        losses = {f"val_loss_{loss}": [run.arms[arm].get(f"val_loss_{loss}") for run in runs] for loss in LOSSES}
+        arms[name] = {"prompt": own.prompt, "losses": {key: each for key, each in losses.items() if None not in each}}
+        conditions = dict(zip(CONDITIONS, (own, swapped, replace(own, graph="shuffled")), strict=True))
+        for run in runs:
+            for label, condition in conditions.items():
+                if run.verdicts.has(condition, run.judge):
+                    rows = run.rows(arm, condition)
+                    count = len(rows["triple_id"])
+                    tables.append(pa.table({**rows, "arm": [name] * count, "condition": [label] * count}, schema=SWEEP))
+    wanted = experiments[0].qualified.statistics
     facts = {
         "arms": arms,
         "judge": experiments[0].judge,
         "statistics": {name: getattr(wanted, name) for name in ("resamples", "confidence", "seed")},
         "training_seeds": len({each.seed for each in experiments}),
-        "experiments": {
-            run.name: {"commit": run.commit, "seed": run.seed, "config": run.config}
-            for runs in (experiments, *others.values())
-            for run in runs
-        },
+        "experiments": {run.name: {"commit": run.commit, "seed": run.seed, "config": run.config} for run in every},
     }
-    tables = [table for name, (arm, runs) in rows.items() for table in _rows(runs, name, arm)]
     return SweepSamples(pa.concat_tables(tables), facts)
 
 
 def _figures(samples: SweepSamples, arm: str, crossed: Crossed) -> dict[str, Any]:
+    """What `sweep_figures` says of one arm."""
     shown = samples.outcomes(arm, "own")
     roles = crossed.mean(shown)
-    by_seed = {str(seed): of_means(lambda means: means[0], [each]) for seed, each in zip(samples.arms[arm], shown, strict=True)}
-    values = np.array(list(by_seed.values()))
+    by_seed = {str(seed): finite_mean(each) for seed, each in zip(samples.arms[arm], shown, strict=True)}
     found = {
         "prompt": samples.facts["arms"][arm]["prompt"],
         **bounds("direction_accuracy", roles),
         "direction_accuracy_images": roles.count,
         "direction_accuracy_by_seed": by_seed,
-        "direction_accuracy_deviation": float(values.std(ddof=1)) if len(values) > 1 else None,
+        "direction_accuracy_deviation": float(np.std(list(by_seed.values()), ddof=1)) if len(by_seed) > 1 else None,
         **bounds("swap_follow_rate", crossed.mean([1 - each for each in samples.outcomes(arm, "swapped")])),
         **bounds("objects_present", crossed.mean(samples.present(arm))),
+        **{name: float(np.mean(each)) for name, each in samples.facts["arms"][arm]["losses"].items()},
     }
     if shuffled := samples.outcomes(arm, "shuffled"):
         found |= bounds("shuffled_direction_accuracy", crossed.mean(shuffled))
-    losses = samples.facts["arms"][arm]["losses"]
-    return found | {name: float(np.mean(each)) for name, each in losses.items()}
+    return found
 
 
 def sweep_figures(samples: SweepSamples, seeds: Sequence[int] | None = None) -> dict[str, Any]:
     """`arms.<arm>`: roles, swapped graphs followed, objects present, control losses, over all training seeds.
 
-    Training seeds are crossed with triples; intervals of an arm with several hold their variance (`Crossed`),
-    those of the base model and of an arm with one training seed are over triples alone.
-    `direction_accuracy_by_seed` and its standard deviation show how much the training seed matters. Raises
-    `DataError`, with `seeds`, for an arm that was not trained with just these.
+    Training seeds are crossed with triples; intervals of an arm with several hold their variance (`Crossed`), those of the base
+    model and of an arm with one training seed are over triples alone. `direction_accuracy_by_seed` and its standard deviation
+    show how much the training seed matters. Raises `DataError`, with `seeds`, for an arm that was not trained with just these.
     """
     for arm, there in samples.arms.items():
         if seeds is not None and arm != BASE and set(there) != set(seeds):

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.calibration import choices
+from sgpipe.evaluation.samples import grid
 from sgpipe.evaluation.sampling_plan import BASE, EvaluationTriple
 from sgpipe.evaluation.statistics import Floats
 
@@ -40,29 +40,17 @@ class Verdicts:
 
     def __init__(self, table: pa.Table, cases: Sequence[EvaluationTriple], seeds: Sequence[int]) -> None:
         self.cases, self.seeds = list(cases), list(seeds)
-        rows = {case.triple_id: row for row, case in enumerate(cases)}
-        columns = {seed: column for column, seed in enumerate(seeds)}
-        shape = (len(cases), len(seeds))
         self._scored: dict[tuple[Condition, str], Scored] = {}
-        names = ("arm", "prompt", "graph", "judge")
-        for group in table.group_by(list(names), use_threads=False).aggregate([]).to_pylist():
-            part = table
-            for name in names:
-                part = part.filter(pc.equal(part[name], group[name]))
-            ids, of_seed = part["triple_id"].to_pylist(), part["seed"].to_pylist()
-            if not (set(ids) <= set(rows) and set(of_seed) <= set(columns) and len(ids) == shape[0] * shape[1]):
+        rows = pl.DataFrame(table).with_columns(pl.col("positive", "negative").cast(pl.Float64))
+        for (*names, judge), part in rows.partition_by("arm", "prompt", "graph", "judge", as_dict=True).items():
+            condition = Condition(*names)
+            found = grid(part, ("positive", "negative"), [case.triple_id for case in cases], seeds)
+            if found is None or len(part) != found[0].size:
                 raise DataError(
-                    f"verdicts of {group['arm']}, {group['prompt']}, {group['graph']} are of other triples or seeds than "
-                    "asked for; run `dvc repro judge`"
+                    f"verdicts of {condition.arm}, {condition.prompt}, {condition.graph} are of other triples or seeds than asked "
+                    "for; run `dvc repro judge`"
                 )
-            place = ([rows[name] for name in ids], [columns[seed] for seed in of_seed])
-            filled = []
-            for name in ("positive", "negative"):
-                values = np.full(shape, np.nan)
-                values[place] = part[name].to_numpy()
-                filled.append(values)
-            condition = Condition(group["arm"], group["prompt"], group["graph"])
-            self._scored[condition, group["judge"]] = Scored(*filled)
+            self._scored[condition, judge] = Scored(*found)
 
     def conditions(self, judge: str) -> list[Condition]:
         """The conditions that the judge has seen, in a fixed order."""

@@ -20,20 +20,22 @@ def readme_table(
 ) -> None:
     """Write the tables of the README between their markers."""
     from sgpipe.evaluation.arms import read_metrics
-    from sgpipe.report.readme import headline_table, replace_table
-    from sgpipe.report.sweep import sweep_table
+    from sgpipe.report.tables import replace_table, short_headline
+    from sgpipe.report.tables import sweep as sweep_table
 
     if not readme.is_file():
         raise SgpipeError(f"{readme}: no such file; run from the repository root or give --readme")
     before = readme.read_text(encoding="utf-8")
-    after = replace_table(before, "evaluation", headline_table(evaluation).markdown())
+    after = replace_table(before, "evaluation", short_headline(read_metrics(evaluation)).markdown())
     if sweep.is_file():
         after = replace_table(after, "sweep", sweep_table(read_metrics(sweep)).markdown())
-    if check and after != before:
+    if after == before:
+        print(f"{readme}: already in step")
+    elif check:
         raise SgpipeError(f"{readme}: its tables are not those of the metrics; run `sgpipe report readme-table`")
-    if after != before:
+    else:
         readme.write_text(after, encoding="utf-8")
-    print(f"{readme}: " + ("written" if after != before else "already in step"))
+        print(f"{readme}: written")
 
 
 @app.command("headline")
@@ -45,9 +47,10 @@ def headline(
     from rich.console import Console
     from rich.table import Table
 
-    from sgpipe.report.readme import headline_table
+    from sgpipe.evaluation.arms import read_metrics
+    from sgpipe.report.tables import short_headline
 
-    found = headline_table(evaluation)
+    found = short_headline(read_metrics(evaluation))
     shown = Table(box=None, pad_edge=False)
     for index, name in enumerate(found.head):
         shown.add_column(name, justify="right" if index else "left", no_wrap=True)
@@ -69,7 +72,7 @@ def sheet_command(
     count: Annotated[int, typer.Option(min=1, help="how many")] = 10,
     out: Annotated[Path, typer.Option(help="image file to write")] = Path("docs/images/graph.png"),
 ) -> None:
-    """SampleRequest the README's sheet: random val triples by the base, under g⁺ and under g⁻."""
+    """Write the README's sheet: random val triples by the base, under g⁺ and under g⁻."""
     from sgpipe.report.panels import sample_sheet
 
     sample_sheet(images, triples, seed, count, out)
@@ -94,9 +97,9 @@ def sweep_command(
 ) -> None:
     """Pool experiments that differ in their training seed, print their table, write its figures and samples."""
     from sgpipe.errors import ParamsError
-    from sgpipe.evaluation.sweep import Experiment, sweep_figures, sweep_samples
-    from sgpipe.evaluation.sweep_samples import SweepSamples
-    from sgpipe.report.sweep import named_experiments, read_experiment, sweep_table
+    from sgpipe.evaluation.sweep import Experiment, SweepSamples, sweep_figures, sweep_samples
+    from sgpipe.report.sweep import named_experiments, read_experiment
+    from sgpipe.report.tables import sweep as sweep_table
     from sgpipe.runs.atomic import DIGITS, write_json
 
     def read(patterns: list[str]) -> list[Experiment]:

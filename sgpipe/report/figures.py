@@ -5,13 +5,10 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import cycle
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 COLOURS = ("#1f5fa8", "#b4441c", "#2f7d4f", "#6b4a9e", "#5c5c5c", "#8a6d00", "#a0286e")
@@ -19,18 +16,24 @@ COLOURS = ("#1f5fa8", "#b4441c", "#2f7d4f", "#6b4a9e", "#5c5c5c", "#8a6d00", "#a
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 
 
+def _figure(height: float) -> tuple[Figure, Any]:
+    """An empty figure and its axes, open above and on the right."""
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
 def _svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element without anything that changes between runs."""
-    with matplotlib.rc_context({"svg.hashsalt": "sgpipe", "svg.fonttype": "path"}):
-        stream = io.StringIO()
+    """The figure as an `<svg>` element without anything that changes between runs.
+
+    Several share a page: ids that nothing names go, the others start with a hash of the figure.
+    """
+    stream = io.StringIO()
+    with rc_context({"svg.hashsalt": "sgpipe", "svg.fonttype": "path"}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
     text = stream.getvalue()
-    return _own_ids(re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL))
-
-
-def _own_ids(svg: str) -> str:
-    """Several figures share a page: ids that nothing names go, the others start with a hash of the figure."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     mark = f"f{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
     named = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{mark}{found[1]}"' if found[1] in named else "", svg)
@@ -40,7 +43,7 @@ def _own_ids(svg: str) -> str:
 def intervals(rows: Sequence[tuple[str, Mapping[str, Any]]], name: str, chance: float | None, title: str) -> str:
     """A dot with its interval for each labelled row; rows without a figure are left out. `chance` is drawn as a line."""
     known = [(label, row) for label, row in rows if row.get(name) is not None]
-    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.32 * max(1, len(known))), layout="constrained")
+    figure, axes = _figure(0.9 + 0.32 * max(1, len(known)))
     for place, (_, row) in enumerate(reversed(known)):
         low, high = row[f"{name}_low"], row[f"{name}_high"]
         axes.plot([low, high], [place, place], color=COLOURS[0], linewidth=2)
@@ -52,26 +55,16 @@ def intervals(rows: Sequence[tuple[str, Mapping[str, Any]]], name: str, chance: 
     axes.set_xlim(0, 1)
     axes.set_ylim(-0.6, len(known) - 0.3)
     axes.set_xlabel(title)
-    axes.spines[["top", "right"]].set_visible(False)
     return _svg(figure)
 
 
 def curves(columns: Mapping[str, Sequence[float]], steps: Sequence[float], title: str) -> str:
     """Lines over training steps, each with a style of its own."""
-    figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    for index, (name, values) in enumerate(columns.items()):
-        axes.plot(
-            steps,
-            values,
-            label=name,
-            color=COLOURS[index % len(COLOURS)],
-            linestyle=STYLES[index % len(STYLES)],
-            marker="o",
-            markersize=3,
-        )
+    figure, axes = _figure(3.4)
+    for (name, values), colour, style in zip(columns.items(), cycle(COLOURS), cycle(STYLES), strict=False):
+        axes.plot(steps, values, label=name, color=colour, linestyle=style, marker="o", markersize=3)
     axes.set_xlabel("step")
     axes.set_ylabel(title)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return _svg(figure)
 

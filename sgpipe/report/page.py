@@ -14,8 +14,6 @@ from sgpipe.report import figures, tables
 from sgpipe.report.panels import Panel
 from sgpipe.report.tables import Table
 
-_TEMPLATE, _STYLE = "page.html.j2", "page.css"
-
 
 @dataclass(frozen=True)
 class Image:
@@ -75,7 +73,6 @@ def render(sections: Sequence[Section], provenance: Mapping[str, str], title: st
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["markup"] = Markup
-    return environment.get_template(_TEMPLATE).render(
-        sections=sections, provenance=provenance, title=title, style=Markup((here / _STYLE).read_text(encoding="utf-8"))
-    )
+    style = Markup((here / "page.css").read_text(encoding="utf-8"))
+    page = environment.get_template("page.html.j2")
+    return page.render(sections=sections, provenance=provenance, title=title, style=style)

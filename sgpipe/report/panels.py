@@ -1,7 +1,4 @@
-"""Panels: prompt, scene graph, and the same noise sampled by every arm.
-
-A sheet of images for the README: random triples, the same noise without adapter, under g⁺ and under g⁻.
-"""
+"""Panels: prompt, scene graph, and the same noise sampled by every arm, for the page and as a sheet for the README."""
 
 import base64
 import io
@@ -9,62 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+import polars as pl
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sgpipe.errors import ParamsError
 from sgpipe.evaluation.config import HEADLINE
 from sgpipe.evaluation.samples import ImageFile, Pixels
-from sgpipe.evaluation.sampling_plan import NO_GRAPH, EvaluationTriple
+from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH, EvaluationTriple
 from sgpipe.evaluation.summary import QualifiedJudges
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.report.config import Report
 from sgpipe.report.figures import scene_graph
+from sgpipe.runs.atomic import atomic_path
 from sgpipe.runs.hashing import hashed, text_ids
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
-import polars as pl
-
-from sgpipe.evaluation.sampling_plan import BASE
-from sgpipe.runs.atomic import atomic_path
-
 ROWS = ((BASE, NO_GRAPH, "base"), ("graph", "positive", "graph g⁺"), ("graph", "negative", "graph g⁻"))
-
-
-def sample_sheet(images: Path, triples: Path, seed: int, count: int, out: Path) -> None:
-    """Write a PNG of `count` val triples in columns, under neutral prompts; the choice depends on `seed` and the ids alone.
-
-    `images` is the folder of the arms' images. Raises `DataError` where `base` or `graph` was not sampled.
-    """
-    files = {arm: ImageFile(images / arm) for arm, _, _ in ROWS}
-    items = {arm: pl.DataFrame(file.items).with_row_index("row") for arm, file in files.items()}
-    known = pl.read_parquet(triples).filter(pl.col("split") == "val")
-    ids = known["triple_id"].to_list()
-    chosen = [ids[i] for i in np.argsort(hashed(seed, "panels", text_ids(ids)), kind="stable")[:count]]
-    first = items[BASE]["seed"].min()
-    figure, axes = plt.subplots(len(ROWS), len(chosen), figsize=(1.15 * len(chosen), 3.9), squeeze=False, layout="constrained")
-    for column, triple in enumerate(chosen):
-        said = known.row(by_predicate=pl.col("triple_id") == triple, named=True)
-        axes[0][column].set_title(f"{said['subject']}\n{said['predicate']}\n{said['object']}", fontsize=8)
-        for row, (arm, graph, label) in enumerate(ROWS):
-            frame = items[arm].filter(
-                (pl.col("triple_id") == triple)
-                & (pl.col("prompt") == HEADLINE)
-                & (pl.col("graph") == graph)
-                & (pl.col("seed") == first)
-            )
-            axes[row][column].imshow(files[arm].read([frame.item(0, "row")])[0], interpolation="nearest")
-            axes[row][column].set(xticks=[], yticks=[])
-            if not column:
-                axes[row][column].set_ylabel(label, fontsize=9)
-    with atomic_path(out) as temporary:
-        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
-    plt.close(figure)
-
-
+"""Arm, graph and label of each row of the README's sheet."""
 SIDE = 256
 """Images are shown no larger than this many pixels."""
 
@@ -89,6 +48,35 @@ class Panel:
     negative: str
     graph: str
     shown: tuple[Shown, ...]
+
+
+def at_random(triple_ids: Sequence[str], seed: int, count: int) -> list[str]:
+    """`count` of the ids; the choice depends on the seed and the ids alone."""
+    return [triple_ids[i] for i in np.argsort(hashed(seed, "panels", text_ids(triple_ids)), kind="stable")[:count]]
+
+
+def sample_sheet(images: Path, triples: Path, seed: int, count: int, out: Path) -> None:
+    """Write a PNG of `count` val triples in columns (`at_random`), of the least seed under neutral prompts.
+
+    `images` is the folder of the arms' images. Raises `DataError` where `base` or `graph` was not sampled.
+    """
+    files = {arm: ImageFile(images / arm) for arm, _, _ in ROWS}
+    known = pl.read_parquet(triples).filter(split="val").rows_by_key("triple_id", named=True, unique=True)
+    chosen = at_random(list(known), seed, count)
+    first = [min(files[BASE].items["seed"].to_pylist())]
+    figure = Figure(figsize=(1.15 * len(chosen), 3.9), layout="constrained")
+    axes = figure.subplots(len(ROWS), len(chosen), squeeze=False)
+    for (arm, graph, label), row in zip(ROWS, axes, strict=True):
+        row[0].set_ylabel(label, fontsize=9)
+        pixels = files[arm].read(files[arm].rows(HEADLINE, graph, chosen, first)[:, 0])
+        for axis, image in zip(row, pixels, strict=True):
+            axis.imshow(image, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+    for axis, triple in zip(axes[0], chosen, strict=True):
+        said = known[triple]
+        axis.set_title(f"{said['subject']}\n{said['predicate']}\n{said['object']}", fontsize=8)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
 
 
 def data_uri(pixels: Pixels, side: int = SIDE) -> str:
@@ -127,63 +115,45 @@ def pick(report: Report, verdicts: Verdicts, qualified: QualifiedJudges, arm: st
             raise ParamsError(
                 f"report.chosen: got {name!r}, which is no evaluated triple; valid are ids such as {next(iter(cases))}"
             )
-    ranks = hashed(report.seed, "panels", text_ids(list(cases)))
-    chosen = [list(cases)[i] for i in np.argsort(ranks, kind="stable")[: report.random]]
     judge = qualified.judges.headline
     right = (verdicts.scored(Condition(arm, HEADLINE, "positive"), judge).choices == 1).mean(1)
     may = qualified.mask(judge, verdicts.cases, directional=False)
     order = [i for i in np.argsort(right, kind="stable") if may[i]][: report.worst]
     picked = {
         "chosen": [cases[name] for name in report.chosen],
-        "random": [cases[name] for name in chosen],
+        "random": [cases[name] for name in at_random(list(cases), report.seed, report.random)],
         "worst": [verdicts.cases[i] for i in order],
     }
     return {kind: several for kind, several in picked.items() if several}
 
 
-def columns(arms: Mapping[str, str]) -> list[tuple[str, Condition]]:
-    """Labels and conditions of a panel's images, from the arms and what each is given."""
-    found: list[tuple[str, Condition]] = []
-    for arm, given in arms.items():
-        if given == "graphs":
-            found += [(f"{arm} {sign}", Condition(arm, HEADLINE, g)) for sign, g in (("g⁺", "positive"), ("g⁻", "negative"))]
-        else:
-            found.append((arm, Condition(arm, HEADLINE, NO_GRAPH)))
-    return found
-
-
 def panels(
     cases: Sequence[EvaluationTriple], arms: Mapping[str, str], files: Mapping[str, ImageFile], verdicts: Verdicts, judge: str
 ) -> list[Panel]:
-    """A panel per case, of the first seed under the neutral prompt."""
-    rows = {case.triple_id: row for row, case in enumerate(verdicts.cases)}
-    seed = verdicts.seeds[0]
-    shown_by = columns(arms)
-    at: dict[tuple[str, str, str], int] = {}
-    for arm in arms:
-        items = files[arm].items
-        names = (items[name].to_pylist() for name in ("triple_id", "prompt", "graph", "seed"))
-        for index, (triple, prompt, graph, of_seed) in enumerate(zip(*names, strict=True)):
-            if prompt == HEADLINE and of_seed == seed:
-                at[arm, triple, graph] = index
-    made = []
-    for case in cases:
-        shown = []
-        for label, condition in shown_by:
-            image = files[condition.arm].read([at[condition.arm, case.triple_id, condition.graph]])[0]
-            scored = verdicts.scored(condition, judge)
-            row = rows[case.triple_id]
+    """A panel per case, of the first seed under neutral prompts; `arms` are those shown, with what each is given."""
+    columns: list[tuple[str, Condition]] = []
+    for arm, given in arms.items():
+        if given == "graphs":
+            columns += [(f"{arm} {sign}", Condition(arm, HEADLINE, g)) for sign, g in (("g⁺", "positive"), ("g⁻", "negative"))]
+        else:
+            columns.append((arm, Condition(arm, HEADLINE, NO_GRAPH)))
+    rows = [verdicts.cases.index(case) for case in cases]
+    shown: list[list[Shown]] = [[] for _ in cases]
+    for label, condition in columns:
+        file, scored = files[condition.arm], verdicts.scored(condition, judge)
+        at = file.rows(HEADLINE, condition.graph, [case.triple_id for case in cases], verdicts.seeds[:1])
+        for case, row, image, own in zip(cases, rows, file.read(at[:, 0]), shown, strict=True):
             verdict = _verdict(scored.positive[row, 0], scored.negative[row, 0])
             alt = f"{label}: image for {' '.join(case.positive)}; judge {judge} says {verdict}"
-            shown.append(Shown(label, data_uri(image), verdict, alt))
-        made.append(
-            Panel(
-                case.triple_id,
-                case.prompts["neutral"],
-                "; ".join(map(" ".join, case.graph.named)),
-                "; ".join(map(" ".join, case.negative_graph.named)),
-                "".join(scene_graph(*triple) for triple in case.graph.named),
-                tuple(shown),
-            )
+            own.append(Shown(label, data_uri(image), verdict, alt))
+    return [
+        Panel(
+            case.triple_id,
+            case.prompts["neutral"],
+            "; ".join(map(" ".join, case.graph.named)),
+            "; ".join(map(" ".join, case.negative_graph.named)),
+            "".join(scene_graph(*triple) for triple in case.graph.named),
+            tuple(own),
         )
-    return made
+        for case, own in zip(cases, shown, strict=True)
+    ]

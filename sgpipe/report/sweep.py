@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from sgpipe.arms.config import Arms
 from sgpipe.errors import DataError, ParamsError
@@ -14,7 +13,6 @@ from sgpipe.evaluation.sampling_plan import BASE
 from sgpipe.evaluation.sweep import Experiment
 from sgpipe.params.load import decode
 from sgpipe.params.moved import refuse_moved
-from sgpipe.report import tables
 from sgpipe.tracking.sync import Recorded, at_commit, recorded_commits
 from sgpipe.training.config import Train
 
@@ -83,35 +81,3 @@ def read_experiment(root: Path, item: Recorded) -> Experiment:
         metrics["lora"]["arms"],
         {name: arm.seed for name, arm in trained.items() if arm.seed is not None},
     )
-
-
-def sweep_table(found: dict[str, Any]) -> tables.Table:
-    """Arms over all training seeds, as a table."""
-    rows = [
-        (
-            f"{arm}, {row['prompt']} prompt",
-            tables.with_interval(row, "direction_accuracy"),
-            ", ".join(tables.figure(value) for value in row["direction_accuracy_by_seed"].values()),
-            tables.with_interval(row, "swap_follow_rate"),
-            tables.with_interval(row, "shuffled_direction_accuracy"),
-            tables.with_interval(row, "objects_present"),
-            str(row["direction_accuracy_images"]),
-        )
-        for arm, row in found["arms"].items()
-    ]
-    head = (
-        "",
-        "direction accuracy of g⁺",
-        "by training seed",
-        "swap-follow rate",
-        "direction accuracy, another's graph",
-        "both objects",
-        "images counted",
-    )
-    names = ", ".join(f"{name} ({each['commit'][:7]})" for name, each in found["experiments"].items())
-    note = (
-        f"{found['training_seeds']} training seeds × {found['triples']} triples × {found['seeds']} sampling seeds; judge "
-        f"`{found['judge']}`. 95 % intervals over training seeds and triples, which are crossed (Hillis 2007); of a single "
-        f"training seed over triples alone. Experiments: {names}."
-    )
-    return tables.Table("", head, tuple(rows), note)

@@ -4,15 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from sgpipe.evaluation.config import Graph, Prompt
+from sgpipe.errors import DataError
+from sgpipe.evaluation.config import HEADLINE, Graph, Prompt
 from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH
 from sgpipe.evaluation.sensitivity import CHANCE
-
-PREDECESSOR_NOTE = (
-    "The predecessor compared 10 epochs on 10 samples (MSE 6460, CLIP 60 %, margin 1.01) with 20 epochs on 160 samples "
-    "(MSE 8613.7, CLIP 49.4 %, margin −0.022): different samples, so its two rows say nothing about epochs. Here all epochs sample "
-    "the same triples with the same noise."
-)
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,11 @@ class Table:
 def figure(value: float | None, digits: int = 3) -> str:
     """A number, or a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def figures(row: Mapping[str, Any], *names: str) -> tuple[str, ...]:
+    """Some figures of a row, each as a number or a dash."""
+    return tuple(figure(row[name]) for name in names)
 
 
 def with_interval(row: Mapping[str, Any], name: str, digits: int = 3) -> str:
@@ -119,20 +119,9 @@ def sensitivity(found: Mapping[str, Any]) -> Table:
     rows = [("predecessor, 20 epochs", "relational", "8613.7", "not reported", "–", "CLIP", "0.494", "-0.022", *("–",) * 4)]
     for arm, prompts in found["sensitivity"].items():
         for prompt, row in prompts.items():
+            changed = (figure(row["mse"], 1), figure(row["mse_other_seed"], 1), with_interval(row, "mse_ratio", 2))
             for judge, of in row["judges"].items():
-                rows.append(
-                    (
-                        arm,
-                        prompt,
-                        figure(row["mse"], 1),
-                        figure(row["mse_other_seed"], 1),
-                        with_interval(row, "mse_ratio", 2),
-                        judge,
-                        with_interval(of, "accuracy"),
-                        figure(of["margin"]),
-                        *(figure(of[name]) for name in CHANCE),
-                    )
-                )
+                rows.append((arm, prompt, *changed, judge, with_interval(of, "accuracy"), *figures(of, "margin", *CHANCE)))
     chance = ", ".join(f"{name} {value:.3f}" for name, value in CHANCE.items())
     return Table(
         "Does the image change with the graph, and towards it",
@@ -145,33 +134,17 @@ def sensitivity(found: Mapping[str, Any]) -> Table:
 
 def calibrations(found: Mapping[str, Any]) -> Table:
     """Each judge over all classes."""
+    shown = ("ground_truth_accuracy", "abstained", "chance_level", "chance_abstained", "order_bias")
     rows = tuple(
-        (
-            name,
-            figure(row["ground_truth_accuracy"]),
-            figure(row["abstained"]),
-            figure(row["chance_level"]),
-            figure(row["chance_abstained"]),
-            figure(row["order_bias"]),
-            str(row["classes_used"]),
-            ", ".join(row["refused"]) or "none",
-        )
+        (name, *figures(row, *shown), str(row["classes_used"]), ", ".join(row["refused"]) or "none")
         for name, row in found["judges"].items()
     )
+    neither = ("neither", "chance_level", "neither (chance_level)")
     truth = found.get("ground_truth")
     unread = f" {truth['triples'] - truth['read']} of {truth['triples']} triples have none that can be read." if truth else ""
     return Table(
         "What the judges are worth, on ground-truth validation images",
-        (
-            "judge",
-            "ground_truth_accuracy",
-            "neither",
-            "chance_level",
-            "neither (chance_level)",
-            "order bias",
-            "classes used",
-            "refused",
-        ),
+        ("judge", "ground_truth_accuracy", *neither, "order bias", "classes used", "refused"),
         rows,
         "Ceiling: c⁺ chosen over c⁻ on the triple's own image. Floor: c⁺ chosen on another triple's image, of those where it "
         "chooses; a half is no preference. Order bias: right as told less right as told from the object's side." + unread,
@@ -182,29 +155,20 @@ def by_predicate(rows: list[dict[str, Any]], calibration: Mapping[str, Mapping[s
     """A row per class: calibration, then accuracy of each arm."""
     graphs = {arm: "positive" if given == "graphs" else "none" for arm, given in arms.items()}
     cells = {(row["predicate"], row["arm"]): row for row in rows if graphs.get(row["arm"]) == row["graph"]}
-    classes = list(dict.fromkeys(row["predicate"] for row in rows))
+
+    def against(row: Mapping[str, Any]) -> str:
+        return "–" if row.get("p_holm") is None else f"{row['difference']:+.2f}, p {p_value(row['p_holm'])}"
+
     made = []
-    for predicate in classes:
-        known = calibration[predicate]
+    for predicate in dict.fromkeys(row["predicate"] for row in rows):
+        known = figures(calibration[predicate], "ground_truth_accuracy", "chance_level", "abstained")
         of_arms = [cells[predicate, arm] for arm in arms]
         shown = [with_interval(row, "accuracy", 2) if row["used"] else "refused" for row in of_arms]
-        against = [
-            f"{row['difference']:+.2f}, p {p_value(row['p_holm'])}" if row.get("p_holm") is not None else "–" for row in of_arms[1:]
-        ]
-        made.append(
-            (
-                predicate,
-                figure(known["ground_truth_accuracy"]),
-                figure(known["chance_level"]),
-                figure(known["abstained"]),
-                *shown,
-                *against,
-            )
-        )
-    others = list(arms)[1:]
+        made.append((predicate, *known, *shown, *map(against, of_arms[1:])))
+    others = [f"{arm} − base" for arm in list(arms)[1:]]
     return Table(
         "By class: the judge's calibration and the share of images as g⁺ has it",
-        ("class", "ground_truth_accuracy", "chance_level", "neither", *arms, *(f"{arm} − base" for arm in others)),
+        ("class", "ground_truth_accuracy", "chance_level", "neither", *arms, *others),
         tuple(made),
         "Neutral prompt; g⁺ for arms that are given graphs. Against base: pairs won less pairs lost, as the mean share over "
         "triples, and McNemar's p adjusted over classes (Holm).",
@@ -231,7 +195,9 @@ def ablation(found: Mapping[str, Any]) -> Table:
         ("epochs", "direction accuracy of g⁺", "roles as g⁻", "both objects", "MSE ratio", "against the row above", "p"),
         rows,
         f"{found['triples']} triples, {found['seeds']} seeds, {found['runs']} training run(s); judge {found['judge']}. "
-        f"{PREDECESSOR_NOTE}",
+        "The predecessor compared 10 epochs on 10 samples (MSE 6460, CLIP 60 %, margin 1.01) with 20 epochs on 160 samples "
+        "(MSE 8613.7, CLIP 49.4 %, margin −0.022): different samples, so its two rows say nothing about epochs. Here all epochs "
+        "sample the same triples with the same noise.",
     )
 
 
@@ -245,3 +211,73 @@ def probes(found: Mapping[str, Any], value: str, caption: str) -> Table:
         for feature, row in features.items()
     )
     return Table(caption, ("probe", "feature", *groups), rows)
+
+
+def sweep(found: Mapping[str, Any]) -> Table:
+    """Arms over all training seeds."""
+    rows = tuple(
+        (
+            f"{arm}, {row['prompt']} prompt",
+            with_interval(row, "direction_accuracy"),
+            ", ".join(map(figure, row["direction_accuracy_by_seed"].values())),
+            *(with_interval(row, name) for name in ("swap_follow_rate", "shuffled_direction_accuracy", "objects_present")),
+            str(row["direction_accuracy_images"]),
+        )
+        for arm, row in found["arms"].items()
+    )
+    rates = ("swap-follow rate", "direction accuracy, another's graph", "both objects")
+    names = ", ".join(f"{name} ({each['commit'][:7]})" for name, each in found["experiments"].items())
+    return Table(
+        "",
+        ("", "direction accuracy of g⁺", "by training seed", *rates, "images counted"),
+        rows,
+        f"{found['training_seeds']} training seeds × {found['triples']} triples × {found['seeds']} sampling seeds; judge "
+        f"`{found['judge']}`. 95 % intervals over training seeds and triples, which are crossed (Hillis 2007); of a single "
+        f"training seed over triples alone. Experiments: {names}.",
+    )
+
+
+GRAPHS = {"positive": "g⁺", "negative": "g⁻", "empty": "empty graph", "shuffled": "another triple's graph"}
+
+
+def short_headline(found: Mapping[str, Any]) -> Table:
+    """The conditions that answer the question, for the README and the end of a run; all of them stand in `headline`.
+
+    Graphs under neutral prompts, words where no graph is given.
+    """
+    rows = tuple(
+        (
+            f"{arm}, {prompt} prompt" + ("" if graph == NO_GRAPH else f", {GRAPHS[graph]}"),
+            figure(row.get("objects_present")),
+            with_interval(row, "direction_accuracy"),
+        )
+        for arm, prompt, graph, row in conditions(found)
+        if prompt == (HEADLINE if graph != NO_GRAPH else "relational") or (arm == BASE and prompt == HEADLINE)
+    )
+    judge = found["headline"]["judge"]
+    return Table(
+        "",
+        ("arm, prompt, graph", "both objects present", "direction accuracy of g⁺"),
+        rows,
+        f"{found['triples']} val triples × {found['seeds']} seeds; judge `{judge}`, accuracy on ground truth "
+        f"{figure(found['judges'][judge]['ground_truth_accuracy'])}; chance 0.5; 95 % intervals by bootstrap over triples.",
+    )
+
+
+END = "<!-- end of table -->"
+
+
+def begin(name: str) -> str:
+    """The line before the table of this name in a text."""
+    return f"<!-- table: {name} -->"
+
+
+def replace_table(text: str, name: str, table: str) -> str:
+    """`text` with `table` between the markers of `name`. Raises `DataError` without just these two."""
+    before, start, rest = text.partition(begin(name))
+    _, end, after = rest.partition(END)
+    if not end or begin(name) in rest:
+        raise DataError(
+            f"the text needs one line {begin(name)!r} and after it one line {END!r}; put them where the table is to stand"
+        )
+    return f"{before}{start}\n\n{table}\n\n{END}{after}"

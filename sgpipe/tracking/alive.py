@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from sgpipe.runs.state import shared_dir
 
 
-def _path(root: Path, token: str) -> Path:
-    return shared_dir(root) / "mlflow-runs" / f"{token}.lock"
+def _lock(root: Path, token: str) -> FileLock:
+    return FileLock(shared_dir(root) / "mlflow-runs" / f"{token}.lock", timeout=0)
 
 
 class Alive:
@@ -23,17 +23,16 @@ class Alive:
 
     def __init__(self, root: Path) -> None:
         self.token = uuid.uuid4().hex
-        self._file = _path(root, self.token)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self._file)
-        self._lock.acquire(timeout=0)
+        self._lock = _lock(root, self.token)
+        Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
 
     def release(self, untold: str | None = None) -> None:
         """Give the lock up; `untold` is the final status of a run whose store could not be told, for whoever closes it later."""
         if untold is None:
-            self._file.unlink(missing_ok=True)
+            Path(self._lock.lock_file).unlink(missing_ok=True)
         else:
-            self._file.write_text(untold, encoding="utf-8")
+            Path(self._lock.lock_file).write_text(untold, encoding="utf-8")
         self._lock.release()
 
 
@@ -43,18 +42,15 @@ def ended(root: Path, token: str) -> Iterator[str | None]:
 
     Only one process at a time gets a status; when the body ends well the lock is removed.
     """
-    file = _path(root, token)
-    if not token or not file.is_file():
-        yield None
-        return
-    lock = FileLock(file)
+    lock = _lock(root, token)
+    file = Path(lock.lock_file)
     try:
-        lock.acquire(timeout=0)
+        held = bool(token) and file.is_file() and bool(lock.acquire())
     except Timeout:
-        yield None
-        return
+        held = False
     try:
-        yield file.read_text(encoding="utf-8") or "KILLED"
-        file.unlink(missing_ok=True)
+        yield (file.read_text(encoding="utf-8") or "KILLED") if held else None
+        if held:
+            file.unlink(missing_ok=True)
     finally:
         lock.release()

@@ -1,7 +1,7 @@
 """The parent run of an experiment and the runs of its stages: how they are named, found, continued and closed."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,6 @@ def find_parent(
     return None
 
 
-def params(items: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """Parameters of a run in batches that MLflow takes."""
-    from mlflow.entities import Param
-
-    entries = [Param(k, str(v)[:6000]) for k, v in items.items()]
-    for start in range(0, len(entries), 100):
-        yield entries[start : start + 100]
-
-
 def find_interrupted(client: Any, experiment_id: str, stage: str, fingerprint: str) -> Any:
     """The newest run of the stage with this fingerprint if it was killed or failed, else None: the same work, which now goes on."""
     runs = client.search_runs(
@@ -73,9 +64,8 @@ def settle(client: Any, experiment_id: str, parent_id: str) -> None:
         newest.setdefault(run.data.tags["dvc.stage"], run.info.status)
     if any(run.info.status == "RUNNING" for run in runs):
         client.update_run(parent_id, status="RUNNING")
-        return
-    found = newest.values()
-    client.set_terminated(parent_id, next((s for s in ("FAILED", "KILLED") if s in found), "FINISHED"))
+    else:
+        client.set_terminated(parent_id, next((s for s in ("FAILED", "KILLED") if s in newest.values()), "FINISHED"))
 
 
 def close_killed(client: Any, experiment_id: str, root: Path) -> int:
@@ -84,9 +74,8 @@ def close_killed(client: Any, experiment_id: str, root: Path) -> int:
     closed = 0
     for run in running:
         with ended(root, run.data.tags.get("sgpipe.lock", "")) as status:
-            if status is None:
-                continue
-            client.set_terminated(run.info.run_id, status)
-            settle(client, experiment_id, run.data.tags[PARENT])
-            closed += 1
+            if status is not None:
+                client.set_terminated(run.info.run_id, status)
+                settle(client, experiment_id, run.data.tags[PARENT])
+                closed += 1
     return closed

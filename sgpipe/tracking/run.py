@@ -7,10 +7,11 @@ the stage goes on, since `sgpipe tracking sync` can rebuild the view from git.
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from filelock import FileLock
 
@@ -28,7 +29,9 @@ BATCH = 500
 FLUSH_SECONDS = 10.0
 """Step metrics wait this long at most, so that a kill loses no more than these seconds of a curve."""
 UPLOAD_SECONDS = "60"
-"""How long a server that answered just now may take to store a file."""
+"""How long a server that answered just now may take to store a file, where the setting is not the user's own."""
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+Method = TypeVar("Method", bound=Callable[..., None])
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -54,153 +57,13 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {metric_name(k): float(v) for k, v in flat.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
-class StageRun:
-    """The child run of one stage. Every method is a no-op once recording has failed or is switched off."""
+def log_params(client: Any, run_id: str, values: Mapping[str, Any]) -> None:
+    """Record parameters (nested mappings by dotted name) in batches that MLflow takes."""
+    from mlflow.entities import Param
 
-    def __init__(
-        self, client: Any = None, run_id: str = "", parent_id: str = "", stage: str = "", alive: Alive | None = None
-    ) -> None:
-        self._client, self._run_id, self._parent_id, self._stage = client, run_id, parent_id, stage
-        self._alive, self._continued = alive, False
-        self._pending: list[Any] = []
-        self._flushed = time.monotonic()
-        self._recorded: dict[str, int] = {}
-        """Of a continued run, the last step that was recorded before, by metric."""
-
-    def _join(self, experiment_id: str, tags: Mapping[str, str], plain: Mapping[str, Any]) -> None:
-        """Find the experiment's run, or create it."""
-        key = {name: value for name, value in tags.items() if name != "dvc.exp_name"}
-        found = experiment.find_parent(self._client, experiment_id, key, os.environ.get("DVC_EXP_NAME"))
-        if found is not None:
-            self._parent_id = found
-            self._client.update_run(found, status="RUNNING")
-            return
-        self._parent_id = self._client.create_run(
-            experiment_id, run_name=tags["dvc.exp_name"], tags={**tags, "sgpipe.kind": "experiment"}
-        ).info.run_id
-        for batch in experiment.params(plain):
-            self._client.log_batch(self._parent_id, params=batch)
-
-    def _open(self, experiment_id: str, tags: Mapping[str, str], plain: Mapping[str, Any]) -> None:
-        """Continue the interrupted run of the same work, or create one."""
-        assert self._alive is not None
-        tags = {**tags, experiment.PARENT: self._parent_id, "sgpipe.lock": self._alive.token}
-        fingerprint = tags.get("sgpipe.fingerprint")
-        found = fingerprint and experiment.find_interrupted(self._client, experiment_id, self._stage, fingerprint)
-        if not found:
-            self._run_id = self._client.create_run(experiment_id, run_name=self._stage, tags=tags).info.run_id
-            self.log_params(plain)
-            return
-        from mlflow.entities import RunTag
-
-        self._run_id, self._continued = found.info.run_id, True
-        self._client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-        if "sgpipe.error" in found.data.tags:
-            self._client.delete_tag(self._run_id, "sgpipe.error")
-        self._client.update_run(self._run_id, status="RUNNING")
-
-    def _give_up(self, error: Exception) -> None:
-        why = str(error) if isinstance(error, SgpipeError) else one_line(error)
-        print(
-            f"warning: stage {self._stage} is no longer recorded in MLflow ({why}); results are not affected; "
-            "`sgpipe tracking sync` rebuilds the record",
-            file=sys.stderr,
-        )
-        self._client = None
-
-    @contextmanager
-    def _recording(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._give_up(error)
-
-    def _is_new(self, name: str, step: int) -> bool:
-        if not self._continued:
-            return True
-        if name not in self._recorded:
-            history = self._client.get_metric_history(self._run_id, name)
-            self._recorded[name] = max((each.step for each in history), default=-1)
-        return step > self._recorded[name]
-
-    def log_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Queue metrics of one training step; they are sent in batches. Steps that a continued run has already are left out."""
-        if self._client is None:
-            return
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        with self._recording():
-            for key, value in values.items():
-                name = metric_name(key)
-                if self._is_new(name, step):
-                    self._pending.append(Metric(name, float(value), now, step))
-        if len(self._pending) >= BATCH or time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send queued metrics now."""
-        self._flushed = time.monotonic()
-        while self._client is not None and self._pending:
-            batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
-            with self._recording():
-                self._client.log_batch(self._run_id, metrics=batch)
-
-    def log_params(self, values: Mapping[str, Any]) -> None:
-        """Record facts that are known only now and are one value each (sizes, counts of steps): parameters, not charts."""
-        if self._client is None:
-            return
-        with self._recording():
-            for batch in experiment.params(flatten(values)):
-                self._client.log_batch(self._run_id, params=batch)
-
-    def log_metrics(self, values: Mapping[str, Any]) -> None:
-        """Record final metrics (nested mappings by dotted name) on the stage and, in a group of its name, on the experiment."""
-        if self._client is None:
-            return
-        group = self._stage.replace("@", ".")
-        with self._recording():
-            log_values(self._client, self._run_id, numbers(values))
-            log_values(self._client, self._parent_id, {f"{group}/{k}": v for k, v in numbers(values).items()})
-
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Store a file or a folder with the run."""
-        if self._client is None:
-            return
-        with self._recording():
-            self._client.get_run(self._run_id)
-            log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-            with _patience_for_uploads():
-                log(self._run_id, str(path), folder)
-
-    def _end(self, status: str, root: Path, error: BaseException | None = None) -> None:
-        self.flush()
-        if self._client is not None:
-            with self._recording():
-                if error is not None:
-                    self._client.set_tag(self._run_id, "sgpipe.error", f"{type(error).__name__}: {error}"[:5000])
-                self._client.set_terminated(self._run_id, status)
-        told = self._client is not None
-        if self._alive is not None:
-            self._alive.release(None if told or not self._run_id else status)
-        if told:
-            with self._recording(), FileLock(lock_path(root), timeout=LOCK_SECONDS):
-                run = self._client.get_run(self._run_id)
-                experiment.settle(self._client, run.info.experiment_id, self._parent_id)
-
-
-@contextmanager
-def _patience_for_uploads() -> Iterator[None]:
-    """Within the body a request may take as long as an upload needs, where the setting is not the user's own."""
-    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    before = os.environ.get(name)
-    if before == PATIENCE[name]:
-        os.environ[name] = UPLOAD_SECONDS
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[name] = before
+    entries = [Param(name, str(value)[:6000]) for name, value in flatten(values).items()]
+    for start in range(0, len(entries), 100):
+        client.log_batch(run_id, params=entries[start : start + 100])
 
 
 def log_values(client: Any, run_id: str, values: Mapping[str, float], milliseconds: int | None = None) -> None:
@@ -211,6 +74,146 @@ def log_values(client: Any, run_id: str, values: Mapping[str, float], millisecon
     found = [Metric(metric_name(name), value, when, 0) for name, value in values.items()]
     for start in range(0, len(found), BATCH):
         client.log_batch(run_id, metrics=found[start : start + BATCH])
+
+
+def _recording(method: Method) -> Method:
+    """A method that does nothing once recording is off, and whose error switches it off."""
+
+    @wraps(method)
+    def safe(self: "StageRun", *given: Any, **named: Any) -> None:
+        if self._client is None:
+            return
+        try:
+            method(self, *given, **named)
+        except Exception as error:
+            self._give_up(error)
+
+    return cast(Method, safe)
+
+
+class StageRun:
+    """The child run of one stage. Every method is a no-op once recording has failed or is switched off."""
+
+    def __init__(self, client: Any = None, stage: str = "", alive: Alive | None = None) -> None:
+        self._client, self._stage, self._alive = client, stage, alive
+        self._run_id = self._parent_id = ""
+        self._pending: list[Any] = []
+        self._flushed = time.monotonic()
+        self._recorded: dict[str, int] | None = None
+        """Of a continued run, the last step that was recorded before, by metric."""
+
+    def _give_up(self, error: Exception) -> None:
+        why = str(error) if isinstance(error, SgpipeError) else one_line(error)
+        print(
+            f"warning: stage {self._stage} is no longer recorded in MLflow ({why}); results are not affected; "
+            "`sgpipe tracking sync` rebuilds the record",
+            file=sys.stderr,
+        )
+        self._client = None
+
+    @_recording
+    def _join(self, root: Path, experiment_id: str, tags: Mapping[str, str], parameters: Mapping[str, Any]) -> None:
+        """Find the experiment's run, or create it."""
+        with FileLock(lock_path(root), timeout=LOCK_SECONDS):
+            experiment.close_killed(self._client, experiment_id, root)
+            key = {name: value for name, value in tags.items() if name != "dvc.exp_name"}
+            found = experiment.find_parent(self._client, experiment_id, key, os.environ.get("DVC_EXP_NAME"))
+            if found is not None:
+                self._parent_id = found
+                self._client.update_run(found, status="RUNNING")
+                return
+            named = {**tags, "sgpipe.kind": "experiment"}
+            self._parent_id = self._client.create_run(experiment_id, run_name=tags["dvc.exp_name"], tags=named).info.run_id
+            log_params(self._client, self._parent_id, parameters)
+
+    @_recording
+    def _open(self, experiment_id: str, tags: Mapping[str, str], parameters: Mapping[str, Any]) -> None:
+        """Continue the interrupted run of the same work, or create one."""
+        assert self._alive is not None
+        tags = {**tags, experiment.PARENT: self._parent_id, "sgpipe.lock": self._alive.token}
+        fingerprint = tags.get("sgpipe.fingerprint")
+        found = fingerprint and experiment.find_interrupted(self._client, experiment_id, self._stage, fingerprint)
+        if not found:
+            self._run_id = self._client.create_run(experiment_id, run_name=self._stage, tags=tags).info.run_id
+            self.log_params(parameters)
+            return
+        from mlflow.entities import RunTag
+
+        self._run_id, self._recorded = found.info.run_id, {}
+        self._client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        if "sgpipe.error" in found.data.tags:
+            self._client.delete_tag(self._run_id, "sgpipe.error")
+        self._client.update_run(self._run_id, status="RUNNING")
+
+    def _is_new(self, name: str, step: int) -> bool:
+        if self._recorded is None:
+            return True
+        if name not in self._recorded:
+            history = self._client.get_metric_history(self._run_id, name)
+            self._recorded[name] = max((each.step for each in history), default=-1)
+        return step > self._recorded[name]
+
+    @_recording
+    def log_step(self, step: int, values: Mapping[str, float]) -> None:
+        """Queue metrics of one training step; they are sent in batches. Steps that a continued run has already are left out."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        named = {metric_name(key): float(value) for key, value in values.items()}
+        self._pending += [Metric(name, value, now, step) for name, value in named.items() if self._is_new(name, step)]
+        if len(self._pending) >= BATCH or time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self.flush()
+
+    @_recording
+    def flush(self) -> None:
+        """Send queued metrics now."""
+        self._flushed = time.monotonic()
+        while self._pending:
+            batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
+            self._client.log_batch(self._run_id, metrics=batch)
+
+    @_recording
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Record facts that are known only now and are one value each (sizes, counts of steps): parameters, not charts."""
+        log_params(self._client, self._run_id, values)
+
+    @_recording
+    def log_metrics(self, values: Mapping[str, Any]) -> None:
+        """Record final metrics (nested mappings by dotted name) on the stage and, in a group of its name, on the experiment."""
+        group, found = self._stage.replace("@", "."), numbers(values)
+        log_values(self._client, self._run_id, found)
+        log_values(self._client, self._parent_id, {f"{group}/{name}": value for name, value in found.items()})
+
+    @_recording
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store a file or a folder with the run."""
+        self._client.get_run(self._run_id)
+        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        before = os.environ[_TIMEOUT]
+        os.environ[_TIMEOUT] = UPLOAD_SECONDS if before == PATIENCE[_TIMEOUT] else before
+        try:
+            log(self._run_id, str(path), folder)
+        finally:
+            os.environ[_TIMEOUT] = before
+
+    @_recording
+    def _terminate(self, status: str, error: BaseException | None) -> None:
+        if error is not None:
+            self._client.set_tag(self._run_id, "sgpipe.error", f"{type(error).__name__}: {error}"[:5000])
+        self._client.set_terminated(self._run_id, status)
+
+    @_recording
+    def _settle(self, root: Path) -> None:
+        with FileLock(lock_path(root), timeout=LOCK_SECONDS):
+            run = self._client.get_run(self._run_id)
+            experiment.settle(self._client, run.info.experiment_id, self._parent_id)
+
+    def _end(self, status: str, root: Path, error: BaseException | None = None) -> None:
+        self.flush()
+        self._terminate(status, error)
+        if self._alive is not None:
+            self._alive.release(None if self._client is not None or not self._run_id else status)
+        self._settle(root)
 
 
 def _begin(
@@ -231,12 +234,9 @@ def _begin(
         **{f"input.{path.as_posix()}"[:250]: file_hash(path)[:16] for path in inputs if path.exists()},
         **({} if fingerprint is None else {"sgpipe.fingerprint": fingerprint}),
     }
-    run = StageRun(client, stage=stage, alive=Alive(root))
-    with run._recording():
-        with FileLock(lock_path(root), timeout=LOCK_SECONDS):
-            experiment.close_killed(client, experiment_id, root)
-            run._join(experiment_id, tags, flatten(everything))
-        run._open(experiment_id, {**tags, **own}, flatten(plain))
+    run = StageRun(client, stage, Alive(root))
+    run._join(root, experiment_id, tags, everything)
+    run._open(experiment_id, {**tags, **own}, plain)
     return run
 
 

@@ -3,12 +3,14 @@
 import logging
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from sgpipe.errors import TrackingError, first_line
+from sgpipe.errors import SgpipeError, TrackingError, first_line
 from sgpipe.runs.state import shared_dir
 
 if TYPE_CHECKING:
@@ -46,6 +48,17 @@ def one_line(error: BaseException) -> str:
     return kind if first == kind else f"{kind}: {first}"
 
 
+@contextmanager
+def told_in_a_line(root: Path, remedy: str = "") -> Iterator[None]:
+    """Errors of the libraries in the body as a `TrackingError` of one line that names the store."""
+    try:
+        yield
+    except SgpipeError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"{tracking_uri(root)}: {one_line(error)}{remedy}") from error
+
+
 def _check_sqlite(uri: str) -> None:
     """Raises `TrackingError` for a file that cannot be written now: MLflow tries ten times, which takes 102 s."""
     from sqlalchemy.engine import make_url
@@ -55,12 +68,9 @@ def _check_sqlite(uri: str) -> None:
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
-        database = sqlite3.connect(path, timeout=SQLITE_SECONDS, isolation_level=None)
-        try:
+        with closing(sqlite3.connect(path, timeout=SQLITE_SECONDS, isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.execute("ROLLBACK")
-        finally:
-            database.close()
         if not os.access(path, os.W_OK):
             raise sqlite3.OperationalError("no permission to write it")
     except sqlite3.Error as error:
@@ -81,35 +91,27 @@ def open_store(root: Path, experiment: str) -> tuple["MlflowClient", str]:
         os.environ.setdefault(name, value)
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
-    try:
-        return _open(root, experiment, tracking_uri(root))
-    except TrackingError:
-        raise
-    except Exception as error:
-        raise TrackingError(f"{tracking_uri(root)}: {one_line(error)}") from error
+    with told_in_a_line(root):
+        from mlflow import MlflowClient
 
-
-def _open(root: Path, experiment: str, uri: str) -> tuple["MlflowClient", str]:
-    shared_dir(root).mkdir(parents=True, exist_ok=True)
-    local = uri.startswith("sqlite:")
-    from mlflow import MlflowClient
-
-    client = None if local else MlflowClient(tracking_uri=uri)
-    found = client.get_experiment_by_name(experiment) if client else None
-    with FileLock(lock_path(root), timeout=LOCK_SECONDS):
-        if client is None:
-            _check_sqlite(uri)
-            client = MlflowClient(tracking_uri=uri)
-        found = found or client.get_experiment_by_name(experiment)
-        if found is None:
-            artifacts = (shared_dir(root) / "mlflow-artifacts" / experiment).as_uri() if local else None
-            return client, client.create_experiment(experiment, artifact_location=artifacts)
-    if found.lifecycle_stage == "deleted":
-        raise TrackingError(
-            f"tracking.experiment: {experiment!r} is deleted in {uri}; `{TRACKING_URI}='{uri}' mlflow experiments restore "
-            f"-x {found.experiment_id}`, or set another name"
-        )
-    return client, found.experiment_id
+        uri, shared = tracking_uri(root), shared_dir(root)
+        shared.mkdir(parents=True, exist_ok=True)
+        local = uri.startswith("sqlite:")
+        found = None if local else MlflowClient(uri).get_experiment_by_name(experiment)
+        with FileLock(lock_path(root), timeout=LOCK_SECONDS):
+            if local:
+                _check_sqlite(uri)
+            client = MlflowClient(uri)
+            found = found or client.get_experiment_by_name(experiment)
+            if found is None:
+                artifacts = (shared / "mlflow-artifacts" / experiment).as_uri() if local else None
+                return client, client.create_experiment(experiment, artifact_location=artifacts)
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"tracking.experiment: {experiment!r} is deleted in {uri}; `{TRACKING_URI}='{uri}' mlflow experiments restore "
+                f"-x {found.experiment_id}`, or set another name"
+            )
+        return client, found.experiment_id
 
 
 def runs_page(address: str, experiment_id: str) -> str:

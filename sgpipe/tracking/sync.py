@@ -6,18 +6,19 @@ that DVC made of it afterwards, which completes it with the commit's figures. Ru
 
 import json
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import SgpipeError, TrackingError
+from sgpipe.errors import SgpipeError
 from sgpipe.params.load import parse_yaml
 from sgpipe.runs.state import config_hash
 from sgpipe.tracking import experiment
 from sgpipe.tracking.git import code_hash_at, git
-from sgpipe.tracking.run import flatten, log_values, numbers
-from sgpipe.tracking.store import one_line, open_store, tracking_uri
+from sgpipe.tracking.run import log_params, log_values, numbers
+from sgpipe.tracking.store import open_store, told_in_a_line
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,17 @@ class Synced:
     created: int
     joined: int
     known: int
-    closed: int = 0
+    closed: int
 
 
 def recorded_commits(root: Path) -> Iterator[Recorded]:
     """DVC's experiments, then the commits of HEAD's history that changed `dvc.lock` or `metrics/`."""
-    for line in git(root, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps/").splitlines():
-        reference, commit = line.split()
-        parts = reference.split("/")
-        if len(parts) != 5 or len(parts[2]) != 2:
-            continue
-        seconds = int(git(root, "show", "-s", "--format=%ct", commit))
-        yield Recorded(commit, parts[4], parts[2] + parts[3], seconds)
-    log = git(root, "log", "--format=%H %ct %P", "HEAD", "--", "dvc.lock", "metrics")
-    for line in log.splitlines():
+    fields = "--format=%(refname) %(objectname) %(committerdate:unix)"
+    for line in git(root, "for-each-ref", fields, "refs/exps/??/*/*").splitlines():
+        reference, commit, committed = line.split()
+        *_, first, rest, name = reference.split("/")
+        yield Recorded(commit, name, first + rest, int(committed))
+    for line in git(root, "log", "--format=%H %ct %P", "HEAD", "--", "dvc.lock", "metrics").splitlines():
         commit, committed, *parents = line.split()
         yield Recorded(commit, None, parents[0] if parents else commit, int(committed))
 
@@ -72,68 +70,46 @@ def at_commit(root: Path, commit: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return params, metrics
 
 
-def _find_live(client: Any, experiment_id: str, root: Path, item: Recorded, params: dict[str, Any]) -> str | None:
-    """The run that was recorded while what became this commit was made."""
-    same = {"dvc.baseline_rev": item.baseline, "sgpipe.code": code_hash_at(root, item.commit)}
-    if item.name is None:
-        same["sgpipe.config"] = config_hash(params)
-    found = experiment.find_parent(client, experiment_id, same, item.name)
-    if found is None and item.name is not None:
-        found = experiment.find_parent(client, experiment_id, {"dvc.baseline_rev": item.baseline}, item.name)
-    return found
+def _find_live(client: Any, experiment_id: str, item: Recorded, tags: Mapping[str, str]) -> str | None:
+    """The run that was recorded while what became this commit was made: of the same code, else of the same name."""
+    wanted = [dict(tags)]
+    if item.name is not None:
+        wanted = [{name: tags[name] for name in names} for names in (("dvc.baseline_rev", "sgpipe.code"), ("dvc.baseline_rev",))]
+    found = (experiment.find_parent(client, experiment_id, each, item.name) for each in wanted)
+    return next((each for each in found if each is not None), None)
 
 
-def _create(client: Any, experiment_id: str, root: Path, item: Recorded, params: dict[str, Any], name: str) -> str:
-    tags = {
-        "dvc.exp_name": name,
-        "dvc.baseline_rev": item.baseline,
-        "sgpipe.config": config_hash(params),
-        "sgpipe.code": code_hash_at(root, item.commit),
-        "sgpipe.kind": "experiment",
-    }
-    run = client.create_run(experiment_id, start_time=item.seconds * 1000, run_name=name, tags=tags)
-    for batch in experiment.params(flatten(params)):
-        client.log_batch(run.info.run_id, params=batch)
-    client.set_terminated(run.info.run_id, "FINISHED", end_time=item.seconds * 1000)
-    return str(run.info.run_id)
+def sync(root: Path, name: str) -> Synced:
+    """Bring experiment `name` of the store up to date with git. Returns what was done; raises `TrackingError` where it fails."""
+    with told_in_a_line(root, "; what was synchronised stays, run the same command again"):
+        client, experiment_id = open_store(root, name)
+        closed = experiment.close_killed(client, experiment_id, root)
+        done = Counter(_sync(client, experiment_id, root, item) for item in recorded_commits(root))
+    return Synced(done["created"], done["joined"], done["known"], closed)
 
 
-def _sync(root: Path, name: str) -> Synced:
-    client, experiment_id = open_store(root, name)
-    closed = experiment.close_killed(client, experiment_id, root)
-    created = joined = known = 0
-    for item in recorded_commits(root):
-        if experiment.find_parent(client, experiment_id, {"dvc.exp_rev": item.commit}, joined=True):
-            known += 1
-            continue
-        try:
-            params, metrics = at_commit(root, item.commit)
-        except SgpipeError as error:
-            print(f"warning: {error}; this commit is left out", file=sys.stderr)
-            continue
-        title = item.name or git(root, "show", "-s", "--format=%s", item.commit).strip()[:100]
-        run_id = _find_live(client, experiment_id, root, item, params)
-        if run_id is None:
-            run_id = _create(client, experiment_id, root, item, params, title)
-            created += 1
-        else:
-            client.update_run(run_id, name=title)
-            client.set_tag(run_id, "dvc.exp_name", title)
-            joined += 1
-        for stem, values in metrics.items():
-            figures = {f"{stem}/{key}": value for key, value in numbers(values).items()}
-            log_values(client, run_id, figures, item.seconds * 1000)
-        client.set_tag(run_id, "dvc.exp_rev", item.commit)
-    return Synced(created, joined, known, closed)
-
-
-def sync(root: Path, experiment: str) -> Synced:
-    """Bring the store up to date with git. Returns what was done; raises `TrackingError` where the store fails."""
+def _sync(client: Any, experiment_id: str, root: Path, item: Recorded) -> str:
+    """What was done for a commit: created, joined, known, or left out."""
+    if experiment.find_parent(client, experiment_id, {"dvc.exp_rev": item.commit}, joined=True):
+        return "known"
     try:
-        return _sync(root, experiment)
-    except SgpipeError:
-        raise
-    except Exception as error:
-        raise TrackingError(
-            f"MLflow, {tracking_uri(root)}: {one_line(error)}; what was synchronised stays, run the same command again"
-        ) from error
+        params, metrics = at_commit(root, item.commit)
+    except SgpipeError as error:
+        print(f"warning: {error}; this commit is left out", file=sys.stderr)
+        return "left out"
+    title = item.name or git(root, "show", "-s", "--format=%s", item.commit).strip()[:100]
+    milliseconds = item.seconds * 1000
+    tags = {"dvc.baseline_rev": item.baseline, "sgpipe.config": config_hash(params), "sgpipe.code": code_hash_at(root, item.commit)}
+    live = run_id = _find_live(client, experiment_id, item, tags)
+    if run_id is None:
+        tags |= {"dvc.exp_name": title, "sgpipe.kind": "experiment"}
+        run_id = client.create_run(experiment_id, start_time=milliseconds, run_name=title, tags=tags).info.run_id
+        log_params(client, run_id, params)
+        client.set_terminated(run_id, "FINISHED", end_time=milliseconds)
+    else:
+        client.update_run(run_id, name=title)
+        client.set_tag(run_id, "dvc.exp_name", title)
+    figures = {f"{stem}/{key}": value for stem, values in metrics.items() for key, value in numbers(values).items()}
+    log_values(client, run_id, figures, milliseconds)
+    client.set_tag(run_id, "dvc.exp_rev", item.commit)
+    return "joined" if live else "created"

@@ -1,5 +1,6 @@
 """A generator that requests by the rules of the drawn world, and a repository with validation triples of it."""
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,6 +134,16 @@ def tiny_params() -> dict[str, Any]:
     return params
 
 
+def call(main: Any, **given: Any) -> None:
+    """A stage's command with its defaults, in this process."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(main).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    main(**{**defaults, **given})
+
+
 def write_repository(root: Path) -> None:
     """Code by links, tiny checkpoints, ground-truth images with their triples and negatives, and params.yaml for them."""
     for name in ("sgpipe", "sgworld", "stages"):
@@ -144,8 +155,6 @@ def write_repository(root: Path) -> None:
 
 def write_training(root: Path) -> None:
     """What training leaves behind: adapters by name, control losses."""
-    import json
-
     for arm in ("graph", "text_only"):
         for name in ("adapter", "epoch-1", "epoch-2"):
             folder = root / "outputs/lora" / arm / name

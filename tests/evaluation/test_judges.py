@@ -13,9 +13,8 @@ from PIL import Image
 
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.evaluation.config import Judge
-from sgpipe.evaluation.detectors import ZeroShotFinder
 from sgpipe.evaluation.judge_factory import PLUGINS, judge_identity, open_judge
-from sgpipe.evaluation.judges import BoxJudge
+from sgpipe.evaluation.judges import BoxJudge, ZeroShotFinder
 from sgpipe.evaluation.samples import Pixels
 from sgpipe.relations.boxes import RULES, Box
 from sgpipe.relations.predicates import relational_prompt

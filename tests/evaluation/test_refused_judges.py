@@ -130,7 +130,7 @@ def test_a_machine_without_memory_is_no_fault_of_the_checkpoint(clip: Path, monk
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("none left")
 
-    monkeypatch.setattr("sgpipe.evaluation.judge_factory._contrastive", full)
+    monkeypatch.setattr("sgpipe.evaluation.judge_factory.load_open_clip", full)
     with pytest.raises(torch.OutOfMemoryError):
         open_judge("a", Judge(kind="open_clip", model=f"local-dir:{clip}"), CPU)
 

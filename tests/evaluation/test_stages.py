@@ -1,7 +1,9 @@
 """The stages from drawing to the page, with a generator that requests by rule: killed or not, the bytes are the same."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +28,61 @@ from sgpipe.evaluation.calibration import questions
 from sgpipe.evaluation.samples import CALIBRATION
 from sgpipe.evaluation.sampling_plan import read_evaluation_triples
 from sgpipe.report.panels import sample_sheet
-from tests.evaluation.drawn import DrawnGenerator, write_repository, write_training
+from tests.evaluation.drawn import DrawnGenerator, call, write_repository, write_training
 
 pytestmark = pytest.mark.slow
 
 
+def opened(_: Any, adapter: Path | None, *__: Any) -> DrawnGenerator:
+    """The graph arm follows graphs, epoch 1 half as well as epoch 2."""
+    return DrawnGenerator(0.6 if adapter is not None and adapter.name == "epoch-1" else 0.9)
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("repository")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A repository in which every arm was trained."""
+    root = tmp_path_factory.mktemp("made") / "repository"
+    root.mkdir()
     write_repository(root)
     write_training(root)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stages.sample_images, "open_generator", opened)
+        yield root
+
+
+@pytest.fixture(scope="module")
+def sampled(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with the images of every arm."""
+    root = copied(made, tmp_path_factory.mktemp("sampled"))
+    with contextlib.chdir(root):
+        for arm in ("base", "text_only", "graph"):
+            call(stages.sample_images.main, arm=arm)
+    return root
+
+
+@pytest.fixture(scope="module")
+def judged(sampled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with verdicts, too."""
+    root = copied(sampled, tmp_path_factory.mktemp("judged"))
+    with contextlib.chdir(root):
+        call(stages.judge.main)
     return root
 
 
 @pytest.fixture
-def root(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy with the stages run in it, drawing by rule: the graph arm follows graphs, epoch 1 half as well as epoch 2."""
-    root = tmp_path / "repository"
-    shutil.copytree(made, root, symlinks=True)
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a copy of `made`, or of the fixture that the test names."""
+    root = copied(request.getfixturevalue(getattr(request, "param", "made")), tmp_path)
     monkeypatch.chdir(root)
-
-    def opened(_: Any, adapter: Path | None, *__: Any) -> DrawnGenerator:
-        return DrawnGenerator(0.6 if adapter is not None and adapter.name == "epoch-1" else 0.9)
-
-    monkeypatch.setattr(stages.sample_images, "open_generator", opened)
     return root
+
+
+WITH_IMAGES = pytest.mark.parametrize("root", ["sampled"], indirect=True)
+WITH_VERDICTS = pytest.mark.parametrize("root", ["judged"], indirect=True)
+
+
+def copied(source: Path, folder: Path) -> Path:
+    return shutil.copytree(source, folder / "repository", symlinks=True)
 
 
 def set_params(root: Path, **sections: dict[str, Any]) -> None:
@@ -60,32 +92,8 @@ def set_params(root: Path, **sections: dict[str, Any]) -> None:
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
-def call(main: Any, **given: Any) -> None:
-    """A stage's command with its defaults, in this process."""
-    import inspect
-
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(main).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
-    main(**{**defaults, **given})
-
-
-def draw_all() -> None:
-    for arm in ("base", "text_only", "graph"):
-        call(stages.sample_images.main, arm=arm)
-
-
-def judge_all() -> None:
-    draw_all()
-    call(stages.judge.main)
-    call(stages.evaluate.main)
-
-
+@WITH_VERDICTS
 def test_killed_while_drawing_or_judging_the_bytes_are_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_all()
-    call(stages.judge.main)
     images = {path: path.read_bytes() for path in sorted(Path("outputs/images").rglob("*.parquet"))}
     judged = {path: path.read_bytes() for path in sorted(Path("outputs/judged").iterdir())}
     assert len(images) == 3 and len(judged) == 3
@@ -108,8 +116,9 @@ def test_killed_while_drawing_or_judging_the_bytes_are_the_same(root: Path, monk
     assert {path: path.read_bytes() for path in judged} == judged
 
 
+@WITH_VERDICTS
 def test_figures_and_page_of_arms_drawn_by_rule(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    judge_all()
+    call(stages.evaluate.main)
     assert "judges.exact.ground_truth_accuracy" not in capsys.readouterr().err
     found = json.loads(Path("metrics/evaluation.json").read_text())
     exact = found["judges"]["exact"]
@@ -152,10 +161,9 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path, capsys: pytest.Captu
     assert "different samples" in Path("outputs/report/index.html").read_text()
 
 
+@WITH_VERDICTS
 def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A broken val image costs its own questions; verdicts of sampled images stay, and the evaluation counts it."""
-    draw_all()
-    call(stages.judge.main)
     whole = {name: pq.read_table(f"outputs/judged/{name}.parquet") for name in ("verdicts", "calibration", "rejects")}
     assert whole["rejects"].num_rows == 0
     Path("data/VG_100K/3.png").write_bytes(b"\xff\xd8\xff\xe0")
@@ -190,8 +198,8 @@ def test_ground_truth_that_cannot_be_read_is_left_out_and_counted(root: Path, ca
         call(stages.judge.main)
 
 
+@WITH_IMAGES
 def test_the_readmes_sheet_shows_every_picture_asked_for(root: Path) -> None:
-    draw_all()
     done = CliRunner().invoke(app, ["report", "sheet", "--count", "3", "--out", "sheet.png"], catch_exceptions=False)
     assert done.exit_code == 0
     with Image.open("sheet.png") as image:
@@ -204,8 +212,8 @@ def test_the_readmes_sheet_shows_every_picture_asked_for(root: Path) -> None:
         sample_sheet(Path("outputs/images"), Path("outputs/curated/triples.parquet"), 0, 3, Path("none.png"))
 
 
+@WITH_VERDICTS
 def test_another_judge_draws_nothing_again(root: Path) -> None:
-    judge_all()
     images = {path: path.stat().st_mtime_ns for path in Path("outputs/images").rglob("*.parquet")}
     set_params(root, judge={"judges": {"clip": {"kind": "open_clip", "model": "local-dir:models/clip"}}, "headline": "clip"})
     with pytest.raises(DataError, match="no arm's images"):
@@ -218,8 +226,8 @@ def test_another_judge_draws_nothing_again(root: Path) -> None:
         call(stages.evaluate.main)
 
 
+@WITH_IMAGES
 def test_pictures_of_an_earlier_choice_are_refused(root: Path) -> None:
-    draw_all()
     path = Path("outputs/images/text_only/images.parquet")
     table = pq.read_table(path)
     ids = ["0-0", *table["triple_id"].to_pylist()[1:]]

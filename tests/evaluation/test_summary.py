@@ -25,8 +25,6 @@ from sgpipe.evaluation.verdicts import Condition, Scored, Verdicts
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.report import tables
 from sgpipe.report.page import headline_figure
-from sgpipe.report.readme import headline_table
-from sgpipe.report.sweep import sweep_table
 from sgpipe.runs.atomic import plain, write_json
 from tests.evaluation.conftest import Blind, FakeGenerator, Oracle, Written
 
@@ -245,8 +243,7 @@ def test_an_arm_without_a_decided_image_has_dashes(world: tuple, tmp_path: Path,
     assert (read["sweep"]["arms"]["graph"]["direction_accuracy"] is None) == ("graph" in undecided)
     assert headline_figure(read["evaluation"]).svg
     page = [each(read["evaluation"]) for each in (tables.headline, tables.comparisons, tables.sensitivity)]
-    page += [tables.ablation(read["ablation"]), sweep_table(read["sweep"])]
-    page.append(headline_table(tmp_path / "evaluation.json"))
+    page += [tables.ablation(read["ablation"]), tables.sweep(read["sweep"]), tables.short_headline(read["evaluation"])]
     known = {name: plain(asdict(each)) for name, each in qualified.by_class["oracle"].items()}
     page.append(tables.by_predicate(read["rows"], known, {"base": "none", "graph": "graphs"}))
     for each in page:
@@ -254,18 +251,15 @@ def test_an_arm_without_a_decided_image_has_dashes(world: tuple, tmp_path: Path,
     assert any("–" in cell for line in page[0].rows for cell in line)
 
 
-def test_a_judge_that_was_shown_no_ground_truth_of_its_own_has_dashes(
-    world: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_judge_that_was_shown_no_ground_truth_of_its_own_has_dashes(world: tuple, capsys: pytest.CaptureFixture[str]) -> None:
     verdicts, qualified, files, _ = world
     asked = qualified.answers.filter(pa.array([kind != "own" for kind in qualified.answers["question"].to_pylist()]))
     capsys.readouterr()
     found, _ = evaluation_figures(verdicts, QualifiedJudges.of(JUDGES, asked, STATISTICS), files)
     assert "warning: evaluation: undefined, written as null: judges.oracle.ground_truth_accuracy" in capsys.readouterr().err
     assert found["judges"]["oracle"]["ground_truth_accuracy"] is None and found["judges"]["oracle"]["classes_used"] == 0
-    write_json(found, tmp_path / "evaluation.json")
     assert "right on – of" in tables.headline(found).caption
-    assert "accuracy on ground truth –;" in headline_table(tmp_path / "evaluation.json").note
+    assert "accuracy on ground truth –;" in tables.short_headline(found).note
 
 
 def test_training_seeds_of_an_ablation_are_crossed_with_triples(world: tuple) -> None:
@@ -307,11 +301,11 @@ def test_mse_is_that_of_the_pixels(world: tuple, cases: list[EvaluationTriple]) 
         )
         return file.read([row])[0].astype(float)
 
-    found = distances(file, cases, SEEDS, "neutral")
+    graphs, other_seed = distances(file, cases, SEEDS, "neutral")
     by_graph = [np.mean((image("positive", s) - image("negative", s)) ** 2) for s in SEEDS]
     by_seed = [np.mean((image("positive", a) - image("positive", b)) ** 2) for a, b in ((0, 1), (0, 2), (1, 2))]
-    assert found.graphs[2, 0] == pytest.approx(np.mean(by_graph))
-    assert found.other_seed[2, 0] == pytest.approx(np.mean(by_seed))
+    assert graphs[2, 0] == pytest.approx(np.mean(by_graph))
+    assert other_seed[2, 0] == pytest.approx(np.mean(by_seed))
     with pytest.raises(DataError, match="not all"):
         distances(files["base"], cases, SEEDS, "neutral")
 

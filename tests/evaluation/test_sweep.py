@@ -12,11 +12,10 @@ from sgpipe.datasets.tables import write_table
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.evaluation.arms import arm_figures
 from sgpipe.evaluation.summary import evaluation_figures
-from sgpipe.evaluation.sweep import Experiment, sweep_figures, sweep_samples
-from sgpipe.evaluation.sweep_samples import SweepSamples
+from sgpipe.evaluation.sweep import Experiment, SweepSamples, sweep_figures, sweep_samples
 from sgpipe.evaluation.verdicts import Verdicts
+from sgpipe.report import tables
 from sgpipe.report.cli import sweep_command
-from sgpipe.report.sweep import sweep_table
 from tests.evaluation.test_summary import SEEDS, world  # noqa: F401
 
 LOSSES = {f"val_loss_{name}": 0.1 for name in ("graph", "empty", "shuffled", "swapped", "base")}
@@ -51,7 +50,7 @@ def test_equal_runs_pool_to_the_same_shares(one: Experiment) -> None:
     assert graph["val_loss_base"] == pytest.approx(0.2) and "val_loss_base" not in both["arms"]["base"]
     assert both["arms"]["base"] == alone["arms"]["base"], "trained nothing, counted once"
     assert both["experiments"]["arms-2"] == {"commit": "c" * 40, "seed": 1, "config": "config"}
-    text = sweep_table(both).markdown()
+    text = tables.sweep(both).markdown()
     assert "| graph, neutral prompt |" in text and "arms-1 (ccccccc)" in text
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli import app
 from sgpipe.errors import DataError, SgpipeError
-from sgpipe.report.readme import END, begin, replace_table
+from sgpipe.report.tables import END, begin, replace_table
 from tests.report.pages import FOUND, table
 
 RUNNER = CliRunner()

@@ -25,10 +25,15 @@ def blank_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / ".dvc" / "mlflow.db"
 
 
+@pytest.fixture(scope="session")
+def new_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_repository(tmp_path_factory.mktemp("new") / "repository")
+
+
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def repository(tmp_path: Path, new_repository: Path) -> Path:
     """A git and DVC repository with one toy stage, committed."""
-    return make_repository(tmp_path / "with space")
+    return shutil.copytree(new_repository, tmp_path / "with space", symlinks=True)
 
 
 @pytest.fixture

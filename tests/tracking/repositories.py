@@ -59,7 +59,7 @@ def make_repository(root: Path, git_root: Path | None = None) -> Path:
     run(around, "git", "config", "user.email", "a@example.org")
     run(around, "git", "config", "user.name", "a")
     run(root, sys.executable, "-m", "dvc", "init", "-q", *(["--subdir"] if git_root else []))
-    run(root, sys.executable, "-m", "dvc", "config", "core.analytics", "false")
+    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n" + (root / ".dvc" / "config").read_text())
     run(around, "git", "add", "-A")
     run(around, "git", "commit", "-qm", "start")
     return root

@@ -22,11 +22,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_repository(around / "research" / "graphs", around)
     (root / "stages").mkdir()
     (root / "stages/own.py").write_text("a = 1\n")
-    dvc = (sys.executable, "-m", "dvc")
-    run(root, *dvc, "repro", "-q")
+    run(root, sys.executable, "stage.py")
     run(around, "git", "add", "-A")
     run(around, "git", "commit", "-qm", "result")
-    run(root, *dvc, "exp", "run", "-q", "-n", "here", "-S", "toy.rate=2")
+    run(root, sys.executable, "-m", "dvc", "exp", "run", "-q", "-n", "here", "-S", "toy.rate=2")
     return root
 
 

@@ -11,7 +11,7 @@ import pytest
 from sgpipe.tracking.run import flatten, numbers, track
 from sgpipe.tracking.store import tracking_uri
 from sgpipe.tracking.sync import sync
-from tests.tracking.repositories import PARAMS, ROOT, run, runs, write_plain_params
+from tests.tracking.repositories import PARAMS, ROOT, run, runs
 
 
 @pytest.mark.slow
@@ -77,33 +77,30 @@ def test_four_processes_may_start_on_a_fresh_store(repository: Path) -> None:
     assert len(runs(repository, "experiment")) == 1
 
 
-def test_a_failing_stage_is_recorded_as_failed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(repository)
-    write_plain_params(repository)
-    with pytest.raises(RuntimeError, match="boom"), track("toy", {}, root=repository):
+def test_a_failing_stage_is_recorded_as_failed(stored: Path) -> None:
+    with pytest.raises(RuntimeError, match="boom"), track("toy", {}, root=stored):
         raise RuntimeError("boom")
-    (child,) = runs(repository, "stage")
+    (child,) = runs(stored, "stage")
     assert child.info.status == "FAILED"
     assert child.data.tags["sgpipe.error"] == "RuntimeError: boom"
 
 
-def test_switched_off_records_nothing(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(repository)
-    (repository / "params.yaml").write_text("tracking: {enabled: false}\n")
-    with track("toy", {}, root=repository) as recorded:
+def test_switched_off_records_nothing(stored: Path) -> None:
+    database = stored / ".dvc" / "mlflow.db"
+    database.unlink()
+    (stored / "params.yaml").write_text("tracking: {enabled: false}\n")
+    with track("toy", {}, root=stored) as recorded:
         recorded.log_step(0, {"loss": 1.0})
         recorded.log_metrics({"score": 1})
-    assert not (repository / ".dvc" / "mlflow.db").exists()
+    assert not database.exists()
 
 
 def test_a_store_out_of_reach_is_said_and_stops_nothing(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(repository)
-    write_plain_params(repository)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db")
     done = []
-    with track("toy", {}, root=repository):
+    with track("toy", {}, root=stored):
         done.append(1)
     assert done == [1]
     assert "sgpipe tracking sync" in capsys.readouterr().err
