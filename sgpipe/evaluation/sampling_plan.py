@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.config import Graph, Prompt
-from sgpipe.graphs.rows import graph_of
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.runs.hashing import hashed, text_ids
 
@@ -79,7 +78,7 @@ def read_evaluation_triples(triples: pa.Table, negatives: pa.Table, per_class: i
     for row in chosen.to_pylist():
         if row["triple_id"] not in against:
             raise DataError(f"triple {row['triple_id']} has no negative; run `dvc repro negatives`")
-        false, graph = against[row["triple_id"]], graph_of(row)
+        false, graph = against[row["triple_id"]], SceneGraph.of_row(row)
         cases.append(
             EvaluationTriple(
                 row["triple_id"],

@@ -19,7 +19,7 @@ from sgpipe.datasets.tables import NEGATIVES
 from sgpipe.errors import DataError
 from sgpipe.graphs.config import Negatives
 from sgpipe.graphs.prompts import words
-from sgpipe.graphs.rows import graphs_of
+from sgpipe.graphs.scene_graph import graphs_of
 from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATE_INDEX, PREDICATES, RELATIONS, SYMMETRIC, may_hold
 from sgpipe.runs.hashing import fraction
 

@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from sgpipe.datasets.tables import PROMPTS
 from sgpipe.errors import DataError
-from sgpipe.graphs.rows import graphs_of
-from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.graphs.scene_graph import SceneGraph, graphs_of
 from sgpipe.relations.predicates import PREDICATES, may_hold, phrase
 from sgpipe.runs.hashing import fraction
 

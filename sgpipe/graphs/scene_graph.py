@@ -7,10 +7,10 @@ alike, and has names with a comma or semicolon: `{"objects": ["dog", "cat"], "tr
 
 import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
@@ -18,6 +18,9 @@ from sgpipe.errors import DataError
 from sgpipe.relations.aliases import plain_name
 from sgpipe.relations.names import LONGEST, RULE, name_fault
 from sgpipe.relations.predicates import PREDICATES, phrase
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Triple = tuple[int, str, int]
 Box = tuple[float, float, float, float]
@@ -106,6 +109,12 @@ class SceneGraph:
             tuple(self.boxes[index] for index in order) if self.boxes else (),
         )
 
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """The graph in the columns `objects`, `boxes` and `triples` of a row of curated triples."""
+        triples = ((each["subject"], each["predicate"], each["object"]) for each in row["triples"])
+        return cls(tuple(row["objects"]), tuple(triples), tuple(tuple(box) for box in row["boxes"]))
+
     @property
     def named(self) -> tuple[tuple[str, str, str], ...]:
         """The triples with the names of their objects."""
@@ -113,6 +122,11 @@ class SceneGraph:
 
     def __str__(self) -> str:
         return "; ".join(map(", ".join, self.named))
+
+
+def graphs_of(triples: "pa.Table") -> list[SceneGraph]:
+    """The graph of each row of curated triples."""
+    return [SceneGraph.of_row(row) for row in triples.select(["objects", "boxes", "triples"]).to_pylist()]
 
 
 def _check_name(name: str, what: str) -> None:

@@ -18,7 +18,6 @@ from sgpipe.backbones.truncation import check_names_kept, warn
 from sgpipe.datasets.tables import NEGATIVES, PROMPTS, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
-from sgpipe.graphs.rows import graph_of
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.runs.hashing import fraction, text_ids
 
@@ -109,7 +108,7 @@ def read_data(sources: Sources, backbone: Backbone, dev: float) -> Data:
 
 
 def _example(row: Mapping[str, Any], said: Mapping[str, Mapping[str, str]], negatives: Mapping[str, Mapping[str, str]]) -> Example:
-    name, graph = row["triple_id"], graph_of(row)
+    name, graph = row["triple_id"], SceneGraph.of_row(row)
     if name not in negatives:
         raise DataError(f"triple {name} has no negative; run `dvc repro negatives`")
     negative = graph.negated(negatives[name]["kind"], negatives[name]["predicate"])

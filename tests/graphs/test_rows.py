@@ -15,8 +15,7 @@ from sgpipe.datasets.visual_genome.data_set import VisualGenome
 from sgpipe.graphs.config import Curate, GraphSize, Quality
 from sgpipe.graphs.curate import curate, grow, pair_sides
 from sgpipe.graphs.prompts import mention_order, words
-from sgpipe.graphs.rows import graphs_of
-from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.graphs.scene_graph import SceneGraph, graphs_of
 from sgpipe.relations.predicates import PREDICATES, phrase
 
 BOXES = {1: (0, 0, 10, 10), 2: (20, 0, 10, 10), 3: (0, 30, 10, 10), 4: (50, 50, 10, 10), 5: (90, 0, 5, 5)}

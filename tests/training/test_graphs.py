@@ -12,8 +12,7 @@ from sgpipe.arms.coverage import TRAINED_ON
 from sgpipe.arms.generation import GraphGenerator
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graphs.prompts import words
-from sgpipe.graphs.rows import graphs_of
-from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.graphs.scene_graph import SceneGraph, graphs_of
 from sgpipe.training.controls import spoken
 from sgpipe.training.fit import fit
 from sgpipe.training.objective import Noised, Objective
