@@ -60,6 +60,8 @@ def test_killed_or_dealt_over_processes_the_bytes_are_the_same(cached: Path, nam
     damaged.write_bytes(damaged.read_bytes()[:100])
     started(cached, name)
     assert files(out) == whole
+    if name == "saliency_noised":  # both are dealt over processes by the same code
+        return
     shutil.rmtree(out)
     set_params(cached, compute={"launch": "torchrun --nproc-per-node 2"})
     started(cached, name)
