@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.config import Graph, Prompt
+from sgpipe.graphs.negatives import contradiction
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.runs.hashing import hashed, text_ids
 
@@ -50,6 +51,12 @@ class EvaluationTriple:
     def predicate(self) -> str:
         """The class of the triple."""
         return self.positive[1]
+
+    @property
+    def statements(self) -> tuple[tuple[Triple, Triple], ...]:
+        """Of each triple of the graph what it says and what stands against it: g⁻ against the first, `contradiction` else."""
+        others = ((triple, contradiction(*triple)) for triple in self.graph.named[1:])
+        return (self.positive, self.negative), *others
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The figures of the evaluation, from what judges said and from the images. Nothing is sampled or judged here."""
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -107,6 +108,37 @@ class Summary:
             found |= bounds(name, estimate)
             found[f"{name}_corrected"] = self._qualified.corrected(self._judge, estimate, classes)
             found[f"{name}_images"] = estimate.count
+        return found | self.shares(condition)
+
+    def shares(self, condition: Condition) -> dict[str, float]:
+        """Shares of *all* images, a missing object counting as wrong, over triples whose class the judge may judge.
+
+        `right`: c⁺ chosen; `turned`: c⁻. Of graphs of several triples: `edges_right`, triples as g⁺ has them; `graphs_right`,
+        images with all of them so; `others_right`, triples that g⁻ leaves as they are. `duplicates`: images with an object twice.
+        """
+        scored, used = self._verdicts.scored(condition, self._judge), self._qualified.used(self._judge)
+        cases = self._verdicts.cases
+        first = np.array([case.predicate in used for case in cases])
+        further = np.zeros(scored.others.shape[::2], bool)
+        for row, case in enumerate(cases):
+            further[row, : len(case.statements) - 1] = [said[1] in used for said, _ in case.statements[1:]]
+        chosen = np.where(first[:, None], np.nan_to_num(scored.choices, nan=0.5), np.nan)
+        right = np.where(np.isnan(chosen), np.nan, chosen == 1)
+        found = bounds("right", self._bootstrap.mean(right))
+        found |= bounds("turned", self._bootstrap.mean(np.where(np.isnan(chosen), np.nan, chosen == 0)))
+        if further.any():
+            others = np.where(further[:, None], scored.others, np.nan)
+            several = np.array([len(case.statements) > 1 for case in cases])
+            edges = np.where(several[:, None, None], np.concatenate([right[..., None], others], -1), np.nan)
+            for name, values, combine in (
+                ("edges_right", edges, np.nanmean),
+                ("graphs_right", edges, np.nanmin),
+                ("others_right", others, np.nanmean),
+            ):
+                with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # graphs of one triple have none
+                    found |= bounds(name, self._bootstrap.mean(combine(values, axis=-1)))
+        if np.isfinite(scored.duplicates).any():
+            found |= bounds("duplicates", self._bootstrap.mean(scored.duplicates))
         return found
 
     def arms(self) -> dict[str, Any]:
