@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -67,6 +66,8 @@ def scheduler_times(steps: int, scheduler: Mapping[str, Any], **how: Any) -> NDA
 
     Raises `ModelError` for one that is not stepped as an Euler integrator of the flow, or no steps.
     """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     if steps < 1:
         raise ModelError(f"steps: got {steps}; at least 1 is needed")
     kind = scheduler.get("_class_name", "FlowMatchEulerDiscreteScheduler")

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from sgpipe.evaluation.calibration import finite_mean
 from sgpipe.evaluation.config import HEADLINE
 from sgpipe.evaluation.crossed import LOG
 from sgpipe.evaluation.samples import ImageFile
 from sgpipe.evaluation.sensitivity import distances
-from sgpipe.evaluation.statistics import Floats, finite_mean
+from sgpipe.evaluation.statistics import Floats
 from sgpipe.evaluation.summary import QualifiedJudges, Summary, bounds
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.runs.atomic import defined

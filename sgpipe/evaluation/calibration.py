@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sgpipe.evaluation.sampling_plan import EvaluationTriple, Triple, others
-from sgpipe.evaluation.statistics import finite_mean
 from sgpipe.relations.predicates import INVERSE, may_hold
 
 QUESTIONS: Final[dict[str, str]] = {
@@ -63,6 +62,11 @@ def questions(cases: Sequence[EvaluationTriple]) -> list[Question]:
 def choices(positive: NDArray[np.floating], negative: NDArray[np.floating]) -> NDArray[np.float64]:
     """1 where a judge chooses c⁺, 0 where c⁻, NaN where neither."""
     return np.where(positive > negative, 1.0, np.where(negative > positive, 0.0, np.nan))
+
+
+def finite_mean(values: NDArray[Any]) -> float:
+    """The mean of the finite values; NaN where there are none."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -18,6 +17,9 @@ from PIL import Image
 
 from sgpipe.errors import DataError
 from sgpipe.runs.atomic import atomic_path
+
+if TYPE_CHECKING:
+    import polars as pl
 
 FILE = "images.parquet"
 FACTS: Final = b"sgpipe"
@@ -69,8 +71,10 @@ def write_image_file(tables: Iterable[pa.Table], path: Path, facts: Mapping[str,
     return count
 
 
-def grid(rows: pl.DataFrame, columns: Sequence[str], triple_ids: Sequence[str], seeds: Sequence[int]) -> list[Any] | None:
+def grid(rows: "pl.DataFrame", columns: Sequence[str], triple_ids: Sequence[str], seeds: Sequence[int]) -> list[Any] | None:
     """Columns of `rows` as arrays `[T, S]` by `triple_id` and `seed`, null as NaN; None unless each is there just once."""
+    import polars as pl
+
     wanted = pl.DataFrame({"triple_id": np.repeat(triple_ids, len(seeds)), "seed": list(seeds) * len(triple_ids)})
     found = wanted.join(rows, on=["triple_id", "seed"], maintain_order="left")
     if not found.n_unique(["triple_id", "seed"]) == len(found) == len(wanted):
@@ -101,6 +105,8 @@ class ImageFile:
 
     def rows(self, prompt: str, graph: str, triple_ids: Sequence[str], seeds: Sequence[int]) -> NDArray[np.int64]:
         """Rows `[T, S]` of the images of a condition. Raises `DataError` if one is missing."""
+        import polars as pl
+
         items = pl.DataFrame(self.items).with_row_index("row").filter(prompt=prompt, graph=graph)
         found = grid(items, ["row"], triple_ids, seeds)
         if found is None:

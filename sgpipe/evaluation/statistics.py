@@ -7,7 +7,6 @@ independent. NaN in an outcome stands for an image that does not count.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,11 +46,6 @@ def exact_share(values: Floats, confidence: float) -> Estimate:
     share = float(values[counted].max())
     low, high = (0.0, width) if share == 0.0 else (1 - width, 1.0)
     return Estimate(share, low, high, int(counted.sum()))
-
-
-def finite_mean(values: NDArray[Any]) -> float:
-    """The mean of the finite values; NaN where there are none."""
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def of_means(combine: Combine, arrays: Sequence[Floats]) -> float:

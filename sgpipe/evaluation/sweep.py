@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from sgpipe.datasets.tables import read_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.arms import LOSSES, headline_conditions
+from sgpipe.evaluation.calibration import finite_mean
 from sgpipe.evaluation.crossed import Crossed
 from sgpipe.evaluation.samples import FACTS, grid
 from sgpipe.evaluation.sampling_plan import BASE
-from sgpipe.evaluation.statistics import Bootstrap, Floats, finite_mean
+from sgpipe.evaluation.statistics import Bootstrap, Floats
 from sgpipe.evaluation.summary import QualifiedJudges, Summary, bounds
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.runs.atomic import atomic_path, defined

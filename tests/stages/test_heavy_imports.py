@@ -43,14 +43,14 @@ HEAVY = {
 """Libraries that take long to import, or much memory."""
 DENOISING = {"accelerate", "diffusers", "torch"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "ablation": {"scipy"},
+    "ablation": {"polars", "scipy"},
     "cache_latents": {"accelerate", "torch"},
     "cache_prompts": DENOISING,
     "canonicalize": set(),
     "code": set(),
     "curate": {"polars"},
     "sample_images": DENOISING,
-    "evaluate": {"scipy"},
+    "evaluate": {"polars", "scipy"},
     "graph_encoder": {*DENOISING, "open_clip", "polars", "scipy"},
     "headline": set(),
     "judge": {"accelerate", "torch"},
