@@ -114,7 +114,8 @@ class Summary:
         """Shares of *all* images, a missing object counting as wrong, over triples whose class the judge may judge.
 
         `right`: c⁺ chosen; `turned`: c⁻. Of graphs of several triples: `edges_right`, triples as g⁺ has them; `graphs_right`,
-        images with all of them so; `others_right`, triples that g⁻ leaves as they are. `duplicates`: images with an object twice.
+        images with all of them so; `others_right`, triples that g⁻ leaves as they are; `edges_right_new`, `edges_right_seen`: of
+        graphs with and without a combination of classes that no train graph has. `duplicates`: images with an object twice.
         """
         scored, used = self._verdicts.scored(condition, self._judge), self._qualified.used(self._judge)
         cases = self._verdicts.cases
@@ -130,10 +131,13 @@ class Summary:
             others = np.where(further[:, None], scored.others, np.nan)
             several = np.array([len(case.statements) > 1 for case in cases])
             edges = np.where(several[:, None, None], np.concatenate([right[..., None], others], -1), np.nan)
+            new = np.array([case.new for case in cases])[:, None, None]
+            parts = {"edges_right_new": np.where(new, edges, np.nan), "edges_right_seen": np.where(new, np.nan, edges)}
             for name, values, combine in (
                 ("edges_right", edges, np.nanmean),
                 ("graphs_right", edges, np.nanmin),
                 ("others_right", others, np.nanmean),
+                *((name, values, np.nanmean) for name, values in parts.items() if new.any()),
             ):
                 with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # graphs of one triple have none
                     found |= bounds(name, self._bootstrap.mean(combine(values, axis=-1)))

@@ -32,7 +32,8 @@ OWN = Condition("graph", "neutral", "positive")
 def case(number: int, text: str) -> EvaluationTriple:
     graph: SceneGraph = parse_graph(text)
     negative = graph.negated("swap", graph.triples[0][1])
-    return EvaluationTriple(str(number), number, (0.0, 0.0, 8.0, 8.0), graph, negative, "swap", {"neutral": ""})
+    new = number == 2
+    return EvaluationTriple(str(number), number, (0.0, 0.0, 8.0, 8.0), graph, negative, "swap", {"neutral": ""}, new)
 
 
 CASES = [case(number, text) for number, text in enumerate(GRAPHS)]
@@ -101,6 +102,7 @@ def test_every_triple_is_judged_and_counted(tmp_path: Path) -> None:
     assert found["edges_right"] == pytest.approx(np.mean([1, 1 / 2, 1, 2 / 3]))
     assert found["graphs_right"] == pytest.approx(2 / 4)
     assert found["others_right"] == pytest.approx(np.mean([1, 1, 1, 1 / 2]))
+    assert found["edges_right_seen"] == pytest.approx(3 / 4) and found["edges_right_new"] == pytest.approx(5 / 6)
     assert found["duplicates"] == pytest.approx(1 / 2)
 
 
