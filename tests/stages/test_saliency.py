@@ -19,7 +19,7 @@ from sgpipe.backbones.latent_cache import LatentCache
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.backbones.rectified_flow import interpolate, noise
 from sgpipe.params.load import read_section
-from tests.stages.test_caches import COMMANDS, copied, files, killed, run, set_params, small_repository, stage
+from tests.stages.test_caches import COMMANDS, copied, files, killed, run, set_params, small_repository, stage, started
 
 pytestmark = pytest.mark.slow
 COMMANDS |= {name: (f"stages.{name}",) for name in ("saliency", "saliency_noised", "saliency_sheets")}
@@ -50,7 +50,7 @@ def cached(made: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["saliency", "saliency_noised"])
 def test_killed_or_dealt_over_processes_the_bytes_are_the_same(cached: Path, name: str) -> None:
     out = cached / "outputs" / name
-    stage(cached, name)
+    started(cached, name)
     whole = files(out)
     assert {f"{group}.parquet" for group in GROUPS} <= set(whole)
     shutil.rmtree(out)
@@ -58,11 +58,11 @@ def test_killed_or_dealt_over_processes_the_bytes_are_the_same(cached: Path, nam
     assert not out.exists()
     damaged = next((cached / ".dvc/stage-state").glob("*/[a-z]*-0*/late.parquet"))
     damaged.write_bytes(damaged.read_bytes()[:100])
-    stage(cached, name)
+    started(cached, name)
     assert files(out) == whole
     shutil.rmtree(out)
     set_params(cached, compute={"launch": "torchrun --nproc-per-node 2"})
-    stage(cached, name)
+    started(cached, name)
     assert files(out) == whole
 
 

@@ -85,7 +85,7 @@ def killed(root: Path, checkpoints: int) -> None:
 
 @pytest.fixture(scope="module")
 def whole(made: Path) -> dict[str, bytes]:
-    command(made, *STAGE)
+    run(made, *COMMAND)
     found = results(made)
     assert {"adapter/adapter.json", "epoch-2/graph_tokens.safetensors", "controls.csv", "training.csv"} <= found.keys()
     assert "samples/step-000040.png" in found
@@ -114,7 +114,7 @@ def test_at_another_commit_the_same_training_gives_the_same_bytes(made: Path, wh
     before = run(made, "git", "rev-parse", "HEAD").strip()
     author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     run(made, "git", *author, "commit", "--quiet", "--allow-empty", "-m", "another")
-    command(made, *STAGE)
+    run(made, *COMMAND)
     assert results(made) == whole and before.encode() not in b"".join(whole.values())
     provenance = json.loads((made / "outputs/provenance/train_lora-graph.json").read_text())
     assert provenance["commit"] == run(made, "git", "rev-parse", "HEAD").strip() != before
@@ -125,7 +125,7 @@ def test_killed_it_goes_on_and_ends_with_the_same_bytes(made: Path, whole: dict[
     shutil.rmtree(made / "outputs/lora")
     killed(made, checkpoints)
     assert not (made / "outputs/lora").exists()
-    command(made, *STAGE)
+    run(made, *COMMAND)
     assert results(made) == whole
     assert [path for path in (made / ".dvc/stage-state").iterdir() if path.is_dir()] == []
 
@@ -136,7 +136,7 @@ def test_another_workspace_of_the_repository_goes_on(made: Path, whole: dict[str
     killed(made, 2)
     other = shutil.copytree(made, tmp_path / "temp", ignore=shutil.ignore_patterns("stage-state"))
     dvc(other, "cache", "dir", "--local", str(made / ".dvc" / "cache"))
-    command(other, *STAGE)
+    run(other, *COMMAND)
     assert results(other) == whole
     assert not (other / ".dvc/stage-state").exists()
 

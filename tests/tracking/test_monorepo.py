@@ -22,7 +22,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_repository(around / "research" / "graphs", around)
     (root / "stages").mkdir()
     (root / "stages/own.py").write_text("a = 1\n")
-    run(root, sys.executable, "stage.py")
+    run(root, sys.executable, "-m", "dvc", "repro", "-q")
     run(around, "git", "add", "-A")
     run(around, "git", "commit", "-qm", "result")
     run(root, sys.executable, "-m", "dvc", "exp", "run", "-q", "-n", "here", "-S", "toy.rate=2")
