@@ -131,16 +131,18 @@ class Summary:
             others = np.where(further[:, None], scored.others, np.nan)
             several = np.array([len(case.statements) > 1 for case in cases])
             edges = np.where(several[:, None, None], np.concatenate([right[..., None], others], -1), np.nan)
-            new = np.array([case.new for case in cases])[:, None, None]
-            parts = {"edges_right_new": np.where(new, edges, np.nan), "edges_right_seen": np.where(new, np.nan, edges)}
-            for name, values, combine in (
-                ("edges_right", edges, np.nanmean),
-                ("graphs_right", edges, np.nanmin),
-                ("others_right", others, np.nanmean),
-                *((name, values, np.nanmean) for name, values in parts.items() if new.any()),
-            ):
-                with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # graphs of one triple have none
-                    found |= bounds(name, self._bootstrap.mean(combine(values, axis=-1)))
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # graphs of one triple have none
+                parts = {
+                    "edges_right": np.nanmean(edges, axis=-1),
+                    "graphs_right": np.nanmin(edges, axis=-1),
+                    "others_right": np.nanmean(others, axis=-1),
+                }
+            new = np.array([case.new for case in cases])[:, None]
+            if new.any():
+                parts["edges_right_new"] = np.where(new, parts["edges_right"], np.nan)
+                parts["edges_right_seen"] = np.where(new, np.nan, parts["edges_right"])
+            for name, values in parts.items():
+                found |= bounds(name, self._bootstrap.mean(values))
         if np.isfinite(scored.duplicates).any():
             found |= bounds("duplicates", self._bootstrap.mean(scored.duplicates))
         return found
