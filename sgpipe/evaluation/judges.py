@@ -5,7 +5,7 @@ A score is higher the truer the statement; only scores of the same image by the 
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,15 @@ class Judge(Protocol):
 
     def scores(self, images: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
         """`[N, K]` for images `[N, H, W, 3]`, 0–255, and K statements about each."""
+
+
+@runtime_checkable
+class Counter(Judge, Protocol):
+    """A judge that also counts objects."""
+
+    def duplicates(self, images: Pixels, names: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
+        """`[N]`: whether an image shows more than one object of one of its names."""
+        ...
 
 
 class ContrastiveJudge:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from sgpipe.datasets.images import ImageStore
 from sgpipe.datasets.tables import LATENT_REJECTS, write_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.calibration import Question
-from sgpipe.evaluation.judges import Judge, Scores
+from sgpipe.evaluation.judges import Counter, Judge, Scores
 from sgpipe.evaluation.samples import CALIBRATION, VERDICTS, ImageFile, Pixels
 from sgpipe.evaluation.sampling_plan import EvaluationTriple
 from sgpipe.runs.shards import Make, Shard, Tick, cut
@@ -93,12 +94,26 @@ def judge_maker(work: Work, open_judge: Callable[[str], Judge], load_truth: Call
     by_id = {case.triple_id: case for case in work.cases}
 
     def verdicts(name: str, arm: str, rows: slice) -> pa.Table:
-        file, count = work.files[arm], rows.stop - rows.start
-        items = file.items.slice(rows.start, count)
-        shown = [by_id[each] for each in items["triple_id"].to_pylist()]
-        scores = opened[name].scores(file.read(range(rows.start, rows.stop)), [(c.positive, c.negative) for c in shown])
-        own = {each: items[each] for each in ("triple_id", "prompt", "graph", "seed")}
-        return pa.table({"arm": [arm] * count, **own, "judge": [name] * count, **_score_columns(scores)}, schema=VERDICTS)
+        file, judge = work.files[arm], opened[name]
+        shown = [by_id[each] for each in file.items["triple_id"].slice(rows.start, rows.stop - rows.start).to_pylist()]
+        images, count = file.read(range(rows.start, rows.stop)), [len(case.statements) for case in shown]
+        # every image is asked about equally many statements: those of a small graph are repeated and dropped
+        asked = [[s for pair in islice(cycle(case.statements), max(count)) for s in pair] for case in shown]
+        scores = judge.scores(images, asked).reshape(len(shown), max(count), 2)
+        twice = [None] * len(shown)
+        if isinstance(judge, Counter):
+            twice = judge.duplicates(images, [case.graph.objects for case in shown]).tolist()
+        image, edge = np.repeat(np.arange(len(shown)), count), np.concatenate([np.arange(each) for each in count])
+        items = file.items.take(pa.array(rows.start + image))
+        columns = {
+            "arm": [arm] * len(image),
+            **{each: items[each] for each in ("triple_id", "prompt", "graph", "seed")},
+            "judge": [name] * len(image),
+            "edge": edge,
+            "duplicate": [twice[each] for each in image],
+            **_score_columns(scores[image, edge]),
+        }
+        return pa.table(columns, schema=VERDICTS)
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
         name, _, arm = shard.name.rpartition("-")[0].partition(".")

@@ -30,8 +30,14 @@ _SCORES: Final = [("positive", pa.float32()), ("negative", pa.float32())]
 
 SAMPLES: Final = pa.schema([*_IMAGE, ("text", pa.string()), ("png", pa.binary())])
 """Images of one arm: prompt condition, graph (`none` for an arm that is given no graphs), the words, lossless pixels."""
-VERDICTS: Final = pa.schema([("arm", pa.string()), *_IMAGE, ("judge", pa.string()), *_SCORES])
-"""A judge's scores of the triple's own statement c⁺ and of its negative c⁻ on one image; null where it abstains."""
+VERDICTS: Final = pa.schema(
+    [("arm", pa.string()), *_IMAGE, ("judge", pa.string()), ("edge", pa.int64()), ("duplicate", pa.bool_()), *_SCORES]
+)
+"""A judge's scores on one image of what a triple of the graph says, c⁺, and of what stands against it, c⁻; null where it abstains.
+
+`edge` numbers the graph's triples; 0 is the one that g⁻ turns. `duplicate`: whether it sees an object of the graph twice; null
+for a judge that does not count.
+"""
 CALIBRATION: Final = pa.schema(
     [("judge", pa.string()), ("triple_id", pa.string()), ("predicate", pa.string()), ("question", pa.string()), *_SCORES]
 )

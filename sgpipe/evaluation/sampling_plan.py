@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.config import Graph, Prompt
-from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.graphs.negatives import contradiction
+from sgpipe.graphs.scene_graph import SceneGraph, combinations_of, graphs_of
 from sgpipe.runs.hashing import hashed, text_ids
 
 Triple = tuple[str, str, str]
@@ -25,7 +26,7 @@ class EvaluationTriple:
     """A validation triple's graph and its negative, which swaps its roles (`swap`) or replaces its predicate (`replace`).
 
     The triple is the first one of `graph`; the first one of `negative_graph` stands against it. `prompts` are those of sampling, by
-    condition.
+    condition. `new`: two classes meet at an object of the graph that do so in no train graph.
     """
 
     triple_id: str
@@ -35,6 +36,7 @@ class EvaluationTriple:
     negative_graph: SceneGraph
     kind: str
     prompts: Mapping[str, str]
+    new: bool = False
 
     @property
     def positive(self) -> Triple:
@@ -50,6 +52,12 @@ class EvaluationTriple:
     def predicate(self) -> str:
         """The class of the triple."""
         return self.positive[1]
+
+    @property
+    def statements(self) -> tuple[tuple[Triple, Triple], ...]:
+        """Of each triple of the graph what it says and what stands against it: g⁻ against the first, `contradiction` else."""
+        others = ((triple, contradiction(*triple)) for triple in self.graph.named[1:])
+        return (self.positive, self.negative), *others
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ def read_evaluation_triples(triples: pa.Table, negatives: pa.Table, per_class: i
     if chosen.num_rows == 0:
         raise DataError("there are no val triples to evaluate; set curate.val and run `dvc repro curate`")
     against = {row["triple_id"]: row for row in negatives.to_pylist()}
+    trained = graphs_of(triples.filter(pc.equal(triples["split"], "train")))
+    seen = {combination for graph in trained for combination in combinations_of(graph.triples)}
     cases = []
     for row in chosen.to_pylist():
         if row["triple_id"] not in against:
@@ -88,6 +98,7 @@ def read_evaluation_triples(triples: pa.Table, negatives: pa.Table, per_class: i
                 graph.negated(false["kind"], false["predicate"]),
                 false["kind"],
                 {"neutral": row["neutral_prompt"], "relational": row["prompt"], "conflicting": false["prompt"]},
+                not combinations_of(graph.triples) <= seen,
             )
         )
     if per_class is None:

@@ -1,5 +1,6 @@
 """The figures of the evaluation, from what judges said and from the images. Nothing is sampled or judged here."""
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -107,6 +108,43 @@ class Summary:
             found |= bounds(name, estimate)
             found[f"{name}_corrected"] = self._qualified.corrected(self._judge, estimate, classes)
             found[f"{name}_images"] = estimate.count
+        return found | self.shares(condition)
+
+    def shares(self, condition: Condition) -> dict[str, float]:
+        """Shares of *all* images, a missing object counting as wrong, over triples whose class the judge may judge.
+
+        `right`: c⁺ chosen; `turned`: c⁻. Of graphs of several triples: `edges_right`, triples as g⁺ has them; `graphs_right`,
+        images with all of them so; `others_right`, triples that g⁻ leaves as they are; `edges_right_new`, `edges_right_seen`: of
+        graphs with and without a combination of classes that no train graph has. `duplicates`: images with an object twice.
+        """
+        scored, used = self._verdicts.scored(condition, self._judge), self._qualified.used(self._judge)
+        cases = self._verdicts.cases
+        first = np.array([case.predicate in used for case in cases])
+        further = np.zeros(scored.others.shape[::2], bool)
+        for row, case in enumerate(cases):
+            further[row, : len(case.statements) - 1] = [said[1] in used for said, _ in case.statements[1:]]
+        chosen = np.where(first[:, None], np.nan_to_num(scored.choices, nan=0.5), np.nan)
+        right = np.where(np.isnan(chosen), np.nan, chosen == 1)
+        found = bounds("right", self._bootstrap.mean(right))
+        found |= bounds("turned", self._bootstrap.mean(np.where(np.isnan(chosen), np.nan, chosen == 0)))
+        if further.any():
+            others = np.where(further[:, None], scored.others, np.nan)
+            several = np.array([len(case.statements) > 1 for case in cases])
+            edges = np.where(several[:, None, None], np.concatenate([right[..., None], others], -1), np.nan)
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # graphs of one triple have none
+                parts = {
+                    "edges_right": np.nanmean(edges, axis=-1),
+                    "graphs_right": np.nanmin(edges, axis=-1),
+                    "others_right": np.nanmean(others, axis=-1),
+                }
+            new = np.array([case.new for case in cases])[:, None]
+            if new.any():
+                parts["edges_right_new"] = np.where(new, parts["edges_right"], np.nan)
+                parts["edges_right_seen"] = np.where(new, np.nan, parts["edges_right"])
+            for name, values in parts.items():
+                found |= bounds(name, self._bootstrap.mean(values))
+        if np.isfinite(scored.duplicates).any():
+            found |= bounds("duplicates", self._bootstrap.mean(scored.duplicates))
         return found
 
     def arms(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -24,10 +25,16 @@ class Condition:
 
 @dataclass(frozen=True)
 class Scored:
-    """A judge's scores of c⁺ and c⁻ `[T, S]` on the images of a condition; NaN where it abstains."""
+    """A judge's scores of c⁺ and c⁻ `[T, S]` on the images of a condition; NaN where it abstains.
+
+    `others` `[T, S, E]`: for the graph's further triples 1 where it chooses what the graph says, 0 where it does not; NaN past the
+    last. `duplicates` `[T, S]`: 1 where it sees an object twice; NaN throughout for a judge that does not count.
+    """
 
     positive: Floats
     negative: Floats
+    others: Floats
+    duplicates: Floats
 
     @property
     def choices(self) -> Floats:
@@ -41,16 +48,35 @@ class Verdicts:
     def __init__(self, table: pa.Table, cases: Sequence[EvaluationTriple], seeds: Sequence[int]) -> None:
         self.cases, self.seeds = list(cases), list(seeds)
         self._scored: dict[tuple[Condition, str], Scored] = {}
-        rows = pl.DataFrame(table).with_columns(pl.col("positive", "negative").cast(pl.Float64))
+        rows = pl.DataFrame(table).with_columns(pl.col("positive", "negative", "duplicate").cast(pl.Float64))
         for (*names, judge), part in rows.partition_by("arm", "prompt", "graph", "judge", as_dict=True).items():
-            condition = Condition(*names)
-            found = grid(part, ("positive", "negative"), [case.triple_id for case in cases], seeds)
-            if found is None or len(part) != found[0].size:
+            scored = self._of(part)
+            if scored is None:
+                arm, prompt, graph = names
                 raise DataError(
-                    f"verdicts of {condition.arm}, {condition.prompt}, {condition.graph} are of other triples or seeds than asked "
-                    "for; run `dvc repro judge`"
+                    f"verdicts of {arm}, {prompt}, {graph} are of other triples or seeds than asked for; run `dvc repro judge`"
                 )
-            self._scored[condition, judge] = Scored(*found)
+            self._scored[Condition(*names), judge] = scored
+
+    def _of(self, rows: pl.DataFrame) -> Scored | None:
+        """One judge's scores of one condition; None unless they are just those that are asked for."""
+        sizes = np.array([len(case.statements) for case in self.cases])
+        first: list[Floats] = []
+        others = np.full((len(sizes), len(self.seeds), int(sizes.max()) - 1), np.nan)
+        for edge in range(int(sizes.max())):
+            having = np.flatnonzero(sizes > edge)
+            ids = [self.cases[index].triple_id for index in having]
+            found = grid(rows.filter(edge=edge), ("positive", "negative", "duplicate"), ids, self.seeds)
+            if found is None:
+                return None
+            if edge == 0:
+                first = found
+            else:
+                others[having, :, edge - 1] = found[0] > found[1]
+        if len(rows) != sizes.sum() * len(self.seeds):
+            return None
+        positive, negative, duplicates = first
+        return Scored(positive, negative, others, duplicates)
 
     def conditions(self, judge: str) -> list[Condition]:
         """The conditions that the judge has seen, in a fixed order."""

@@ -15,11 +15,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgpipe.datasets.tables import BOX, CROP, TRIPLES
+from sgpipe.datasets.tables import BOX, CROP, OBJECTS, TRIPLES
 from sgpipe.errors import DataError
-from sgpipe.graphs.config import Crop, Curate, Quality
+from sgpipe.graphs.config import Crop, Curate, GraphSize, Quality
 from sgpipe.graphs.prompts import mention_order, words
-from sgpipe.graphs.scene_graph import SceneGraph, Triple
+from sgpipe.graphs.scene_graph import SceneGraph, Triple, combinations_of
 from sgpipe.relations.boxes import overlap, square_crop, union
 from sgpipe.relations.predicates import PREDICATES, concepts
 from sgpipe.runs.hashing import fraction, hashed, text_ids
@@ -68,6 +68,11 @@ def pair_sides(pairs: Iterable[tuple[str, str]], params: Curate) -> np.ndarray:
     """`val` for pairs of names that are kept for validation, in either order, else `train`."""
     pair = text_ids(["\n".join(sorted(two)) for two in pairs])
     return np.where(fraction(params.seed, "pair", pair) < params.val_pairs, "val", "train")
+
+
+def kept_for_val(combination: tuple[str, str], params: Curate) -> bool:
+    """Whether two classes may meet at an object in val graphs alone."""
+    return bool(fraction(params.seed, "combination", text_ids(["\n".join(combination)]))[0] < params.val_combinations)
 
 
 def candidates(
@@ -137,12 +142,14 @@ class PlacedGraph:
 
 
 def grow(
-    row: Mapping[str, Any], around: Iterable[Mapping[str, Any]], most: int, allowed: Callable[[str, str], bool]
-) -> PlacedGraph:
+    row: Mapping[str, Any], around: Iterable[Mapping[str, Any]], most: int, allowed: Callable[[str, str], bool],
+    meet: Callable[[tuple[str, str]], bool] = lambda combination: True,
+) -> PlacedGraph:  # fmt: skip
     """The graph of a relation: its own triple, then relations of `around`, those of its image in the order in which they are
     taken, that share an object with the graph, up to `most` triples.
 
-    Two objects are related once. A relation that brings an object is left out unless its name is `allowed` beside all others.
+    Two objects are related once. A relation that brings an object is left out unless its name is `allowed` beside all others, and
+    every relation unless its class may `meet` those that it meets at an object.
     So is one that calls an object by another name than the graph does: in Visual Genome one box is "taxi" here and "car" there.
     """
     number = {row["subject_id"]: 0, row["object_id"]: 1}
@@ -159,6 +166,9 @@ def grow(
                 continue
             if any(names[number[end]] != told[end] for end in ends if end in number):
                 continue
+            places = {end: number.get(end, len(names) + index) for index, end in enumerate(ends)}
+            if not all(map(meet, combinations_of([*triples, (places[s], other["predicate"], places[o])]))):
+                continue
             if all(allowed(told[end], known) for end in new for known in names):
                 break
         else:
@@ -173,19 +183,30 @@ def grow(
 
 
 class Graphs:
-    """The scene graphs of relations, of as many triples as `params.graph` asks for."""
+    """The scene graphs of relations.
 
-    def __init__(self, relations: pa.Table, images: pa.Table, params: Curate) -> None:
+    An object that is annotated twice in an image, with the same name and box, is one object here, whatever its ids.
+    """
+
+    def __init__(self, relations: pa.Table, images: pa.Table, objects: pa.Table, params: Curate) -> None:
         self._params = params
         self._by_image: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
-        if params.graph.max > 1:
+        self._shown: dict[int, int] = {}
+        if max(params.graph.max, params.val_size.max, params.several_graph.max if params.several else 1) > 1:
             around, _ = candidates(relations, images, params, PREDICATES)
-            for row in around.sort(*_ORDER).iter_rows(named=True):
+            for row in _same_objects(around).sort(*_ORDER).iter_rows(named=True):
                 self._by_image[row["image_id"]].append(row)
+        if params.whole:
+            ends = [_end(pl.DataFrame(relations), side, name) for side, name in (("s", "subject"), ("o", "object"))]
+            every = pl.concat([pl.DataFrame(objects).select("image_id", "name", *BOX), *ends]).unique()
+            self._shown = dict(every.group_by("image_id").len().iter_rows())
 
-    def of(self, frame: pl.DataFrame, split: str) -> list[PlacedGraph]:
-        """Of each row. No two objects of a graph are a name pair of validation, unless `split` is `val`."""
-        params, size = self._params, self._params.graph
+    def of(self, frame: pl.DataFrame, split: str, size: GraphSize) -> list[PlacedGraph]:
+        """Of each row, of as many triples as `size` asks for.
+
+        Unless `split` is `val`, no two objects of a graph are a name pair of validation, and no two classes kept for it meet.
+        """
+        params = self._params
         draw = fraction(params.seed, "graph size", frame["image_id"].to_numpy(), frame["relationship_id"].to_numpy())
         aims = size.min + (draw * (size.max - size.min + 1)).astype(np.int64)
 
@@ -195,15 +216,38 @@ class Graphs:
                 return False
             return split == "val" or pair_sides([(one, other)], params)[0] == "train"
 
-        rows = zip(frame.iter_rows(named=True), aims.tolist(), strict=True)
-        return [grow(row, self._by_image[row["image_id"]], most, allowed) for row, most in rows]
+        @cache
+        def meet(combination: tuple[str, str]) -> bool:
+            return split == "val" or not kept_for_val(combination, params)
 
-    def large_enough(self, frame: pl.DataFrame, split: str) -> pl.DataFrame:
-        """The rows whose graph reaches the least size."""
-        least = self._params.graph.min
-        if least == 1:
+        rows = zip(_same_objects(frame).iter_rows(named=True), aims.tolist(), strict=True)
+        return [grow(row, self._by_image[row["image_id"]], most, allowed, meet) for row, most in rows]
+
+    def fitting(self, frame: pl.DataFrame, split: str, size: GraphSize) -> pl.DataFrame:
+        """The rows whose graph reaches the least size and, if asked for, names every object of its image."""
+        if size.min == 1 and not self._params.whole:
             return frame
-        return frame.filter(pl.Series([len(graph.triples) >= least for graph in self.of(frame, split)], dtype=pl.Boolean))
+        shown = [self._shown.get(image, 0) for image in frame["image_id"]] if self._params.whole else None
+        kept = [
+            len(graph.triples) >= size.min and (shown is None or len(graph.objects) == shown[index])
+            for index, graph in enumerate(self.of(frame, split, size))
+        ]
+        return frame.filter(pl.Series(kept, dtype=pl.Boolean))
+
+
+def _end(relations: pl.DataFrame, side: str, name: str) -> pl.DataFrame:
+    """The subjects or objects of relations as objects of their images."""
+    return relations.select("image_id", pl.col(name).alias("name"), *(pl.col(f"{side}{each}").alias(each) for each in BOX))
+
+
+def _same_objects(frame: pl.DataFrame) -> pl.DataFrame:
+    """Relations whose ends have one number per image, name and box."""
+    ends = (("s", "subject", "subject_id"), ("o", "object", "object_id"))
+    numbers = {
+        number: pl.struct(pl.col("image_id"), pl.col(name).alias("name"), *(pl.col(f"{side}{each}").alias(each) for each in BOX))
+        for side, name, number in ends
+    }
+    return frame.with_columns(each.hash(0).alias(number) for number, each in numbers.items())
 
 
 def triples_table(frame: pl.DataFrame, split: str, graphs: Sequence[PlacedGraph], params: Curate) -> pa.Table:
@@ -233,24 +277,35 @@ def triples_table(frame: pl.DataFrame, split: str, graphs: Sequence[PlacedGraph]
     return pa.table(columns, schema=TRIPLES)
 
 
-def curate(relations: pa.Table, images: pa.Table, params: Curate) -> Curated:
-    """Choose the triples. Raises `DataError` naming every class that is too small, unless `allow_short`, and if none is left."""
+def curate(relations: pa.Table, images: pa.Table, params: Curate, objects: pa.Table = OBJECTS.empty_table()) -> Curated:
+    """Choose the triples; `objects` are those of all images, for `whole` graphs.
+
+    Raises `DataError` naming every class that is too small, unless `allow_short`, and if none is left.
+    """
     ranked, rejected = candidates(relations, images, params)
-    graphs = Graphs(relations, images, params)
+    graphs = Graphs(relations, images, objects, params)
+    train, val = params.train // len(params.predicates), params.val // len(params.predicates)
     wanted = {
-        "train": ("train", params.predicates, params.train // len(params.predicates), params.max_per_pair),
-        "val": ("val", params.predicates, params.val // len(params.predicates), params.max_per_pair),
-        "maps": ("train", params.map_predicates, params.maps_per_class, 0),
+        "train": ("train", params.predicates, train, params.max_per_pair, params.graph),
+        "val": ("val", params.predicates, val, params.max_per_pair, params.val_size),
+        "maps": ("train", params.map_predicates, params.maps_per_class, 0, params.graph),
     }
     tables: dict[str, pa.Table] = {}
     found: dict[str, dict[str, int]] = {}
     short: list[str] = []
-    for name, (split, classes, count, per_pair) in wanted.items():
-        chosen = choose(graphs.large_enough(ranked, split), split, classes, count, per_pair)
+    for name, (split, classes, count, per_pair, size) in wanted.items():
+        chosen = choose(graphs.fitting(ranked, split, size), split, classes, count, per_pair)
         have = dict(chosen.group_by("predicate").len().iter_rows())
         found[name] = {predicate: have.get(predicate, 0) for predicate in classes}
         short += [f"{name} {predicate} {n} of {count}" for predicate, n in found[name].items() if n < count]
-        tables[name] = triples_table(chosen, name, graphs.of(chosen, split), params)
+        tables[name] = triples_table(chosen, name, graphs.of(chosen, split, size), params)
+    if params.several:
+        size, taken = params.several_graph, tables["val"]["relationship_id"].to_pylist()
+        rest = graphs.fitting(ranked.filter(~pl.col("relationship_id").is_in(taken)), "val", size)
+        rest = choose(rest, "val", params.predicates, rest.height, 0).sort(*_ORDER)
+        chosen = rest.unique("image_id", keep="first", maintain_order=True).head(params.several)
+        short += [f"several {chosen.height} of {params.several}"] if chosen.height < params.several else []
+        tables["val"] = pa.concat_tables([tables["val"], triples_table(chosen, "val", graphs.of(chosen, "val", size), params)])
     if short and not params.allow_short:
         raise DataError(
             f"curate: too few relations after the quality filters: {'; '.join(short)}; lower the counts or the bounds in "

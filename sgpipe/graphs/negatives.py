@@ -59,6 +59,14 @@ def replacements(predicate: str, confusions: Confusions, true: frozenset[str]) -
     return []
 
 
+def contradiction(subject: str, predicate: str, object_: str) -> tuple[str, str, str]:
+    """What stands against a triple that is not turned itself: its swap for a directional class, else the class most like it that
+    cannot hold beside it (`DEFAULT_CONFUSIONS`)."""
+    if predicate in DIRECTIONAL:
+        return object_, predicate, subject
+    return subject, replacements(predicate, DEFAULT_CONFUSIONS, frozenset())[0][0], object_
+
+
 def stated(relations: Iterable[tuple[int, str, str, str]]) -> dict[tuple[int, str, str], set[str]]:
     """What an image says of two names in this order: also "b above a" said as "a below b", "b near a" as "a near b"."""
     held: dict[tuple[int, str, str], set[str]] = {}

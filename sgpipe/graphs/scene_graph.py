@@ -7,8 +7,9 @@ alike, and has names with a comma or semicolon: `{"objects": ["dog", "cat"], "tr
 
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -17,7 +18,7 @@ import msgspec
 from sgpipe.errors import DataError
 from sgpipe.relations.aliases import plain_name
 from sgpipe.relations.names import LONGEST, RULE, name_fault
-from sgpipe.relations.predicates import PREDICATES, phrase
+from sgpipe.relations.predicates import INVERSE, PREDICATES, phrase
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -122,6 +123,12 @@ class SceneGraph:
 
     def __str__(self) -> str:
         return "; ".join(map(", ".join, self.named))
+
+
+def combinations_of(triples: Iterable[Triple]) -> set[tuple[str, str]]:
+    """The classes of each two triples that share an object, sorted; a class and its inverse count as one."""
+    known = [(frozenset((s, o)), min(p, INVERSE.get(p, p))) for s, p, o in triples]
+    return {(min(p, q), max(p, q)) for (a, p), (b, q) in combinations(known, 2) if a & b}
 
 
 def graphs_of(triples: "pa.Table") -> list[SceneGraph]:

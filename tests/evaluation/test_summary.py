@@ -61,7 +61,7 @@ def said(
             scores = judge.scores(file.read(range(len(file))), [(c.positive, c.negative) for c in shown])
             for item, (positive, negative) in zip(items, scores.tolist(), strict=True):
                 key = (arm, item["triple_id"], item["prompt"], item["graph"], item["seed"], name)
-                verdicts.append((*key, positive, negative))
+                verdicts.append((*key, 0, None, positive, negative))
         listed = questions(cases)
         truth = np.stack([written.image(cases[q.image].positive, 0) for q in listed])
         scores = judge.scores(truth, [(q.positive, q.negative) for q in listed])
@@ -310,16 +310,21 @@ def test_mse_is_that_of_the_pixels(world: tuple, cases: list[EvaluationTriple]) 
         distances(files["base"], cases, SEEDS, "neutral")
 
 
+def scored(positive: np.ndarray, negative: np.ndarray) -> Scored:
+    """Scores of graphs of one triple by a judge that does not count."""
+    return Scored(positive, negative, np.empty((*positive.shape, 0)), np.full(positive.shape, np.nan))
+
+
 def test_two_by_two_of_chance_and_of_certainty() -> None:
     rng = np.random.default_rng(0)
     a, b, c, d = rng.normal(size=(4, 40_000, 1))
-    found = two_by_two(Scored(a, b), Scored(c, d))
+    found = two_by_two(scored(a, b), scored(c, d))
     for name, chance in {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6, "crossed": 1 / 2}.items():
         assert found[name].mean() == pytest.approx(chance, abs=0.01)
     one, none = np.ones((5, 1)), np.zeros((5, 1))
-    assert all(v.mean() == 1 for v in two_by_two(Scored(one, none), Scored(none, one)).values())
-    assert all(v.mean() == 0 for v in two_by_two(Scored(one, one), Scored(one, one)).values())
-    assert np.isnan(two_by_two(Scored(one, none * np.nan), Scored(none, one))["text"]).all()
+    assert all(v.mean() == 1 for v in two_by_two(scored(one, none), scored(none, one)).values())
+    assert all(v.mean() == 0 for v in two_by_two(scored(one, one), scored(one, one)).values())
+    assert np.isnan(two_by_two(scored(one, none * np.nan), scored(none, one))["text"]).all()
 
 
 def test_verdicts_of_other_seeds_are_refused(world: tuple, cases: list[EvaluationTriple]) -> None:

@@ -1,0 +1,104 @@
+"""Which graphs are chosen: whole ones, further ones of several triples for validation, combinations that it keeps to itself."""
+
+from itertools import product
+
+import pyarrow as pa
+import pytest
+
+from sgpipe.datasets.tables import IMAGES, OBJECTS, RELATIONS
+from sgpipe.errors import DataError
+from sgpipe.graphs.config import Curate, GraphSize, Quality
+from sgpipe.graphs.curate import curate, kept_for_val
+from sgpipe.graphs.scene_graph import combinations_of, graphs_of
+
+NAMES = ("dog", "cat", "hat", "tree", "cup", "box", "bus", "car", "bed", "kite", "ball")
+CLASSES = ("on", "in", "riding", "wearing", "holding", "left of")
+PARAMS = Curate(
+    predicates=("on",), train=40, val=2, map_predicates=("on",), maps_per_class=0, allow_short=True, geometric=False,
+    quality=Quality(min_side=1, min_area=0.0, max_distance=1.0), graph=GraphSize(1, 3), val_pairs=0.4,
+)  # fmt: skip
+
+
+def tables() -> tuple[pa.Table, pa.Table, pa.Table]:
+    """600 images of four objects: `a on b`, `b <class> c`; every third says nothing of the fourth, the others relate it to `a`.
+
+    In every second image the object b of the second relation is annotated anew: another id, the same name and box.
+    """
+    images, objects, relations = [], [], []
+    for image in range(600):
+        split = "val" if image // 6 % 4 == 0 else "train"
+        images.append({"image_id": image, "width": 100, "height": 100, "url": "", "split": split})
+        names = [NAMES[(image + i * (1 + image % 2)) % 11] for i in range(4)]
+        at = [{"name": name, "x": 10.0 + 20 * i, "y": 10.0, "w": 10.0, "h": 10.0} for i, name in enumerate(names)]
+        for i, each in enumerate(at):
+            objects.append({"object_id": 10 * image + i, "image_id": image, "raw_name": each["name"], **each})
+        said = [(0, "on", 1), (1, CLASSES[image % len(CLASSES)], 2), *([(3, "left of", 0)] if image % 3 else [])]
+        for number, (s, predicate, o) in enumerate(said):
+            ids = [10 * image + end for end in (s, o)]
+            if image % 2 and number == 1:
+                ids[0] = 10 * image + 7
+            ends = {f"{side}{n}": at[end][n] for side, end in (("s", s), ("o", o)) for n in "xywh"}
+            relations.append(
+                {
+                    "relationship_id": 10 * image + number, "image_id": image, "subject_id": ids[0], "object_id": ids[1],
+                    "subject": at[s]["name"], "predicate": predicate, "object": at[o]["name"], "raw_predicate": predicate,
+                    "source": "annotated", **ends,
+                }
+            )  # fmt: skip
+    made = zip((relations, images, objects), (RELATIONS, IMAGES, OBJECTS), strict=True)
+    return tuple(pa.Table.from_pylist(rows, schema=schema) for rows, schema in made)  # type: ignore[return-value]
+
+
+def chosen(**changed: object) -> pa.Table:
+    relations, images, objects = tables()
+    params = Curate(**{**{name: getattr(PARAMS, name) for name in PARAMS.__struct_fields__}, **changed})
+    return curate(relations, images, params, objects).triples
+
+
+def test_an_object_that_is_annotated_twice_is_one() -> None:
+    """Image 1 says `cat on tree` and, of another id, `tree in box`: one graph over three objects."""
+    made = chosen(graph=GraphSize(2, 3), val_pairs=0.01)
+    graphs = dict(zip(made["image_id"].to_pylist(), graphs_of(made), strict=True))
+    assert any(image % 2 for image in graphs)
+    assert all(len(graph.objects) == len(graph.triples) + 1 for graph in graphs.values())
+
+
+def test_whole_graphs_name_every_object_of_their_image() -> None:
+    """Of images that relate all four objects; the others would show one that the prompt does not name."""
+    made = chosen(graph=GraphSize(1, 3), whole=True, val_pairs=0.01)
+    assert made.num_rows and all(image % 3 for image in made["image_id"].to_pylist())
+    assert {len(graph.objects) for graph in graphs_of(made)} == {4}
+    assert {len(graph.objects) for graph in graphs_of(chosen(val_pairs=0.01))} >= {2, 3, 4}
+
+
+def test_further_graphs_for_validation_are_of_several_triples_and_other_images_relations() -> None:
+    plain = chosen(val_graph=GraphSize(1, 1))
+    more = chosen(val_graph=GraphSize(1, 1), several=5, several_graph=GraphSize(2, 3))
+    assert more.slice(0, plain.num_rows).equals(plain)
+    added = more.slice(plain.num_rows)
+    assert added.num_rows == 5 and set(added["split"].to_pylist()) == {"val"}
+    assert {len(graph.triples) for graph in graphs_of(added)} <= {2, 3}
+    ids = more["triple_id"].to_pylist()
+    assert len(set(ids)) == len(ids)
+    of_val = {len(g.triples) for g, split in zip(graphs_of(plain), plain["split"].to_pylist(), strict=True) if split == "val"}
+    assert of_val == {1}
+    with pytest.raises(DataError, match=r"several \d+ of 500"):
+        chosen(several=500, allow_short=False, train=0, val=0)
+
+
+def test_classes_that_are_kept_for_validation_meet_in_no_train_graph() -> None:
+    made = chosen(val_combinations=0.4, graph=GraphSize(1, 3), several=20, val_pairs=0.4)
+    params = Curate(**{**{name: getattr(PARAMS, name) for name in PARAMS.__struct_fields__}, "val_combinations": 0.4})
+    by_split: dict[str, set[tuple[str, str]]] = {"train": set(), "val": set()}
+    for graph, split in zip(graphs_of(made), made["split"].to_pylist(), strict=True):
+        by_split[split] |= combinations_of(graph.triples)
+    assert by_split["train"] and not any(kept_for_val(each, params) for each in by_split["train"])
+    assert any(kept_for_val(each, params) for each in by_split["val"])
+
+
+def test_a_class_and_its_inverse_are_one_in_a_combination() -> None:
+    assert combinations_of([(0, "right of", 1), (1, "on", 2), (3, "in", 4)]) == {("left of", "on")}
+    assert combinations_of([(0, "left of", 1), (2, "on", 1)]) == {("left of", "on")}
+    shares = [kept_for_val(pair, Curate(val_combinations=0.5)) for pair in product(CLASSES, CLASSES)]
+    assert 0.25 < sum(shares) / len(shares) < 0.75
+    assert not any(kept_for_val(pair, Curate()) for pair in product(CLASSES, CLASSES))
