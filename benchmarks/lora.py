@@ -49,7 +49,7 @@ def open_training(params: Path, folder: Path) -> Training:
     arm = resolve("graph", sections["arms"]["graph"], Sections.of(sections))
     backbone: Backbone = sections["backbone"]
     processes = Processes(0, 1, pick_device("auto", 0))
-    data = read_data(Sources(), backbone, arm.train.dev)
+    data = read_data(Sources(), backbone)
     model = build(Denoiser.load(backbone, processes.device), backbone, arm, data.names.rms)
     prepare(model, arm)
     return Training(Objective(model, data, arm.train.losses), replace(arm.train, save_every=1 << 30), folder, processes)

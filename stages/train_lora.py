@@ -85,7 +85,7 @@ def main(arm: Annotated[str, typer.Option(help="which of `arms` to train")]) -> 
     settings = {**plain, "backbone": who, "threads": torch.get_num_threads(), "deterministic": compute.deterministic}
     begun = time.perf_counter()
     with working(stage, settings, sections, inputs, processes) as (folder, recorded):
-        data = read_data(sources, backbone, train.dev)
+        data = read_data(sources, backbone)
         vae = load_module(backbone, "vae")
         place(vae, processes.device, "none")
 

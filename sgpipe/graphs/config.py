@@ -61,8 +61,10 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
     val: Annotated[int, Meta(ge=0, description="val triples, a multiple of the number of classes")] = 160
     map_predicates: Annotated[tuple[str, ...], Meta(description="classes of the triples for the maps")] = PREDICATES
     maps_per_class: Annotated[int, Meta(ge=0, description="triples for the maps, of each class")] = 700
-    graph: Annotated[GraphSize, Meta(description="triples per scene graph")] = GraphSize()
-    val_graph: Annotated[GraphSize | None, Meta(description="the same of the val triples; null: as `graph`")] = None
+    graph: Annotated[GraphSize, Meta(description="triples per scene graph of the train triples and of those for the maps")] = (
+        GraphSize()
+    )
+    val_graph: Annotated[GraphSize, Meta(description="the same of the val triples")] = GraphSize()
     several: Annotated[int, Meta(ge=0, description="further val graphs, of `several_graph` triples, whatever their classes")] = 0
     several_graph: Annotated[GraphSize, Meta(description="triples of these")] = GraphSize(2, 3)
     whole: Annotated[
@@ -74,6 +76,15 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
     val_combinations: Annotated[
         float, Meta(ge=0.0, lt=1.0, description="fraction of unordered pairs of classes that meet at an object in val graphs alone")
     ] = 0.0
+    dev: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            lt=1.0,
+            description="share of the train images, and of their name pairs, that takes the val split's place: the "
+            "development split, on which recipes are chosen without reading a val triple; 0: none",
+        ),
+    ] = 0.0
     max_per_pair: Annotated[
         int, Meta(ge=0, description="most triples of a class with the same two names in train or val; 0 is no limit")
     ] = 0
@@ -82,11 +93,6 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the choice and of the mention order")] = 0
     quality: Annotated[Quality, Meta(description="what a candidate must fulfil")] = Quality()
     crop: Annotated[Crop, Meta(description="what part of the image is used")] = Crop()
-
-    @property
-    def val_size(self) -> GraphSize:
-        """Triples of a val graph."""
-        return self.val_graph or self.graph
 
     def __post_init__(self) -> None:
         for key in ("predicates", "map_predicates"):

@@ -65,14 +65,35 @@ def quality_misses(frame: pl.DataFrame, params: Quality) -> dict[str, np.ndarray
 
 
 def pair_sides(pairs: Iterable[tuple[str, str]], params: Curate) -> np.ndarray:
-    """`val` for pairs of names that are kept for validation, in either order, else `train`."""
+    """`val` for pairs of names that are kept for validation, in either order, else `train`.
+
+    With a development split it takes its share of the train pairs as `val`, and those kept for validation are `unused`.
+    """
     pair = text_ids(["\n".join(sorted(two)) for two in pairs])
-    return np.where(fraction(params.seed, "pair", pair) < params.val_pairs, "val", "train")
+    return _side(fraction(params.seed, "pair", pair), params.val_pairs, params.dev * (1 - params.val_pairs))
 
 
-def kept_for_val(combination: tuple[str, str], params: Curate) -> bool:
-    """Whether two classes may meet at an object in val graphs alone."""
-    return bool(fraction(params.seed, "combination", text_ids(["\n".join(combination)]))[0] < params.val_combinations)
+def _side(draws: np.ndarray, val: float, dev: float) -> np.ndarray:
+    """`val` for draws below `val`, else `train`; with `dev`, `unused` for those, `val` for the next `dev`."""
+    if not dev:
+        return np.where(draws < val, "val", "train")
+    return np.select([draws < val, draws < val + dev], ["unused", "val"], "train")
+
+
+def combination_side(combination: tuple[str, str], params: Curate) -> str:
+    """`val` for two classes that may meet at an object in val graphs alone, else `train`; with a development split as
+    `pair_sides`, which takes as many combinations as validation."""
+    draw = fraction(params.seed, "combination", text_ids(["\n".join(combination)]))
+    return str(_side(draw, params.val_combinations, params.val_combinations if params.dev else 0)[0])
+
+
+def _image_splits(images: pl.DataFrame, params: Curate) -> pl.DataFrame:
+    """`images` with the column `image_split`; with a development split a share of the train images is `val`, and val `unused`."""
+    split = images["split"].to_numpy()
+    if params.dev:
+        apart = fraction(params.seed, "development", images["image_id"].to_numpy()) < params.dev
+        split = np.select([split == "val", (split == "train") & apart], ["unused", "val"], split)
+    return images.with_columns(image_split=pl.Series(split, dtype=pl.String))
 
 
 def candidates(
@@ -85,7 +106,7 @@ def candidates(
     frame = pl.DataFrame(relations).filter(pl.col("predicate").is_in(wanted))
     if not params.geometric:
         frame = frame.filter(pl.col("source") == "annotated")
-    sizes = pl.DataFrame(images).select("image_id", "width", "height", pl.col("split").alias("image_split"))
+    sizes = _image_splits(pl.DataFrame(images), params).select("image_id", "width", "height", "image_split")
     frame = frame.join(sizes, on="image_id", how="inner")
     frame = frame.sort("image_id", "relationship_id").unique(
         ["image_id", "subject_id", "predicate", "object_id"], keep="last", maintain_order=True
@@ -192,7 +213,7 @@ class Graphs:
         self._params = params
         self._by_image: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
         self._shown: dict[int, int] = {}
-        if max(params.graph.max, params.val_size.max, params.several_graph.max if params.several else 1) > 1:
+        if max(params.graph.max, params.val_graph.max, params.several_graph.max if params.several else 1) > 1:
             around, _ = candidates(relations, images, params, PREDICATES)
             for row in _same_objects(around).sort(*_ORDER).iter_rows(named=True):
                 self._by_image[row["image_id"]].append(row)
@@ -204,7 +225,8 @@ class Graphs:
     def of(self, frame: pl.DataFrame, split: str, size: GraphSize) -> list[PlacedGraph]:
         """Of each row, of as many triples as `size` asks for.
 
-        Unless `split` is `val`, no two objects of a graph are a name pair of validation, and no two classes kept for it meet.
+        No two objects of a train graph are a name pair of validation, and no two classes kept for it meet; with a development split
+        what is kept for validation is in no graph at all.
         """
         params = self._params
         draw = fraction(params.seed, "graph size", frame["image_id"].to_numpy(), frame["relationship_id"].to_numpy())
@@ -214,11 +236,11 @@ class Graphs:
         def allowed(one: str, other: str) -> bool:
             if one == other and params.quality.distinct_names:
                 return False
-            return split == "val" or pair_sides([(one, other)], params)[0] == "train"
+            return pair_sides([(one, other)], params)[0] in (split, "train")
 
         @cache
         def meet(combination: tuple[str, str]) -> bool:
-            return split == "val" or not kept_for_val(combination, params)
+            return combination_side(combination, params) in (split, "train")
 
         rows = zip(_same_objects(frame).iter_rows(named=True), aims.tolist(), strict=True)
         return [grow(row, self._by_image[row["image_id"]], most, allowed, meet) for row, most in rows]
@@ -287,7 +309,7 @@ def curate(relations: pa.Table, images: pa.Table, params: Curate, objects: pa.Ta
     train, val = params.train // len(params.predicates), params.val // len(params.predicates)
     wanted = {
         "train": ("train", params.predicates, train, params.max_per_pair, params.graph),
-        "val": ("val", params.predicates, val, params.max_per_pair, params.val_size),
+        "val": ("val", params.predicates, val, params.max_per_pair, params.val_graph),
         "maps": ("train", params.map_predicates, params.maps_per_class, 0, params.graph),
     }
     tables: dict[str, pa.Table] = {}

@@ -72,7 +72,7 @@ def _epochs(found: Any) -> Iterator[str]:
                 f"ablation.epochs: got {epoch}, which train.keep_epochs does not keep; valid: {_list(sorted(train.keep_epochs))}; "
                 "add it there, or compare others"
             )
-    if found.curate and not train.dev:
+    if found.curate:
         try:
             train.kept_steps(found.curate.train)
         except ValueError as error:

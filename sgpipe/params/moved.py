@@ -17,9 +17,10 @@ MOVED: Final[dict[str, str]] = {
     "lora.accumulation": "train.gradient_accumulation_steps",
     "lora.ema": "train.ema_decay",
     "lora.checkpointing": "train.gradient_checkpointing",
-    "lora.development": "train.dev",
+    "lora.development": "curate.dev",
     **{f"lora.{name}": f"train.{name}" for name in _TRAIN},
     **{f"lora.{name}": f"train.{name}" for name in ("guidance", "validation", "keep_epochs", "save_every", "seed")},
+    "train.dev": "curate.dev",
     "lora.arms": "arms.<name>, each with a kind (graph: {kind: graph_lora}, text_only: {kind: text_lora}, projector_only: {kind: "
     "graph_tokens}, random_blocks: {kind: graph_lora, blocks: random}; -seed<n>: seed: <n>)",
 }  # fmt: skip

@@ -164,9 +164,6 @@ class Train(Struct, frozen=True, forbid_unknown_fields=True):
     guidance: Annotated[
         Annotated[float, Meta(ge=0)] | None, Meta(description="scale that a guidance-distilled transformer takes")
     ] = None
-    dev: Annotated[
-        float, Meta(ge=0.0, lt=1.0, description="share of train name pairs kept out of training, to choose recipes on")
-    ] = 0.0
     validation: Annotated[Validation, Meta(description="control losses and images")] = Validation()
     keep_epochs: Annotated[tuple[int, ...], Meta(description="epochs after which the adapter is kept, too")] = ()
     save_every: Annotated[int, Meta(ge=1, description="steps between two checkpoints")] = 50

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.arms.conditioning import name_table
@@ -19,7 +17,6 @@ from sgpipe.datasets.tables import NEGATIVES, PROMPTS, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.runs.hashing import fraction, text_ids
 
 
 @dataclass(frozen=True)
@@ -64,27 +61,14 @@ class Data:
     names: NameTable
 
 
-def development_pairs(triples: pa.Table, share: float) -> pa.Array:
-    """Which rows belong to the development split: a share of the unordered pairs of names, by a hash of the two."""
-    names = (text_ids(triples[name].to_pylist()) for name in ("subject", "object"))
-    low, high = np.sort(np.stack(list(names)), axis=0)
-    return pa.array(fraction(0, "development", low, high) < share, pa.bool_())
+def read_data(sources: Sources, backbone: Backbone) -> Data:
+    """Train triples, and the val triples, which control losses are measured on.
 
-
-def read_data(sources: Sources, backbone: Backbone, dev: float) -> Data:
-    """Train triples, and those that control losses are measured on: a development split of them, else the val triples.
-
-    With a dev share the val triples are not even read, so that no choice can lean on them. Triples whose latents were
-    rejected are left out. Raises `DataError` for a cache that is missing or foreign, a triple without a negative, or a train triple
-    whose relational prompt loses a name or its relation; what else is cut is a warning.
+    Triples whose latents were rejected are left out. Raises `DataError` for a cache that is missing or foreign, a triple without a
+    negative, or a train triple whose relational prompt loses a name or its relation; what else is cut is a warning.
     """
     table = read_table(sources.curated / "triples.parquet", TRIPLES)
-    train = table.filter(pc.equal(table["split"], "train"))
-    if dev:
-        apart = development_pairs(train, dev)
-        held_out, train = train.filter(apart), train.filter(pc.invert(apart))
-    else:
-        held_out = table.filter(pc.equal(table["split"], "val"))
+    train, held_out = (table.filter(pc.equal(table["split"], split)) for split in ("train", "val"))
     latents = LatentCache(sources.latents, backbone)
     prompts = PromptCache([sources.prompts, sources.negative_prompts], backbone)
     said: dict[str, dict[str, str]] = {}
@@ -99,10 +83,7 @@ def read_data(sources: Sources, backbone: Backbone, dev: float) -> Data:
     every = {prompt for part in parts for each in part for prompt in each.prompts.values()}
     warn(tokenizers.prompts(sorted(every)), "prompts of train and val triples")
     if not parts[0]:
-        raise DataError(
-            f"{sources.curated}/triples.parquet: no train triples are left (train.dev {dev:g}); run "
-            "`dvc repro curate` or lower train.dev"
-        )
+        raise DataError(f"{sources.curated}/triples.parquet: no train triples are left; run `dvc repro curate`")
     texts = texts_of([graph for part in parts for each in part for graph in (each.graph, each.negative)])
     return Data(parts[0], parts[1], latents, prompts, name_table(*prompts.concepts(texts), texts))
 

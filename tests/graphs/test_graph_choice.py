@@ -3,12 +3,14 @@
 from itertools import product
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from msgspec.structs import replace
 
 from sgpipe.datasets.tables import IMAGES, OBJECTS, RELATIONS
 from sgpipe.errors import DataError
 from sgpipe.graphs.config import Curate, GraphSize, Quality
-from sgpipe.graphs.curate import curate, kept_for_val
+from sgpipe.graphs.curate import combination_side, curate, pair_sides
 from sgpipe.graphs.scene_graph import combinations_of, graphs_of
 
 NAMES = ("dog", "cat", "hat", "tree", "cup", "box", "bus", "car", "bed", "kite", "ball")
@@ -92,13 +94,36 @@ def test_classes_that_are_kept_for_validation_meet_in_no_train_graph() -> None:
     by_split: dict[str, set[tuple[str, str]]] = {"train": set(), "val": set()}
     for graph, split in zip(graphs_of(made), made["split"].to_pylist(), strict=True):
         by_split[split] |= combinations_of(graph.triples)
-    assert by_split["train"] and not any(kept_for_val(each, params) for each in by_split["train"])
-    assert any(kept_for_val(each, params) for each in by_split["val"])
+    assert by_split["train"] and not any(combination_side(each, params) == "val" for each in by_split["train"])
+    assert any(combination_side(each, params) == "val" for each in by_split["val"])
 
 
 def test_a_class_and_its_inverse_are_one_in_a_combination() -> None:
     assert combinations_of([(0, "right of", 1), (1, "on", 2), (3, "in", 4)]) == {("left of", "on")}
     assert combinations_of([(0, "left of", 1), (2, "on", 1)]) == {("left of", "on")}
-    shares = [kept_for_val(pair, Curate(val_combinations=0.5)) for pair in product(CLASSES, CLASSES)]
-    assert 0.25 < sum(shares) / len(shares) < 0.75
-    assert not any(kept_for_val(pair, Curate()) for pair in product(CLASSES, CLASSES))
+    sides = [combination_side(pair, Curate(val_combinations=0.5)) for pair in product(CLASSES, CLASSES)]
+    assert 0.25 < sides.count("val") / len(sides) < 0.75
+    assert {combination_side(pair, Curate()) for pair in product(CLASSES, CLASSES)} == {"train"}
+
+
+def test_the_development_split_has_nothing_of_validation_and_shares_nothing_with_training() -> None:
+    """Neither images nor pairs of names nor combinations of classes; it is made as the val split is."""
+    options = {"val_combinations": 0.2, "graph": GraphSize(1, 3), "several": 10, "val": 20}
+    final, made = chosen(**options), chosen(**options, dev=0.4)
+    params = Curate(**{**{name: getattr(PARAMS, name) for name in PARAMS.__struct_fields__}, **options})  # type: ignore[arg-type]
+    of = {
+        key: table.filter(pc.equal(table["split"], split))
+        for table, key, split in ((final, "val", "val"), (made, "dev", "val"), (made, "train", "train"))
+    }
+    images = {key: set(table["image_id"].to_pylist()) for key, table in of.items()}
+    pairs = {
+        key: {frozenset((g.objects[s], g.objects[o])) for g in graphs_of(table) for s, _, o in g.triples}
+        for key, table in of.items()
+    }
+    assert all(images.values()) and not images["val"] & (images["dev"] | images["train"]) and not images["dev"] & images["train"]
+    assert not pairs["dev"] & pairs["train"]
+    assert "val" not in pair_sides([tuple(sorted(pair)) for pair in pairs["dev"] | pairs["train"]], params)
+    met = {key: {c for g in graphs_of(table) for c in combinations_of(g.triples)} for key, table in of.items()}
+    kept = {each for each in met["dev"] - met["train"] if combination_side(each, replace(params, dev=0.4)) == "val"}
+    assert kept and not any(combination_side(each, params) == "val" for each in met["dev"] | met["train"])
+    assert max(len(g.triples) for g in graphs_of(of["dev"])) > 1

@@ -94,6 +94,7 @@ def real(reference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def grown(tables: tuple[pa.Table, pa.Table], size: GraphSize) -> tuple[Curate, pa.Table]:
     params = Curate(
         predicates=("on",), train=1000, val=1000, map_predicates=("on",), maps_per_class=0, allow_short=True, graph=size,
+        val_graph=size,
         quality=Quality(min_side=4, min_area=0),
     )  # fmt: skip
     return params, curate(*tables, params).triples

