@@ -81,8 +81,8 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             ge=0.0,
             lt=1.0,
-            description="share of the train images, and of their name pairs, that takes the val split's place: the "
-            "development split, on which recipes are chosen without reading a val triple; 0: none",
+            description="share of the train images' name pairs, and of combinations as many as `val_combinations`, that take "
+            "the val split's place: the development split, on which recipes are chosen without reading a val triple; 0: none",
         ),
     ] = 0.0
     max_per_pair: Annotated[

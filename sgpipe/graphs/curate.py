@@ -87,15 +87,6 @@ def combination_side(combination: tuple[str, str], params: Curate) -> str:
     return str(_side(draw, params.val_combinations, params.val_combinations if params.dev else 0)[0])
 
 
-def _image_splits(images: pl.DataFrame, params: Curate) -> pl.DataFrame:
-    """`images` with the column `image_split`; with a development split a share of the train images is `val`, and val `unused`."""
-    split = images["split"].to_numpy()
-    if params.dev:
-        apart = fraction(params.seed, "development", images["image_id"].to_numpy()) < params.dev
-        split = np.select([split == "val", (split == "train") & apart], ["unused", "val"], split)
-    return images.with_columns(image_split=pl.Series(split, dtype=pl.String))
-
-
 def candidates(
     relations: pa.Table, images: pa.Table, params: Curate, classes: Collection[str] = ()
 ) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -106,7 +97,7 @@ def candidates(
     frame = pl.DataFrame(relations).filter(pl.col("predicate").is_in(wanted))
     if not params.geometric:
         frame = frame.filter(pl.col("source") == "annotated")
-    sizes = _image_splits(pl.DataFrame(images), params).select("image_id", "width", "height", "image_split")
+    sizes = pl.DataFrame(images).select("image_id", "width", "height", pl.col("split").alias("image_split"))
     frame = frame.join(sizes, on="image_id", how="inner")
     frame = frame.sort("image_id", "relationship_id").unique(
         ["image_id", "subject_id", "predicate", "object_id"], keep="last", maintain_order=True
@@ -126,11 +117,11 @@ def candidates(
 
 
 def choose(frame: pl.DataFrame, split: str, classes: tuple[str, ...], count: int, per_pair: int) -> pl.DataFrame:
-    """The first `count` of each class by rank among the images and name pairs of `split`, annotated relations first.
+    """The first `count` of each class by rank among the name pairs of `split`, annotated relations first.
 
     Rows come by class and rank; a class that is too small gives what it has.
     """
-    frame = frame.filter((pl.col("image_split") == split) & (pl.col("side") == split) & pl.col("predicate").is_in(list(classes)))
+    frame = frame.filter((pl.col("side") == split) & pl.col("predicate").is_in(list(classes)))
     frame = frame.sort("predicate", *_ORDER)
     if per_pair:
         frame = frame.filter(pl.int_range(pl.len()).over("predicate", "subject", "object") < per_pair)
@@ -308,26 +299,35 @@ def curate(relations: pa.Table, images: pa.Table, params: Curate, objects: pa.Ta
     graphs = Graphs(relations, images, objects, params)
     train, val = params.train // len(params.predicates), params.val // len(params.predicates)
     wanted = {
-        "train": ("train", params.predicates, train, params.max_per_pair, params.graph),
         "val": ("val", params.predicates, val, params.max_per_pair, params.val_graph),
+        "train": ("train", params.predicates, train, params.max_per_pair, params.graph),
         "maps": ("train", params.map_predicates, params.maps_per_class, 0, params.graph),
     }
     tables: dict[str, pa.Table] = {}
     found: dict[str, dict[str, int]] = {}
     short: list[str] = []
+    taken: list[int] = []
+
+    def chosen_of(split: str, classes: tuple[str, ...], count: int, per_pair: int, size: GraphSize) -> pl.DataFrame:
+        """Among the images of the split; with a development split, among train images, of which training leaves out its own."""
+        own = ranked.filter((pl.col("image_split") == ("train" if params.dev else split)) & ~pl.col("image_id").is_in(taken))
+        return choose(graphs.fitting(own, split, size), split, classes, count, per_pair)
+
     for name, (split, classes, count, per_pair, size) in wanted.items():
-        chosen = choose(graphs.fitting(ranked, split, size), split, classes, count, per_pair)
+        chosen = chosen_of(split, classes, count, per_pair, size)
         have = dict(chosen.group_by("predicate").len().iter_rows())
         found[name] = {predicate: have.get(predicate, 0) for predicate in classes}
         short += [f"{name} {predicate} {n} of {count}" for predicate, n in found[name].items() if n < count]
         tables[name] = triples_table(chosen, name, graphs.of(chosen, split, size), params)
-    if params.several:
-        size, taken = params.several_graph, tables["val"]["relationship_id"].to_pylist()
-        rest = graphs.fitting(ranked.filter(~pl.col("relationship_id").is_in(taken)), "val", size)
-        rest = choose(rest, "val", params.predicates, rest.height, 0).sort(*_ORDER)
-        chosen = rest.unique("image_id", keep="first", maintain_order=True).head(params.several)
-        short += [f"several {chosen.height} of {params.several}"] if chosen.height < params.several else []
-        tables["val"] = pa.concat_tables([tables["val"], triples_table(chosen, "val", graphs.of(chosen, "val", size), params)])
+        if name == "val":
+            taken = chosen["image_id"].to_list()
+            if params.several:
+                size = params.several_graph
+                rest = chosen_of("val", params.predicates, ranked.height, 0, size).sort(*_ORDER)
+                more = rest.unique("image_id", keep="first", maintain_order=True).head(params.several)
+                short += [f"several {more.height} of {params.several}"] if more.height < params.several else []
+                tables[name] = pa.concat_tables([tables[name], triples_table(more, "val", graphs.of(more, "val", size), params)])
+                taken += more["image_id"].to_list()
     if short and not params.allow_short:
         raise DataError(
             f"curate: too few relations after the quality filters: {'; '.join(short)}; lower the counts or the bounds in "
