@@ -119,10 +119,12 @@ def candidates(
 def choose(frame: pl.DataFrame, split: str, classes: tuple[str, ...], count: int, per_pair: int) -> pl.DataFrame:
     """The first `count` of each class by rank among the name pairs of `split`, annotated relations first.
 
-    Rows come by class and rank; a class that is too small gives what it has.
+    Of graphs of several sizes each size gives its first, then each its second, and so on. Rows come by class and in this order; a
+    class that is too small gives what it has.
     """
     frame = frame.filter((pl.col("side") == split) & pl.col("predicate").is_in(list(classes)))
-    frame = frame.sort("predicate", *_ORDER)
+    frame = frame.sort("predicate", *_ORDER).with_columns(turn=pl.int_range(pl.len()).over("predicate", "size"))
+    frame = frame.sort("predicate", *(["turn"] if (frame["size"] > 0).any() else []), *_ORDER)
     if per_pair:
         frame = frame.filter(pl.int_range(pl.len()).over("predicate", "subject", "object") < per_pair)
     return frame.filter(pl.int_range(pl.len()).over("predicate") < count)
@@ -214,7 +216,7 @@ class Graphs:
             self._shown = dict(every.group_by("image_id").len().iter_rows())
 
     def of(self, frame: pl.DataFrame, split: str, size: GraphSize) -> list[PlacedGraph]:
-        """Of each row, of as many triples as `size` asks for.
+        """Of each row, of as many triples as `size` asks for; of `whole` graphs, of as many as the image has, up to its most.
 
         No two objects of a train graph are a name pair of validation, and no two classes kept for it meet; with a development split
         what is kept for validation is in no graph at all.
@@ -222,6 +224,8 @@ class Graphs:
         params = self._params
         draw = fraction(params.seed, "graph size", frame["image_id"].to_numpy(), frame["relationship_id"].to_numpy())
         aims = size.min + (draw * (size.max - size.min + 1)).astype(np.int64)
+        if params.whole:
+            aims[:] = size.max
 
         @cache
         def allowed(one: str, other: str) -> bool:
@@ -237,15 +241,17 @@ class Graphs:
         return [grow(row, self._by_image[row["image_id"]], most, allowed, meet) for row, most in rows]
 
     def fitting(self, frame: pl.DataFrame, split: str, size: GraphSize) -> pl.DataFrame:
-        """The rows whose graph reaches the least size and, if asked for, names every object of its image."""
+        """The rows whose graph reaches the least size and, if asked for, names every object of its image; `size`: its triples."""
         if size.min == 1 and not self._params.whole:
-            return frame
+            return frame.with_columns(size=pl.lit(0))
         shown = [self._shown.get(image, 0) for image in frame["image_id"]] if self._params.whole else None
+        made = self.of(frame, split, size)
         kept = [
             len(graph.triples) >= size.min and (shown is None or len(graph.objects) == shown[index])
-            for index, graph in enumerate(self.of(frame, split, size))
+            for index, graph in enumerate(made)
         ]
-        return frame.filter(pl.Series(kept, dtype=pl.Boolean))
+        sizes = [len(graph.triples) if self._params.whole else 0 for graph in made]
+        return frame.with_columns(size=pl.Series(sizes, dtype=pl.Int32)).filter(pl.Series(kept, dtype=pl.Boolean))
 
 
 def _end(relations: pl.DataFrame, side: str, name: str) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -10,7 +11,7 @@ from msgspec.structs import replace
 from sgpipe.datasets.tables import IMAGES, OBJECTS, RELATIONS
 from sgpipe.errors import DataError
 from sgpipe.graphs.config import Curate, GraphSize, Quality
-from sgpipe.graphs.curate import combination_side, curate, pair_sides
+from sgpipe.graphs.curate import choose, combination_side, curate, pair_sides
 from sgpipe.graphs.scene_graph import combinations_of, graphs_of
 
 NAMES = ("dog", "cat", "hat", "tree", "cup", "box", "bus", "car", "bed", "kite", "ball")
@@ -127,3 +128,15 @@ def test_the_development_split_has_nothing_of_validation_and_shares_nothing_with
     kept = {each for each in met["dev"] - met["train"] if combination_side(each, replace(params, dev=0.4)) == "val"}
     assert kept and not any(combination_side(each, params) == "val" for each in met["dev"] | met["train"])
     assert max(len(g.triples) for g in graphs_of(of["dev"])) > 1
+
+
+def test_whole_graphs_of_each_size_take_turns() -> None:
+    """Most images show two objects; a class takes as many graphs of several triples as there are, then fills up."""
+    rows = [
+        {"predicate": "on", "side": "train", "size": size, "derived": False, "rank": rank, "image_id": rank, "relationship_id": 0}
+        for rank, size in enumerate([1] * 10 + [2] * 3 + [3])
+    ]
+    frame = pl.DataFrame(rows).with_columns(subject=pl.lit("dog"), object=pl.lit("box"))
+    assert choose(frame, "train", ("on",), 6, 0)["size"].to_list() == [1, 2, 3, 1, 2, 1]
+    assert choose(frame, "train", ("on",), 9, 0)["size"].value_counts().sort("size")["count"].to_list() == [5, 3, 1]
+    assert choose(frame.with_columns(size=pl.lit(0)), "train", ("on",), 4, 0)["rank"].to_list() == [0, 1, 2, 3]
