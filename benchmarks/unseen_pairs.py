@@ -1,9 +1,9 @@
-"""Who decides the roles of pairs that nobody picked: base, empty graph, g⁺ and g⁻ on far more pairs than the val split has.
+"""Who decides roles and classes of pairs that nobody picked: base, empty graph, g⁺ and g⁻ on far more pairs than val has.
 
 The val split has few pairs, and a model that is told nothing of the roles samples a pair much alike from every noise, so that a
 share of val images can lie far from a half by luck. Here each pair of names that no train or val triple has is asked once per axis
-(above/below, left of/right of), under a neutral prompt and one noise, judged by the headline's judge. Nothing is chosen by these
-figures.
+(above/below, left of/right of, …), under a neutral prompt, judged by the headline's judge; and which of the 24 classes it sees
+there, which an empty graph should leave as the base has them. Nothing is chosen by these figures.
 
 Run `python -m benchmarks.unseen_pairs --out metrics/unseen_pairs.json` after `dvc repro`.
 """
@@ -31,7 +31,7 @@ from sgpipe.evaluation.summary import bounds
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.load import read_section
-from sgpipe.relations.predicates import INVERSE
+from sgpipe.relations.predicates import INVERSE, PREDICATES
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.hashing import hashed
 
@@ -73,15 +73,40 @@ def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> 
 
 
 def figures(images: NDArray[np.uint8], cases: list[EvaluationTriple], judge: Judge, statistics: Statistics) -> dict[str, Any]:
-    """Direction accuracy of g⁺ in images of the right kind of arrangement, and objects present, with intervals by pair."""
-    scores = judge.scores(images, [(case.positive, case.negative) for case in cases])
-    chosen = choices(scores[:, :1].astype(float), scores[:, 1:].astype(float))
+    """Direction accuracy of g⁺ in images of the right kind of arrangement, and objects present, with intervals by pair.
+
+    `images` are those of all cases with one noise, then those with the next, and so on.
+    """
+    every = cases * (len(images) // len(cases))
+    scores = judge.scores(images, [(case.positive, case.negative) for case in every])
+    chosen = choices(scores[:, :1].astype(float), scores[:, 1:].astype(float)).reshape(-1, len(cases)).T
     bootstrap = Bootstrap(statistics.resamples, statistics.confidence, statistics.seed)
     roles = bootstrap.mean(chosen)
     return {
         **bounds("direction_accuracy", roles),
         "direction_accuracy_images": roles.count,
         "objects_present": float(np.isfinite(scores).all(1).mean()),
+        "classes": classes(images, every, judge),
+    }
+
+
+def classes(images: NDArray[np.uint8], cases: list[EvaluationTriple], judge: Judge) -> dict[str, float]:
+    """Share of all images by the class that the judge scores highest, either way round; images without a positive score are left
+    out of every class."""
+    statements = [[(s, name, o) for name in PREDICATES for s, o in (case.positive[::2], case.positive[::-2])] for case in cases]
+    scores = np.nan_to_num(judge.scores(images, statements)).reshape(len(cases), len(PREDICATES), 2).max(2)
+    seen = np.where(scores.max(1) > 0, scores.argmax(1), -1)
+    return {name: float((seen == index).mean()) for index, name in enumerate(PREDICATES)}
+
+
+def left_as_it_was(base: dict[str, Any], empty: dict[str, Any]) -> dict[str, float]:
+    """How far an empty graph moves the base: of direction accuracy, and of the class whose share moves most."""
+    moved = {name: abs(base["classes"][name] - empty["classes"][name]) for name in PREDICATES}
+    largest = max(moved, key=moved.__getitem__)
+    return {
+        "direction_accuracy_difference": abs(base["direction_accuracy"] - empty["direction_accuracy"]),
+        "largest_class_difference": moved[largest],
+        "objects_present_difference": abs(base["objects_present"] - empty["objects_present"]),
     }
 
 
@@ -91,6 +116,7 @@ def main(
     curated: Annotated[Path, typer.Option(help="folder of the triples")] = Path("outputs/curated"),
     adapter: Annotated[Path, typer.Option(help="adapter that is evaluated")] = Path("outputs/lora/graph/adapter"),
     count: Annotated[int | None, typer.Option(min=2, help="no more than so many; else all")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="noises of each")] = 1,
     out: Annotated[Path | None, typer.Option(help="write the figures to this JSON file")] = None,
 ) -> None:
     """SampleRequest and judge."""
@@ -100,9 +126,9 @@ def main(
     statistics = read_section(params, "statistics", Statistics)
     cases = unseen(read_table(canonical / "relations.parquet", RELATIONS), read_table(curated / "triples.parquet", TRIPLES), count)
     judge = open_judge(judges.headline, judges.judges[judges.headline], CPU)
-    found: dict[str, Any] = {"triples": len(cases), "judge": judges.headline, "conditions": {}}
+    found: dict[str, Any] = {"triples": len(cases), "seeds": seeds, "judge": judges.headline, "conditions": {}}
     for name, shown, given in ((BASE, ("positive",), "none"), ("graph", GRAPHS, "graphs")):
-        planned = {graph: plan(cases, {HEADLINE: (graph,)}, (0,), given) for graph in shown}
+        planned = {graph: plan(cases, {HEADLINE: (graph,)}, range(seeds), given) for graph in shown}
         every = [each for requests in planned.values() for each in requests]
         generator = open_generator(backbone, None if name == BASE else adapter, CPU, every)
         for graph, requests in planned.items():
@@ -120,6 +146,8 @@ def main(
                 f"{row['direction_accuracy_high']:.3f}] of {row['direction_accuracy_images']}, "
                 f"both objects {row['objects_present']:.3f}"
             )
+    found["empty_graph"] = left_as_it_was(found["conditions"][BASE], found["conditions"]["graph, empty graph"])
+    print("an empty graph moves", ", ".join(f"{name} by {value:.3f}" for name, value in found["empty_graph"].items()))
     if out:
         write_json(found, out, DIGITS)
 

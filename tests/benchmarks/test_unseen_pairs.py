@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from benchmarks.unseen_pairs import figures, unseen
+from benchmarks.unseen_pairs import figures, left_as_it_was, unseen
 from sgpipe.datasets.tables import RELATIONS, TRIPLES
 from sgpipe.errors import DataError
 from sgpipe.evaluation.config import Judge as Named
@@ -64,5 +64,12 @@ def test_figures_of_drawn_pictures() -> None:
     found = figures(images, cases, judge, Statistics())
     assert (found["direction_accuracy"], found["direction_accuracy_images"]) == (pytest.approx(2 / 3), 3)
     assert found["objects_present"] == 1.0
+    assert sum(found["classes"].values()) == pytest.approx(1) and found["classes"]["above"] + found["classes"]["below"] > 0
+    twice = figures(np.concatenate([images, images]), cases, judge, Statistics())
+    assert (twice["direction_accuracy"], twice["direction_accuracy_images"]) == (found["direction_accuracy"], 6)
+    assert twice["classes"] == found["classes"]
     images[0] = 255
-    assert figures(images, cases, judge, Statistics())["objects_present"] == pytest.approx(2 / 3)
+    other = figures(images, cases, judge, Statistics())
+    assert other["objects_present"] == sum(other["classes"].values()) == pytest.approx(2 / 3)
+    moved = left_as_it_was(found, other)
+    assert [moved["largest_class_difference"], moved["objects_present_difference"]] == pytest.approx([1 / 3, 1 / 3])
