@@ -64,7 +64,7 @@ def main(
         if processes.is_main:
             said = merge_verdicts(work, shards, state)
             with new_folder(out) as folder:
-                for name in ("verdicts", "calibration", "rejects"):
+                for name in ("verdicts", "calibration", "rejects", "features"):
                     write_table(getattr(said, name), folder / f"{name}.parquet")
             truth = ground_truth_figures(len(cases), said.rejects)
             if said.rejects.num_rows:

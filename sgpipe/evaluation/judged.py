@@ -10,7 +10,7 @@ from sgpipe.datasets.tables import LATENT_REJECTS, NEGATIVES, TRIPLES, read_tabl
 from sgpipe.errors import DataError
 from sgpipe.evaluation.calibration import ground_truth_figures
 from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
-from sgpipe.evaluation.samples import CALIBRATION, FILE, VERDICTS, ImageFile
+from sgpipe.evaluation.samples import CALIBRATION, FEATURES, FILE, VERDICTS, ImageFeatures, ImageFile
 from sgpipe.evaluation.sampling_plan import read_evaluation_triples
 from sgpipe.evaluation.summary import QualifiedJudges
 from sgpipe.evaluation.verdicts import Verdicts
@@ -39,6 +39,12 @@ def read_judged(
         if judge not in calibrated:
             raise DataError(f"{judged}: judge {judge} has not been calibrated on ground truth; run `dvc repro judge judge_epochs`")
     return Verdicts(table, cases, evaluate.seeds), QualifiedJudges.of(judges, answers, statistics)
+
+
+def read_features(judged: Path) -> ImageFeatures | None:
+    """Image embeddings of the first judge that gives them; None where none of the judges does."""
+    table = read_table(judged / "features.parquet", FEATURES)
+    return ImageFeatures(table) if table.num_rows else None
 
 
 def read_ground_truth(curated: Path, judged: Path) -> dict[str, Any]:

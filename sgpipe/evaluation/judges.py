@@ -19,6 +19,7 @@ from sgpipe.relations.boxes import Box, Rule
 from sgpipe.relations.predicates import relational_prompt
 
 Scores = NDArray[np.float32]
+Features = NDArray[np.float32]
 
 
 class Judge(Protocol):
@@ -37,6 +38,19 @@ class Counter(Judge, Protocol):
         ...
 
 
+@runtime_checkable
+class FeatureJudge(Judge, Protocol):
+    """A judge that scores an image by its embedding and gives that, too; `scores` is `compare` of `features`."""
+
+    def features(self, images: Pixels) -> Features:
+        """Image embeddings `[N, D]` of length 1 for images `[N, H, W, 3]`, 0–255."""
+        ...
+
+    def compare(self, features: Features, statements: Sequence[Sequence[Triple]]) -> Scores:
+        """`[N, K]` for image embeddings `[N, D]` and K statements about each."""
+        ...
+
+
 class ContrastiveJudge:
     """An open_clip model: logit scale × cosine of image and caption, the units in which the predecessor gave its margin."""
 
@@ -44,18 +58,26 @@ class ContrastiveJudge:
         self._model = model.requires_grad_(False).eval().to(device)
         self._preprocess, self._tokenizer, self._device = preprocess, tokenizer, device
 
-    @torch.no_grad()
     def scores(self, images: Pixels, statements: Sequence[Sequence[Triple]]) -> Scores:
         """See `Judge`; the caption of a statement is its relational prompt."""
+        return self.compare(self.features(images), statements)
+
+    @torch.no_grad()
+    def features(self, images: Pixels) -> Features:
+        """See `FeatureJudge`."""
         pixels = torch.stack([self._preprocess(Image.fromarray(image)) for image in images])
-        image = self._model.encode_image(pixels.to(self._device), normalize=True)
+        return self._model.encode_image(pixels.to(self._device), normalize=True).float().cpu().numpy()
+
+    @torch.no_grad()
+    def compare(self, features: Features, statements: Sequence[Sequence[Triple]]) -> Scores:
+        """See `FeatureJudge`."""
         captions = [relational_prompt(*each) for several in statements for each in several]
         different = sorted(set(captions))
         encoded = self._model.encode_text(self._tokenizer(different).to(self._device), normalize=True)
         place = {caption: row for row, caption in enumerate(different)}
         rows = torch.tensor([place[caption] for caption in captions], device=self._device)
-        text = encoded[rows].reshape(len(images), -1, encoded.shape[-1])
-        cosine = torch.einsum("nd,nkd->nk", image, text)
+        text = encoded[rows].reshape(len(features), -1, encoded.shape[-1])
+        cosine = torch.einsum("nd,nkd->nk", torch.from_numpy(features).to(text), text)
         return (self._model.logit_scale.exp() * cosine).float().cpu().numpy()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +14,10 @@ import pyarrow.parquet as pq
 from sgpipe.backbones.images import CropRejected, read_crop
 from sgpipe.datasets.images import ImageStore
 from sgpipe.datasets.tables import LATENT_REJECTS, write_table
-from sgpipe.errors import DataError
+from sgpipe.errors import DataError, ModelError
 from sgpipe.evaluation.calibration import Question
-from sgpipe.evaluation.judges import Counter, Judge, Scores
-from sgpipe.evaluation.samples import CALIBRATION, VERDICTS, ImageFile, Pixels
+from sgpipe.evaluation.judges import Counter, FeatureJudge, Features, Judge, Scores
+from sgpipe.evaluation.samples import CALIBRATION, FEATURES, VERDICTS, ImageFile, Pixels
 from sgpipe.evaluation.sampling_plan import EvaluationTriple
 from sgpipe.runs.shards import Make, Shard, Tick, cut
 
@@ -66,6 +67,11 @@ def _score_columns(scores: Scores) -> dict[str, pa.Array]:
     return {name: pa.array(scores[:, i], from_pandas=True) for i, name in enumerate(("positive", "negative"))}
 
 
+def _image_columns(arm: str, items: pa.Table, judge: str) -> dict[str, Any]:
+    named = {name: items[name] for name in ("triple_id", "prompt", "graph", "seed")}
+    return {"arm": [arm] * len(items), **named, "judge": [judge] * len(items)}
+
+
 def _answers(name: str, judge: Judge, questions: Sequence[Question], truth: Sequence[Truth]) -> pa.Table:
     """Rows of `_ANSWERS` to a batch of questions."""
     shown = [truth[question.image] for question in questions]
@@ -87,58 +93,78 @@ def _answers(name: str, judge: Judge, questions: Sequence[Question], truth: Sequ
     return pa.table({**columns, **_score_columns(scores)}, schema=_ANSWERS)
 
 
+def _feature_column(name: str, features: Features) -> pa.Array:
+    lengths = np.linalg.norm(features, axis=-1)
+    if not np.allclose(lengths, 1, atol=1e-3):
+        raise ModelError(
+            f"judge.judges.{name}: image embeddings of lengths {lengths.min():.4g} to {lengths.max():.4g}; expected: 1; have the "
+            "judge divide them by their length"
+        )
+    return pa.array([each.tobytes() for each in features.astype("<f2")], pa.binary())
+
+
 def judge_maker(work: Work, open_judge: Callable[[str], Judge], load_truth: Callable[[], list[Truth]], batch_size: int) -> Make:
     """What fills a shard with what its judge says. Judges and ground-truth images are loaded when first needed."""
     opened: dict[str, Judge] = {}
     truth = cache(load_truth)
     by_id = {case.triple_id: case for case in work.cases}
 
-    def verdicts(name: str, arm: str, rows: slice) -> pa.Table:
+    def verdicts(name: str, arm: str, rows: slice) -> dict[str, pa.Table]:
+        """`scores` of an arm's images, and `features` if the judge gives them."""
         file, judge = work.files[arm], opened[name]
-        shown = [by_id[each] for each in file.items["triple_id"].slice(rows.start, rows.stop - rows.start).to_pylist()]
+        items = file.items.slice(rows.start, rows.stop - rows.start)
+        shown = [by_id[each] for each in items["triple_id"].to_pylist()]
         images, count = file.read(range(rows.start, rows.stop)), [len(case.statements) for case in shown]
         # every image is asked about equally many statements: those of a small graph are repeated and dropped
         asked = [[s for pair in islice(cycle(case.statements), max(count)) for s in pair] for case in shown]
-        scores = judge.scores(images, asked).reshape(len(shown), max(count), 2)
+        made: dict[str, pa.Table] = {}
+        if isinstance(judge, FeatureJudge):
+            features = judge.features(images)
+            scores = judge.compare(features, asked)
+            column = {"feature": _feature_column(name, features)}
+            made["features"] = pa.table({**_image_columns(arm, items, name), **column}, schema=FEATURES)
+        else:
+            scores = judge.scores(images, asked)
         twice = [None] * len(shown)
         if isinstance(judge, Counter):
             twice = judge.duplicates(images, [case.graph.objects for case in shown]).tolist()
         image, edge = np.repeat(np.arange(len(shown)), count), np.concatenate([np.arange(each) for each in count])
-        items = file.items.take(pa.array(rows.start + image))
         columns = {
-            "arm": [arm] * len(image),
-            **{each: items[each] for each in ("triple_id", "prompt", "graph", "seed")},
-            "judge": [name] * len(image),
+            **_image_columns(arm, items.take(pa.array(image)), name),
             "edge": edge,
             "duplicate": [twice[each] for each in image],
-            **_score_columns(scores[image, edge]),
+            **_score_columns(scores.reshape(len(shown), max(count), 2)[image, edge]),
         }
-        return pa.table(columns, schema=VERDICTS)
+        return {"scores": pa.table(columns, schema=VERDICTS), **made}
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:
         name, _, arm = shard.name.rpartition("-")[0].partition(".")
         if name not in opened:
             opened.clear()
             opened[name] = open_judge(name)
-        tables = []
+        batches = []
         for rows in shard.batches(batch_size):
             if arm == _TRUTH:
-                tables.append(_answers(name, opened[name], work.questions[rows], truth()))
+                batches.append({"scores": _answers(name, opened[name], work.questions[rows], truth())})
             else:
-                tables.append(verdicts(name, arm, rows))
+                batches.append(verdicts(name, arm, rows))
             tick(rows.stop - rows.start)
-        write_table(pa.concat_tables(tables), folder / "scores.parquet")
+        for each in batches[0]:
+            write_table(pa.concat_tables(batch[each] for batch in batches), folder / f"{each}.parquet")
 
     return make
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Rows of `VERDICTS`, rows of `CALIBRATION`, and the triples whose ground truth cannot be read, rows of `LATENT_REJECTS`."""
+    """Rows of `VERDICTS`, of `CALIBRATION`, of `FEATURES` by the first judge that gives them (none where no judge does), and the
+    triples whose ground truth cannot be read, rows of `LATENT_REJECTS`.
+    """
 
     verdicts: pa.Table
     calibration: pa.Table
     rejects: pa.Table
+    features: pa.Table
 
 
 def merge_verdicts(work: Work, shards: Sequence[Shard], made: Path) -> Judged:
@@ -150,8 +176,11 @@ def merge_verdicts(work: Work, shards: Sequence[Shard], made: Path) -> Judged:
         {**row, "triple_id": work.cases[image].triple_id, "image_id": work.cases[image].image_id}
         for image, row in sorted(unread.items())
     ]
+    featured = [shard.name for shard in shards if (made / shard.name / "features.parquet").is_file()]
+    first = [name for name in featured if name.partition(".")[0] == featured[0].partition(".")[0]]
     return Judged(
         pa.concat_tables(table for name, table in read.items() if f".{_TRUTH}-" not in name),
         answers.filter(answers["reason"].is_null()).select(CALIBRATION.names),
         pa.Table.from_pylist(rejects, schema=LATENT_REJECTS),
+        pa.concat_tables([FEATURES.empty_table(), *(pq.read_table(made / name / "features.parquet") for name in first)]),
     )
