@@ -2,7 +2,8 @@
 
 from sgpipe.evaluation.arms import arm_figures, read_metrics
 from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
-from sgpipe.evaluation.judged import image_files, read_ground_truth, read_judged
+from sgpipe.evaluation.diversity import diversity_figures
+from sgpipe.evaluation.judged import image_files, read_features, read_ground_truth, read_judged
 from sgpipe.evaluation.sampling_plan import BASE
 from sgpipe.evaluation.summary import evaluation_figures
 from sgpipe.params.load import read_params, to_builtins
@@ -20,8 +21,11 @@ def main() -> None:
         losses = {arm: read_metrics(METRICS / "lora" / f"{arm}.json") for arm in evaluate.adapters}
         named, curated = [BASE, *evaluate.adapters], TRIPLES_FILE.parent
         verdicts, qualified = read_judged(curated, NEGATIVES_FILE, JUDGED, evaluate, judges, statistics, named)
-        found, rows = evaluation_figures(verdicts, qualified, image_files(IMAGES))
+        files, features = image_files(IMAGES), read_features(JUDGED)
+        found, rows = evaluation_figures(verdicts, qualified, files)
         found["ground_truth"] = read_ground_truth(curated, JUDGED)
+        found["diversity"] = diversity_figures(verdicts, qualified, files, features)
+        found["feature_judge"] = None if features is None else features.judge
         with new_folder(EVALUATION) as folder:
             write_json(rows, folder / "predicates.json", DIGITS)
         for figures, name in ((found, "evaluation"), ({"arms": arm_figures(found["arms"], losses)}, "lora")):

@@ -93,7 +93,7 @@ def main() -> None:
                 [tables.headline(found), tables.comparisons(found)], [headline_figure(found)],
             ),
             Section("judges", "Judges", tables=[tables.calibrations(found), tables.by_predicate(rows, known, arms)]),
-            Section("sensitivity", "Sensitivity", tables=[tables.sensitivity(found)]),
+            Section("sensitivity", "Sensitivity", tables=[tables.sensitivity(found), tables.diversity(found)]),
             missing("ablation", "Ablation", [ablation], "dvc repro ablation")
             or Section("ablation", "Ablation", tables=[tables.ablation(read_metrics(ablation))]),
             Section(

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from sgpipe.evaluation.samples import ImageFile
+from sgpipe.evaluation.samples import ImageFile, Pixels
 from sgpipe.evaluation.sampling_plan import EvaluationTriple
 from sgpipe.evaluation.statistics import Floats
 from sgpipe.evaluation.verdicts import Scored
@@ -34,11 +34,11 @@ def distances(file: ImageFile, cases: Sequence[EvaluationTriple], seeds: Sequenc
     """
     ids = [case.triple_id for case in cases]
     shown, swapped = ([file.read(rows) for rows in file.rows(prompt, graph, ids, seeds).T] for graph in ("positive", "negative"))
-    by_graph = [_mse(a, b) for a, b in zip(shown, swapped, strict=True)]
-    by_seed = [_mse(a, b) for a, b in combinations(shown, 2)] or [np.full(len(cases), np.nan)]
+    by_graph = [mse(a, b) for a, b in zip(shown, swapped, strict=True)]
+    by_seed = [mse(a, b) for a, b in combinations(shown, 2)] or [np.full(len(cases), np.nan)]
     return np.mean(by_graph, axis=0)[:, None], np.mean(by_seed, axis=0)[:, None]
 
 
-def _mse(first: np.ndarray, second: np.ndarray) -> Floats:
-    """Mean squared difference `[N]` of images `[N, H, W, 3]`."""
+def mse(first: Pixels, second: Pixels) -> Floats:
+    """Mean squared difference `[N]` of images `[N, H, W, 3]`, 0–255."""
     return np.array([np.square(a.astype(np.float32) - b).mean(dtype=np.float64) for a, b in zip(first, second, strict=True)])

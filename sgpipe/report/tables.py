@@ -6,8 +6,10 @@ from typing import Any, get_args
 
 from sgpipe.errors import DataError
 from sgpipe.evaluation.config import HEADLINE, Graph, Prompt
+from sgpipe.evaluation.diversity import FEWEST_TRIPLES
 from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH
 from sgpipe.evaluation.sensitivity import CHANCE
+from sgpipe.evaluation.summary import OWN
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,33 @@ def sensitivity(found: Mapping[str, Any]) -> Table:
         tuple(rows),
         "MSE on 0–255 pixels; two unrelated images of deviation σ differ by 2σ², so only the ratio to what another seed changes "
         f"says that the graph did something. Chance of the last four: {chance}. No calibration is needed here.",
+    )
+
+
+def diversity(found: Mapping[str, Any]) -> Table:
+    """Distances between seeds of one graph beside those of the base, for the graphs that an arm is meant to be given."""
+    rows = [
+        (
+            *(arm, prompt, graph),
+            *(figure(row["pixels"], 1), with_interval(row, "pixels_ratio", 2)),
+            *(figure(row.get("features")), with_interval(row, "features_ratio", 2)),
+            *(str(row["pairs"]), f"{row['compared_triples']} of {row['triples']}"),
+        )
+        for arm, by_prompt in found["diversity"].items()
+        for prompt, by_graph in by_prompt.items()
+        for graph, row in by_graph.items()
+        if graph in OWN
+    ]
+    reference = found["diversity"].get(BASE, {}).get("relational", {}).get(NO_GRAPH)
+    by = f"1 − cosine of {found['feature_judge']}'s image embeddings" if found["feature_judge"] else "none, no judge gives any"
+    return Table(
+        "Diversity: do seeds of one graph give different images",
+        ("arm", "prompt", "graph", "MSE of seeds", "to base", "features", "to base", "pairs", "triples compared"),
+        tuple(rows),
+        "Pairs of seeds of one triple whose images both show the whole graph g⁺; MSE on 0–255 pixels; features: "
+        f"{by}. To base: ratio to such pairs of the base under the relational prompt, on triples with a pair on both sides; 1 is "
+        f"as diverse as the base, 0 the same image from every seed. A dash: fewer than {FEWEST_TRIPLES} such triples; "
+        f"the base has pairs on {reference['triples'] if reference else 0}.",
     )
 
 

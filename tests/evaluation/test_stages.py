@@ -96,7 +96,7 @@ def set_params(root: Path, **sections: dict[str, Any]) -> None:
 def test_killed_while_drawing_or_judging_the_bytes_are_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = {path: path.read_bytes() for path in sorted(Path("outputs/images").rglob("*.parquet"))}
     judged = {path: path.read_bytes() for path in sorted(Path("outputs/judged").iterdir())}
-    assert len(images) == 3 and len(judged) == 3
+    assert len(images) == 3 and len(judged) == 4
     assert not list(Path(".dvc/stage-state").glob("*/*"))
     shutil.rmtree("outputs/images/graph")
     with monkeypatch.context() as patched:
@@ -130,6 +130,8 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path, capsys: pytest.Captu
     arms = json.loads(Path("metrics/lora.json").read_text())["arms"]
     assert arms["graph"]["swap_follow_rate"] == pytest.approx(1 - graph["negative"]["direction_accuracy"], abs=1e-5)
     assert arms["graph"]["val_loss_shuffled"] == 0.1 and arms["text_only"]["prompt"] == "relational"
+    apart = found["diversity"]["graph"]["neutral"]["positive"]
+    assert found["feature_judge"] == "clip" and apart["pairs"] > 0 and min(apart["pixels"], apart["features"]) > 0
     before = Path("metrics/evaluation.json").read_bytes()
     call(stages.evaluate.main)
     assert Path("metrics/evaluation.json").read_bytes() == before
@@ -146,6 +148,7 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path, capsys: pytest.Captu
     call(stages.report.main)
     page = Path("outputs/report/index.html").read_text()
     assert "Not there: metrics/ablation.json" in page and "Not there: metrics/probes.json" in page
+    assert "Diversity: do seeds of one graph give different images" in page and "1 − cosine of clip" in page
     assert page.count('class="panel"') == 3 + 2 + 1 and "<script" not in page
 
     for epoch in (1, 2):
@@ -219,7 +222,8 @@ def test_another_judge_draws_nothing_again(root: Path) -> None:
     with pytest.raises(DataError, match="no arm's images"):
         call(stages.judge.main, images=Path("outputs/nowhere"))
     call(stages.judge.main)
-    assert set(pq.read_table("outputs/judged/verdicts.parquet")["judge"].to_pylist()) == {"clip"}
+    for name in ("verdicts", "features"):
+        assert set(pq.read_table(f"outputs/judged/{name}.parquet")["judge"].to_pylist()) == {"clip"}
     assert images == {path: path.stat().st_mtime_ns for path in Path("outputs/images").rglob("*.parquet")}
     set_params(root, judge={"judges": {"other": {"kind": "sgworld"}}, "headline": "other"})
     with pytest.raises(DataError, match="judge other has not seen base"):

@@ -7,7 +7,7 @@ import numpy as np
 from sgpipe.report.figures import scene_graph
 from sgpipe.report.page import Image, Section, control_figure, headline_figure, render
 from sgpipe.report.panels import Panel, Shown, data_uri
-from sgpipe.report.tables import Table, ablation, calibrations, comparisons, headline, probes, sensitivity
+from sgpipe.report.tables import Table, ablation, calibrations, comparisons, diversity, headline, probes, sensitivity
 
 ROW = {
     "objects_present": 0.8, "direction_accuracy": 0.7, "direction_accuracy_low": 0.6, "direction_accuracy_high": 0.8,
@@ -34,6 +34,13 @@ CALIBRATION = {
     "order_bias": 0.0, "sensitivity": 1.0, "specificity": 1.0, "classes_used": 15,
     "refused": ["sitting on", "standing on", "riding"],
 }  # fmt: skip
+SPREAD_RATIOS = {
+    "pixels_ratio": 0.93, "pixels_ratio_low": 0.91, "pixels_ratio_high": 0.95,
+    "features_ratio": 0.97, "features_ratio_low": 0.94, "features_ratio_high": 1.01,
+}  # fmt: skip
+SPREAD = {
+    "triples": 150, "pairs": 430, "base_pairs": 300, "compared_triples": 90, "pixels": 1750.0, "features": 0.12, **SPREAD_RATIOS,
+}  # fmt: skip
 FOUND = {
     "triples": 162,
     "seeds": 3,
@@ -44,6 +51,11 @@ FOUND = {
         "graph": {"neutral": {"positive": ROW, "negative": ROW, "empty": ROW, "shuffled": ROW}, "relational": {"positive": ROW}},
     },
     "comparisons": {"neutral": {"graph-base": TEST, "graph-text_only": TEST}},
+    "diversity": {
+        "base": {"relational": {"none": SPREAD}, "neutral": {"none": {**SPREAD, **dict.fromkeys(SPREAD_RATIOS)}}},
+        "graph": {"neutral": {"positive": SPREAD, "shuffled": SPREAD}},
+    },
+    "feature_judge": "clip",
     "sensitivity": {
         "graph": {
             "neutral": {
@@ -85,7 +97,7 @@ def page(folder: Path) -> str:
     sections = [
         Section("results", "Results", "Words & signs.", [headline(FOUND), comparisons(FOUND)], [headline_figure(FOUND)]),
         Section("judges", "Judges", tables=[calibrations(FOUND)]),
-        Section("sensitivity", "Sensitivity", tables=[sensitivity(FOUND)]),
+        Section("sensitivity", "Sensitivity", tables=[sensitivity(FOUND), diversity(FOUND)]),
         Section("ablation", "Ablation", tables=[ablation(ABLATION)]),
         Section("panels", "Images", panels={"random": [panel, panel]}),
         Section("training", "Training", images=[control_figure(curves, "graph")]),
