@@ -121,7 +121,10 @@ def test_a_generator_that_copies_has_no_diversity(tmp_path: Path) -> None:
 
 def test_a_generator_as_free_as_the_base_has_a_ratio_of_one_and_one_half_as_free_of_a_quarter(tmp_path: Path) -> None:
     """Squared distances: half the deviation is a quarter. The base beside itself is 1 to the bit."""
-    found = figures(tmp_path / "same", {BASE: noise(0, 60), OWN: noise(1, 60)})
+    arm = noise(1, 60)
+    found = figures(tmp_path / "same", {BASE: noise(0, 60), OWN: arm})
+    apart = arm.images[:, (0, 0, 1)].astype(float) - arm.images[:, (1, 2, 2)]
+    assert own(found)["pixels"] == pytest.approx(np.square(apart).mean(), rel=1e-5) and own(found)["compared_triples"] == 60
     for kind in KINDS:
         row = own(found)
         assert row[f"{kind}_ratio_low"] < 1 < row[f"{kind}_ratio_high"] and row[f"{kind}_ratio"] == pytest.approx(1, abs=0.05)
