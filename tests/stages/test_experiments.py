@@ -97,7 +97,7 @@ def baseline(root: Path) -> Path:
     for name in ("objects", "relationships"):
         (root / f"data/{name}.json").write_text("[]")
     stand_in(root, EARLY)
-    for name in ("canonical/images", "canonical/relations", "saliency/middle", "saliency_noised/middle"):
+    for name in ("canonical/images", "canonical/objects", "canonical/relations", "saliency/middle", "saliency_noised/middle"):
         (root / f"outputs/{name}.parquet").write_text(name)
     shutil.copy(ROOT / "metrics/probes.json", root / "metrics/probes.json")
     assert ran(dvc(root, "repro", "code")) == {"code"}

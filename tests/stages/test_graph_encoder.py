@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from sgpipe.datasets.tables import IMAGES, RELATIONS, TRIPLES, read_table, write_table
+from sgpipe.datasets.tables import IMAGES, OBJECTS, RELATIONS, TRIPLES, read_table, write_table
 from sgpipe.graph_encoder.cgip import Cgip
 from sgpipe.graph_encoder.checkpoints import load_encoder
 from sgpipe.graph_encoder.config import GraphEncoder
@@ -31,6 +31,7 @@ def prepared(root: Path, tmp_path: Path) -> Path:  # noqa: F811
     found, images = relations(400)
     write_table(found, root / "outputs/canonical/relations.parquet")
     write_table(images, root / "outputs/canonical/images.parquet")
+    write_table(OBJECTS.empty_table(), root / "outputs/canonical/objects.parquet")
     for image_id in pa.compute.unique(found["image_id"]).to_pylist():
         pixels = np.random.default_rng(image_id).integers(0, 256, (96, 128, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "data" / "VG_100K" / f"{image_id}.png")
