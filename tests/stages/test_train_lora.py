@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,6 +53,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     command(root, "stages.resolve")
     return root
+
+
+@pytest.fixture(autouse=True)
+def as_made(made: Path) -> Iterator[None]:
+    """Parameters and arms are after every test what they were: workers take tests from one another, so any order occurs."""
+    kept = {path: path.read_bytes() for path in (made / "params.yaml", *(made / "outputs/resolved").iterdir())}
+    yield
+    for path in set((made / "outputs/resolved").iterdir()) - kept.keys():
+        path.unlink()
+    for path, content in kept.items():
+        path.write_bytes(content)
 
 
 def results(root: Path) -> dict[str, bytes]:
