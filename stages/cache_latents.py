@@ -3,10 +3,10 @@
 import pyarrow as pa
 
 from sgpipe.backbones.config import Backbone, CacheLatents
-from sgpipe.backbones.images import Scaling, say_rescaled
+from sgpipe.backbones.families import family_of_backbone
+from sgpipe.backbones.images import say_rescaled
 from sgpipe.backbones.latent_cache import Crops, latent_identity, latent_maker, merge_latents
 from sgpipe.backbones.loading import load_module, place
-from sgpipe.backbones.source import locate, part_configs
 from sgpipe.datasets.config import Data
 from sgpipe.datasets.images import ImageStore, open_images
 from sgpipe.datasets.tables import TRIPLES, read_table
@@ -42,8 +42,8 @@ def main() -> None:
         run_shards(shards, state, processes, open_maker, "crop")
         if processes.is_main:
             with new_folder(LATENTS) as folder:
-                vae_config = part_configs(locate(backbone, ("vae",)), ("vae",))["vae"]
-                counts = merge_latents(shards, state, folder, crops, who, Scaling.of(vae_config))
+                statistics = family_of_backbone(backbone).statistics(load_module(backbone, "vae"))
+                counts = merge_latents(shards, state, folder, crops, who, statistics)
             found = {**counts, "shards": len(shards), "encoder": config_hash(who)}
             write_metrics(found, METRICS / "cache_latents.json", plain, recorded)
             say_rescaled("cache_latents", counts["crops"]["rescaled"], counts["crops"]["read"])

@@ -56,7 +56,7 @@ def draw_samples(model: ArmModel, data: Data, train: Train, vae: Any, resolution
                 latents = model.denoiser.sample(prompts, *sampling)
             else:
                 latents = model.sample(model.condition(said.graphs, said.texts, prompts, data.names), prompts, *sampling)
-        columns.append(np.concatenate(list(decode(vae, latents))))
+        columns.append(np.concatenate(list(decode(model.denoiser.family, vae, latents))))
     with atomic_path(path) as temporary:
         Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, format="PNG")
 

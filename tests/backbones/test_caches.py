@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from sgpipe.backbones.cache_files import MANIFEST
-from sgpipe.backbones.families import open_text_encoders
-from sgpipe.backbones.images import Scaling, crop_pixels, encode
+from sgpipe.backbones.families import family_of_backbone, open_text_encoders
+from sgpipe.backbones.images import crop_pixels, encode
 from sgpipe.backbones.latent_cache import Crops, LatentCache, latent_identity, latent_maker, merge_latents
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.prompt_cache import PromptCache, merge_prompts, prompt_identity, prompt_maker, prompt_shards
@@ -115,7 +115,7 @@ def make_latents(backbone, triples: pa.Table, data: Path, state: Path, out: Path
         folder.mkdir(parents=True)
     vae, store = load_module(backbone, "vae"), ImageStore(VisualGenomeImages(data))
     run_shards(shards, state, ALONE, lambda: latent_maker(vae, store.load, crops, backbone.resolution, 2, config_hash(who)), "crop")
-    return merge_latents(shards, state, out, crops, who, Scaling.of(vae.config))
+    return merge_latents(shards, state, out, crops, who, family_of_backbone(backbone).statistics(vae))
 
 
 TRIPLES = curated_triples(8, "maps")

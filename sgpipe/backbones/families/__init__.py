@@ -9,7 +9,6 @@ from sgpipe.backbones.base import Family, Layout, TextEncoders
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families.flux import Flux
 from sgpipe.backbones.families.sd3 import StableDiffusion3
-from sgpipe.backbones.loading import load_plain
 from sgpipe.backbones.source import locate, part_configs, snapshot_folder
 from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.errors import ModelError, ParamsError
@@ -41,9 +40,8 @@ def open_text_encoders(backbone: Backbone, device: torch.device, offload: str = 
 
 
 def open_tokenizers(backbone: Backbone) -> Tokenizers:
-    """The tokenizers of `backbone.model`'s (first) CLIP and of its T5. Raises `ModelError` for a pipeline without them."""
-    clip, words = (load_plain(backbone, part) for part in ("tokenizer", family_of_backbone(backbone).name_parts[1]))
-    return Tokenizers(clip, words, backbone.max_sequence_length)
+    """The tokenizers of `backbone.model`, of whatever family it is. Raises `ModelError` for a pipeline without them."""
+    return family_of_backbone(backbone).tokenizers(backbone)
 
 
 def pipeline_parts(backbone: Backbone) -> tuple[str, ...]:
