@@ -90,7 +90,7 @@ class GraphConditioner(nn.Module):
         tokens = self.tokenizer(graphs, encoded, names)
         if self.residual is None:
             return prepend(tokens, text)
-        words_from = text.states.shape[1] - self._word_rows
+        words_from = max(text.states.shape[1] - self._word_rows, 0)  # without padding there are fewer
         spans = [self._spans(*pair, words_from) for pair in zip(graphs, prompts.texts, strict=True)]
         return replace(text, states=self.residual(tokens, text.states, spans))
 

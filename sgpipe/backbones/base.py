@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.joint_blocks import JointTaps
@@ -36,6 +37,11 @@ class TextCondition:
     prepended: int = 0
     """How many of the first rows stand before the prompt's own. Where text has positions, these take those after the prompt's."""
 
+    @property
+    def attended(self) -> Tensor:
+        """The mask `[B, T]`, all true where there is none."""
+        return self.states.new_ones(self.states.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
         """On another device, in another precision; the mask stays boolean."""
         return replace(
@@ -53,18 +59,23 @@ class TextCondition:
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """Batches of equal text length as one.
+        """Batches as one. Texts of unequal length are padded with masked rows of zeros; rows at the end that no sample attends to
+        are left out, and a mask that is true throughout is None.
 
-        Raises `ValueError` where some have a mask or a pooled vector and others none, or not as many rows before the prompt's.
+        Raises `ValueError` where some have a pooled vector and others none, or not as many rows before the prompt's.
         """
-        columns = list(zip(*((part.states, part.pooled, part.mask) for part in parts), strict=True))
-        if any(len({value is None for value in each}) > 1 for each in columns):
-            raise ValueError("conditions with and without a mask or a pooled vector do not go into one batch")
+        if len({part.pooled is None for part in parts}) > 1:
+            raise ValueError("conditions with and without a pooled vector do not go into one batch")
         if len(counts := {part.prepended for part in parts}) > 1:
             raise ValueError(f"conditions with {sorted(counts)} rows before the prompt's do not go into one batch")
-        states, pooled, mask = (None if each[0] is None else torch.cat(each) for each in columns)
-        assert states is not None
-        return cls(states, pooled, mask, counts.pop())
+        pooled = None if parts[0].pooled is None else torch.cat([part.pooled for part in parts if part.pooled is not None])
+        longest = max(part.states.shape[1] for part in parts)
+        if all(part.mask is None and part.states.shape[1] == longest for part in parts):
+            return cls(torch.cat([part.states for part in parts]), pooled, None, counts.pop())
+        states = torch.cat([pad(part.states, (0, 0, 0, longest - part.states.shape[1])) for part in parts])
+        mask = torch.cat([pad(part.attended, (0, longest - part.states.shape[1])) for part in parts])
+        mask = mask[:, : int(mask.any(dim=0).nonzero().max()) + 1]
+        return cls(states[:, : mask.shape[1]], pooled, None if mask.all() else mask, counts.pop())
 
     def joint_attention(self, image_tokens: int, image_first: bool = False) -> dict[str, Tensor] | None:
         """`joint_attention_kwargs` that keep every query off masked text rows: `[B, 1, 1, T + N]`, which all backends take.
@@ -158,6 +169,8 @@ class Family(Protocol):
     """Folders of the encoder whose states stand for names and concepts, and of its tokenizer."""
     longest: int
     """Most text tokens of a prompt."""
+    frames: bool = False
+    """The VAE is one of videos: an image is one frame, on an axis of its own behind the channels."""
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
         """From the config.json files. Raises `ModelError` if the two do not fit together, `KeyError` for a missing key."""

@@ -62,15 +62,16 @@ def say_rescaled(stage: str, rescaled: int, read: int) -> None:
 
 
 @torch.no_grad()
-def encode(vae: Any, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+def encode(family: Family, vae: Any, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation `[B, C, h, w]`, float32, of the posterior of images `[H, W, 3]`, 0–255.
 
     Raises `ModelError` if a value is not finite.
     """
     batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(vae.device)
     # in the order of diffusers' VaeImageProcessor, whose pixels are float32 before they are cast
-    posterior = vae.encode((2.0 * (batch.float() / 255.0) - 1.0).to(vae.dtype)).latent_dist
-    mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
+    scaled = (2.0 * (batch.float() / 255.0) - 1.0).to(vae.dtype)
+    posterior = vae.encode(scaled.unsqueeze(2) if family.frames else scaled).latent_dist
+    mean, std = (each.squeeze(2) if family.frames else each for each in (posterior.mean.float().cpu(), posterior.std.float().cpu()))
     if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
         raise ModelError("vae: its posterior is not finite; set backbone.dtype to bfloat16 or float32")
     return mean, std
@@ -79,6 +80,8 @@ def encode(vae: Any, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tenso
 @torch.no_grad()
 def decode(family: Family, vae: Any, latents: Tensor) -> NDArray[np.uint8]:
     """Images `[B, H, W, 3]`, 0–255, of the transformer's latents `[B, C, h, w]`, as the family's pipeline decodes them."""
-    images = vae.decode(family.denormalised(family.statistics(vae), latents).to(vae.device, vae.dtype)).sample
+    latents = family.denormalised(family.statistics(vae), latents).to(vae.device, vae.dtype)
+    images = vae.decode(latents.unsqueeze(2) if family.frames else latents).sample
+    images = images.squeeze(2) if family.frames else images
     images = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return (images * 255).round().astype(np.uint8)

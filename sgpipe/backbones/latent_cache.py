@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sgpipe.backbones.base import Family
 from sgpipe.backbones.cache_files import open_tensors, read_manifest, shard_reader, write_manifest
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import family_of_backbone
@@ -69,7 +70,7 @@ class Crops(tuple[Crop, ...]):
         return cls(Crop(*crop, tuple(sorted(found[crop]))) for crop in sorted(found))
 
 
-def latent_maker(vae: Any, load: LoadImage, crops: Crops, resolution: int, batch_size: int, encoder: str) -> Make:
+def latent_maker(family: Family, vae: Any, load: LoadImage, crops: Crops, resolution: int, batch_size: int, encoder: str) -> Make:
     """What fills a shard: `item`, `mean` and `std` of every crop that can be read, and the reasons of the others.
 
     `load` gives an image or raises `DataError`.
@@ -93,7 +94,7 @@ def latent_maker(vae: Any, load: LoadImage, crops: Crops, resolution: int, batch
                 items.append(item)
                 rescaled += scaled
             if pixels:
-                mean, std = (values.half() for values in encode(vae, pixels))
+                mean, std = (values.half() for values in encode(family, vae, pixels))
                 posteriors.append((mean, std))
                 if not torch.isfinite(mean).all():
                     raise ModelError("vae: its latents exceed the range of float16; the checkpoint is damaged")

@@ -92,12 +92,12 @@ def test_a_crop_outside_the_image_is_refused(box):
 def test_pictures_go_through_the_vae_as_in_the_pipeline(schnell: Path):
     images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     vae, pipeline = load_module(backbone_of(schnell), "vae"), FluxPipeline.from_pretrained(schnell)
-    mean, std = encode(vae, list(images))
+    family = Flux()
+    mean, std = encode(family, vae, list(images))
     inputs = pipeline.image_processor.preprocess([Image.fromarray(image) for image in images])
     posterior = pipeline.vae.encode(inputs).latent_dist
     assert torch.equal(mean, posterior.mean) and torch.equal(std, posterior.std)
     latents = torch.randn(2, 4, 16, 16)
-    family = Flux()
     statistics = family.statistics(vae)
     torch.testing.assert_close(family.normalised(statistics, family.denormalised(statistics, latents)), latents)
     decoded = pipeline.vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample

@@ -152,8 +152,9 @@ def write_world(
         folder.mkdir(parents=True)
     vae = load_module(backbone, "vae")
     load: Callable[[int], Any] = ImageStore(VisualGenomeImages(root / "data")).load
-    run_shards(shards, state, ALONE, lambda: latent_maker(vae, load, crops, SIDE, 16, config_hash(who)), "crop")
-    merge_latents(shards, state, sources.latents, crops, who, family_of_backbone(backbone).statistics(vae))
+    family = family_of_backbone(backbone)
+    run_shards(shards, state, ALONE, lambda: latent_maker(family, vae, load, crops, SIDE, 16, config_hash(who)), "crop")
+    merge_latents(shards, state, sources.latents, crops, who, family.statistics(vae))
     return World(backbone, sources)
 
 
