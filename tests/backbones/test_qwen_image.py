@@ -264,7 +264,13 @@ def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> No
     text = generator.adapter.condition(GRAPHS[:1], prompts[:1], generator.texts.prompts(prompts[:1]), generator._table(GRAPHS[:1]))
     pipeline = QwenImagePipeline.from_pretrained(backbone.model)
     pipeline.set_progress_bar_config(disable=True)
-    given = {"prompt_embeds": in_order(text).states, "height": SIDE, "width": SIDE, "num_inference_steps": 3, "output_type": "latent"}
+    given = {
+        "prompt_embeds": in_order(text).states,
+        "height": SIDE,
+        "width": SIDE,
+        "num_inference_steps": 3,
+        "output_type": "latent",
+    }
     plain = pipeline(**given, generator=[torch.Generator().manual_seed(5)]).images
     pipeline.load_lora_weights(adapter)
     theirs = pipeline(**given, generator=[torch.Generator().manual_seed(5)]).images

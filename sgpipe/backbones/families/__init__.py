@@ -10,6 +10,7 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families.flux import Flux
 from sgpipe.backbones.families.qwen_image import QwenImage
 from sgpipe.backbones.families.sd3 import StableDiffusion3
+from sgpipe.backbones.families.unknown import refusal
 from sgpipe.backbones.source import locate, part_configs, snapshot_folder
 from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.errors import ModelError, ParamsError
@@ -19,13 +20,11 @@ FAMILIES = {family.pipeline: family for family in _KNOWN}
 
 
 def family_of(folder: Path) -> Family:
-    """The family of a pipeline folder. Raises `ModelError` for one that this project does not know."""
-    kind = part_configs(folder, ("",))[""].get("_class_name")
+    """The family of a pipeline folder. Raises `ModelError` for another, saying why or where one would start."""
+    index = part_configs(folder, ("",))[""]
+    kind = index.get("_class_name")
     if kind not in FAMILIES:
-        raise ModelError(
-            f"backbone.model: {folder} is a {kind}; valid: {', '.join(FAMILIES)} (docs/extending.md says how a family is added, "
-            "starting from sgpipe/backbones/families/flux.py)"
-        )
+        raise ModelError(f"backbone.model: {folder} is a {kind}; valid: {', '.join(FAMILIES)} ({refusal(folder, index)})")
     return FAMILIES[kind]
 
 
