@@ -52,7 +52,7 @@ def _modules(folder: Path, transformer: str | None) -> list[str]:
     """Names of the modules that transformer/config.json describes; none where this diffusers cannot make them of it."""
     import diffusers
 
-    kind = getattr(diffusers, str(transformer), None)
+    kind: Any = getattr(diffusers, str(transformer), None)
     if not hasattr(kind, "from_config"):
         return []
     try:
