@@ -176,6 +176,11 @@ class Family(Protocol):
         """From the config.json files. Raises `ModelError` if the two do not fit together, `KeyError` for a missing key."""
         ...
 
+    def condition_size(self, configs: Mapping[str, Mapping[str, Any]], tokens: int) -> tuple[int, int | None]:
+        """Rows of the condition of a prompt of `tokens` tokens, and the width of its pooled vector (None without one); from the
+        config.json files by part."""
+        ...
+
     def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
         """The text encoders of `backbone.model`."""
         ...

@@ -185,6 +185,9 @@ class QwenImage(Family):
     def tokenizers(self, backbone: Backbone) -> WordTokenizer:
         return WordTokenizer(load_plain(backbone, "tokenizer"), backbone.max_sequence_length)
 
+    def condition_size(self, configs: Mapping[str, Mapping[str, Any]], tokens: int) -> tuple[int, int | None]:
+        return tokens, None
+
     def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
         return TemplatedLanguageModel(backbone, device, offload)
 
