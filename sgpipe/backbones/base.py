@@ -169,6 +169,8 @@ class Family(Protocol):
     """Folders of the encoder whose states stand for names and concepts, and of its tokenizer."""
     longest: int
     """Most text tokens of a prompt."""
+    fixed_length: bool = True
+    """All prompts have equally many rows, so that compiled blocks meet one shape of text."""
     frames: bool = False
     """The VAE is one of videos: an image is one frame, on an axis of its own behind the channels."""
 

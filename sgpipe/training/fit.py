@@ -69,7 +69,8 @@ def prepare(model: ArmModel, arm: Arm) -> None:
         transformer.enable_gradient_checkpointing()
     transformer.train(model.adapter.dropout > 0)
     if arm.train.compile:
-        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        # one shape that stays is compiled for itself; of several, the second is compiled for all
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False if model.denoiser.family.fixed_length else None)
 
 
 def fit(

@@ -32,7 +32,7 @@ from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.blocks import Blocks
-from sgpipe.training.fit import fit
+from sgpipe.training.fit import fit, prepare
 from tests.tiny import DOUBLE, SIDE, backbone_of, write_qwen_image_pipeline
 from tests.training.world import ALONE, ARMS, LORA, files, tiny_train, write_world
 
@@ -223,6 +223,15 @@ def test_graph_tokens_follow_each_prompts_own_rows(backbone: Backbone, denoiser:
             velocity = denoiser.velocity(start(denoiser)[at], t[at], alone)
             torch.testing.assert_close(together[at], velocity, atol=1e-5 * velocity.abs().max().item(), rtol=0)
         assert torch.equal(alone.states, plain.states)
+
+
+def test_compiled_blocks_take_texts_of_any_length(backbone: Backbone) -> None:
+    """Lengths differ from batch to batch: with one compiled graph for each, the ninth would be an error."""
+    arm = resolve("graph", ARMS["graph"], Sections(LORA, tiny_train(compile=True), GraphTokens(), backbone))
+    model, given = build(Denoiser.load(backbone, CPU), backbone, arm, 1.0), {}
+    model.denoiser.transformer.compile_repeated_blocks = lambda **how: given.update(how)  # type: ignore[method-assign, assignment]
+    prepare(model, arm)
+    assert given == {"fullgraph": True, "dynamic": None}
 
 
 def test_residual_tokens_are_added_at_the_words(backbone: Backbone) -> None:

@@ -213,13 +213,14 @@ def qwen(vocabulary: int = 99, layers: int = 2) -> dict[str, dict]:
 def test_qwen_image_is_planned():
     """Through its family: a VAE of videos, no pooled vector, and a language model whose logits and layers' states take memory."""
 
-    def needed(**text):
+    def needed(length=8, **text):
         configs = qwen(**text)
         layout = family_of_configs(configs).layout(configs["transformer"], configs["vae"])
-        return measure(configs, layout, replace(BACKBONE, single_blocks=0), LORA, TRAIN)
+        return measure(configs, layout, replace(BACKBONE, single_blocks=0, max_sequence_length=length), LORA, TRAIN)
 
     found = needed()
     assert found.lora == 2 * 4 * 4 * (64 + 64)
+    assert needed(length=64).train > found.train
     assert found.train > found.train_checkpointed > found.forward > 0
     assert found.sizes.keys() == {"transformer", "text_encoder", "vae"}
     assert all(value > 0 for phase in ways(found).values() for value in phase.values())

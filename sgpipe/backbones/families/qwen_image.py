@@ -152,6 +152,7 @@ class QwenImage(Family):
     text_parts = ("text_encoder", "tokenizer")
     name_parts = ("text_encoder", "tokenizer")
     longest = 512
+    fixed_length = False
     frames = True
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
