@@ -1,6 +1,7 @@
 """Qwen-Image through the seam: the pipeline's own results, and the whole way from caches to an adapter that its pipeline loads."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.blocks import Blocks
 from sgpipe.training.fit import fit, prepare
-from tests.tiny import DOUBLE, SIDE, backbone_of, write_qwen_image_pipeline
+from tests.tiny import DOUBLE, SIDE, backbone_of, edit_json, write_qwen_image_pipeline
 from tests.training.world import ALONE, ARMS, LORA, files, tiny_train, write_world
 
 CPU = torch.device("cpu")
@@ -132,6 +133,17 @@ def test_the_velocity_is_that_of_the_transformer_itself(
         denoiser.velocity(latents, t, text, 3.5)
 
 
+def test_a_void_entry_of_the_published_configuration_is_no_obstacle(backbone: Backbone, tmp_path: Path) -> None:
+    """Qwen/Qwen-Image was saved by a development version of diffusers, whose class took a width that it never used."""
+    copy = shutil.copytree(backbone.model, tmp_path / "copy")
+    edit_json(copy / "transformer" / "config.json", pooled_projection_dim=768)
+    made = replace(backbone, model=str(copy), files=str(copy))
+    assert Denoiser.load(made, CPU).layout.double_blocks == DOUBLE
+    edit_json(copy / "transformer" / "config.json", pooled_dim=768)
+    with pytest.raises(ModelError, match=r"config\.json: pooled_dim: unknown to this diffusers' QwenImageTransformer2DModel"):
+        Denoiser.load(made, CPU)
+
+
 def test_each_prompt_of_a_batch_gets_what_it_gets_alone(denoiser: Denoiser, text: TextCondition) -> None:
     latents, t = start(denoiser), torch.tensor([0.3, 0.998, 0.5])
     together = denoiser.velocity(latents, t, text)
@@ -226,7 +238,7 @@ def test_graph_tokens_follow_each_prompts_own_rows(backbone: Backbone, denoiser:
 
 
 def test_compiled_blocks_take_texts_of_any_length(backbone: Backbone) -> None:
-    """Lengths differ from batch to batch: with one compiled graph for each, the ninth would be an error."""
+    """Lengths differ from batch to batch: with a compiled graph for each, dynamo soon ends the training at its limit."""
     arm = resolve("graph", ARMS["graph"], Sections(LORA, tiny_train(compile=True), GraphTokens(), backbone))
     model, given = build(Denoiser.load(backbone, CPU), backbone, arm, 1.0), {}
     model.denoiser.transformer.compile_repeated_blocks = lambda **how: given.update(how)  # type: ignore[method-assign, assignment]
