@@ -3,10 +3,10 @@
 import pyarrow as pa
 
 from sgpipe.backbones.config import Backbone, CacheLatents
-from sgpipe.backbones.images import Scaling, say_rescaled
+from sgpipe.backbones.families import family_of_backbone
+from sgpipe.backbones.images import say_rescaled
 from sgpipe.backbones.latent_cache import Crops, latent_identity, latent_maker, merge_latents
 from sgpipe.backbones.loading import load_module, place
-from sgpipe.backbones.source import locate, part_configs
 from sgpipe.datasets.config import Data
 from sgpipe.datasets.images import ImageStore, open_images
 from sgpipe.datasets.tables import TRIPLES, read_table
@@ -25,7 +25,7 @@ def main() -> None:
     """Encode every different crop once; unreadable images become rejects; killed at any point, the same command goes on."""
     config, backbone, compute, data = read_params(CacheLatents, Backbone, Compute, Data)
     processes = start(compute)
-    who, store = latent_identity(backbone), ImageStore(open_images(data))
+    family, who, store = family_of_backbone(backbone), latent_identity(backbone), ImageStore(open_images(data))
     inputs = [TRIPLES_FILE, MAP_TRIPLES_FILE]
     crops = Crops.of(pa.concat_tables([read_table(path, TRIPLES) for path in inputs]))
     shards = cut("latents", len(crops), config.shard_size)
@@ -33,7 +33,7 @@ def main() -> None:
     def open_maker() -> Make:
         vae = load_module(backbone, "vae")
         place(vae, processes.device, "none")
-        return latent_maker(vae, store.load, crops, backbone.resolution, config.batch_size, config_hash(who))
+        return latent_maker(family, vae, store.load, crops, backbone.resolution, config.batch_size, config_hash(who))
 
     plain = {"cache_latents": to_builtins(config), "encoder": who}
     sections = {"cache_latents": config, "backbone": backbone, "data": data}
@@ -42,8 +42,8 @@ def main() -> None:
         run_shards(shards, state, processes, open_maker, "crop")
         if processes.is_main:
             with new_folder(LATENTS) as folder:
-                vae_config = part_configs(locate(backbone, ("vae",)), ("vae",))["vae"]
-                counts = merge_latents(shards, state, folder, crops, who, Scaling.of(vae_config))
+                statistics = family.statistics(load_module(backbone, "vae"))
+                counts = merge_latents(shards, state, folder, crops, who, statistics)
             found = {**counts, "shards": len(shards), "encoder": config_hash(who)}
             write_metrics(found, METRICS / "cache_latents.json", plain, recorded)
             say_rescaled("cache_latents", counts["crops"]["rescaled"], counts["crops"]["read"])

@@ -15,7 +15,7 @@ from sgpipe.attention_maps.files import KINDS, MapFile
 from sgpipe.attention_maps.localisation import Floats, boxes_in_crop, coverage, mass_in_box, peak_in_box, uniform_mass
 from sgpipe.attention_maps.sheets import Row, write_sheet
 from sgpipe.backbones.config import Backbone
-from sgpipe.backbones.families import read_layout
+from sgpipe.backbones.families import family_of, read_layout
 from sgpipe.backbones.images import decode
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.source import locate
@@ -35,12 +35,13 @@ ROLES = {"subject": (0, "s"), "object": (2, "o")}
 def images(folder: Path, backbone: Backbone) -> dict[str, Any]:
     """The kept images `[S, S, 3]` by triple id."""
     samples = pq.read_table(folder / f"{SAMPLES}.parquet")
-    shape = read_layout(locate(backbone, ("transformer", "vae", "scheduler")), backbone).latent_shape(backbone.resolution)
+    where = locate(backbone, ("transformer", "vae", "scheduler"))
+    family, shape = family_of(where), read_layout(where, backbone).latent_shape(backbone.resolution)
     vae = load_module(backbone, "vae")
     shown = {}
     for triple, value in zip(samples["triple_id"].to_pylist(), samples["latents"].to_pylist(), strict=True):
         latents = torch.from_numpy(np.frombuffer(value, np.float16).reshape(1, *shape).astype(np.float32))
-        shown[triple] = decode(vae, latents)[0]
+        shown[triple] = decode(family, vae, latents)[0]
     return shown
 
 

@@ -14,7 +14,7 @@ from sgpipe.params.load import read_yaml
 from sgpipe.params.show import load_all, resolved
 from sgpipe.presets import apply, available, changes, preset_path, shown
 
-PRESETS = ("flux-dev-vg", "flux-schnell-vg", "predecessor-miniature")
+PRESETS = ("flux-dev-vg", "flux-schnell-vg", "predecessor-miniature", "qwen-image-vg")
 
 
 @pytest.fixture

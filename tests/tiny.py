@@ -1,4 +1,4 @@
-"""Tiny FLUX and SD3 pipelines with random weights, and a data folder with curated triples, in the formats of the real ones."""
+"""Tiny FLUX, SD3 and Qwen-Image pipelines of random weights, and a data folder with curated triples, in the real ones' formats."""
 
 import json
 from pathlib import Path
@@ -9,20 +9,33 @@ import pyarrow as pa
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    T5Config,
+    T5EncoderModel,
+)
 
 from sgpipe.backbones.config import Backbone
 from sgpipe.datasets.tables import TRIPLES, write_table
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import PREDICATES, concepts, neutral_prompt, relational_prompt
-from sgworld.language import clip_tokenizer, t5_tokenizer
+from sgworld.language import clip_tokenizer, t5_tokenizer, words
 
 DOUBLE, SINGLE, SIDE, TOKENS = 3, 1, 32, 12
 NAMES = ("dog", "cat", "table", "ball", "tree")
@@ -126,6 +139,74 @@ def write_sd3_pipeline(folder: Path, *, qk_norm: str | None = "rms_norm", shift:
             T5Config(d_model=48, d_kv=8, d_ff=32, num_layers=1, num_heads=3, vocab_size=len(tokenizer_3))
         ),
         tokenizer_3=tokenizer_3,
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+TEMPLATE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of "
+    "the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+"""That of `QwenImagePipeline`: 34 tokens before the prompt, 5 behind it."""
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Byte-level pairs that make one token of each word of the template and of the world's language, as the published one does."""
+    learned = Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=1
+    )
+    learned.train_from_iterator([TEMPLATE, *words(), *(f" {word}" for word in words())], trainer)
+    state = json.loads(learned.to_str())["model"]
+    special = ["<|im_start|>", "<|im_end|>"]
+    return Qwen2Tokenizer(
+        vocab=state["vocab"], merges=[tuple(merge) for merge in state["merges"]], additional_special_tokens=special
+    )
+
+
+def write_qwen_image_pipeline(folder: Path, *, seed: int = 0, **scheduler: Any) -> Path:
+    """A `QwenImagePipeline` folder with the scheduler of Qwen-Image, but for what `scheduler` says otherwise."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    text = {
+        "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "vocab_size": len(tokenizer), "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 2]},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 24}
+    published = {
+        "use_dynamic_shifting": True,
+        "shift_terminal": 0.02,
+        "base_shift": 0.5,
+        "max_shift": 0.9,
+        "max_image_seq_len": 8192,
+    }
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=DOUBLE,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        axes_dims_rope=(4, 6, 6),
+    )
+    draw = torch.Generator().manual_seed(seed)
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=torch.randn(4, generator=draw).tolist(),
+        latents_std=(0.5 + torch.rand(4, generator=draw)).tolist(),
+    )
+    QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{**published, **scheduler}),
+        vae=vae,
+        text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)),
+        tokenizer=tokenizer,
+        transformer=transformer,
     ).save_pretrained(folder, safe_serialization=True)
     return folder
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from sgpipe.arms.kinds.base import Base, Prompts
 from sgpipe.arms.lora import load_tensors
 from sgpipe.attention_maps.options import concept_embeddings
 from sgpipe.backbones.base import TextCondition
-from sgpipe.backbones.loading import load_plain
 from sgpipe.backbones.strict import write_tensors
 from sgpipe.graph_encoder.batches import batch_graphs
 from sgpipe.graph_encoder.checkpoints import Encoder, load_encoder, load_strictly, save_encoder
@@ -51,10 +50,7 @@ class GraphConditioner(nn.Module):
             embed = self.encoder.config.embed if self.encoder is not None else None
             self.tokenizer = GraphTokenizer(params, width, text_scale=base.text_scale, embed=embed)
             self.residual = GatedResidual() if params.injection == "residual" else None
-        self._words: Any = None
-        """A T5 tokenizer, where tokens are added to its rows."""
-        if self.residual is not None:
-            self._words = load_plain(base.backbone, base.denoiser.family.name_parts[1])
+        self._tokenizers = base.denoiser.family.tokenizers(base.backbone) if self.residual is not None else None
         if self.encoder is not None:
             self.encoder.requires_grad_(params.train_encoder or params.encoder is None)
         self.to(base.denoiser.device)
@@ -94,12 +90,12 @@ class GraphConditioner(nn.Module):
         tokens = self.tokenizer(graphs, encoded, names)
         if self.residual is None:
             return prepend(tokens, text)
-        words_from = text.states.shape[1] - self._word_rows
+        words_from = max(text.states.shape[1] - self._word_rows, 0)  # without padding there are fewer
         spans = [self._spans(*pair, words_from) for pair in zip(graphs, prompts.texts, strict=True)]
         return replace(text, states=self.residual(tokens, text.states, spans))
 
     def _spans(self, graph: SceneGraph, text: str, words_from: int) -> dict[int, range]:
-        """Rows of a condition that hold each named object; T5's are the last ones, `words_from` the first of them."""
-        ids = {name: self._words(name).input_ids[:-1] for name in graph.objects}
-        found = named_spans(graph, self._words(text).input_ids, ids)
+        """Rows of a condition that hold each named object; those of the encoder of names are the last, from `words_from` on."""
+        assert self._tokenizers is not None
+        found = named_spans(graph, self._tokenizers.mentions(text, graph.objects))
         return {place: range(words_from + at.start, words_from + at.stop) for place, at in found.items()}

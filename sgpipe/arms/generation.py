@@ -20,7 +20,7 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families import family_of, layout_of, open_text_encoders, open_tokenizers
 from sgpipe.backbones.images import decode
-from sgpipe.backbones.loading import load_module, load_plain, on_device, place
+from sgpipe.backbones.loading import load_module, on_device, place
 from sgpipe.backbones.source import snapshot_folder
 from sgpipe.backbones.text import EncodedTexts
 from sgpipe.backbones.truncation import warn
@@ -43,8 +43,7 @@ def read_backbone(model: str | Path) -> Backbone:
         resolution=layout.pixels_per_token,
         max_sequence_length=family.longest,
     )
-    length = min(family.longest, load_plain(backbone, family.name_parts[1]).model_max_length)
-    return replace(backbone, max_sequence_length=length)
+    return replace(backbone, max_sequence_length=min(family.longest, family.tokenizers(backbone).longest))
 
 
 def backbone_for(model: str | Path, adapter: Path | None) -> Backbone:
@@ -140,7 +139,7 @@ class GraphGenerator:
                         [prompts[i] for i in part], [graphs[i] for i in part], [seeds[i] for i in part], steps, size
                     )
                 with on_device(self.vae, self.denoiser.device, self.offload):
-                    images[part] = decode(self.vae, latents)
+                    images[part] = decode(self.denoiser.family, self.vae, latents)
         return images
 
     @torch.no_grad()

@@ -5,16 +5,19 @@ shows how to add one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.joint_blocks import JointTaps
+from sgpipe.backbones.loading import load_plain
+from sgpipe.backbones.truncation import ClipAndT5, Tokenizers
 from sgpipe.errors import ModelError, ParamsError
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -31,6 +34,13 @@ class TextCondition:
     """`[B, pooled width]`; None for a family without a pooled vector."""
     mask: Tensor | None = None
     """`[B, T]`, false where no query may attend; None attends to all rows, so that attention runs without a mask."""
+    prepended: int = 0
+    """How many of the first rows stand before the prompt's own. Where text has positions, these take those after the prompt's."""
+
+    @property
+    def attended(self) -> Tensor:
+        """The mask `[B, T]`, all true where there is none."""
+        return self.states.new_ones(self.states.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
         """On another device, in another precision; the mask stays boolean."""
@@ -45,16 +55,27 @@ class TextCondition:
         """The samples of the batch, each a batch of one."""
         parts = (self.states, self.pooled, self.mask)
         columns: list[list[Any]] = [[None] * len(self.states) if x is None else list(x.split(1)) for x in parts]
-        return [type(self)(*each) for each in zip(*columns, strict=True)]
+        return [type(self)(states, pooled, mask, self.prepended) for states, pooled, mask in zip(*columns, strict=True)]
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """Batches of equal text length as one. Raises `ValueError` where some have a mask or a pooled vector and others none."""
-        columns = list(zip(*((part.states, part.pooled, part.mask) for part in parts), strict=True))
-        if any(len({value is None for value in each}) > 1 for each in columns):
-            raise ValueError("conditions with and without a mask or a pooled vector do not go into one batch")
-        whole: list[Any] = [None if each[0] is None else torch.cat(each) for each in columns]
-        return cls(*whole)
+        """Batches as one. Texts of unequal length are padded with masked rows of zeros; rows at the end that no sample attends to
+        are left out, and a mask that is true throughout is None.
+
+        Raises `ValueError` where some have a pooled vector and others none, or not as many rows before the prompt's.
+        """
+        if len({part.pooled is None for part in parts}) > 1:
+            raise ValueError("conditions with and without a pooled vector do not go into one batch")
+        if len(counts := {part.prepended for part in parts}) > 1:
+            raise ValueError(f"conditions with {sorted(counts)} rows before the prompt's do not go into one batch")
+        pooled = None if parts[0].pooled is None else torch.cat([part.pooled for part in parts if part.pooled is not None])
+        longest = max(part.states.shape[1] for part in parts)
+        if all(part.mask is None and part.states.shape[1] == longest for part in parts):
+            return cls(torch.cat([part.states for part in parts]), pooled, None, counts.pop())
+        states = torch.cat([pad(part.states, (0, 0, 0, longest - part.states.shape[1])) for part in parts])
+        mask = torch.cat([pad(part.attended, (0, longest - part.states.shape[1])) for part in parts])
+        mask = mask[:, : int(mask.any(dim=0).nonzero().max()) + 1]
+        return cls(states[:, : mask.shape[1]], pooled, None if mask.all() else mask, counts.pop())
 
     def joint_attention(self, image_tokens: int, image_first: bool = False) -> dict[str, Tensor] | None:
         """`joint_attention_kwargs` that keep every query off masked text rows: `[B, 1, 1, T + N]`, which all backends take.
@@ -93,6 +114,8 @@ class Layout:
     text_projections: tuple[str, ...]
     single_projections: Mapping[str, str]
     """Projections of a single-stream block, where text and image share weights, by the name that `lora.targets` uses."""
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Projections of a single-stream block that are one matrix for what several targets are in a double-stream block, and those."""
     lacking: frozenset[str] = frozenset()
     """Full names that the pattern above makes and this model does not have (SD3's last block has no text output)."""
 
@@ -146,14 +169,40 @@ class Family(Protocol):
     """Folders of the encoder whose states stand for names and concepts, and of its tokenizer."""
     longest: int
     """Most text tokens of a prompt."""
+    fixed_length: bool = True
+    """All prompts have equally many rows, so that compiled blocks meet one shape of text."""
+    frames: bool = False
+    """The VAE is one of videos: an image is one frame, on an axis of its own behind the channels."""
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
         """From the config.json files. Raises `ModelError` if the two do not fit together, `KeyError` for a missing key."""
         ...
 
+    def condition_size(self, configs: Mapping[str, Mapping[str, Any]], tokens: int) -> tuple[int, int | None]:
+        """Rows of the condition of a prompt of `tokens` tokens, and the width of its pooled vector (None without one); from the
+        config.json files by part."""
+        ...
+
     def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
         """The text encoders of `backbone.model`."""
         ...
+
+    def tokenizers(self, backbone: Backbone) -> Tokenizers:
+        """The tokenizers of these encoders. Raises `ModelError` for a pipeline without them."""
+        clip, words = (load_plain(backbone, part) for part in ("tokenizer", self.name_parts[1]))
+        return ClipAndT5(clip, words, backbone.max_sequence_length)
+
+    def statistics(self, vae: Any) -> dict[str, Any]:
+        """What a loaded VAE says of the scale of its latents, as JSON holds it: numbers, or lists of them."""
+        return {"scale": vae.config.scaling_factor, "shift": vae.config.shift_factor or 0.0}
+
+    def normalised(self, statistics: Mapping[str, Any], latents: Tensor) -> Tensor:
+        """Latents of the VAE as the transformer sees them, `[B, C, h, w]`: (z − shift) · scale."""
+        return (latents - statistics["shift"]) * statistics["scale"]
+
+    def denormalised(self, statistics: Mapping[str, Any], latents: Tensor) -> Tensor:
+        """Latents of the transformer as the VAE decodes them, in the operations of the family's pipeline."""
+        return latents / statistics["scale"] + statistics["shift"]
 
     def prepare(self, transformer: Any) -> None:
         """What a freshly loaded transformer needs so that masks, attention settings and block compilation work."""

@@ -17,7 +17,9 @@ class Backbone(Struct, frozen=True, forbid_unknown_fields=True):
     ]
     single_blocks: Annotated[int, Meta(ge=0, description="single-stream blocks the checkpoint must have")]
     resolution: Annotated[int, Meta(ge=16, multiple_of=8, description="side of generated images and of crops, pixels")]
-    max_sequence_length: Annotated[int, Meta(ge=1, le=512, description="T5 tokens per prompt, padding included")]
+    max_sequence_length: Annotated[
+        int, Meta(ge=1, le=512, description="tokens of T5 or of the chat model per prompt, padding included")
+    ]
     revision: Annotated[str | None, Meta(description="pinned commit of a hub id, which needs one; null for a folder")] = None
     files: Annotated[
         str,

@@ -1,9 +1,8 @@
 """Images and latents: crops to pixels, pixels to the VAE's posterior, latents to images."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sgpipe.backbones.base import Family
 from sgpipe.datasets.images import AnnotatedImage, AspectRatioError, Box, LoadImage
 from sgpipe.errors import DataError, ModelError
 
@@ -26,27 +26,6 @@ class CropRejected(DataError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Between the VAE's latents z and those the transformer sees: (z − shift) · scale."""
-
-    scale: float
-    shift: float
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Self:
-        """As the VAE's config.json states it."""
-        return cls(config["scaling_factor"], config["shift_factor"] or 0.0)
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        """Latents of the VAE to latents of the transformer."""
-        return (latents - self.shift) * self.scale
-
-    def inverse(self, latents: Tensor) -> Tensor:
-        """Latents of the transformer to latents of the VAE, in the operations of `FluxPipeline`."""
-        return latents / self.scale + self.shift
 
 
 def crop_pixels(image: AnnotatedImage, box: Box, side: int) -> NDArray[np.uint8]:
@@ -83,23 +62,26 @@ def say_rescaled(stage: str, rescaled: int, read: int) -> None:
 
 
 @torch.no_grad()
-def encode(vae: Any, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+def encode(family: Family, vae: Any, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation `[B, C, h, w]`, float32, of the posterior of images `[H, W, 3]`, 0–255.
 
     Raises `ModelError` if a value is not finite.
     """
     batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(vae.device)
     # in the order of diffusers' VaeImageProcessor, whose pixels are float32 before they are cast
-    posterior = vae.encode((2.0 * (batch.float() / 255.0) - 1.0).to(vae.dtype)).latent_dist
-    mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
+    scaled = (2.0 * (batch.float() / 255.0) - 1.0).to(vae.dtype)
+    posterior = vae.encode(scaled.unsqueeze(2) if family.frames else scaled).latent_dist
+    mean, std = (each.squeeze(2) if family.frames else each for each in (posterior.mean.float().cpu(), posterior.std.float().cpu()))
     if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
         raise ModelError("vae: its posterior is not finite; set backbone.dtype to bfloat16 or float32")
     return mean, std
 
 
 @torch.no_grad()
-def decode(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """Images `[B, H, W, 3]`, 0–255, of the transformer's latents `[B, C, h, w]`, as `FluxPipeline` decodes them."""
-    images = vae.decode(Scaling.of(vae.config).inverse(latents).to(vae.device, vae.dtype)).sample
+def decode(family: Family, vae: Any, latents: Tensor) -> NDArray[np.uint8]:
+    """Images `[B, H, W, 3]`, 0–255, of the transformer's latents `[B, C, h, w]`, as the family's pipeline decodes them."""
+    latents = family.denormalised(family.statistics(vae), latents).to(vae.device, vae.dtype)
+    images = vae.decode(latents.unsqueeze(2) if family.frames else latents).sample
+    images = images.squeeze(2) if family.frames else images
     images = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return (images * 255).round().astype(np.uint8)

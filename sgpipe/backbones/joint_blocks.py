@@ -1,4 +1,4 @@
-"""Concept rows in a double-stream block with text AdaLN of its own (Helbling et al. 2025, section 4): FLUX.1 and SD3.
+"""Concept rows in a double-stream block with text AdaLN of its own (Helbling et al. 2025, section 4): FLUX.1, SD3, Qwen-Image.
 
 The projections have the names of diffusers' MM-DiT blocks: `attn.to_q/to_k/to_v/to_out` of the image, `attn.add_*_proj` and
 `to_add_out` of the text.
@@ -38,7 +38,7 @@ class JointBlockTap:
     arguments: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Tensor, Any]]
     """Of a call of the block: its conditioning vector, and the positions of its rows (None without rotary embedding)."""
     rotate: Callable[[Tensor, Any], Tensor]
-    """Image keys `[B, N, H, d]` at their positions; those of concepts stay as they are."""
+    """Image keys `[B, N, H, d]` at their positions."""
     heads_first: bool = False
     """q and k come out of their norms as `[B, H, N, d]`."""
 
@@ -59,6 +59,15 @@ class JointBlockTap:
         return self.block.attn.to_out[0]
 
     @property
+    def text_mlp(self) -> tuple[nn.Module, nn.Module]:
+        """The second norm and the MLP of text rows."""
+        return self.block.norm2_context, self.block.ff_context
+
+    def place(self, rows: Tensor, positions: Any) -> Tensor:
+        """Queries or keys of concepts `[B, K, H, d]` at the position of text; here that is 0, where rotation is the identity."""
+        return rows
+
+    @property
     def _fused(self) -> bool:
         return getattr(self.block.attn, "fused_projections", False)
 
@@ -70,16 +79,19 @@ class JointBlockTap:
             return self._split(made)
         return made.transpose(1, 2) if self.heads_first else made
 
+    def modulated(self, rows: Tensor, conditioning: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Concept rows `[B, K, D]` as the text projections take them, and `Attended.modulation`."""
+        if isinstance(self.block.norm1_context, AdaLayerNormContinuous):  # SD3's last block has no text output
+            return self.block.norm1_context(rows, conditioning), ()
+        made, *modulation = self.block.norm1_context(rows, emb=conditioning)
+        return made, tuple(modulation)
+
     def attend(self, rows: Tensor, conditioning: Tensor, image_key: Tensor, image_value: Tensor, positions: Any) -> Attended:
         """Concept rows `[B, K, D]`, modulated by `conditioning` `[B, D]`, attend to [concept keys; image keys], never to the
         prompt's; scale 1/√d.
         """
         attn = self.block.attn
-        modulation: tuple[Tensor, ...] = ()
-        if isinstance(self.block.norm1_context, AdaLayerNormContinuous):  # SD3's last block has no text output
-            modulated = self.block.norm1_context(rows, conditioning)
-        else:
-            modulated, *modulation = self.block.norm1_context(rows, emb=conditioning)
+        modulated, modulation = self.modulated(rows, conditioning)
         if self._fused:
             projected = attn.to_added_qkv(modulated).chunk(3, dim=-1)
         else:
@@ -87,10 +99,11 @@ class JointBlockTap:
         query, key, value = map(self._split, projected)
         query = attn.norm_added_q(query) if attn.norm_added_q else query
         key = attn.norm_added_k(key) if attn.norm_added_k else key
-        keys = torch.cat([key, self.rotate(image_key, positions)], dim=1)
+        keys = torch.cat([self.place(key, positions), self.rotate(image_key, positions)], dim=1)
         values = torch.cat([value, image_value], dim=1)
+        query = self.place(query, positions)
         output = scaled_dot_product_attention(query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-        return Attended(output.transpose(1, 2).flatten(2), key, tuple(modulation))
+        return Attended(output.transpose(1, 2).flatten(2), key, modulation)
 
     def update(self, rows: Tensor, attended: Attended) -> Tensor:
         """Concept rows `[B, K, D]` after the block: plus gated to_add_out(O_C), then plus the gated text MLP on the modulated
@@ -98,8 +111,9 @@ class JointBlockTap:
         """
         gate, mlp_shift, mlp_scale, mlp_gate = (part[:, None] for part in attended.modulation)
         rows = rows + gate * self.block.attn.to_add_out(attended.output)
-        inner = self.block.norm2_context(rows) * (1 + mlp_scale) + mlp_shift
-        rows = rows + mlp_gate * self.block.ff_context(inner)
+        norm, mlp = self.text_mlp
+        inner = norm(rows) * (1 + mlp_scale) + mlp_shift
+        rows = rows + mlp_gate * mlp(inner)
         return rows.clip(-65504, 65504) if rows.dtype == torch.float16 else rows
 
     def _split(self, states: Tensor) -> Tensor:

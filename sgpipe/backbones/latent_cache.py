@@ -1,13 +1,14 @@
 """Posteriors of the VAE for curated crops on disk: mean and deviation in float16, as the VAE gives them.
 
 float16 rounds a value by at most 2⁻¹¹ of itself, less than bfloat16 weights do, and far less than the noise that the posterior's
-own deviation stands for; it halves a set that is read over and over. Values are not scaled here, so the transformer's
-scaling (in the manifest) is applied in float32 when they are read.
+own deviation stands for; it halves a set that is read over and over. Values are not scaled here: what the family needs to make
+the transformer's latents of them is in the manifest, and applied in float32 when they are read.
 """
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -17,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sgpipe.backbones.base import Family
 from sgpipe.backbones.cache_files import open_tensors, read_manifest, shard_reader, write_manifest
 from sgpipe.backbones.config import Backbone
-from sgpipe.backbones.images import COUNTS, FILTER, CropRejected, Scaling, encode, read_crop
+from sgpipe.backbones.families import family_of_backbone
+from sgpipe.backbones.images import COUNTS, FILTER, CropRejected, encode, read_crop
 from sgpipe.backbones.rectified_flow import generator
 from sgpipe.backbones.source import identity
 from sgpipe.backbones.strict import write_tensors
@@ -67,7 +70,7 @@ class Crops(tuple[Crop, ...]):
         return cls(Crop(*crop, tuple(sorted(found[crop]))) for crop in sorted(found))
 
 
-def latent_maker(vae: Any, load: LoadImage, crops: Crops, resolution: int, batch_size: int, encoder: str) -> Make:
+def latent_maker(family: Family, vae: Any, load: LoadImage, crops: Crops, resolution: int, batch_size: int, encoder: str) -> Make:
     """What fills a shard: `item`, `mean` and `std` of every crop that can be read, and the reasons of the others.
 
     `load` gives an image or raises `DataError`.
@@ -91,7 +94,7 @@ def latent_maker(vae: Any, load: LoadImage, crops: Crops, resolution: int, batch
                 items.append(item)
                 rescaled += scaled
             if pixels:
-                mean, std = (values.half() for values in encode(vae, pixels))
+                mean, std = (values.half() for values in encode(family, vae, pixels))
                 posteriors.append((mean, std))
                 if not torch.isfinite(mean).all():
                     raise ModelError("vae: its latents exceed the range of float16; the checkpoint is damaged")
@@ -106,9 +109,9 @@ def latent_maker(vae: Any, load: LoadImage, crops: Crops, resolution: int, batch
 
 
 def merge_latents(
-    shards: Sequence[Shard], made: Path, out: Path, crops: Crops, who: Mapping[str, Any], scaling: Scaling
+    shards: Sequence[Shard], made: Path, out: Path, crops: Crops, who: Mapping[str, Any], statistics: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Make the cache `out` of the finished shards in `made`, whose encoder is `who`.
+    """Make the cache `out` of the finished shards in `made`, whose encoder is `who` and has these `Family.statistics`.
 
     Returns crops read (`rescaled`: of images of another size than annotated) and triples kept, and triples rejected by reason.
     Raises `DataError` if no crop could be read.
@@ -134,7 +137,7 @@ def merge_latents(
         )
     write_table(pa.Table.from_pylist(index, schema=LATENT_INDEX), out / "index.parquet")
     write_table(rejects, out / _REJECTS)
-    write_manifest(out, KIND, who, scale=scaling.scale, shift=scaling.shift)
+    write_manifest(out, KIND, who, **statistics)
     reasons = Counter(rejects["reason"].to_pylist())
     return {
         "crops": {"read": kept, "all": len(crops), "rescaled": rescaled},
@@ -151,9 +154,9 @@ class LatentCache:
 
     def __init__(self, folder: Path, backbone: Backbone) -> None:
         who = latent_identity(backbone)
-        manifest = read_manifest(folder, KIND, who, STAGE)
+        statistics = read_manifest(folder, KIND, who, STAGE)
         self._folder, self._shard = folder, shard_reader(who)
-        self._scaling = Scaling(manifest["scale"], manifest["shift"])
+        self._normalised = partial(family_of_backbone(backbone).normalised, statistics)
         index = read_table(folder / "index.parquet", LATENT_INDEX).to_pylist()
         self._places = {row["triple_id"]: (row["shard"], row["row"]) for row in index}
         self._crops = {row["triple_id"]: (row["image_id"], *(row[name] for name in _CROP)) for row in index}
@@ -187,7 +190,7 @@ class LatentCache:
         if seed is not None:
             draws = [torch.randn(mean.shape[1:], generator=generator(seed, name)) for name in triple_ids]
             mean = mean + std * torch.stack(draws)
-        return self._scaling(mean)
+        return self._normalised(mean)
 
     def _rows(self, name: str) -> tuple[Tensor, Tensor]:
         if name not in self._places:

@@ -47,7 +47,7 @@ def prompt_maker(encoders: TextEncoders, prompts: Sequence[str], concepts: Seque
                 rows += encoders.concepts(concepts[batch])
             tick(batch.stop - batch.start)
         if conditions:
-            tensors = {name: tensor for name, tensor in vars(TextCondition.cat(conditions)).items() if tensor is not None}
+            tensors = {name: value for name, value in vars(TextCondition.cat(conditions)).items() if isinstance(value, Tensor)}
         else:
             counts = torch.tensor([len(row) for row in rows], dtype=torch.int64)
             tensors = {"states": torch.cat(rows), "counts": counts}
@@ -114,7 +114,7 @@ class PromptCache:
         counts = torch.tensor([len(row) for row in rows])
         return states, torch.arange(states.shape[1]) < counts[:, None]
 
-    def _rows(self, kind: str, text: str) -> dict[str, Tensor]:
+    def _rows(self, kind: str, text: str) -> dict[str, Any]:
         if (kind, text) not in self._places:
             raise DataError(
                 f"{', '.join(map(str, self._folders))}: {kind} {text!r} is not cached; add its condition to "

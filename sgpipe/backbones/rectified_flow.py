@@ -57,19 +57,20 @@ def dynamic_mu(tokens: int, scheduler: Mapping[str, Any]) -> float:
 
 _SLACK = 1e-4
 _REFUSED = (
-    "invert_sigmas", "shift_terminal", "stochastic_sampling", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas",
+    "invert_sigmas", "stochastic_sampling", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas",
 )  # fmt: skip
 
 
 def scheduler_times(steps: int, scheduler: Mapping[str, Any], **how: Any) -> NDArray[np.float32]:
     """The times `[steps + 1]` between which a FlowMatchEulerDiscreteScheduler of this configuration steps; `how` it sets them.
 
-    Raises `ModelError` for one that is not stepped as an Euler integrator of the flow, or no steps.
+    Raises `ModelError` for one that is not stepped as an Euler integrator of the flow, or too few steps: one with
+    `shift_terminal`, the last time, needs two (diffusers divides 0 by 0 for one, and samples NaN).
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    if steps < 1:
-        raise ModelError(f"steps: got {steps}; at least 1 is needed")
+    if steps < (fewest := 2 if scheduler.get("shift_terminal") else 1):
+        raise ModelError(f"steps: got {steps}; this scheduler needs at least {fewest}")
     kind = scheduler.get("_class_name", "FlowMatchEulerDiscreteScheduler")
     strange = [name for name in _REFUSED if scheduler.get(name)]
     if kind != "FlowMatchEulerDiscreteScheduler" or strange:

@@ -14,6 +14,15 @@ from sgpipe.errors import ModelError
 T = TypeVar("T")
 
 
+def check_finite(part: str, texts: Sequence[str], values: Tensor) -> None:
+    """Raises `ModelError` naming the first text whose encoding, in the same row of `values`, is not finite."""
+    bad = [text for text, row in zip(texts, values, strict=True) if not torch.isfinite(row).all()]
+    if bad:
+        raise ModelError(
+            f"{part}: its result for {bad[0]!r} is not finite; text encoders overflow in float16: set backbone.dtype to bfloat16"
+        )
+
+
 class T5WithClips:
     """T5 and CLIPs, named by their folders (encoder, tokenizer): states of whole prompts, and of the words of names and concepts.
 
@@ -66,11 +75,7 @@ class T5WithClips:
         with on_device(encoder, self._device, self._offload):
             made = encoder(tokens.input_ids.to(self._device), **options)
         values = made[name].to(encoder.dtype).cpu()
-        bad = [text for text, row in zip(texts, values, strict=True) if not torch.isfinite(row).all()]
-        if bad:
-            raise ModelError(
-                f"{part}: its result for {bad[0]!r} is not finite; T5 overflows in float16: set backbone.dtype to bfloat16"
-            )
+        check_finite(part, texts, values)
         return tokens, values, made
 
 

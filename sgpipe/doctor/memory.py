@@ -1,13 +1,16 @@
 """How much memory each phase takes, from a dry run on the meta device: real classes and shapes, no weights and no memory.
 
 The dry run executes the real modules on tensors without data: every operator runs, forward and backward, and the bytes of all
-storages alive are added up. Attention is counted as the fused kernel that a GPU would run. Only FLUX.1 is planned.
+storages alive are added up. Attention is counted as the fused kernel that a GPU would run. Classifier-free guidance runs its two
+forwards one after the other, so that sampling takes what an unguided step does.
 """
 
+import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -20,7 +23,7 @@ from sgpipe.arms.config import Lora
 from sgpipe.arms.kinds.base import Sections
 from sgpipe.arms.lora import attach, count, target_modules
 from sgpipe.arms.resolve import resolve
-from sgpipe.backbones.base import Layout
+from sgpipe.backbones.base import Family, Layout, TextCondition
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import FAMILIES, family_of, layout_of
 from sgpipe.backbones.loading import DTYPES
@@ -30,59 +33,43 @@ from sgpipe.params.blocks import Blocks
 from sgpipe.training.config import Train
 
 GIB: Final = 2**30
-FAMILY: Final = FAMILIES["FluxPipeline"]
-ENCODERS: Final = tuple(part for part in FAMILY.text_parts if not part.startswith("tokenizer"))
 GRAPH_TOKENS: Final = 16
 """Graph tokens prepended to the text context: 15 triples and the whole graph (facts of SGDiff's encoder)."""
 CACHE_BATCH: Final = 8
 """Prompts or images that are encoded, and latents that are decoded, at a time."""
 
-_FLUX: Final[dict[str, Any]] = {
-    "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38,
-    "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
-}  # fmt: skip
-_CLIP_L: Final[dict[str, Any]] = {
-    "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_size": 768, "intermediate_size": 3072,
-    "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 49408, "projection_dim": 768,
-    "max_position_embeddings": 77,
-}  # fmt: skip
-_T5_XXL: Final[dict[str, Any]] = {
-    "architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240,
-    "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu",
-}  # fmt: skip
-_VAE: Final[dict[str, Any]] = {
-    "_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512], "latent_channels": 16, "layers_per_block": 2,
-    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "norm_num_groups": 32,
-    "use_quant_conv": False, "use_post_quant_conv": False,
-}  # fmt: skip
 PUBLISHED: Final[dict[str, dict[str, dict[str, Any]]]] = {
-    f"black-forest-labs/FLUX.1-{name}": {
-        "transformer": {**_FLUX, "guidance_embeds": guidance},
-        "text_encoder": _CLIP_L,
-        "text_encoder_2": _T5_XXL,
-        "vae": _VAE,
-    }
-    for name, guidance in (("schnell", False), ("dev", True))
+    path.stem.replace("--", "/"): json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted((Path(__file__).parent / "published").glob("*.json"))
 }
-"""config.json of parts by hub id, as published: a gated 34 GB checkpoint is planned before a byte of it is there."""
+"""config.json of parts by hub id, as published: a gated checkpoint of tens of gigabytes is planned before a byte of it is there."""
+
+
+def family_of_configs(configs: Mapping[str, Mapping[str, Any]]) -> Family:
+    """The family of a pipeline's parts, by its transformer's class. Raises `ModelError` for one that is not known."""
+    name = configs["transformer"].get("_class_name")
+    found = next((family for family in FAMILIES.values() if family.transformer == name), None)
+    if found is None:
+        raise ModelError(f"transformer/config.json: {name!r} is no transformer of a known family; valid: {', '.join(FAMILIES)}")
+    return found
+
+
+def _encoders(family: Family) -> tuple[str, ...]:
+    return tuple(part for part in family.text_parts if not part.startswith("tokenizer"))
 
 
 def configs_of(model: str, revision: str | None) -> tuple[dict[str, dict[str, Any]], Layout]:
     """Configurations of the parts of a folder, of a cached hub id, else as published; and their layout. Raises `ModelError`."""
     folder = snapshot_folder(model, revision)
     if folder is not None:
-        if (family := family_of(folder)) is not FAMILY:
-            raise ModelError(
-                f"backbone.model: {model} is a {family.pipeline}, and the memory plan knows FLUX.1 ({FAMILY.pipeline}) alone"
-            )
-        return part_configs(folder, ("transformer", *ENCODERS, "vae")), layout_of(folder)
+        return part_configs(folder, ("transformer", *_encoders(family_of(folder)), "vae")), layout_of(folder)
     if model not in PUBLISHED:
         raise ModelError(
             f"backbone.model: {model!r} is neither a folder nor in the hub cache, and its architecture is not known here "
             f"(known: {', '.join(PUBLISHED)}); run `hf download {model}` or give a folder"
         )
     configs = PUBLISHED[model]
-    return configs, FAMILY.layout(configs["transformer"], configs["vae"])
+    return configs, family_of_configs(configs).layout(configs["transformer"], configs["vae"])
 
 
 def build(config: dict[str, Any]) -> Any:
@@ -223,9 +210,10 @@ def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbo
     sizes = {name: Size.of(part) for name, part in parts.items()}
     for part in parts.values():
         nn.Module.to(part, dtype)
-    transformer, vae = parts["transformer"], parts["vae"]
-    encoders = tuple(parts[name] for name in ENCODERS)
-    tokens, rows = layout.grid(backbone.resolution) ** 2, backbone.max_sequence_length + GRAPH_TOKENS
+    transformer, vae, family = parts["transformer"], parts["vae"], family_of_configs(configs)
+    family.prepare(transformer)
+    encoders = tuple(parts[name] for name in _encoders(family))
+    rows, pooled = family.condition_size(configs, backbone.max_sequence_length)
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta", dtype=dtype)
@@ -233,30 +221,26 @@ def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbo
     def encode_prompts() -> None:
         for encoder in encoders:
             length = getattr(encoder.config, "max_position_embeddings", backbone.max_sequence_length)
-            encoder(torch.zeros(CACHE_BATCH, length, dtype=torch.long, device="meta"))
+            tokens = torch.zeros(CACHE_BATCH, length, dtype=torch.long, device="meta")
+            encoder(tokens, output_hidden_states=hasattr(encoder, "lm_head"))  # of language models all layers' states are kept
 
     def step(backward: bool) -> None:
         """A forward, or forward and backward with the graph tokens (and so the text stream) receiving gradients."""
         batch = train.batch_size * (2 if backward and train.losses.contrastive else 1)
         transformer.train(backward)
         with torch.set_grad_enabled(backward):
-            velocity = transformer(
-                hidden_states=empty(batch, tokens, transformer.config.in_channels),
-                encoder_hidden_states=empty(batch, rows, layout.text_width).requires_grad_(backward),
-                pooled_projections=empty(batch, transformer.config.pooled_projection_dim),
-                timestep=empty(batch),
-                guidance=empty(batch) if layout.guidance else None,
-                img_ids=empty(tokens, 3),
-                txt_ids=empty(rows, 3),
-                return_dict=False,
-            )[0]
+            states = empty(batch, rows + GRAPH_TOKENS, layout.text_width).requires_grad_(backward)
+            condition = TextCondition(states, None if pooled is None else empty(batch, pooled))
+            scale = 1.0 if layout.guidance else None
+            velocity = family.velocity(transformer, empty(batch, *shape), empty(batch), condition, scale)
             if backward:
                 (velocity - torch.empty_like(velocity)).square().mean().backward()
         transformer.zero_grad(set_to_none=True)
 
     with torch.no_grad():
-        pixels = empty(CACHE_BATCH, 3, backbone.resolution, backbone.resolution)
-        latents = empty(CACHE_BATCH, *shape)
+        frame = (1,) if family.frames else ()
+        pixels = empty(CACHE_BATCH, 3, *frame, backbone.resolution, backbone.resolution)
+        latents = empty(CACHE_BATCH, shape[0], *frame, *shape[1:])
         prompts = _peak(encoders, encode_prompts)
         encode = _peak((vae,), lambda: vae.encode(pixels))
         decode = _peak((vae,), lambda: vae.decode(latents))

@@ -25,26 +25,23 @@ def prepend(tokens: Tokens, text: TextCondition) -> TextCondition:
     if text.mask is not None or len(set(tokens.counts)) > 1:
         prompt = torch.ones(text.states.shape[:2], dtype=torch.bool) if text.mask is None else text.mask
         mask = torch.cat([tokens.mask, prompt.to(tokens.mask.device)], dim=1)
-    return replace(text, states=states, mask=mask)
+    return replace(text, states=states, mask=mask, prepended=text.prepended + tokens.states.shape[1])
 
 
-def named_spans(graph: SceneGraph, prompt_ids: Sequence[int], name_ids: Mapping[str, Sequence[int]]) -> dict[int, range]:
-    """Where a tokenised prompt mentions each related object of a graph: object number to positions.
+def named_spans(graph: SceneGraph, mentions: Mapping[str, Sequence[range]]) -> dict[int, range]:
+    """Which rows of a tokenised prompt stand for each related object of a graph: object number to positions.
 
-    `name_ids` are token ids of names without special tokens. Longer names choose first ("hot dog" before "dog"), objects of
+    `mentions` are all rows that hold a name (`Tokenizers.mentions`). Longer names choose first ("hot dog" before "dog"), objects of
     one name take its mentions in turn. Raises `DataError` for an object that the prompt does not mention.
     """
     related = sorted({index for s, _, o in graph.triples for index in (s, o)})
     spans: dict[int, range] = {}
     taken: set[int] = set()
-    for index in sorted(related, key=lambda i: -len(name_ids[graph.objects[i]])):
-        wanted = list(name_ids[graph.objects[index]])
-        for start in range(len(prompt_ids) - len(wanted) + 1):
-            span = range(start, start + len(wanted))
-            if list(prompt_ids[start : span.stop]) == wanted and taken.isdisjoint(span):
-                spans[index] = span
-                taken.update(span)
-                break
+    for index in sorted(related, key=lambda i: -max(map(len, mentions[graph.objects[i]]), default=0)):
+        span = next((each for each in mentions[graph.objects[index]] if taken.isdisjoint(each)), None)
+        if span is not None:
+            spans[index] = span
+            taken.update(span)
         else:
             raise DataError(
                 f"the prompt does not mention object {index}, {graph.objects[index]!r}, of the graph `{graph}`; "

@@ -8,7 +8,7 @@ With [s_t | r_t | o_t] the encoder's row of triple t, g its pooled vector, e(·)
              (predicate, role), or W_role LN[s_t | r_t | o_t]. An object without a triple has no token.
 - the global token c·(W_g LN(g) + ρ_g), if asked for.
 
-A graph without triples has no token at all. Tokens of a graph are a set: no generator used here gives text a position. So that a
+A graph without triples has no token at all. Tokens of a graph are a set: FLUX.1 and SD3 give text no position. So that a
 graph of several triples says *which* two objects each relates, tokens of `roles`, and of `objects` with a table, carry a fixed
 code of their triple's number and of their role in it (`binding_codes`): the two ends of a triple are those with its codes.
 `triple` tokens, and `objects` that read the encoder, hold both ends already.

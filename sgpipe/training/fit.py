@@ -56,7 +56,7 @@ def draw_samples(model: ArmModel, data: Data, train: Train, vae: Any, resolution
                 latents = model.denoiser.sample(prompts, *sampling)
             else:
                 latents = model.sample(model.condition(said.graphs, said.texts, prompts, data.names), prompts, *sampling)
-        columns.append(np.concatenate(list(decode(vae, latents))))
+        columns.append(np.concatenate(list(decode(model.denoiser.family, vae, latents))))
     with atomic_path(path) as temporary:
         Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, format="PNG")
 
@@ -69,7 +69,8 @@ def prepare(model: ArmModel, arm: Arm) -> None:
         transformer.enable_gradient_checkpointing()
     transformer.train(model.adapter.dropout > 0)
     if arm.train.compile:
-        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        # one shape that stays is compiled for itself; of several, the second is compiled for all
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False if model.denoiser.family.fixed_length else None)
 
 
 def fit(

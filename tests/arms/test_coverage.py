@@ -4,7 +4,7 @@ import pytest
 
 from sgpipe.arms.coverage import uncovered
 from sgpipe.backbones.families import open_tokenizers
-from sgpipe.backbones.truncation import Tokenizers
+from sgpipe.backbones.truncation import ClipAndT5
 from sgpipe.errors import DataError
 from sgpipe.graphs.scene_graph import SceneGraph
 from tests.training.world import World
@@ -22,7 +22,7 @@ def test_names_and_predicates_outside_the_training_are_said() -> None:
 def test_a_training_of_truncated_relations_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """At 12 tokens the longest lose "background" alone, at 7 the object."""
     whole = open_tokenizers(world.backbone)
-    short = Tokenizers(whole.clip, whole.t5, 7)
+    short = ClipAndT5(whole.clip, whole.t5, 7)
     monkeypatch.setattr("sgpipe.training.examples.open_tokenizers", lambda backbone: short)
     with pytest.raises(DataError, match=r"relational prompts of train triples: .*max_sequence_length to 1\d"):
         world.data()

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from sgpipe.backbones.cache_files import MANIFEST
-from sgpipe.backbones.families import open_text_encoders
-from sgpipe.backbones.images import Scaling, crop_pixels, encode
+from sgpipe.backbones.families import family_of_backbone, open_text_encoders
+from sgpipe.backbones.families.flux import Flux
+from sgpipe.backbones.images import crop_pixels, encode
 from sgpipe.backbones.latent_cache import Crops, LatentCache, latent_identity, latent_maker, merge_latents
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.prompt_cache import PromptCache, merge_prompts, prompt_identity, prompt_maker, prompt_shards
@@ -114,8 +115,11 @@ def make_latents(backbone, triples: pa.Table, data: Path, state: Path, out: Path
     for folder in (state, out):
         folder.mkdir(parents=True)
     vae, store = load_module(backbone, "vae"), ImageStore(VisualGenomeImages(data))
-    run_shards(shards, state, ALONE, lambda: latent_maker(vae, store.load, crops, backbone.resolution, 2, config_hash(who)), "crop")
-    return merge_latents(shards, state, out, crops, who, Scaling.of(vae.config))
+    family = family_of_backbone(backbone)
+    run_shards(
+        shards, state, ALONE, lambda: latent_maker(family, vae, store.load, crops, backbone.resolution, 2, config_hash(who)), "crop"
+    )
+    return merge_latents(shards, state, out, crops, who, family.statistics(vae))
 
 
 TRIPLES = curated_triples(8, "maps")
@@ -165,7 +169,7 @@ def test_latents_come_back_to_float16_and_scaled(schnell, latents, data):
     boxes = zip(*(kept[f"crop_{side}"].to_pylist()[::-1] for side in "xywh"), strict=True)
     images = kept["image_id"].to_pylist()[::-1]
     pixels = [crop_pixels(store.load(i), box, SIDE) for i, box in zip(images, boxes, strict=True)]
-    mean, std = encode(vae, pixels)
+    mean, std = encode(Flux(), vae, pixels)
     found_mean, found_std = cache.get(names)
     torch.testing.assert_close(found_mean.float(), mean, rtol=2**-11, atol=1e-6)
     torch.testing.assert_close(found_std.float(), std, rtol=2**-11, atol=1e-6)
@@ -180,7 +184,7 @@ def test_the_crop_of_a_smaller_copy_is_that_of_its_region(schnell, latents, data
     with Image.open(data / "VG_100K" / "7.png") as image:
         edges = (region[0], region[1], region[0] + region[2], region[1] + region[3])
         pixels = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box=edges))
-    mean, _ = encode(load_module(backbone_of(schnell), "vae"), [pixels])
+    mean, _ = encode(Flux(), load_module(backbone_of(schnell), "vae"), [pixels])
     found, _ = LatentCache(latents[0], backbone_of(schnell)).get([row["triple_id"]])
     torch.testing.assert_close(found.float(), mean, rtol=2**-11, atol=1e-6)
 

@@ -73,7 +73,8 @@ def test_sampling_equals_the_pipeline_for_the_embedded_checkpoint(repo_root: Pat
     if not Path(backbone.model).is_dir():
         pytest.skip(f"{backbone.model} is absent: `dvc pull models.dvc` gets it")
     texts, side = [TEXTS[0]], backbone.resolution
-    mine = Denoiser.load(backbone, CPU).sample(open_text_encoders(backbone, CPU).prompts(texts), [11], side, 4)
+    denoiser = Denoiser.load(backbone, CPU)
+    mine = denoiser.sample(open_text_encoders(backbone, CPU).prompts(texts), [11], side, 4)
     pipeline = FluxPipeline.from_pretrained(backbone.model)
     pipeline.set_progress_bar_config(disable=True)
     given = {
@@ -92,7 +93,7 @@ def test_sampling_equals_the_pipeline_for_the_embedded_checkpoint(repo_root: Pat
     seeded = [torch.Generator().manual_seed(11)]
     image = pipeline(texts, generator=seeded, output_type="np", callback_on_step_end=keep, **given).images
     assert torch.equal(pack(mine), theirs[-1])
-    ours = decode(load_module(backbone, "vae"), mine)
+    ours = decode(denoiser.family, load_module(backbone, "vae"), mine)
     assert np.array_equal(ours, (image * 255).round().astype(np.uint8))
 
 

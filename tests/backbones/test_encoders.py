@@ -9,7 +9,8 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from sgpipe.backbones.families import open_text_encoders
-from sgpipe.backbones.images import Scaling, crop_pixels, decode, encode
+from sgpipe.backbones.families.flux import Flux
+from sgpipe.backbones.images import crop_pixels, decode, encode
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.text import EncodedTexts
 from sgpipe.datasets.images import AnnotatedImage
@@ -91,13 +92,14 @@ def test_a_crop_outside_the_image_is_refused(box):
 def test_pictures_go_through_the_vae_as_in_the_pipeline(schnell: Path):
     images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     vae, pipeline = load_module(backbone_of(schnell), "vae"), FluxPipeline.from_pretrained(schnell)
-    mean, std = encode(vae, list(images))
+    family = Flux()
+    mean, std = encode(family, vae, list(images))
     inputs = pipeline.image_processor.preprocess([Image.fromarray(image) for image in images])
     posterior = pipeline.vae.encode(inputs).latent_dist
     assert torch.equal(mean, posterior.mean) and torch.equal(std, posterior.std)
     latents = torch.randn(2, 4, 16, 16)
-    scaling = Scaling.of(vae.config)
-    torch.testing.assert_close(scaling(scaling.inverse(latents)), latents)
+    statistics = family.statistics(vae)
+    torch.testing.assert_close(family.normalised(statistics, family.denormalised(statistics, latents)), latents)
     decoded = pipeline.vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
     theirs = pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")
-    assert np.array_equal(decode(vae, latents), np.stack([np.asarray(image) for image in theirs]))
+    assert np.array_equal(decode(family, vae, latents), np.stack([np.asarray(image) for image in theirs]))

@@ -46,8 +46,12 @@ def test_one_euler_step_along_the_exact_velocity_reaches_any_other_time():
     torch.testing.assert_close(euler_step(start, velocity_target(z, eps), 0.9, 0.2), end)
 
 
-@pytest.mark.parametrize("config", SCHEDULERS.values(), ids=SCHEDULERS)
-@pytest.mark.parametrize("steps", [1, 4, 28])
+TERMINAL = {"use_dynamic_shifting": True, "shift_terminal": 0.02, "max_shift": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"), [*itertools.product(SCHEDULERS.values(), (1, 4, 28)), *((TERMINAL, steps) for steps in (2, 4, 28))]
+)
 @pytest.mark.parametrize("tokens", [64, 1024, 4096])
 def test_times_and_steps_are_those_of_the_scheduler(config, steps, tokens):
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
@@ -67,10 +71,24 @@ def test_times_and_steps_are_those_of_the_scheduler(config, steps, tokens):
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("strange", [{"use_karras_sigmas": True}, {"shift_terminal": 0.1}, {"invert_sigmas": True}])
+@pytest.mark.parametrize("strange", [{"use_karras_sigmas": True}, {"stochastic_sampling": True}, {"invert_sigmas": True}])
 def test_other_schedulers_are_refused_by_name(strange):
     with pytest.raises(ModelError, match=next(iter(strange))):
         euler_times(4, 64, FlowMatchEulerDiscreteScheduler(**strange).config)
+
+
+def test_too_few_steps_are_refused():
+    """diffusers stretches one time to `shift_terminal` by 0/0, and its pipeline's image is NaN."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=0.02)
+    with np.errstate(invalid="ignore"):
+        scheduler.set_timesteps(1, sigmas=np.array([1.0]))
+    assert scheduler.sigmas[0].isnan()
+    assert euler_times(2, 64, scheduler.config).tolist() == pytest.approx([1.0, 0.02, 0.0])
+    with pytest.raises(ModelError, match="steps: got 1; this scheduler needs at least 2"):
+        euler_times(1, 64, scheduler.config)
+    assert euler_times(1, 64, FlowMatchEulerDiscreteScheduler().config).tolist() == [1.0, 0.0]
+    with pytest.raises(ModelError, match="steps: got 0; this scheduler needs at least 1"):
+        euler_times(0, 64, FlowMatchEulerDiscreteScheduler().config)
 
 
 def test_noise_is_that_of_diffusers_and_depends_on_its_seed_alone():

@@ -256,8 +256,10 @@ def test_residual_tokens_are_added_at_the_words_of_t5(backbone: Backbone) -> Non
     assert changed == [first + ids.index(word) for word in words]
 
 
-def test_conditions_with_and_without_a_mask_are_no_batch() -> None:
-    with_mask = TextCondition(torch.zeros(1, 2, 3), None, torch.ones(1, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="with and without a mask"):
-        TextCondition.cat([with_mask, TextCondition(torch.zeros(1, 2, 3))])
-    assert TextCondition.cat(with_mask.rows()).mask is not None
+def test_conditions_with_and_without_a_mask_are_one_batch() -> None:
+    """No mask means that all rows are attended to; with a pooled vector and without one is no batch."""
+    masked = TextCondition(torch.zeros(1, 2, 3), None, torch.tensor([[False, True]]))
+    both = TextCondition.cat([masked, TextCondition(torch.ones(1, 2, 3))])
+    assert both.mask is not None and both.mask.tolist() == [[False, True], [True, True]]
+    with pytest.raises(ValueError, match="with and without a pooled vector"):
+        TextCondition.cat([masked, TextCondition(torch.ones(1, 2, 3), torch.ones(1, 4))])

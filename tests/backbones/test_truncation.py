@@ -6,7 +6,7 @@ import pytest
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from sgpipe.backbones.families import open_tokenizers
-from sgpipe.backbones.truncation import TEMPLATE_END, Tokenizers, check_names_kept, describe, tokenized, warn
+from sgpipe.backbones.truncation import TEMPLATE_END, ClipAndT5, check_names_kept, describe, tokenized, warn
 from sgpipe.errors import DataError
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import SceneGraph
@@ -19,9 +19,9 @@ WHOLE = relational_prompt("dog", "left of", "cat")
 
 
 @pytest.fixture(scope="module")
-def tokenizers() -> Tokenizers:
+def tokenizers() -> ClipAndT5:
     """As the embedded checkpoint's, 16 tokens each; "dog" and "cat" are tokens, "hydrant" is spelled."""
-    return Tokenizers(clip_tokenizer([WHOLE]), t5_tokenizer(), 16)
+    return ClipAndT5(clip_tokenizer([WHOLE]), t5_tokenizer(), 16)
 
 
 def test_every_template_ends_with_what_may_be_lost() -> None:
@@ -31,7 +31,7 @@ def test_every_template_ends_with_what_may_be_lost() -> None:
     )
 
 
-def test_a_relation_that_no_encoder_gets_is_told_from_the_end_of_the_template(tokenizers: Tokenizers) -> None:
+def test_a_relation_that_no_encoder_gets_is_told_from_the_end_of_the_template(tokenizers: ClipAndT5) -> None:
     t5 = tokenizers.names([CUT, WHOLE, ""])
     assert [(each.truncated, each.loses_names) for each in t5] == [(True, True), (False, False), (False, False)]
     kept = CUT[: t5[0].kept]
@@ -46,7 +46,7 @@ def test_a_relation_that_no_encoder_gets_is_told_from_the_end_of_the_template(to
 
 
 @pytest.mark.parametrize("limit", [5, 8, 16, 60])
-def test_kept_and_tokens_are_those_that_the_encoder_gets(tokenizers: Tokenizers, limit: int) -> None:
+def test_kept_and_tokens_are_those_that_the_encoder_gets(tokenizers: ClipAndT5, limit: int) -> None:
     """The text up to `kept` alone gives the same ids as the truncated whole."""
     for tokenizer in (tokenizers.t5, tokenizers.clip):
         (found,) = tokenized(tokenizer, "any", [CUT], limit)
@@ -57,8 +57,8 @@ def test_kept_and_tokens_are_those_that_the_encoder_gets(tokenizers: Tokenizers,
         assert found.kept == len(CUT) or found.truncated
 
 
-def test_clip_is_counted_too_and_the_knob_is_named(tokenizers: Tokenizers, capsys: pytest.CaptureFixture) -> None:
-    wide = Tokenizers(tokenizers.clip, tokenizers.t5, 64)
+def test_clip_is_counted_too_and_the_knob_is_named(tokenizers: ClipAndT5, capsys: pytest.CaptureFixture) -> None:
+    wide = ClipAndT5(tokenizers.clip, tokenizers.t5, 64)
     said = describe(wide.prompts([CUT, WHOLE]))
     assert said is not None and said.startswith("1 texts are truncated, 1 of them in a name or relation: CLIP takes 16 of")
     assert "max_sequence_length" not in said
@@ -66,7 +66,7 @@ def test_clip_is_counted_too_and_the_knob_is_named(tokenizers: Tokenizers, capsy
     both = describe(tokenizers.prompts([CUT, WHOLE]))
     assert both is not None and f"raise backbone.max_sequence_length to {needed} and shorten the text" in both
     assert "loses 't in front of traffic light on a plain background'" in both
-    enough = Tokenizers(tokenizers.clip, tokenizers.t5, needed)
+    enough = ClipAndT5(tokenizers.clip, tokenizers.t5, needed)
     assert describe(enough.names([CUT])) is None and describe([]) is None
     warn(enough.names([CUT]), "stage")
     assert capsys.readouterr().err == ""
@@ -77,7 +77,7 @@ def test_clip_is_counted_too_and_the_knob_is_named(tokenizers: Tokenizers, capsy
         check_names_kept(tokenizers.names([CUT, WHOLE]), "stage")
 
 
-def test_words_that_become_unknown_tokens_are_named(tokenizers: Tokenizers) -> None:
+def test_words_that_become_unknown_tokens_are_named(tokenizers: ClipAndT5) -> None:
     found = tokenizers.prompts(["a photo of dög left of cat", WHOLE])
     assert [each.unknown for each in found if each.encoder == "T5"] == [("dög",), ()]
     assert all(each.unknown == () for each in found if each.text == WHOLE)
@@ -85,5 +85,5 @@ def test_words_that_become_unknown_tokens_are_named(tokenizers: Tokenizers) -> N
 
 def test_the_tokenizers_of_a_pipeline(schnell: Path) -> None:
     plain = open_tokenizers(backbone_of(schnell))
-    assert isinstance(plain.t5, T5Tokenizer) and isinstance(plain.clip, CLIPTokenizer)
+    assert isinstance(plain, ClipAndT5) and isinstance(plain.t5, T5Tokenizer) and isinstance(plain.clip, CLIPTokenizer)
     assert plain.length == backbone_of(schnell).max_sequence_length

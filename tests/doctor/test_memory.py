@@ -1,7 +1,5 @@
 """Parameters and peak memory from configurations alone."""
 
-import json
-
 import pytest
 import torch
 from msgspec.structs import replace
@@ -9,8 +7,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from sgpipe.arms.config import Arms
+from sgpipe.backbones.families.flux import Flux
 from sgpipe.doctor import memory
-from sgpipe.doctor.memory import FAMILY, GIB, PUBLISHED, PeakMemory, Size, build, configs_of, measure, planned_lora
+from sgpipe.doctor.memory import GIB, PUBLISHED, PeakMemory, Size, build, configs_of, family_of_configs, measure, planned_lora
 from sgpipe.doctor.plan import choose, gpu_room, plan_table, ways
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.blocks import Blocks
@@ -26,7 +25,7 @@ def test_flux_schnell_has_its_published_size_and_lora_the_predecessors(repo_root
     published = PUBLISHED[sections["backbone"].model]
     configs = {**TINY, "transformer": published["transformer"]}
     configs["vae"] = {**TINY["vae"], "latent_channels": 16}
-    layout = FAMILY.layout(configs["transformer"], configs["vae"])
+    layout = Flux().layout(configs["transformer"], configs["vae"])
     lora = planned_lora(sections, layout)
     need = measure(configs, layout, replace(BACKBONE, resolution=16), lora, sections["train"])
     assert (need.sizes["transformer"].total, need.lora) == (11_891_178_560, 2_359_296)
@@ -50,7 +49,7 @@ WIDE = {**PUBLISHED["black-forest-labs/FLUX.1-dev"]["transformer"], "num_layers"
 def test_planned_lora_is_that_of_peft(blocks, single_blocks, targets, pattern):
     """FLUX.1's widths with few blocks; peft gets a regular expression of its own for the modules."""
     configs = {**TINY, "transformer": WIDE, "vae": {**TINY["vae"], "latent_channels": 16}}
-    layout = FAMILY.layout(configs["transformer"], configs["vae"])
+    layout = Flux().layout(configs["transformer"], configs["vae"])
     lora = replace(LORA, blocks=Blocks.parse(blocks), single_blocks=Blocks.parse(single_blocks), targets=targets)
     transformer, expected = build(WIDE), 0
     if pattern is not None:
@@ -175,13 +174,55 @@ def test_broken_architectures_are_named(tmp_path):
         configs_of(str(tmp_path), None)
     with pytest.raises(ModelError, match="the class 'Nonsense'"):
         build({"_class_name": "Nonsense"})
-    with pytest.raises(ModelError, match=r"known: black-forest-labs/FLUX\.1-schnell"):
+    with pytest.raises(ModelError, match=r"known: .*black-forest-labs/FLUX\.1-schnell"):
         configs_of("nobody/nothing", None)
+    with pytest.raises(ModelError, match=r"'UNet2DConditionModel' is no transformer of a known family; valid: Flux"):
+        family_of_configs({"transformer": {"_class_name": "UNet2DConditionModel"}})
 
 
-def test_another_family_is_not_planned(tmp_path):
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
-    with pytest.raises(
-        ModelError, match=r"is a StableDiffusion3Pipeline, and the memory plan knows FLUX\.1 \(FluxPipeline\) alone"
-    ):
-        configs_of(str(tmp_path), None)
+def test_published_parts_of_qwen_image():
+    """In bfloat16 57.7 GB, the size of its files (57,704,594,653 bytes, tokenizer and configurations among them)."""
+    parts = PUBLISHED["Qwen/Qwen-Image"]
+    sizes = {name: Size.of(build(config)).total for name, config in parts.items()}
+    assert sizes == {"transformer": 20_430_401_088, "text_encoder": 8_292_166_656, "vae": 126_892_531}
+    assert 0 < 57_704_594_653 - 2 * sum(sizes.values()) < 6e6
+
+
+def qwen(vocabulary: int = 99, layers: int = 2) -> dict[str, dict]:
+    """Its published configurations with few and narrow layers; `vocabulary` and `layers` are those of the language model."""
+    parts = PUBLISHED["Qwen/Qwen-Image"]
+    narrow = {"num_layers": 3, "num_attention_heads": 4, "joint_attention_dim": 32, "in_channels": 16, "out_channels": 4}
+    narrow |= {"attention_head_dim": 16, "axes_dims_rope": [4, 6, 6]}
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "vocab_size": vocabulary,
+    }
+    text |= {"num_key_value_heads": 1, "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]}}
+    vision = {**parts["text_encoder"]["vision_config"], "depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    vae = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2], "temperal_downsample": [False], "latents_mean": [0.0] * 4}
+    return {
+        "transformer": {**parts["transformer"], **narrow},
+        "text_encoder": {**parts["text_encoder"], **text, "vision_config": vision},
+        "vae": {**parts["vae"], **vae, "latents_std": [1.0] * 4},
+    }
+
+
+def test_qwen_image_is_planned():
+    """Through its family: a VAE of videos, no pooled vector, and a language model whose logits and layers' states take memory."""
+
+    def needed(length=8, **text):
+        configs = qwen(**text)
+        layout = family_of_configs(configs).layout(configs["transformer"], configs["vae"])
+        return measure(configs, layout, replace(BACKBONE, single_blocks=0, max_sequence_length=length), LORA, TRAIN)
+
+    found = needed()
+    assert found.lora == 2 * 4 * 4 * (64 + 64)
+    assert needed(length=64).train > found.train
+    assert found.train > found.train_checkpointed > found.forward > 0
+    assert found.sizes.keys() == {"transformer", "text_encoder", "vae"}
+    assert all(value > 0 for phase in ways(found).values() for value in phase.values())
+    assert needed(vocabulary=9999).encode_prompts > found.encode_prompts
+    assert needed(layers=4).encode_prompts >= found.encode_prompts + 2 * 8 * 8 * 32 * 4

@@ -12,6 +12,7 @@ from torch import Tensor
 from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families import FAMILIES
+from sgpipe.backbones.truncation import ClipAndT5
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.injection import GatedResidual, named_spans, prepend
@@ -197,21 +198,19 @@ def test_residual_adds_at_the_named_words_only(inputs: Inputs) -> None:
 
 
 def test_spans_find_the_words_of_objects() -> None:
-    ids = {"dog": [7], "hot dog": [5, 7], "cat": [8]}
+    """In "a hot dog on dog near dog"."""
+    mentions = {"dog": [range(2, 3), range(4, 5), range(6, 7)], "hot dog": [range(1, 3)], "cat": []}
     graph = SceneGraph(("dog", "hot dog", "dog", "cat"), ((0, "on", 1), (2, "on", 0)))
-    prompt = [1, 5, 7, 2, 7, 3, 7, 0, 0]
-    assert named_spans(graph, prompt, ids) == {1: range(1, 3), 0: range(4, 5), 2: range(6, 7)}
+    assert named_spans(graph, mentions) == {1: range(1, 3), 0: range(4, 5), 2: range(6, 7)}
     with pytest.raises(DataError, match="does not mention object 1, 'cat', of the graph `dog, on, cat`"):
-        named_spans(SceneGraph.of("dog", "on", "cat"), prompt, ids)
+        named_spans(SceneGraph.of("dog", "on", "cat"), mentions)
     with pytest.raises(DataError, match="does not mention object 2, 'dog'"):
-        named_spans(graph, prompt[:5], ids)
+        named_spans(graph, {**mentions, "dog": mentions["dog"][:2]})
 
 
 @pytest.mark.parametrize("prompt", [relational_prompt("dog", "left of", "cat"), neutral_prompt("cat", "dog")])
 def test_spans_in_prompts_of_a_t5_tokenizer(prompt: str) -> None:
-    tokenizer = t5_tokenizer()
-    ids = {name: tokenizer(name, add_special_tokens=False).input_ids for name in ("dog", "cat")}
-    prompt_ids = tokenizer(prompt, padding="max_length", max_length=16).input_ids
-    spans = named_spans(SceneGraph.of("dog", "left of", "cat"), prompt_ids, ids)
+    tokenizers = ClipAndT5(None, t5_tokenizer(), 16)
+    spans = named_spans(SceneGraph.of("dog", "left of", "cat"), tokenizers.mentions(prompt, ["dog", "cat"]))
     words = prompt.split()
     assert {index: list(span) for index, span in spans.items()} == {0: [words.index("dog")], 1: [words.index("cat")]}

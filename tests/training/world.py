@@ -20,8 +20,7 @@ from sgpipe.arms.model import ArmModel
 from sgpipe.arms.resolve import Arm, resolve
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
-from sgpipe.backbones.families import open_text_encoders
-from sgpipe.backbones.images import Scaling
+from sgpipe.backbones.families import family_of_backbone, open_text_encoders
 from sgpipe.backbones.latent_cache import Crops, latent_identity, latent_maker, merge_latents
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.prompt_cache import merge_prompts, prompt_identity, prompt_maker, prompt_shards
@@ -153,8 +152,9 @@ def write_world(
         folder.mkdir(parents=True)
     vae = load_module(backbone, "vae")
     load: Callable[[int], Any] = ImageStore(VisualGenomeImages(root / "data")).load
-    run_shards(shards, state, ALONE, lambda: latent_maker(vae, load, crops, SIDE, 16, config_hash(who)), "crop")
-    merge_latents(shards, state, sources.latents, crops, who, Scaling.of(vae.config))
+    family = family_of_backbone(backbone)
+    run_shards(shards, state, ALONE, lambda: latent_maker(family, vae, load, crops, SIDE, 16, config_hash(who)), "crop")
+    merge_latents(shards, state, sources.latents, crops, who, family.statistics(vae))
     return World(backbone, sources)
 
 

@@ -8,24 +8,23 @@ from torch import nn
 from sgpipe.backbones.base import Family, Layout, TextEncoders
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families.flux import Flux
+from sgpipe.backbones.families.qwen_image import QwenImage
 from sgpipe.backbones.families.sd3 import StableDiffusion3
-from sgpipe.backbones.loading import load_plain
+from sgpipe.backbones.families.unknown import refusal
 from sgpipe.backbones.source import locate, part_configs, snapshot_folder
 from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.errors import ModelError, ParamsError
 
-_KNOWN: tuple[Family, ...] = (Flux(), StableDiffusion3())
+_KNOWN: tuple[Family, ...] = (Flux(), StableDiffusion3(), QwenImage())
 FAMILIES = {family.pipeline: family for family in _KNOWN}
 
 
 def family_of(folder: Path) -> Family:
-    """The family of a pipeline folder. Raises `ModelError` for one that this project does not know."""
-    kind = part_configs(folder, ("",))[""].get("_class_name")
+    """The family of a pipeline folder. Raises `ModelError` for another, saying why or where one would start."""
+    index = part_configs(folder, ("",))[""]
+    kind = index.get("_class_name")
     if kind not in FAMILIES:
-        raise ModelError(
-            f"backbone.model: {folder} is a {kind}; valid: {', '.join(FAMILIES)} (docs/extending.md says how a family is added, "
-            "starting from sgpipe/backbones/families/flux.py)"
-        )
+        raise ModelError(f"backbone.model: {folder} is a {kind}; valid: {', '.join(FAMILIES)} ({refusal(folder, index)})")
     return FAMILIES[kind]
 
 
@@ -41,9 +40,8 @@ def open_text_encoders(backbone: Backbone, device: torch.device, offload: str = 
 
 
 def open_tokenizers(backbone: Backbone) -> Tokenizers:
-    """The tokenizers of `backbone.model`'s (first) CLIP and of its T5. Raises `ModelError` for a pipeline without them."""
-    clip, words = (load_plain(backbone, part) for part in ("tokenizer", family_of_backbone(backbone).name_parts[1]))
-    return Tokenizers(clip, words, backbone.max_sequence_length)
+    """The tokenizers of `backbone.model`, of whatever family it is. Raises `ModelError` for a pipeline without them."""
+    return family_of_backbone(backbone).tokenizers(backbone)
 
 
 def pipeline_parts(backbone: Backbone) -> tuple[str, ...]:

@@ -94,6 +94,9 @@ class Flux(Family):
             single_projections={name: f"attn.{name}" for name in ("to_q", "to_k", "to_v")} | {"proj_out": "proj_out"},
         )
 
+    def condition_size(self, configs: Mapping[str, Mapping[str, Any]], tokens: int) -> tuple[int, int | None]:
+        return tokens, configs["transformer"]["pooled_projection_dim"]
+
     def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
         return T5AndClip(backbone, self.name_parts, [("text_encoder", "tokenizer")], device, offload)
 

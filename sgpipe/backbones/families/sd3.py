@@ -115,6 +115,10 @@ class StableDiffusion3(Family):
             lacking=frozenset({f"transformer_blocks.{count - 1}.attn.to_add_out"}),
         )
 
+    def condition_size(self, configs: Mapping[str, Mapping[str, Any]], tokens: int) -> tuple[int, int | None]:
+        """See `Family`. CLIP's rows stand before T5's, padded to all that it takes."""
+        return configs["text_encoder"]["max_position_embeddings"] + tokens, configs["transformer"]["pooled_projection_dim"]
+
     def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
         clips = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")]
         return ClipsAndT5(backbone, self.name_parts, clips, device, offload)
