@@ -70,16 +70,19 @@ class JointBlockTap:
             return self._split(made)
         return made.transpose(1, 2) if self.heads_first else made
 
+    def modulated(self, rows: Tensor, conditioning: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Concept rows `[B, K, D]` as the text projections take them, and `Attended.modulation`."""
+        if isinstance(self.block.norm1_context, AdaLayerNormContinuous):  # SD3's last block has no text output
+            return self.block.norm1_context(rows, conditioning), ()
+        made, *modulation = self.block.norm1_context(rows, emb=conditioning)
+        return made, tuple(modulation)
+
     def attend(self, rows: Tensor, conditioning: Tensor, image_key: Tensor, image_value: Tensor, positions: Any) -> Attended:
         """Concept rows `[B, K, D]`, modulated by `conditioning` `[B, D]`, attend to [concept keys; image keys], never to the
         prompt's; scale 1/√d.
         """
         attn = self.block.attn
-        modulation: tuple[Tensor, ...] = ()
-        if isinstance(self.block.norm1_context, AdaLayerNormContinuous):  # SD3's last block has no text output
-            modulated = self.block.norm1_context(rows, conditioning)
-        else:
-            modulated, *modulation = self.block.norm1_context(rows, emb=conditioning)
+        modulated, modulation = self.modulated(rows, conditioning)
         if self._fused:
             projected = attn.to_added_qkv(modulated).chunk(3, dim=-1)
         else:
@@ -90,7 +93,7 @@ class JointBlockTap:
         keys = torch.cat([key, self.rotate(image_key, positions)], dim=1)
         values = torch.cat([value, image_value], dim=1)
         output = scaled_dot_product_attention(query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-        return Attended(output.transpose(1, 2).flatten(2), key, tuple(modulation))
+        return Attended(output.transpose(1, 2).flatten(2), key, modulation)
 
     def update(self, rows: Tensor, attended: Attended) -> Tensor:
         """Concept rows `[B, K, D]` after the block: plus gated to_add_out(O_C), then plus the gated text MLP on the modulated
@@ -113,6 +116,8 @@ class JointTaps:
     transformer: Any
     blocks: tuple[JointBlockTap, ...]
     """The double-stream blocks, in order."""
+    limits: str = ""
+    """What has no maps here and why, for the message about blocks that are out of range."""
 
     @property
     def conditioner(self) -> nn.Module:
