@@ -1,7 +1,7 @@
 """How much memory each phase takes, from a dry run on the meta device: real classes and shapes, no weights and no memory.
 
 The dry run executes the real modules on tensors without data: every operator runs, forward and backward, and the bytes of all
-storages alive are added up. Attention is counted as the fused kernel that a GPU would run. Only FLUX.1 is planned.
+storages alive are added up. Attention is counted as the fused kernel that a GPU would run.
 """
 
 import weakref
@@ -20,69 +20,45 @@ from sgpipe.arms.config import Lora
 from sgpipe.arms.kinds.base import Sections
 from sgpipe.arms.lora import attach, count, target_modules
 from sgpipe.arms.resolve import resolve
-from sgpipe.backbones.base import Layout
+from sgpipe.backbones.base import Layout, TextCondition
 from sgpipe.backbones.config import Backbone
-from sgpipe.backbones.families import FAMILIES, family_of, layout_of
+from sgpipe.backbones.families import FAMILIES, family_of, family_of_transformer, layout_of
 from sgpipe.backbones.loading import DTYPES
 from sgpipe.backbones.source import part_configs, snapshot_folder
+from sgpipe.doctor.published import PUBLISHED
 from sgpipe.errors import ModelError
 from sgpipe.params.blocks import Blocks
 from sgpipe.training.config import Train
 
 GIB: Final = 2**30
-FAMILY: Final = FAMILIES["FluxPipeline"]
-ENCODERS: Final = tuple(part for part in FAMILY.text_parts if not part.startswith("tokenizer"))
+PLANNED: Final = ("FluxPipeline", "Flux2Pipeline", "Flux2KleinPipeline")
+"""Pipelines of the families that are planned."""
 GRAPH_TOKENS: Final = 16
 """Graph tokens prepended to the text context: 15 triples and the whole graph (facts of SGDiff's encoder)."""
 CACHE_BATCH: Final = 8
 """Prompts or images that are encoded, and latents that are decoded, at a time."""
-
-_FLUX: Final[dict[str, Any]] = {
-    "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38,
-    "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
-}  # fmt: skip
-_CLIP_L: Final[dict[str, Any]] = {
-    "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_size": 768, "intermediate_size": 3072,
-    "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 49408, "projection_dim": 768,
-    "max_position_embeddings": 77,
-}  # fmt: skip
-_T5_XXL: Final[dict[str, Any]] = {
-    "architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240,
-    "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu",
-}  # fmt: skip
-_VAE: Final[dict[str, Any]] = {
-    "_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512], "latent_channels": 16, "layers_per_block": 2,
-    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "norm_num_groups": 32,
-    "use_quant_conv": False, "use_post_quant_conv": False,
-}  # fmt: skip
-PUBLISHED: Final[dict[str, dict[str, dict[str, Any]]]] = {
-    f"black-forest-labs/FLUX.1-{name}": {
-        "transformer": {**_FLUX, "guidance_embeds": guidance},
-        "text_encoder": _CLIP_L,
-        "text_encoder_2": _T5_XXL,
-        "vae": _VAE,
-    }
-    for name, guidance in (("schnell", False), ("dev", True))
-}
-"""config.json of parts by hub id, as published: a gated 34 GB checkpoint is planned before a byte of it is there."""
 
 
 def configs_of(model: str, revision: str | None) -> tuple[dict[str, dict[str, Any]], Layout]:
     """Configurations of the parts of a folder, of a cached hub id, else as published; and their layout. Raises `ModelError`."""
     folder = snapshot_folder(model, revision)
     if folder is not None:
-        if (family := family_of(folder)) is not FAMILY:
+        if (family := family_of(folder)).pipeline not in PLANNED:
             raise ModelError(
-                f"backbone.model: {model} is a {family.pipeline}, and the memory plan knows FLUX.1 ({FAMILY.pipeline}) alone"
+                f"backbone.model: {model} is a {family.pipeline}, and the memory plan knows FLUX.1 and FLUX.2 alone "
+                f"({', '.join(PLANNED)})"
             )
-        return part_configs(folder, ("transformer", *ENCODERS, "vae")), layout_of(folder)
+        encoders = [part for part in family.text_parts if not part.startswith("tokenizer")]
+        return part_configs(folder, ("transformer", *encoders, "vae")), layout_of(folder)
     if model not in PUBLISHED:
         raise ModelError(
             f"backbone.model: {model!r} is neither a folder nor in the hub cache, and its architecture is not known here "
             f"(known: {', '.join(PUBLISHED)}); run `hf download {model}` or give a folder"
         )
     configs = PUBLISHED[model]
-    return configs, FAMILY.layout(configs["transformer"], configs["vae"])
+    kind = configs["transformer"]["_class_name"]
+    family = next(FAMILIES[name] for name in PLANNED if FAMILIES[name].transformer == kind)
+    return configs, family.layout(configs["transformer"], configs["vae"])
 
 
 def build(config: dict[str, Any]) -> Any:
@@ -224,39 +200,42 @@ def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbo
     for part in parts.values():
         nn.Module.to(part, dtype)
     transformer, vae = parts["transformer"], parts["vae"]
-    encoders = tuple(parts[name] for name in ENCODERS)
-    tokens, rows = layout.grid(backbone.resolution) ** 2, backbone.max_sequence_length + GRAPH_TOKENS
+    encoders = tuple(part for name, part in parts.items() if name not in ("transformer", "vae"))
+    family, rows = family_of_transformer(transformer), backbone.max_sequence_length + GRAPH_TOKENS
+    pooled = transformer.config.get("pooled_projection_dim")
+    side = backbone.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta", dtype=dtype)
 
     def encode_prompts() -> None:
         for encoder in encoders:
-            length = getattr(encoder.config, "max_position_embeddings", backbone.max_sequence_length)
-            encoder(torch.zeros(CACHE_BATCH, length, dtype=torch.long, device="meta"))
+            chat = hasattr(encoder, "lm_head")  # of a chat model the head is left out, and prompts may be shorter than it allows
+            length = backbone.max_sequence_length
+            length = length if chat else getattr(encoder.config, "max_position_embeddings", length)
+            tokens = torch.zeros(CACHE_BATCH, length, dtype=torch.long, device="meta")
+            if chat:
+                mask = torch.ones(CACHE_BATCH, 1, length, length, dtype=torch.bool, device="meta")
+                encoder.base_model(tokens, attention_mask=mask, output_hidden_states=True, use_cache=False)
+            else:
+                encoder(tokens)
 
     def step(backward: bool) -> None:
         """A forward, or forward and backward with the graph tokens (and so the text stream) receiving gradients."""
         batch = train.batch_size * (2 if backward and train.losses.contrastive else 1)
         transformer.train(backward)
         with torch.set_grad_enabled(backward):
-            velocity = transformer(
-                hidden_states=empty(batch, tokens, transformer.config.in_channels),
-                encoder_hidden_states=empty(batch, rows, layout.text_width).requires_grad_(backward),
-                pooled_projections=empty(batch, transformer.config.pooled_projection_dim),
-                timestep=empty(batch),
-                guidance=empty(batch) if layout.guidance else None,
-                img_ids=empty(tokens, 3),
-                txt_ids=empty(rows, 3),
-                return_dict=False,
-            )[0]
+            states = empty(batch, rows, layout.text_width).requires_grad_(backward)
+            condition = TextCondition(states, None if pooled is None else empty(batch, pooled), prepended=GRAPH_TOKENS)
+            guidance = 1.0 if layout.guidance else None
+            velocity = family.velocity(transformer, empty(batch, *shape), empty(batch), condition, guidance)
             if backward:
                 (velocity - torch.empty_like(velocity)).square().mean().backward()
         transformer.zero_grad(set_to_none=True)
 
     with torch.no_grad():
         pixels = empty(CACHE_BATCH, 3, backbone.resolution, backbone.resolution)
-        latents = empty(CACHE_BATCH, *shape)
+        latents = empty(CACHE_BATCH, vae.config.latent_channels, side, side)
         prompts = _peak(encoders, encode_prompts)
         encode = _peak((vae,), lambda: vae.encode(pixels))
         decode = _peak((vae,), lambda: vae.decode(latents))

@@ -10,7 +10,8 @@ import torch
 
 from sgpipe.arms.config import Lora
 from sgpipe.backbones.config import Backbone
-from sgpipe.doctor.memory import FAMILY, Need, build, measure
+from sgpipe.backbones.families.flux import Flux
+from sgpipe.doctor.memory import Need, build, measure
 from sgpipe.params.blocks import Blocks
 from sgpipe.training.config import Losses, Margin, Train
 from sgworld.language import clip_tokenizer, t5_tokenizer
@@ -98,7 +99,7 @@ def pipeline(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "models" / "tiny"))
 
 
-LAYOUT = FAMILY.layout(TINY["transformer"], TINY["vae"])
+LAYOUT = Flux().layout(TINY["transformer"], TINY["vae"])
 BACKBONE = Backbone("tiny", 3, 1, resolution=32, max_sequence_length=8)
 LORA = Lora(Blocks.parse("1..2"), rank=4)
 TRAIN = Train(batch_size=2, losses=Losses(margin=Margin(weight=0.0)))
