@@ -21,7 +21,7 @@ from diffusers import (
 )
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -199,10 +199,12 @@ def _qwen() -> tuple[Qwen3ForCausalLM, Qwen2Tokenizer]:
 
 
 def _mistral() -> tuple[Mistral3ForConditionalGeneration, PixtralProcessor]:
-    """31 layers, of which FLUX.2-dev reads three; prompts are padded on the left."""
+    """31 layers, of which FLUX.2-dev reads three; prompts are padded on the left, and begin with a token that the template has."""
     special = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    pairs = _byte_pairs(["<s>", "</s>", "<pad>", "<unk>", *special], SYSTEM_MESSAGE)
+    pairs.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = TokenizersBackend(
-        tokenizer_object=_byte_pairs(["<s>", "</s>", "<pad>", "<unk>", *special], SYSTEM_MESSAGE),
+        tokenizer_object=pairs,
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",

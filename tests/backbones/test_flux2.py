@@ -207,6 +207,13 @@ def test_rows_before_the_prompt_take_the_next_positions() -> None:
     assert text_ids(5, 2)[:, 3].tolist() == [3, 4, 0, 1, 2]
 
 
+def test_a_batch_is_of_conditions_with_equally_many_rows_before_the_prompt() -> None:
+    some, none = TextCondition(torch.zeros(2, 3, 4), prepended=1), TextCondition(torch.zeros(1, 3, 4))
+    assert TextCondition.cat(some.rows()).prepended == 1 == some.to(CPU).prepended
+    with pytest.raises(ValueError, match=r"conditions with \[0, 1\] rows before the prompt's"):
+        TextCondition.cat([some, none])
+
+
 GRAPHS = [SceneGraph.of("dog", "above", "cat"), SceneGraph(("dog", "cat", "tree"), ((0, "on", 1), (1, "left of", 2))), SceneGraph()]
 
 
