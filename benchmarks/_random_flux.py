@@ -18,7 +18,7 @@ from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families.flux import Flux
 from sgpipe.backbones.loading import DTYPES
-from sgpipe.doctor.memory import PUBLISHED
+from sgpipe.doctor.published import PUBLISHED
 from sgpipe.graph_encoder.cgip import Cgip, CgipConfig
 from sgpipe.graph_encoder.checkpoints import save_encoder
 from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of

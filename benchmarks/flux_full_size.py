@@ -29,8 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks._random_flux import Dataless, Work, open_training, work_of
 from sgpipe.arms.adapter import counts
 from sgpipe.backbones.families.flux import Flux
-from sgpipe.doctor.memory import GIB, PUBLISHED, measure
+from sgpipe.doctor.memory import GIB, measure
 from sgpipe.doctor.plan import ways
+from sgpipe.doctor.published import PUBLISHED
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import pick_device
 

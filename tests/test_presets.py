@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from sgpipe.arms.lora import target_modules
+from sgpipe.backbones.families.flux2 import Flux2Klein
 from sgpipe.backbones.source import check_source
 from sgpipe.cli import app
+from sgpipe.doctor.published import PUBLISHED
 from sgpipe.errors import ParamsError
 from sgpipe.params.load import read_yaml
 from sgpipe.params.show import load_all, resolved
-from sgpipe.presets import apply, available, changes, preset_path, shown
+from sgpipe.presets import apply, available, changes, preset_path, shown, with_preset
 
-PRESETS = ("flux-dev-vg", "flux-schnell-vg", "predecessor-miniature", "qwen-image-vg")
+PRESETS = ("flux-dev-vg", "flux-schnell-vg", "flux2-klein-vg", "predecessor-miniature", "qwen-image-vg")
 
 
 @pytest.fixture
@@ -72,6 +75,18 @@ def test_the_predecessors_set_up(root: Path) -> None:
     assert train.losses.flow == 1 and not train.losses.contrastive and not train.losses.maps
     assert train.conditions.shares() == {"relational": 1}
     assert not set(found["judge"].judges) & {"exact"}
+
+
+def test_flux2_klein_has_the_same_recipe(root: Path) -> None:
+    """Beside the model's own shape it differs from schnell's in text length, groups of maps and LoRA's blocks alone."""
+    params = root / "params.yaml"
+    preset, other = (with_preset(params, preset_path(root / "presets", f"{name}-vg")) for name in ("flux2-klein", "flux-schnell"))
+    assert {name for name, section in preset.items() if section != other[name]} == {"backbone", "cache_prompts", "maps", "lora"}
+    backbone, parts = preset["backbone"], PUBLISHED[preset["backbone"].model]
+    layout = Flux2Klein().layout(parts["transformer"], parts["vae"])
+    assert (backbone.double_blocks, backbone.single_blocks) == (layout.double_blocks, layout.single_blocks) == (5, 20)
+    assert len(target_modules(layout, preset["lora"])) == 4 * 5 and layout.grid(backbone.resolution) == 16
+    assert set(preset["maps"].groups) == set(other["maps"].groups)
 
 
 def test_settings_of_the_user_stay(root: Path) -> None:

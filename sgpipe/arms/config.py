@@ -12,10 +12,17 @@ from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks, Placement
 from sgpipe.params.load import decode
 
-Target = Literal["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj_out"]
+Target = Literal[
+    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj_out", "to_qkv_mlp_proj",
+    "to_out",
+]  # fmt: skip
 Targets = Annotated[
     tuple[Target, ...],
-    Meta(min_length=1, description="projections: to_* of the image, add_* of the text, proj_out of single blocks"),
+    Meta(
+        min_length=1,
+        description="projections: to_* of the image, add_* of the text; of single blocks also proj_out (FLUX.1), or "
+        "to_qkv_mlp_proj and to_out (FLUX.2)",
+    ),
 ]
 Rank = Annotated[int, Meta(ge=1)]
 Alpha = Annotated[float, Meta(gt=0.0)]

@@ -69,11 +69,29 @@ def resolve_lora(key: str, options: LoraOptions, sections: Sections) -> Lora:
 
 
 def target_modules(layout: Layout, lora: Lora) -> list[str]:
-    """Full module names that get LoRA, block by block. Raises `ParamsError` for blocks or targets that the model lacks."""
-    double = lora.blocks.resolve(layout.double_blocks, "lora.blocks")
-    single = lora.single_blocks.resolve(layout.single_blocks, "lora.single_blocks")
+    """Full module names that get LoRA, block by block.
+
+    Raises `ParamsError` for blocks or targets that the model lacks, and for a target whose function is in the named blocks of one
+    kind alone, because those of the other have it in a fused projection that is not named.
+    """
     there = {name.removeprefix("attn."): name for name in (*layout.image_projections, *layout.text_projections)}
     alone = layout.single_projections
+    if absent := [name for name in lora.targets if name not in there and name not in alone]:
+        raise ParamsError(f"lora.targets: {', '.join(absent)}: not in this model; valid: {', '.join({**there, **alone})}")
+    double = lora.blocks.resolve(layout.double_blocks, "lora.blocks")
+    single = lora.single_blocks.resolve(layout.single_blocks, "lora.single_blocks")
+    for matrix, separate in layout.fused.items():
+        asked = [name for name in separate if name in lora.targets]
+        if single and asked and matrix not in lora.targets:
+            raise ParamsError(
+                f"lora.targets: {', '.join(asked)}: not in lora.single_blocks, where {matrix} is one projection for all of these; "
+                "name it too, or set lora.single_blocks to none"
+            )
+        if double and matrix in lora.targets and not asked:
+            raise ParamsError(
+                f"lora.targets: {matrix}: not in lora.blocks, where its function is in {', '.join(separate)}; name one of them "
+                "too, or set lora.blocks to none"
+            )
     names: list[str] = []
     for blocks, block, kind, valid in (
         (double, layout.double_block, "blocks", there),

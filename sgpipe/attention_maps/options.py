@@ -68,6 +68,12 @@ class MapOptions:
         if self.steps is not None and (not self.steps or min(self.steps) < 0 or len(set(self.steps)) < len(self.steps)):
             raise ParamsError(f"steps: got {self.steps}; valid: None, or distinct forwards counted from 0")
 
-    def resolve(self, count: int) -> dict[str, tuple[int, ...]]:
-        """Ascending block indices of each group in a model of `count` double blocks; `ParamsError` if one lies outside."""
-        return {name: Blocks.parse(blocks).resolve(count, f"groups.{name}") for name, blocks in self.groups.items()}
+    def resolve(self, count: int, limits: str = "") -> dict[str, tuple[int, ...]]:
+        """Ascending block indices of each group in a model of `count` double blocks.
+
+        Raises `ParamsError` if one lies outside, which also says the model's `limits`.
+        """
+        try:
+            return {name: Blocks.parse(blocks).resolve(count, f"groups.{name}") for name, blocks in self.groups.items()}
+        except ParamsError as error:
+            raise ParamsError(f"{error}{limits and f'; {limits}'}") from None

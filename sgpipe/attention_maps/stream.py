@@ -57,7 +57,7 @@ class ConceptStream:
         self.concept_embeds = concept_embeds
         self.grid = grid
         self.options = options
-        self.groups = options.resolve(len(self.taps.blocks))
+        self.groups = options.resolve(len(self.taps.blocks), self.taps.limits)
         self.forwards = 0
         """Forwards of the transformer that came to their end since the stream was opened."""
         self._scored = sorted({index for blocks in self.groups.values() for index in blocks})

@@ -173,6 +173,8 @@ class Family(Protocol):
     """All prompts have equally many rows, so that compiled blocks meet one shape of text."""
     frames: bool = False
     """The VAE is one of videos: an image is one frame, on an axis of its own behind the channels."""
+    logits: bool = False
+    """The pipeline has its language model compute logits, which nobody reads and which take memory."""
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
         """From the config.json files. Raises `ModelError` if the two do not fit together, `KeyError` for a missing key."""

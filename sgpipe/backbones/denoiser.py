@@ -52,7 +52,7 @@ class Denoiser:
         there, or given to a transformer that takes none. Gradients flow if they are enabled.
         """
         if (guidance is None) == self.layout.guidance:
-            need = "needs a guidance scale (FLUX.1-dev: 3.5)" if self.layout.guidance else "takes no guidance"
+            need = "needs a guidance scale (FLUX.1-dev: 3.5, FLUX.2-dev: 4)" if self.layout.guidance else "takes no guidance"
             raise ModelError(f"guidance: got {guidance}; this transformer {need}")
         latents, condition = latents.to(self.device, self.dtype), condition.to(self.device, self.dtype)
         return self.family.velocity(self.transformer, latents, t.to(self.device), condition, guidance)

@@ -1,4 +1,4 @@
-"""Concept rows in a double-stream block with text AdaLN of its own (Helbling et al. 2025, section 4): FLUX.1, SD3, Qwen-Image.
+"""Concept rows in a double-stream block with text AdaLN (Helbling et al. 2025, section 4): its own in FLUX.1, SD3 and Qwen-Image.
 
 The projections have the names of diffusers' MM-DiT blocks: `attn.to_q/to_k/to_v/to_out` of the image, `attn.add_*_proj` and
 `to_add_out` of the text.
@@ -127,6 +127,8 @@ class JointTaps:
     transformer: Any
     blocks: tuple[JointBlockTap, ...]
     """The double-stream blocks, in order."""
+    limits: str = ""
+    """What has no maps here and why, for the message about blocks that are out of range."""
 
     @property
     def conditioner(self) -> nn.Module:

@@ -12,7 +12,7 @@ from sgpipe.errors import ModelError, ParamsError, first_line
 
 HUB_FILES = "presets/hub"
 """What `backbone.files` names for a hub id (see its README)."""
-_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")
+_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 def snapshot_folder(model: str, revision: str | None) -> Path | None:

@@ -103,7 +103,7 @@ _ANY_TOKENIZER = ("PreTrainedTokenizer", "TokenizersBackend")
 """Classes that a tokenizer's configuration names where every class can read it."""
 
 
-_VOID = {"QwenImageTransformer2DModel": {"pooled_projection_dim"}}
+_VOID = {"AutoencoderKLFlux2": {"force_upcast"}, "QwenImageTransformer2DModel": {"pooled_projection_dim"}}
 """Entries that published configurations have, though neither their class nor its pipeline ever read them."""
 
 
@@ -113,7 +113,8 @@ def check_config(path: Path, kind: Any) -> None:
     The libraries warn about both and go on: with another architecture, or with an entry left without effect.
     """
     config = _read(path)
-    asked, stated = kind.__name__, config.get("_class_name", config.get("tokenizer_class"))
+    named = "processor_class" if kind.__name__.endswith("Processor") else "tokenizer_class"
+    asked, stated = kind.__name__, config.get("_class_name", config.get(named))
     if own := getattr(getattr(kind, "config_class", None), "model_type", None):
         asked, stated = own, config.get("model_type")
     valid = (asked.removesuffix("Fast"), *_ANY_TOKENIZER)

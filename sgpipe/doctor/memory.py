@@ -5,12 +5,10 @@ storages alive are added up. Attention is counted as the fused kernel that a GPU
 forwards one after the other, so that sampling takes what an unguided step does.
 """
 
-import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -28,6 +26,7 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import FAMILIES, family_of, layout_of
 from sgpipe.backbones.loading import DTYPES
 from sgpipe.backbones.source import part_configs, snapshot_folder
+from sgpipe.doctor.published import PUBLISHED
 from sgpipe.errors import ModelError
 from sgpipe.params.blocks import Blocks
 from sgpipe.training.config import Train
@@ -37,12 +36,6 @@ GRAPH_TOKENS: Final = 16
 """Graph tokens prepended to the text context: 15 triples and the whole graph (facts of SGDiff's encoder)."""
 CACHE_BATCH: Final = 8
 """Prompts or images that are encoded, and latents that are decoded, at a time."""
-
-PUBLISHED: Final[dict[str, dict[str, dict[str, Any]]]] = {
-    path.stem.replace("--", "/"): json.loads(path.read_text(encoding="utf-8"))
-    for path in sorted((Path(__file__).parent / "published").glob("*.json"))
-}
-"""config.json of parts by hub id, as published: a gated checkpoint of tens of gigabytes is planned before a byte of it is there."""
 
 
 def family_of_configs(configs: Mapping[str, Mapping[str, Any]]) -> Family:
@@ -220,9 +213,16 @@ def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbo
 
     def encode_prompts() -> None:
         for encoder in encoders:
-            length = getattr(encoder.config, "max_position_embeddings", backbone.max_sequence_length)
+            language = hasattr(encoder, "lm_head")  # its prompts may be shorter than it allows, and all layers' states are kept
+            length = backbone.max_sequence_length
+            length = length if language else getattr(encoder.config, "max_position_embeddings", length)
             tokens = torch.zeros(CACHE_BATCH, length, dtype=torch.long, device="meta")
-            encoder(tokens, output_hidden_states=hasattr(encoder, "lm_head"))  # of language models all layers' states are kept
+            if language:
+                mask = torch.ones(CACHE_BATCH, 1, length, length, dtype=torch.bool, device="meta")
+                read = encoder if family.logits else encoder.base_model
+                read(tokens, attention_mask=mask, output_hidden_states=True, use_cache=family.logits)
+            else:
+                encoder(tokens)
 
     def step(backward: bool) -> None:
         """A forward, or forward and backward with the graph tokens (and so the text stream) receiving gradients."""
@@ -230,7 +230,7 @@ def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbo
         transformer.train(backward)
         with torch.set_grad_enabled(backward):
             states = empty(batch, rows + GRAPH_TOKENS, layout.text_width).requires_grad_(backward)
-            condition = TextCondition(states, None if pooled is None else empty(batch, pooled))
+            condition = TextCondition(states, None if pooled is None else empty(batch, pooled), prepended=GRAPH_TOKENS)
             scale = 1.0 if layout.guidance else None
             velocity = family.velocity(transformer, empty(batch, *shape), empty(batch), condition, scale)
             if backward:
@@ -240,7 +240,7 @@ def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbo
     with torch.no_grad():
         frame = (1,) if family.frames else ()
         pixels = empty(CACHE_BATCH, 3, *frame, backbone.resolution, backbone.resolution)
-        latents = empty(CACHE_BATCH, shape[0], *frame, *shape[1:])
+        latents = vae.encode(pixels).latent_dist.mode()
         prompts = _peak(encoders, encode_prompts)
         encode = _peak((vae,), lambda: vae.encode(pixels))
         decode = _peak((vae,), lambda: vae.decode(latents))

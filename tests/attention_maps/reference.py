@@ -55,13 +55,13 @@ def conditioning(weights: Weights, t: float, guidance: float | None, pooled: Ten
     return total if guidance is None else total + embedded(weights, "guidance_embedder", sinusoid(1000 * guidance))
 
 
-def rotate(x: Tensor, ids: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """RoPE on `[rows, heads, d]`: pair 2j, 2j+1 of an axis turns by position × 10000^(-2j / width of the axis)."""
+def rotate(x: Tensor, ids: Tensor, axes: tuple[int, ...], theta: float = 10000.0) -> Tensor:
+    """RoPE on `[rows, heads, d]`: pair 2j, 2j+1 of an axis turns by position × θ^(-2j / width of the axis)."""
     turned = x.clone()
     start = 0
     for axis, width in enumerate(axes):
         for j in range(width // 2):
-            angle = ids[:, axis] * 10000.0 ** (-2 * j / width)
+            angle = ids[:, axis] * theta ** (-2 * j / width)
             cosine, sine = torch.cos(angle)[:, None], torch.sin(angle)[:, None]
             a, b = x[..., start + 2 * j], x[..., start + 2 * j + 1]
             turned[..., start + 2 * j] = a * cosine - b * sine

@@ -1,5 +1,7 @@
 """Parameters and peak memory from configurations alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from msgspec.structs import replace
@@ -9,14 +11,16 @@ from torch import nn
 from sgpipe.arms.config import Arms
 from sgpipe.backbones.families.flux import Flux
 from sgpipe.doctor import memory
-from sgpipe.doctor.memory import GIB, PUBLISHED, PeakMemory, Size, build, configs_of, family_of_configs, measure, planned_lora
+from sgpipe.doctor.memory import GIB, PeakMemory, Size, build, configs_of, family_of_configs, measure, planned_lora
 from sgpipe.doctor.plan import choose, gpu_room, plan_table, ways
+from sgpipe.doctor.published import PUBLISHED
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.show import load_all
 from sgpipe.presets import with_preset
 from sgpipe.training.config import Losses, Margin
 from tests.doctor.conftest import BACKBONE, LAYOUT, LORA, TINY, TRAIN
+from tests.tiny import write_flux2_pipeline
 
 
 def test_flux_schnell_has_its_published_size_and_lora_the_predecessors(repo_root):
@@ -226,3 +230,49 @@ def test_qwen_image_is_planned():
     assert all(value > 0 for phase in ways(found).values() for value in phase.values())
     assert needed(vocabulary=9999).encode_prompts > found.encode_prompts
     assert needed(layers=4).encode_prompts >= found.encode_prompts + 2 * 8 * 8 * 32 * 4
+
+
+def small(name: str, **text: int) -> dict[str, Any]:
+    """The published configurations of a FLUX.2 with few and narrow layers; `text` is said of the chat model."""
+    parts = PUBLISHED[f"black-forest-labs/FLUX.2-{name}"]
+    width = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 99, **text}
+    sizes = {"num_layers": 3, "num_single_layers": 1, "num_attention_heads": 1, "joint_attention_dim": 96}
+    encoder = parts["text_encoder"]
+    nested = {"text_config": {**encoder["text_config"], **width}} if "text_config" in encoder else width
+    vae = {**parts["vae"], "block_out_channels": [32, 32], "down_block_types": ["DownEncoderBlock2D"] * 2}
+    vae |= {"up_block_types": ["UpDecoderBlock2D"] * 2}
+    return {"transformer": {**parts["transformer"], **sizes}, "text_encoder": {**encoder, **nested}, "vae": vae}
+
+
+@pytest.mark.parametrize("name", ["dev", "klein-4B"])
+def test_a_flux2_is_planned(name):
+    """The dry run goes through its family, and its chat model without the head: logits of a larger vocabulary take nothing."""
+
+    def needed(**text):
+        configs = small(name, **text)
+        layout = family_of_configs(configs).layout(configs["transformer"], configs["vae"])
+        lora = replace(LORA, single_blocks=Blocks.parse("0"), targets=("to_q", "to_qkv_mlp_proj"))
+        return measure(configs, layout, BACKBONE, lora, TRAIN)
+
+    found = needed()
+    assert found.lora == 4 * (2 * (128 + 128) + (128 + 9 * 128))
+    assert found.train > found.train_checkpointed > found.forward > 0
+    assert set(found.sizes) == {"transformer", "text_encoder", "vae"}
+    assert {phase for phase, each in ways(found).items() if not all(each.values())} == set()
+    assert needed(vocab_size=50_000).encode_prompts == found.encode_prompts > 0
+    assert needed(num_hidden_layers=3).encode_prompts > found.encode_prompts, "states of every layer are kept"
+
+
+def test_published_parts_of_flux2():
+    """Of dev 32 B and 24 B; of klein 4 B each, which with the autoencoder are the 15.97 GB of its files in bfloat16."""
+    sizes = {
+        name: [Size.of(build(config)).total for config in PUBLISHED[f"black-forest-labs/FLUX.2-{name}"].values()]
+        for name in ("dev", "klein-4B")
+    }
+    assert sizes == {"dev": [32_223_281_152, 24_011_361_280, 84_046_115], "klein-4B": [3_875_544_576, 4_022_468_096, 84_046_115]}
+
+
+def test_a_folder_of_another_planned_family(tmp_path):
+    folder = write_flux2_pipeline(tmp_path / "tiny", dev=True)
+    configs, layout = configs_of(str(folder), None)
+    assert set(configs) == {"transformer", "text_encoder", "vae"} and layout.guidance

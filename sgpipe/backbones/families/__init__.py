@@ -8,6 +8,7 @@ from torch import nn
 from sgpipe.backbones.base import Family, Layout, TextEncoders
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families.flux import Flux
+from sgpipe.backbones.families.flux2 import Flux2, Flux2Klein
 from sgpipe.backbones.families.qwen_image import QwenImage
 from sgpipe.backbones.families.sd3 import StableDiffusion3
 from sgpipe.backbones.families.unknown import refusal
@@ -15,7 +16,7 @@ from sgpipe.backbones.source import locate, part_configs, snapshot_folder
 from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.errors import ModelError, ParamsError
 
-_KNOWN: tuple[Family, ...] = (Flux(), StableDiffusion3(), QwenImage())
+_KNOWN: tuple[Family, ...] = (Flux(), StableDiffusion3(), Flux2(), Flux2Klein(), QwenImage())
 FAMILIES = {family.pipeline: family for family in _KNOWN}
 
 

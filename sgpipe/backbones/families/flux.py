@@ -56,7 +56,7 @@ def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor
     return args[2:4] if args else (kwargs["temb"], kwargs["image_rotary_emb"])
 
 
-def _rotate(keys: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(keys: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
     """Image rows stand at the end of the joint sequence [text, image]; text, and concepts, at position 0, the identity."""
     return apply_rotary_emb(keys, tuple(part[-keys.shape[1] :] for part in positions), sequence_dim=1)
 
@@ -125,4 +125,4 @@ class Flux(Family):
         return euler_times(steps, layout.grid(resolution) ** 2, scheduler)
 
     def taps(self, transformer: Any) -> JointTaps:
-        return JointTaps(transformer, tuple(JointBlockTap(each, _arguments, _rotate) for each in transformer.transformer_blocks))
+        return JointTaps(transformer, tuple(JointBlockTap(each, _arguments, rotate) for each in transformer.transformer_blocks))
