@@ -146,6 +146,8 @@ class Family(Protocol):
     """Folders of the encoder whose states stand for names and concepts, and of its tokenizer."""
     longest: int
     """Most text tokens of a prompt."""
+    map_variants: tuple[str, ...] = ("ours",)
+    """Definitions of concept maps that there are for it, as `maps.variant` names them."""
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
         """From the config.json files. Raises `ModelError` if the two do not fit together, `KeyError` for a missing key."""
@@ -170,3 +172,7 @@ class Family(Protocol):
     def taps(self, transformer: Any) -> JointTaps:
         """Where the concept stream reads."""
         ...
+
+    def variant_taps(self, transformer: Any, variant: str) -> JointTaps:
+        """`taps` for one of `map_variants`."""
+        return self.taps(transformer)
