@@ -1,7 +1,8 @@
-"""What maps of all 19 double blocks cost over plain generation: time, FLOPs, memory.
+"""What maps of all 19 double-stream blocks cost over plain generation: time, FLOPs, memory; and maps of the single-stream ones.
 
 - `time`: medians of paired 4-step generations with and without maps, on a FLUX-shaped model of hidden size 512 on the CPU.
 - `flops` and `memory`: FLUX.1-schnell's own configuration at 512 px with 4 concepts, on the meta device (no weights).
+- `flops_single`: the same with maps of the 38 single-stream blocks beside; `time_single` (`--single-maps`): its time. No bars.
 - `storage`: a file of the predecessor's size (700 maps of each of 24 classes, 3 concepts at 32²), read from the page cache.
 - `cuda`: the same configuration with random bfloat16 weights, by batch size; where no GPU is found it is reported as not run.
 
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -36,7 +37,9 @@ from sgpipe.runs.atomic import DIGITS, write_json
 
 TIME_RATIO, FLOP_SHARE, MAP_BYTES = 1.08, 0.002, 1 << 20
 SET_BYTES, READ_RATE = 650e6, 1e9
-GROUPS = MapOptions({"early": "0..6", "middle": "7..12", "late": "13..18"})
+DOUBLE = {"early": "0..6", "middle": "7..12", "late": "13..18"}
+GROUPS = MapOptions(DOUBLE)
+BOTH = MapOptions({**DOUBLE, "single": {"single_blocks": "all"}})
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,23 @@ class Shape:
         return arguments, random(size, self.concepts, self.width_t5)
 
 
+MANY = 24
+"""Concepts of a large graph."""
 SCHNELL = Shape(heads=24, width_t5=4096, width_pooled=768, side=32, text=256)
 
 
 @torch.no_grad()
-def generate(model: FluxTransformer2DModel, arguments: dict[str, Tensor], concepts: Tensor | None, grid: int, steps: int) -> None:
+def generate(
+    model: FluxTransformer2DModel,
+    arguments: dict[str, Tensor],
+    concepts: Tensor | None,
+    grid: int,
+    steps: int,
+    options: MapOptions = GROUPS,
+) -> None:
     """Euler steps from t = 1 to 0, with maps where there are concepts."""
     latents = arguments["hidden_states"]
-    with nullcontext() if concepts is None else concept_stream(model, concepts, (grid, grid), GROUPS) as stream:
+    with nullcontext() if concepts is None else concept_stream(model, concepts, (grid, grid), options) as stream:
         for step in range(steps):
             t = latents.new_full((len(latents),), 1 - step / steps)
             velocity = model(**arguments | {"hidden_states": latents, "timestep": t}).sample
@@ -121,15 +133,24 @@ def paired(plain: Callable[[], None], maps: Callable[[], None], pairs: int) -> d
     }
 
 
-def measure_time(shape: Shape, device: str, dtype: torch.dtype, batches: tuple[int, ...], steps: int, pairs: int) -> dict[str, Any]:
+def measure_time(
+    shape: Shape, device: str, dtype: torch.dtype, batches: tuple[int, ...], steps: int, pairs: int, options: MapOptions = GROUPS
+) -> dict[str, Any]:
     """Paired generations by batch size, with random weights: seconds, images/s and, on a GPU, the peak of allocated bytes."""
     torch.manual_seed(0)
     model = shape.model(device, dtype)
-    return {f"batch_{size}": _measure_batch(model, shape, device, dtype, size, steps, pairs) for size in batches}
+    return {f"batch_{size}": _measure_batch(model, shape, device, dtype, size, steps, pairs, options) for size in batches}
 
 
 def _measure_batch(
-    model: FluxTransformer2DModel, shape: Shape, device: str, dtype: torch.dtype, size: int, steps: int, pairs: int
+    model: FluxTransformer2DModel,
+    shape: Shape,
+    device: str,
+    dtype: torch.dtype,
+    size: int,
+    steps: int,
+    pairs: int,
+    options: MapOptions,
 ) -> dict[str, float]:
     arguments, concepts = shape.batch(size, device, dtype)
     peak: dict[str, int] = {}
@@ -137,7 +158,7 @@ def _measure_batch(
     def run(name: str) -> None:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        generate(model, arguments, concepts if name == "maps" else None, shape.side, steps)
+        generate(model, arguments, concepts if name == "maps" else None, shape.side, steps, options)
         if device == "cuda":
             torch.cuda.synchronize()
             peak[f"{name}_peak_bytes"] = torch.cuda.max_memory_allocated()
@@ -147,14 +168,14 @@ def _measure_batch(
     return {**found, **rates, **peak}
 
 
-def measure_flops(shape: Shape) -> dict[str, float]:
+def measure_flops(shape: Shape, options: MapOptions = GROUPS) -> dict[str, float]:
     """TFLOP of one forward of one prompt, matrix products and attention, counted on the meta device."""
     model = shape.model("meta", torch.bfloat16)
     arguments, concepts = shape.batch(1, "meta", torch.bfloat16)
     counted = []
     for rows in (None, concepts):
         with FlopCounterMode(display=False) as counter:
-            generate(model, arguments, rows, shape.side, steps=1)
+            generate(model, arguments, rows, shape.side, 1, options)
         counted.append(counter.get_total_flops())
     return {"plain_tflop": counted[0] / 1e12, "maps_tflop": counted[1] / 1e12, "more": counted[1] / counted[0] - 1}
 
@@ -227,6 +248,7 @@ def main(
     pairs: Annotated[int, typer.Option(min=1, help="pairs of generations timed")] = 9,
     steps: Annotated[int, typer.Option(min=1, help="steps of a generation")] = 4,
     per_class: Annotated[int, typer.Option(min=1, help="maps of each class in the file that is read")] = 700,
+    single_maps: Annotated[bool, typer.Option(help="time maps of the single-stream blocks on the CPU, too")] = False,
     cuda: Annotated[bool, typer.Option(help="measure on the GPU, where there is one")] = True,
     out: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/attention_maps.json"),
     check: Annotated[bool, typer.Option("--check", help="fail if a bar is missed")] = False,
@@ -237,6 +259,12 @@ def main(
     print(
         f"FLUX.1-schnell at 512 px, {SCHNELL.concepts} concepts: {flops['plain_tflop']:.2f} TFLOP a step, "
         f"{flops['more']:+.3%} with maps; {memory['bytes_per_prompt'] / 1024:,.0f} KiB per prompt for {memory['groups']} groups"
+    )
+    both = {count: measure_flops(replace(SCHNELL, concepts=count), BOTH) for count in (SCHNELL.concepts, MANY)}
+    many = measure_flops(replace(SCHNELL, concepts=MANY))
+    print(
+        f"with maps of its {SCHNELL.single} single-stream blocks beside {both[SCHNELL.concepts]['more']:+.3%}; of {MANY} concepts "
+        f"{many['more']:+.3%} without, {both[MANY]['more']:+.3%} with them"
     )
     timed = measure_time(small, "cpu", torch.float32, (1,), steps, pairs)["batch_1"]
     layout = {
@@ -261,7 +289,11 @@ def main(
     )
     metrics: dict[str, Any] = {
         "time": {**timed, **layout}, "flops": flops, "memory": memory, "storage": storage,
+        "flops_single": {f"concepts_{count}": found for count, found in both.items()},
     }  # fmt: skip
+    if single_maps:
+        metrics["time_single"] = measure_time(small, "cpu", torch.float32, (1,), steps, pairs, BOTH)["batch_1"]
+        print(f"with maps of its single-stream blocks beside: ratio {metrics['time_single']['ratio']:.3f}")
     if cuda and torch.cuda.is_available():
         gpu = measure_time(SCHNELL, "cuda", torch.bfloat16, (1, 4, 16), steps, pairs)
         metrics["cuda"] = {"device": torch.cuda.get_device_name(), "pairs": pairs, "steps": steps, **gpu}

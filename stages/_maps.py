@@ -14,7 +14,7 @@ from sgpipe.attention_maps.extract import Observer, Seen, check_shard, map_maker
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
-from sgpipe.backbones.families import read_layout
+from sgpipe.backbones.families import check_variant, family_of_backbone, read_layout
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.backbones.source import identity, locate
 from sgpipe.params.load import read_params, to_builtins
@@ -49,8 +49,9 @@ def make_maps(
     processes = start(compute)
     cache = PromptCache([PROMPTS], backbone)
     layout = read_layout(locate(backbone, ("transformer", "vae", "scheduler")), backbone)
-    options = MapOptions(maps.groups, maps.normalisation, counted, detach=True)
-    options.resolve(layout.double_blocks)
+    options = MapOptions(maps.groups, maps.normalisation, counted, detach=True, variant=maps.variant)
+    check_variant(family_of_backbone(backbone), options.variant)
+    options.resolve(layout.double_blocks, layout.single_blocks)
     grid = layout.grid(backbone.resolution) if maps.side is None else maps.side
     shards = cut("maps", items.num_rows, maps.shard_size)
 
@@ -68,6 +69,8 @@ def make_maps(
         if processes.is_main:
             with new_folder(out) as folder:
                 about = {**facts, "backbone": config_hash(who), "concept_tokens": maps.concept_tokens}
+                if maps.variant != "ours":
+                    about["variant"] = maps.variant
                 merge_maps(shards, state, folder, options, about, (grid, grid))
             found = {
                 "maps": items.num_rows,

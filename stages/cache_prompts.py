@@ -11,7 +11,7 @@ from sgpipe.backbones.families import open_text_encoders, open_tokenizers
 from sgpipe.backbones.prompt_cache import merge_prompts, prompt_identity, prompt_maker, prompt_shards
 from sgpipe.backbones.truncation import warn
 from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table, write_table
-from sgpipe.graphs.prompts import conflicting_prompts, curated_prompts, unique_concepts, unique_texts
+from sgpipe.graphs.prompts import conflicting_prompts, curated_prompts, joined_concepts, unique_concepts, unique_texts
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
@@ -41,6 +41,8 @@ def main(
     else:
         triples = pa.concat_tables([read_table(path, TRIPLES) for path in inputs])
         asked, concepts = curated_prompts(triples, config.conditions, config.seed), unique_concepts(triples)
+        if config.joined_concepts:
+            concepts = sorted({*concepts, *joined_concepts(triples, asked)})
     prompts = unique_texts(asked)
     shards = prompt_shards(prompts, concepts, config.shard_size)
 

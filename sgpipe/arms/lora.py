@@ -2,11 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
 from msgspec.structs import replace
@@ -68,43 +68,49 @@ def resolve_lora(key: str, options: LoraOptions, sections: Sections) -> Lora:
     return replace(made, targets=tuple(sorted(made.targets)))
 
 
+_FUNCTIONS: Final[dict[str, str]] = {
+    "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o",
+    "add_q_proj": "q", "add_k_proj": "k", "add_v_proj": "v", "to_add_out": "o",
+    "proj_out": "o", "to_qkv_mlp_proj": "qkv", "to_out": "o",
+}  # fmt: skip
+"""What a target computes: query, key, value, output. Where text and image share weights, one module does it for both, and a fused
+one all of its functions."""
+
+
 def target_modules(layout: Layout, lora: Lora) -> list[str]:
     """Full module names that get LoRA, block by block.
 
-    Raises `ParamsError` for blocks or targets that the model lacks, and for a target whose function is in the named blocks of one
-    kind alone, because those of the other have it in a fused projection that is not named.
+    Raises `ParamsError` for blocks that the model lacks, for a target that reaches no module, and for one that a named stream lacks
+    where what does the same there is no target.
     """
-    there = {name.removeprefix("attn."): name for name in (*layout.image_projections, *layout.text_projections)}
-    alone = layout.single_projections
-    if absent := [name for name in lora.targets if name not in there and name not in alone]:
-        raise ParamsError(f"lora.targets: {', '.join(absent)}: not in this model; valid: {', '.join({**there, **alone})}")
     double = lora.blocks.resolve(layout.double_blocks, "lora.blocks")
     single = lora.single_blocks.resolve(layout.single_blocks, "lora.single_blocks")
-    for matrix, separate in layout.fused.items():
-        asked = [name for name in separate if name in lora.targets]
-        if single and asked and matrix not in lora.targets:
-            raise ParamsError(
-                f"lora.targets: {', '.join(asked)}: not in lora.single_blocks, where {matrix} is one projection for all of these; "
-                "name it too, or set lora.single_blocks to none"
-            )
-        if double and matrix in lora.targets and not asked:
-            raise ParamsError(
-                f"lora.targets: {matrix}: not in lora.blocks, where its function is in {', '.join(separate)}; name one of them "
-                "too, or set lora.blocks to none"
-            )
+    there = {name.removeprefix("attn."): name for name in (*layout.image_projections, *layout.text_projections)}
     names: list[str] = []
-    for blocks, block, kind, valid in (
-        (double, layout.double_block, "blocks", there),
-        (single, layout.single_block, "single_blocks", alone),
+    valid: dict[str, Mapping[str, str]] = {}
+    found: set[tuple[str, str]] = set()
+    for knob, blocks, block, parts in (
+        (f"lora.blocks {lora.blocks}", double, layout.double_block, there),
+        (f"lora.single_blocks {lora.single_blocks}", single, layout.single_block, layout.single_projections),
     ):
-        parts = [valid[target] for target in lora.targets if target in valid]
-        named = [f"{block.format(index=index)}.{part}" for index in blocks for part in parts]
-        found = [name for name in named if name not in layout.lacking]
-        if blocks and not found:
-            raise ParamsError(
-                f"lora.targets: {', '.join(lora.targets)}: none of them is in lora.{kind}; valid there: {', '.join(valid)}"
-            )
-        names += found
+        for index in blocks:
+            valid[knob] = parts
+            for target in lora.targets:
+                name = f"{block.format(index=index)}.{parts.get(target)}"
+                if target in parts and name not in layout.lacking:
+                    names.append(name)
+                    found.add((knob, target))
+    for knob, parts in valid.items():
+        for target in lora.targets:
+            does = set(_FUNCTIONS.get(target, ""))
+            same = [] if target in parts else [name for name in parts if does & set(_FUNCTIONS.get(name, ""))]
+            nowhere = not any((each, target) in found for each in valid)
+            if (knob, target) not in found and (nowhere or not found & {(knob, name) for name in same}):
+                instead = f"; the same is done there by {' and '.join(same)}" if same else ""
+                raise ParamsError(
+                    f"lora.targets: {target}: none of {knob} has it{instead}; valid there: {', '.join(parts)}; "
+                    f"{'drop it' if nowhere or not same else f'add {same[0]}'}, or name other blocks"
+                )
     return names
 
 

@@ -105,7 +105,7 @@ def _maps(losses: Losses, maps: Maps | None) -> Maps | None:
     if maps is None or lacking:
         raise ParamsError(f"train.losses: group {lacking[0]!r} is not in maps.groups; valid: {', '.join(groups) or 'none'}")
     used = {name: blocks for name, blocks in groups.items() if name in wanted}
-    return Maps(used, maps.normalisation, maps.concept_tokens, maps.side)
+    return Maps(used, maps.normalisation, maps.concept_tokens, maps.variant, maps.side)
 
 
 def _times(times: Times) -> Times:

@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from sgpipe.backbones.config import Condition, each_once
-from sgpipe.params.blocks import Blocks
+from sgpipe.params.blocks import LayerGroup
 
 Normalisation = Literal["none", "concepts", "patches"]
 Pooling = Literal["first", "mean"]
+Variant = Literal["ours", "official_sd3"]
 
 Times = tuple[Annotated[float, Meta(gt=0, le=1)], ...]
 
@@ -19,7 +20,10 @@ class Maps(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     groups: Annotated[
-        dict[str, Blocks], Meta(min_length=1, description="layer groups: name to double-stream blocks; groups may overlap")
+        dict[str, LayerGroup],
+        Meta(
+            min_length=1, description="layer groups: name to double-stream blocks, or to those of each stream; groups may overlap"
+        ),
     ]
     normalisation: Annotated[
         Normalisation, Meta(description="of saliency scores per block and step: a softmax over concepts or patches, or none")
@@ -27,6 +31,9 @@ class Maps(Struct, frozen=True, forbid_unknown_fields=True):
     concept_tokens: Annotated[
         Pooling, Meta(description="a concept of several words by its first token, as published, or by their mean")
     ] = "first"
+    variant: Annotated[
+        Variant, Meta(description="definition of the maps: this project's, or for SD3 that of ConceptAttention's own port to it")
+    ] = "ours"
     side: Annotated[
         Annotated[int, Meta(ge=2)] | None, Meta(description="side of the stored maps; null keeps the model's own grid")
     ] = None

@@ -21,8 +21,7 @@ from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.backbones.rectified_flow import interpolate, noise
 from sgpipe.datasets.tables import MAP_ITEMS
 from sgpipe.errors import DataError
-from sgpipe.graphs.prompts import NO_RELATION
-from sgpipe.relations.predicates import phrase
+from sgpipe.graphs.prompts import concepts_told
 from sgpipe.runs.hashing import hashed
 from sgpipe.runs.shards import Make, Shard, Tick
 
@@ -34,8 +33,7 @@ def map_items(
 ) -> pa.Table:
     """Rows `ITEMS` for all triples × conditions × times, in this order.
 
-    The three concepts follow the prompt: the relation is the one it names, and `NO_RELATION` in its place where it names none, so
-    that no map is made with a word that its prompt does not say. The seed of an image's noise is a hash of its ids and the
+    The three concepts follow the prompt (`concepts_told`). The seed of an image's noise is a hash of its ids and the
     same in all its rows. Raises `DataError` for a prompt that was not cached.
     """
     asked: Mapping[tuple[str, str], tuple[str | None, str]] = {
@@ -54,11 +52,10 @@ def map_items(
                     f"triple {triple}: its {condition} prompt is not cached; add {condition} to cache_prompts.conditions"
                 )
             named, prompt = asked[triple, condition]
-            concepts = [said[0], phrase(named) if named else NO_RELATION, said[2]]
             rows += [
                 {
                     "triple_id": triple, "predicate": predicate, "condition": condition, "prompt_predicate": named,
-                    "t": t, "prompt": prompt, "concepts": concepts, "seed": own,
+                    "t": t, "prompt": prompt, "concepts": concepts_told(said, named), "seed": own,
                 }
                 for t in times
             ]  # fmt: skip
@@ -91,7 +88,8 @@ class Observer:
 
     def concepts(self, items: pa.Table) -> Tensor:
         """Concept vectors `[B, K, d_T5]` of rows of `ITEMS`, on the device."""
-        rows = [concept_embeddings(*self.cache.concepts(said), self.pooling) for said in items["concepts"].to_pylist()]
+        told = items["concepts"].to_pylist()
+        rows = [concept_embeddings(*self.cache.concepts(said, self.options.joined), self.pooling) for said in told]
         return torch.stack(rows).to(self.denoiser.device, self.denoiser.dtype)
 
     def along_sampling(self, items: pa.Table, steps: int) -> Seen:

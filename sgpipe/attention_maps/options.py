@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from sgpipe.attention_maps.config import Normalisation, Pooling
+from sgpipe.attention_maps.config import Normalisation, Pooling, Variant
 from sgpipe.errors import ParamsError
-from sgpipe.params.blocks import Blocks
+from sgpipe.params.blocks import Blocks, LayerGroup
 
 
 def concept_embeddings(hidden_states: Tensor, token_mask: Tensor, pooling: Pooling = "first") -> Tensor:
@@ -36,19 +36,22 @@ def concept_embeddings(hidden_states: Tensor, token_mask: Tensor, pooling: Pooli
 
 @dataclass(frozen=True)
 class MapOptions:
-    """Layer groups, normalisation and steps of the maps.
+    """Layer groups, normalisation, steps and definition of the maps.
 
-    groups: name to double-stream blocks, e.g. `{"early": "0..6", "middle": "7..12", "late": "13..18"}`; groups may overlap.
+    groups: name to double-stream blocks, or to blocks of each stream, e.g. `{"early": "0..6", "single": {"single_blocks": "all"}}`;
+    groups may overlap.
     normalisation: of the saliency scores of one block and forward, before the mean: none, or a softmax over concepts or patches.
     steps: the forwards that count, numbered from 0 since the stream was opened; None for all. The others cost nothing.
     detach: maps carry no gradients, though the caller's forward does.
+    variant: `ours`, or `official_sd3` (docs/attention_maps.md), which a family offers or not.
     Raises `ParamsError` naming the option.
     """
 
-    groups: Mapping[str, Blocks | str]
+    groups: Mapping[str, LayerGroup | Blocks | str | list[int | str] | Mapping[str, Any]]
     normalisation: Normalisation = "none"
     steps: tuple[int, ...] | None = None
     detach: bool = False
+    variant: Variant = "ours"
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -56,11 +59,9 @@ class MapOptions:
         parsed = {}
         for name, blocks in self.groups.items():
             try:
-                parsed[name] = Blocks.parse(blocks)
+                parsed[name] = LayerGroup.parse(blocks)
             except ValueError as error:
                 raise ParamsError(f"groups.{name}: {error}") from None
-            if parsed[name].indices == ():
-                raise ParamsError(f"groups.{name}: has no blocks; name at least one or drop the group")
         object.__setattr__(self, "groups", parsed)
         if self.normalisation not in get_args(Normalisation):
             valid = ", ".join(get_args(Normalisation))
@@ -68,12 +69,17 @@ class MapOptions:
         if self.steps is not None and (not self.steps or min(self.steps) < 0 or len(set(self.steps)) < len(self.steps)):
             raise ParamsError(f"steps: got {self.steps}; valid: None, or distinct forwards counted from 0")
 
-    def resolve(self, count: int, limits: str = "") -> dict[str, tuple[int, ...]]:
-        """Ascending block indices of each group in a model of `count` double blocks.
+    @property
+    def joined(self) -> bool:
+        """Whether the vector of a concept is read in the encoding of all concepts as one text, not in that of its own."""
+        return self.variant == "official_sd3"
+
+    def resolve(self, double: int, single: int = 0, limits: str = "") -> dict[str, tuple[int, ...]]:
+        """Ascending places of each group's blocks in a model of `double` double-stream blocks, then `single` single-stream ones.
 
         Raises `ParamsError` if one lies outside, which also says the model's `limits`.
         """
         try:
-            return {name: Blocks.parse(blocks).resolve(count, f"groups.{name}") for name, blocks in self.groups.items()}
+            return {name: LayerGroup.parse(group).resolve(double, single, f"groups.{name}") for name, group in self.groups.items()}
         except ParamsError as error:
             raise ParamsError(f"{error}{limits and f'; {limits}'}") from None

@@ -1,15 +1,15 @@
 """The concept stream: rides along any forward of a diffusion transformer, through hooks that only read.
 
 A block makes the image queries, keys, values and attention outputs; the hooks hold them until the block is about to project its
-outputs, and advance the concept rows there, by the block's own text side (`JointBlockTap`). Nothing of a block outlives it but its
-share of the sums.
+outputs, and advance the concept rows there as the block would text rows (`BlockTap`). Nothing of a block outlives it but its share
+of the sums.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.attention_maps.scores import GroupMaps, GroupSums, cross_scores, normalise, saliency_scores
-from sgpipe.backbones.families import family_of_transformer
-from sgpipe.backbones.joint_blocks import JointBlockTap
+from sgpipe.backbones.block_taps import BlockCall, BlockTap, Projected
+from sgpipe.backbones.families import check_variant, family_of_transformer
 from sgpipe.errors import ModelError
 
 
@@ -40,8 +40,8 @@ class _Visit:
     """The block under way, and what it has made so far."""
 
     forward: _Forward
-    tap: JointBlockTap
-    positions: Any
+    tap: BlockTap
+    call: BlockCall
     held: dict[str, Tensor] = field(default_factory=dict)
     """Image `query`, `key` (after the norm) and `value`, `[B, N, H, d]`."""
 
@@ -50,14 +50,16 @@ class ConceptStream:
     """Concept rows of one batch and the sums of their maps; made by `concept_stream`."""
 
     def __init__(self, transformer: Any, concept_embeds: Tensor, grid: tuple[int, int], options: MapOptions) -> None:
-        self.taps = family_of_transformer(transformer).taps(transformer)
+        family = family_of_transformer(transformer)
+        check_variant(family, options.variant)
+        self.taps = family.variant_taps(transformer, options.variant)
         if concept_embeds.ndim != 3:
             raise ValueError(f"concept_embeds: got {list(concept_embeds.shape)}; valid: [B, K, d_T5]")
         self.transformer = transformer
         self.concept_embeds = concept_embeds
         self.grid = grid
         self.options = options
-        self.groups = options.resolve(len(self.taps.blocks), self.taps.limits)
+        self.groups = options.resolve(self.taps.count("double"), self.taps.count("single"), self.taps.limits)
         self.forwards = 0
         """Forwards of the transformer that came to their end since the stream was opened."""
         self._scored = sorted({index for blocks in self.groups.values() for index in blocks})
@@ -110,18 +112,22 @@ class ConceptStream:
         self._forward = _Forward(conditioning, {0: rows}, GroupSums(self.groups), keep_rows=again)
         self._forward_of[temb] = self._forward
 
-    def _enter_block(self, tap: JointBlockTap, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter_block(self, tap: BlockTap, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the forward by its `temb`: a block that gradient checkpointing runs again belongs to an earlier one."""
-        temb, positions = tap.arguments(args, kwargs)
-        forward = self._forward_of.get(temb)
-        self._visit = None if forward is None else _Visit(forward, tap, positions)
+        call = tap.call(args, kwargs, self.grid[0] * self.grid[1])
+        forward = self._forward_of.get(call.conditioning)
+        self._visit = None if forward is None else _Visit(forward, tap, call)
 
-    def _hold(self, kind: Literal["query", "key", "value"], module: Any, args: Any, made: Tensor) -> None:
-        if self._visit is not None:
-            self._visit.held[kind] = self._visit.tap.heads(made, kind)
+    def _hold(self, kind: Projected, module: Any, args: Any, made: Tensor) -> None:
+        visit = self._visit
+        if visit is not None:
+            visit.held[kind] = visit.tap.heads(made, kind)[:, visit.call.image]
 
     def _ride(self, index: int, to_out: Any, args: tuple[Tensor, ...]) -> None:
-        """Advance the concept rows in block `index`, which is about to project the image's attention output O_X `[B, N, D]`."""
+        """Advance the concept rows in block `index`, which is about to project its attention output.
+
+        The visit ends before concept rows go through modules: those of a single-stream block have these hooks.
+        """
         visit, self._visit = self._visit, None
         if visit is None or index not in visit.forward.rows:
             return
@@ -130,13 +136,14 @@ class ConceptStream:
         patches = key.shape[1]
         if self.grid[0] * self.grid[1] != patches:
             raise ValueError(f"grid: got {self.grid}; valid: H × W = {patches}, the forward's image tokens")
-        forward, tap = visit.forward, visit.tap
+        forward, tap, call = visit.forward, visit.tap, visit.call
         rows = forward.rows[index] if forward.keep_rows else forward.rows.pop(index)
         scores = None
         with self._grad_mode():
-            attended = tap.attend(rows, forward.conditioning, key, value, visit.positions)
+            attended = tap.attend(rows, forward.conditioning, key, value, call.positions)
             if query is not None:
-                saliency = saliency_scores(attended.output, args[0])
+                image_output = tap.image_output(args[0][:, call.image], query, attended, call.positions)
+                saliency = saliency_scores(attended.output, image_output)
                 scores = GroupMaps(normalise(saliency, self.options.normalisation), cross_scores(query, attended.key))
             if index < self._scored[-1]:
                 rows = tap.update(rows, attended)
@@ -155,8 +162,8 @@ class ConceptStream:
             blocks = self._scored[-1] + 1
             if forward.blocks_done != blocks:
                 raise ModelError(
-                    f"the concept stream rode in {forward.blocks_done} of {blocks} blocks: compiled, cached or skipped blocks and "
-                    "blocks on several devices do not run its hooks; make maps without these"
+                    f"the concept stream rode in {forward.blocks_done} of {blocks} blocks, up to {self.taps.name(blocks - 1)}: "
+                    "compiled, cached or skipped blocks and blocks on several devices do not run its hooks; make maps without these"
                 )
             forward.finished = True
             self._sums.add_forward(forward.sums)

@@ -5,7 +5,7 @@ shows how to add one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -114,8 +114,6 @@ class Layout:
     text_projections: tuple[str, ...]
     single_projections: Mapping[str, str]
     """Projections of a single-stream block, where text and image share weights, by the name that `lora.targets` uses."""
-    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Projections of a single-stream block that are one matrix for what several targets are in a double-stream block, and those."""
     lacking: frozenset[str] = frozenset()
     """Full names that the pattern above makes and this model does not have (SD3's last block has no text output)."""
 
@@ -175,6 +173,8 @@ class Family(Protocol):
     """The VAE is one of videos: an image is one frame, on an axis of its own behind the channels."""
     logits: bool = False
     """The pipeline has its language model compute logits, which nobody reads and which take memory."""
+    map_variants: tuple[str, ...] = ("ours",)
+    """Definitions of concept maps that there are for it, as `maps.variant` names them."""
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
         """From the config.json files. Raises `ModelError` if the two do not fit together, `KeyError` for a missing key."""
@@ -221,3 +221,7 @@ class Family(Protocol):
     def taps(self, transformer: Any) -> JointTaps:
         """Where the concept stream reads."""
         ...
+
+    def variant_taps(self, transformer: Any, variant: str) -> JointTaps:
+        """`taps` for one of `map_variants`."""
+        return self.taps(transformer)

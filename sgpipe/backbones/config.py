@@ -57,6 +57,9 @@ class CachePrompts(Struct, frozen=True, forbid_unknown_fields=True):
             description="prompts of each curated triple: with its relation, with `and` in its place, without it, with a wrong one",
         ),
     ] = ("relational", "neutral", "wrong")
+    joined_concepts: Annotated[
+        bool, Meta(description="the concepts of each prompt as one text, too, which `maps.variant: official_sd3` reads")
+    ] = False
     batch_size: Annotated[int, Meta(ge=1, description="texts per forward of the encoders")] = 32
     shard_size: Annotated[int, Meta(ge=1, description="texts per file, the unit of resuming")] = 512
     seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the choice of wrong relations")] = 0

@@ -6,28 +6,18 @@ The projections have the names of diffusers' MM-DiT blocks: `attn.to_q/to_k/to_v
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.normalization import AdaLayerNormContinuous
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-
-class Attended(NamedTuple):
-    """What the attention of one block yields for the concept rows."""
-
-    output: Tensor
-    """O_C `[B, K, D]`, heads concatenated, before the output projection."""
-    key: Tensor
-    """`[B, K, H, d]` after the norm."""
-    modulation: tuple[Tensor, ...]
-    """Gate of the attention, shift, scale and gate of the MLP, `[B, D]` each."""
+from sgpipe.backbones.block_taps import Attended, BlockCall, BlockTap, Projected, Streams, concept_attention
 
 
 @dataclass(frozen=True)
 class JointBlockTap:
-    """One block as the concept stream sees it: where its image rows can be read, and its text side as functions.
+    """A `BlockTap` of an MM-DiT block: concept rows go through its text side.
 
     `query`, `key` and `value` are the modules whose outputs `heads` turns into `[B, N, H, d]` of image rows (q and k after the
     norm, where there is one, and before any rotary embedding); the first input of `output` is the image rows' attention output
@@ -41,6 +31,7 @@ class JointBlockTap:
     """Image keys `[B, N, H, d]` at their positions."""
     heads_first: bool = False
     """q and k come out of their norms as `[B, H, N, d]`."""
+    stream: ClassVar[Streams] = "double"
 
     @property
     def query(self) -> nn.Module:
@@ -71,8 +62,10 @@ class JointBlockTap:
     def _fused(self) -> bool:
         return getattr(self.block.attn, "fused_projections", False)
 
-    def heads(self, made: Tensor, kind: Literal["query", "key", "value"]) -> Tensor:
-        """What one of the three modules gave, as `[B, N, H, d]`."""
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], patches: int) -> BlockCall:
+        return BlockCall(*self.arguments(args, kwargs))
+
+    def heads(self, made: Tensor, kind: Projected) -> Tensor:
         if kind == "value" and self._fused:
             made = made.chunk(3, dim=-1)[2]
         if made.ndim == 3:
@@ -87,9 +80,7 @@ class JointBlockTap:
         return made, tuple(modulation)
 
     def attend(self, rows: Tensor, conditioning: Tensor, image_key: Tensor, image_value: Tensor, positions: Any) -> Attended:
-        """Concept rows `[B, K, D]`, modulated by `conditioning` `[B, D]`, attend to [concept keys; image keys], never to the
-        prompt's; scale 1/√d.
-        """
+        """See `BlockTap`; `conditioning` is `[B, D]`."""
         attn = self.block.attn
         modulated, modulation = self.modulated(rows, conditioning)
         if self._fused:
@@ -99,17 +90,17 @@ class JointBlockTap:
         query, key, value = map(self._split, projected)
         query = attn.norm_added_q(query) if attn.norm_added_q else query
         key = attn.norm_added_k(key) if attn.norm_added_k else key
-        keys = torch.cat([self.place(key, positions), self.rotate(image_key, positions)], dim=1)
-        values = torch.cat([value, image_value], dim=1)
-        query = self.place(query, positions)
-        output = scaled_dot_product_attention(query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-        return Attended(output.transpose(1, 2).flatten(2), key, modulation)
+        image_key = self.rotate(image_key, positions)
+        attended = concept_attention(self.place(query, positions), self.place(key, positions), value, image_key, image_value)
+        return attended._replace(carried=tuple(modulation))
+
+    def image_output(self, given: Tensor, query: Tensor, attended: Attended, positions: Any) -> Tensor:
+        """The model's own."""
+        return given
 
     def update(self, rows: Tensor, attended: Attended) -> Tensor:
-        """Concept rows `[B, K, D]` after the block: plus gated to_add_out(O_C), then plus the gated text MLP on the modulated
-        second norm.
-        """
-        gate, mlp_shift, mlp_scale, mlp_gate = (part[:, None] for part in attended.modulation)
+        """See `BlockTap`: plus gated to_add_out(O_C), then plus the gated text MLP on the modulated second norm."""
+        gate, mlp_shift, mlp_scale, mlp_gate = (part[:, None] for part in attended.carried)
         rows = rows + gate * self.block.attn.to_add_out(attended.output)
         norm, mlp = self.text_mlp
         inner = norm(rows) * (1 + mlp_scale) + mlp_shift
@@ -125,10 +116,19 @@ class JointTaps:
     """A transformer as the concept stream sees it; its blocks are handed time(t) + pooled(text) as their conditioning vector."""
 
     transformer: Any
-    blocks: tuple[JointBlockTap, ...]
-    """The double-stream blocks, in order."""
+    blocks: tuple[BlockTap, ...]
+    """In the order in which concept rows go through them: double-stream blocks, then single-stream ones."""
     limits: str = ""
     """What has no maps here and why, for the message about blocks that are out of range."""
+
+    def count(self, stream: Streams) -> int:
+        """How many blocks of a stream there are."""
+        return sum(tap.stream == stream for tap in self.blocks)
+
+    def name(self, index: int) -> str:
+        """Block `index` in words, numbered within its stream."""
+        stream = self.blocks[index].stream
+        return f"{stream}-stream block {sum(tap.stream == stream for tap in self.blocks[:index])}"
 
     @property
     def conditioner(self) -> nn.Module:

@@ -17,6 +17,7 @@ from sgpipe.backbones.source import identity
 from sgpipe.backbones.strict import write_tensors
 from sgpipe.datasets.tables import PROMPT_INDEX, read_table, write_table
 from sgpipe.errors import DataError
+from sgpipe.graphs.prompts import joined_text
 from sgpipe.runs.shards import Make, Shard, Tick, cut, link
 from sgpipe.runs.state import config_hash
 
@@ -104,12 +105,22 @@ class PromptCache:
         """Encodings of a batch of prompts, in their order, in the encoders' precision, on the CPU."""
         return TextCondition.cat([TextCondition(**self._rows("prompt", text)) for text in prompts])
 
-    def concepts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def concepts(self, texts: Sequence[str], joined: bool = False) -> tuple[Tensor, Tensor]:
         """States `[K, N, text width]` of the tokens of K concepts, zero after each one's own, and the mask `[K, N]` of its own.
 
-        Token 0 is what ConceptAttention publishes with; the mean over the mask takes the whole name.
+        Each is encoded alone, or with `joined` all as one text, in the order given. Token 0 is what ConceptAttention publishes
+        with; the mean over the mask takes the whole name. Raises `DataError` for a text that was not cached.
         """
         rows = [self._rows("concept", text)["states"] for text in texts]
+        if joined:
+            lengths, text = [len(row) for row in rows], joined_text(texts)
+            together = self._rows("concept", text)["states"]
+            if len(together) != sum(lengths):
+                raise DataError(
+                    f"concepts {text!r}: {len(together)} tokens as one text, {' + '.join(map(str, lengths))} one by one; raise "
+                    "backbone.max_sequence_length if they were cut, else set maps.variant to ours"
+                )
+            rows = list(together.split(lengths))
         states = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         counts = torch.tensor([len(row) for row in rows])
         return states, torch.arange(states.shape[1]) < counts[:, None]
@@ -118,7 +129,7 @@ class PromptCache:
         if (kind, text) not in self._places:
             raise DataError(
                 f"{', '.join(map(str, self._folders))}: {kind} {text!r} is not cached; add its condition to "
-                f"cache_prompts.conditions, or run `dvc repro {STAGE}`"
+                f"cache_prompts.conditions (several concepts as one: set cache_prompts.joined_concepts), or run `dvc repro {STAGE}`"
             )
         path, rows = self._places[kind, text]
         return {name: tensor[rows] for name, tensor in self._shard(path).items() if kind == "prompt" or name == "states"}

@@ -103,6 +103,26 @@ def unique_texts(prompts: pa.Table) -> list[str]:
     return sorted({"", *prompts["prompt"].to_pylist()})
 
 
+def concepts_told(concepts: Sequence[str], predicate: str | None) -> list[str]:
+    """A triple's three concepts under a prompt that says `predicate`; `NO_RELATION` stands where it says none.
+
+    So no concept is a word that the prompt does not say.
+    """
+    return [concepts[0], phrase(predicate) if predicate else NO_RELATION, concepts[2]]
+
+
+def joined_text(concepts: Sequence[str]) -> str:
+    """Concepts as one text."""
+    return " ".join(concepts)
+
+
+def joined_concepts(triples: pa.Table, prompts: pa.Table) -> list[str]:
+    """`joined_text` of every triple's own concepts, and as its prompts say them, each once and sorted."""
+    own = dict(zip(triples["triple_id"].to_pylist(), triples["concepts"].to_pylist(), strict=True))
+    told = zip(prompts["triple_id"].to_pylist(), prompts["predicate"].to_pylist(), strict=True)
+    return sorted({*map(joined_text, own.values()), *(joined_text(concepts_told(own[triple], named)) for triple, named in told)})
+
+
 def unique_concepts(triples: pa.Table) -> list[str]:
     """Every object of the graphs, the phrases of all classes (a negative may need any) and `NO_RELATION`, each once and sorted."""
     if triples.num_rows == 0:

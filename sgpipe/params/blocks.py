@@ -1,11 +1,12 @@
 """Sets of transformer blocks, as people write them on a command line and in YAML.
 
 `7..12`, `[7..12]`, `[7,8,9..12]`, `[0..6,13..18]`, `all`, `none`: `a..b` is inclusive. DVC hands `-S 'lora.blocks=[7..12]'`
-over as the list `["7..12"]`. Two spellings of the same set are equal.
+over as the list `["7..12"]`. Two spellings of the same set are equal. A layer group has such a set of each stream.
 """
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Self
 
 from sgpipe.errors import ParamsError
@@ -110,3 +111,63 @@ class Placement(Blocks):
 
     def __str__(self) -> str:
         return "random" if self.random else super().__str__()
+
+
+class LayerGroup:
+    """Blocks of both streams, as `maps.groups` names them: `7..12` is double-stream blocks alone, `{single_blocks: 0..18}` or
+    `{blocks: 13..18, single_blocks: all}` say which of either stream, in the words of section `lora`.
+    """
+
+    __slots__ = ("blocks", "single_blocks")
+
+    def __init__(self, blocks: Blocks, single_blocks: Blocks | None = None) -> None:
+        self.blocks, self.single_blocks = blocks, single_blocks or Blocks(())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LayerGroup) and (self.blocks, self.single_blocks) == (other.blocks, other.single_blocks)
+
+    def __hash__(self) -> int:
+        return hash((self.blocks, self.single_blocks))
+
+    def __repr__(self) -> str:
+        return f"LayerGroup({self})"
+
+    @classmethod
+    def parse(cls, raw: Any) -> Self:
+        """Read one spelling. Raises `ValueError` saying what was given and what is valid, also for a group of no blocks."""
+        if isinstance(raw, cls):
+            return raw
+        given = raw if isinstance(raw, Mapping) else {"blocks": raw}
+        if unknown := [str(key) for key in given if key not in cls.__slots__]:
+            raise ValueError(f"got {', '.join(unknown)}; valid: {', '.join(cls.__slots__)}, or double-stream blocks alone")
+        parts: dict[str, Blocks] = {}
+        for stream, blocks in given.items():
+            try:
+                parts[stream] = Blocks.parse(blocks)
+            except ValueError as error:
+                raise ValueError(f"{stream}: {error}" if given is raw else str(error)) from None
+        made = cls(**{"blocks": Blocks(()), **parts})
+        if made.blocks.indices == made.single_blocks.indices == ():
+            raise ValueError(f"has no blocks; name at least one or drop the group, got {raw!r}")
+        return made
+
+    def resolve(self, double: int, single: int, key: str) -> tuple[int, ...]:
+        """Ascending places in a model of `double` double-stream blocks and, after them, `single` single-stream ones.
+
+        Raises `ParamsError` naming `key` if a block lies outside its stream, or if `all` is of a stream that the model lacks.
+        """
+        chosen = self.blocks.resolve(double, key if self.single_blocks.indices == () else f"{key}.blocks")
+        alone = self.single_blocks.resolve(single, f"{key}.single_blocks")
+        if not chosen and not alone:
+            raise ParamsError(f"{key}: got {self}, none of {double} double and {single} single blocks; name some of these")
+        return (*chosen, *(double + index for index in alone))
+
+    def plain(self) -> str | dict[str, str]:
+        """One spelling of the set, that of `Blocks` where no single-stream block is named."""
+        if self.single_blocks.indices == ():
+            return str(self.blocks)
+        return {name: str(part) for name in self.__slots__ if (part := getattr(self, name)).indices != ()}
+
+    def __str__(self) -> str:
+        plain = self.plain()
+        return plain if isinstance(plain, str) else ", ".join(f"{name} {blocks}" for name, blocks in plain.items())

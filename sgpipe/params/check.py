@@ -16,7 +16,7 @@ def check(sections: Mapping[str, Any], source: str) -> None:
     Raises `ParamsError` naming both knobs, what each holds, and what to do.
     """
     found = _Sections(**sections)
-    for rule in (_arms, _epochs, _prompts, _groups, _steps, _guidance):
+    for rule in (_arms, _epochs, _prompts, _joined, _groups, _steps, _guidance):
         for problem in rule(found):
             raise ParamsError(f"{source}: {problem}")
 
@@ -114,6 +114,15 @@ def _conditions(found: Any) -> Iterator[tuple[str, str]]:
         yield f"saliency.condition: got {found.saliency.condition}", found.saliency.condition
     for name in found.saliency_noised.conditions if found.saliency_noised else ():
         yield f"saliency_noised.conditions: got {name}", name
+
+
+def _joined(found: Any) -> Iterator[str]:
+    """Maps that read concepts encoded as one text find them in the cache."""
+    if found.maps and found.cache_prompts and found.maps.variant == "official_sd3" and not found.cache_prompts.joined_concepts:
+        yield (
+            "maps.variant: got official_sd3, which reads a prompt's concepts as one text, and cache_prompts.joined_concepts is "
+            "false; set it to true, or maps.variant to ours"
+        )
 
 
 def _groups(found: Any) -> Iterator[str]:

@@ -16,7 +16,7 @@ from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import Node
 
 from sgpipe.errors import ParamsError
-from sgpipe.params.blocks import Blocks
+from sgpipe.params.blocks import Blocks, LayerGroup
 from sgpipe.params.check import check
 from sgpipe.params.moved import refuse_moved
 
@@ -258,4 +258,6 @@ def to_builtins(value: Any) -> Any:
 def _unhook(value: Any) -> Any:
     if isinstance(value, Blocks):
         return str(value)
+    if isinstance(value, LayerGroup):
+        return value.plain()
     raise TypeError(f"params cannot hold {type(value)}")

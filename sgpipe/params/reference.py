@@ -12,7 +12,7 @@ import msgspec
 from msgspec import NODEFAULT, Meta
 
 from sgpipe.arms.config import arm_kinds
-from sgpipe.params.blocks import SYNTAX, Blocks, Placement
+from sgpipe.params.blocks import SYNTAX, Blocks, LayerGroup, Placement
 from sgpipe.params.load import to_builtins
 from sgpipe.params.show import load_all
 
@@ -24,6 +24,7 @@ _NAMES: dict[Any, str] = {
     NoneType: "null",
     Blocks: "blocks",
     Placement: "blocks, or `random`",
+    LayerGroup: "blocks, or `{blocks: …, single_blocks: …}`",
 }
 _BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("multiple_of", "a multiple of"))
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sgpipe.params.blocks import Blocks, Placement
+from sgpipe.params.blocks import Blocks, LayerGroup, Placement
 from sgpipe.params.load import SECTIONS, read_sections, to_builtins
 
 
@@ -16,6 +16,11 @@ def _spell_out(section: Any, plain: Any, key: str, counts: dict[str, int]) -> An
     """`plain` with every block set replaced by its indices within the stream that its key names."""
     if isinstance(section, Placement) and section.random:
         return str(section)
+    if isinstance(section, LayerGroup):
+        section.resolve(counts["double"], counts["single"], key)
+        if isinstance(plain, dict):
+            return {name: _spell_out(getattr(section, name), plain[name], f"{key}.{name}", counts) for name in plain}
+        return list(section.blocks.resolve(counts["double"], key))
     if isinstance(section, Blocks):
         stream = "single" if key.rsplit(".", 1)[-1].startswith("single") else "double"
         return list(section.resolve(counts[stream], key))

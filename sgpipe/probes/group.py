@@ -125,6 +125,7 @@ def write_group(bench: Bench, group: str, get: Get, folder: Path) -> dict[str, A
     repeat = int(np.argmax([result.facts["val_accuracy"] for result in results]))
     unit = Unit("cell", repeat, kind, feature)
     origin = {name: maps.file.facts.get(name) for name in ("blocks", "backbone", "normalisation", "concept_tokens")}
+    origin |= {name: value for name, value in maps.file.facts.items() if name == "variant"}
     about = {"group": group, **origin, "repeat": repeat}
     chosen = {
         "probe": kind, "feature": feature, "accuracy": _accuracies(results)[repeat],

@@ -98,7 +98,7 @@ def fit(
         numbers = "; ".join(f"{group} {count(weights):,} numbers" for group, weights in groups.items())
         print(f"{arm.name}: {numbers}; LoRA on {', '.join(_modules(groups.get('lora', {}))) or 'no module'}")
     prepare(model, arm)
-    maps = MapOptions(arm.maps.groups, arm.maps.normalisation) if arm.maps else None
+    maps = MapOptions(arm.maps.groups, arm.maps.normalisation, variant=arm.maps.variant) if arm.maps else None
     pooling = arm.maps.concept_tokens if arm.maps else "first"
     objective = Objective(model, data, arm.train.losses, maps=maps, pooling=pooling, probe=probe)
     shown = {**facts, TRAINED_ON: training_vocabulary(example.graph for example in data.train)}

@@ -184,7 +184,8 @@ class Objective:
         """The velocity, and the maps of the examples' own concepts along that forward."""
         assert self._maps is not None
         denoiser = self.model.denoiser
-        rows = [concept_embeddings(*self.data.prompts.concepts(each.concepts), self._pooling) for each in noised.examples]
+        encoded = (self.data.prompts.concepts(each.concepts, self._maps.joined) for each in noised.examples)
+        rows = [concept_embeddings(*states, self._pooling) for states in encoded]
         concepts = torch.stack(rows * (len(spoken.texts) // len(rows))).to(denoiser.device, denoiser.dtype)
         side = noised.latents.shape[-1] // denoiser.layout.patch
         with concept_stream(denoiser.transformer, concepts, (side, side), self._maps) as stream:

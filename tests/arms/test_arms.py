@@ -14,13 +14,13 @@ from sgpipe.attention_maps.config import Maps
 from sgpipe.backbones.config import Backbone
 from sgpipe.errors import ParamsError
 from sgpipe.graph_encoder.config import GraphTokens
-from sgpipe.params.blocks import Blocks
+from sgpipe.params.blocks import Blocks, LayerGroup
 from sgpipe.params.load import decode
 from sgpipe.training.config import Conditions, Losses, Margin, Preference, Ranking, Times, Train, Weighted
 
 BACKBONE = Backbone("m", 19, 38, 256, 128)
 LORA, TRAIN = Lora(Blocks.parse("7..12")), Train()
-MAPS = Maps({"early": Blocks.parse("0..6"), "middle": Blocks.parse("7..12")}, batch_size=3)
+MAPS = Maps({"early": LayerGroup.parse("0..6"), "middle": LayerGroup.parse({"single_blocks": "7..12"})}, batch_size=3)
 
 
 def resolved(lora: Lora = LORA, train: Train = TRAIN, maps: Maps = MAPS, **options: Any) -> Arm:
@@ -80,10 +80,10 @@ def test_rank_means_nothing_without_blocks() -> None:
 
 
 def test_only_losses_on_maps_read_maps() -> None:
-    other = replace(MAPS, normalisation="none")
+    other, official = replace(MAPS, normalisation="none"), replace(MAPS, variant="official_sd3")
     assert plain(maps=other) == plain()
     reading = replace(TRAIN, losses=Losses(saliency=Weighted(weight=0.1)))
-    assert plain(train=reading, maps=other) != plain(train=reading)
+    assert len({plain(train=reading, maps=maps) for maps in (MAPS, other, official)}) == 3
     assert plain(train=reading, maps=replace(MAPS, batch_size=9)) == plain(train=reading)
     with pytest.raises(ParamsError, match=r"group .late. is not in maps\.groups; valid: early, middle"):
         plain(train=replace(TRAIN, losses=Losses(saliency=Weighted(weight=0.1, group="late"))))

@@ -19,15 +19,15 @@ from sgpipe.attention_maps.stream import concept_stream
 
 GRID = (6, 5)
 """Not square, so that rows and columns cannot be taken for one another."""
-TEXT, CONCEPTS, WIDTH_T5, WIDTH_POOLED, CHANNELS = 7, 3, 24, 20, 12
+TEXT, CONCEPTS, WIDTH_T5, WIDTH_POOLED, CHANNELS, SINGLE = 7, 3, 24, 20, 12, 2
 
 
 def build(guidance: bool = True, blocks: int = 4, seed: int = 0) -> FluxTransformer2DModel:
-    """2 heads of 16, `blocks` double and 2 single blocks; every parameter random, norms and biases included."""
+    """2 heads of 16, `blocks` double and `SINGLE` single blocks; every parameter random, norms and biases included."""
     model = FluxTransformer2DModel(
         in_channels=CHANNELS,
         num_layers=blocks,
-        num_single_layers=2,
+        num_single_layers=SINGLE,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=WIDTH_T5,
@@ -64,7 +64,10 @@ def batch(size: int, seed: int = 1) -> tuple[dict[str, Tensor], Tensor]:
     return arguments, random(size, CONCEPTS, WIDTH_T5)
 
 
-GROUPS = {"early": "0..1", "late": "2..3", "all": "all"}
+GROUPS = {
+    "early": "0..1", "late": "2..3", "all": "all",
+    "single": {"single_blocks": "all"}, "across": {"blocks": "3", "single_blocks": "0"},
+}  # fmt: skip
 
 
 def run(model: nn.Module, size: int = 2, options: MapOptions | None = None) -> tuple[Tensor, dict[str, GroupMaps]]:
@@ -76,8 +79,9 @@ def run(model: nn.Module, size: int = 2, options: MapOptions | None = None) -> t
 
 
 def with_lora(model: FluxTransformer2DModel, rank: int = 3) -> FluxTransformer2DModel:
-    """A LoRA on both sides of all double blocks, with random up-projections."""
-    targets = r"transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0|add_k_proj|add_v_proj)"
+    """A LoRA on both sides of all double blocks and in all single ones, with random up-projections."""
+    double, single = r"attn\.(to_q|to_k|to_v|to_out\.0|add_k_proj|add_v_proj)", r"(attn\.(to_q|to_k|to_v)|proj_out)"
+    targets = rf"(transformer_blocks\.\d+\.{double}|single_transformer_blocks\.\d+\.{single})"
     model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """ConceptAttention in float64, written from the formulas on the weights of a state dict: no diffusers, no batching, no hooks.
 
-Double blocks only, for one sample. Streams are X (image), T (text), C (concepts); every vector is a row.
+For one sample. Streams are X (image), T (text), C (concepts); every vector is a row.
 """
 
 import math
@@ -99,8 +99,26 @@ class Stream:
         return rows + self.mlp_gate * mlp(self.weights, self.ff, modulated)
 
 
+class Shared:
+    """Rows of one kind in one single-stream block, whose weights are those of all kinds; attention and MLP side by side."""
+
+    def __init__(self, weights: Weights, block: str, heads: int, rows: Tensor, c: Tensor) -> None:
+        self.weights, self.block, self.rows = weights, block, rows
+        shift, scale, self.gate = linear(weights, f"{block}.norm.linear", silu(c)).chunk(3)
+        modulated = (1 + scale) * layer_norm(rows) + shift
+        query, key, self.value = (
+            linear(weights, f"{block}.attn.{name}", modulated).unflatten(1, (heads, -1)) for name in ("to_q", "to_k", "to_v")
+        )
+        self.query = rms_norm(query, weights[f"{block}.attn.norm_q.weight"])
+        self.key = rms_norm(key, weights[f"{block}.attn.norm_k.weight"])
+        self.inner = gelu(linear(weights, f"{block}.proj_mlp", modulated))
+
+    def updated(self, output: Tensor) -> Tensor:
+        return self.rows + self.gate * linear(self.weights, f"{self.block}.proj_out", torch.cat([output, self.inner], dim=1))
+
+
 def scores(state: Weights, config: dict, arguments: dict[str, Tensor], concepts: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Raw saliency and cross-attention `[K, N]` per double block, of one sample (arguments without a batch axis)."""
+    """Raw saliency and cross-attention `[K, N]` per block, double before single, of one sample (arguments without a batch axis)."""
     weights = {name: value.double() for name, value in state.items()}
     given = {name: value.double() for name, value in arguments.items()}
     heads, axes = config["num_attention_heads"], tuple(config["axes_dims_rope"])
@@ -113,11 +131,18 @@ def scores(state: Weights, config: dict, arguments: dict[str, Tensor], concepts:
     rows = linear(weights, "context_embedder", concepts.double())
     image_ids, text_ids, concept_ids = given["img_ids"], given["txt_ids"], torch.zeros(len(rows), 3).double()
     found = []
-    for index in range(config["num_layers"]):
-        block = f"transformer_blocks.{index}"
-        x = Stream(weights, block, False, heads, image, prompt)
-        p = Stream(weights, block, True, heads, text, prompt)
-        c = Stream(weights, block, True, heads, rows, concept)
+    for index in range(config["num_layers"] + config["num_single_layers"]):
+        if index < config["num_layers"]:
+            block = f"transformer_blocks.{index}"
+            x, p, c = (
+                Stream(weights, block, text_side, heads, own, vector)
+                for text_side, own, vector in ((False, image, prompt), (True, text, prompt), (True, rows, concept))
+            )
+        else:
+            block = f"single_transformer_blocks.{index - config['num_layers']}"
+            x, p, c = (
+                Shared(weights, block, heads, own, vector) for own, vector in ((image, prompt), (text, prompt), (rows, concept))
+            )
         image_query, image_key = rotate(x.query, image_ids, axes), rotate(x.key, image_ids, axes)
         text_query, text_key = rotate(p.query, text_ids, axes), rotate(p.key, text_ids, axes)
         concept_query, concept_key = rotate(c.query, concept_ids, axes), rotate(c.key, concept_ids, axes)

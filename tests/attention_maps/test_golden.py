@@ -67,15 +67,17 @@ def test_the_formulas_in_float64(guidance: bool) -> None:
     arguments = {name: value.double() for name, value in arguments.items()}
     if not guidance:
         del arguments["guidance"]
-    layers = range(len(model.transformer_blocks))
-    options = MapOptions({str(layer): str(layer) for layer in layers})
+    double, single = len(model.transformer_blocks), len(model.single_transformer_blocks)
+    groups = {f"double {index}": {"blocks": index} for index in range(double)}
+    groups |= {f"single {index}": {"single_blocks": index} for index in range(single)}
+    options = MapOptions(groups)
     with concept_stream(model, concepts, GRID, options) as stream:
         model(**arguments)
     maps = stream.maps()
     for sample in range(2):
         own = {name: value if name.endswith("_ids") else value[sample] for name, value in arguments.items()}
         expected = reference.scores(model.state_dict(), dict(model.config), own, concepts[sample])
-        for layer, (saliency, cross) in zip(layers, expected, strict=True):
-            for found, score in zip(maps[str(layer)], (saliency, cross), strict=True):
+        for group, (saliency, cross) in zip(groups, expected, strict=True):
+            for found, score in zip(maps[group], (saliency, cross), strict=True):
                 found = found[sample].flatten(1).double()
                 torch.testing.assert_close(found, score, atol=1e-5, rtol=0)

@@ -29,13 +29,15 @@ def test_the_gradient_is_the_slope(normalisation: str) -> None:
     arguments, concepts = batch(1)
     arguments = {name: value.double() for name, value in arguments.items()}
     concepts = concepts.double().requires_grad_()
-    reached = re.compile(r"transformer_blocks\.(0\..*|1\.attn\.(to_q|to_k|to_v|add_k_proj|add_v_proj)\.)lora_")
+    reached = re.compile(r"(transformer_blocks\.|single_transformer_blocks\.(0\.|1\.attn\.)).*lora_")
     leaves = [concepts, *(value for name, value in model.named_parameters() if reached.match(name))]
     draw = torch.Generator().manual_seed(3)
     direction = [torch.randn(leaf.shape, generator=draw, dtype=leaf.dtype) for leaf in leaves]
 
+    groups = {"double": "all", "single": {"single_blocks": "all"}}
+
     def loss() -> Tensor:
-        with concept_stream(model, concepts, GRID, MapOptions({"all": "all"}, normalisation)) as stream:
+        with concept_stream(model, concepts, GRID, MapOptions(groups, normalisation)) as stream:
             model(**arguments)
         return loss_of(stream.maps())
 

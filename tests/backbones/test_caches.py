@@ -75,6 +75,27 @@ def test_concepts_come_back_padded_with_their_mask(schnell, prompts):
         cache.concepts(["behind"])
 
 
+def test_concepts_of_one_text_come_back_one_by_one(schnell, tmp_path):
+    backbone, told = backbone_of(schnell), ["dog", "in front of", "cat"]
+    whole = "dog in front of cat"
+    cache = PromptCache([make_prompts(backbone, tmp_path / "state", tmp_path / "cache", [""], [*told, "above", whole])], backbone)
+    states, mask = cache.concepts(told, joined=True)
+    (fresh,) = open_text_encoders(backbone, CPU).concepts([whole])
+    assert mask.sum(dim=1).tolist() == [1, 3, 1]
+    torch.testing.assert_close(states[mask], fresh, atol=1e-6, rtol=1e-5)
+    assert (states[0, 0] - cache.concepts(told)[0][0, 0]).abs().max() > 1e-3
+    with pytest.raises(DataError, match=r"concept 'dog above cat' is not cached.*cache_prompts\.joined_concepts"):
+        cache.concepts(["dog", "above", "cat"], joined=True)
+
+
+def test_a_text_that_was_cut_is_not_taken_apart(schnell, tmp_path):
+    backbone, told = backbone_of(schnell, max_sequence_length=4), ["dog", "in front of", "cat"]
+    texts = [*told, "dog in front of cat"]
+    cache = PromptCache([make_prompts(backbone, tmp_path / "state", tmp_path / "cache", [""], texts)], backbone)
+    with pytest.raises(DataError, match=r"'dog in front of cat': 3 tokens as one text, 1 \+ 3 \+ 1 one by one; raise"):
+        cache.concepts(told, joined=True)
+
+
 def test_several_prompt_caches_are_one(schnell, prompts, tmp_path):
     backbone = backbone_of(schnell)
     other = make_prompts(backbone, tmp_path / "state", tmp_path / "cache", ["", "a photo of table"], [])

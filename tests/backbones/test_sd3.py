@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -15,6 +16,8 @@ from sgpipe.arms.generation import GraphGenerator
 from sgpipe.arms.kinds.base import Sections
 from sgpipe.arms.lora import target_modules
 from sgpipe.arms.resolve import resolve
+from sgpipe.attention_maps.config import Maps, Variant
+from sgpipe.attention_maps.extract import Observer
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.attention_maps.scores import GroupMaps
 from sgpipe.attention_maps.stream import concept_stream
@@ -23,16 +26,18 @@ from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families import open_text_encoders
 from sgpipe.backbones.loading import load_plain
-from sgpipe.backbones.rectified_flow import noise
-from sgpipe.errors import ModelError, ParamsError
+from sgpipe.backbones.prompt_cache import PromptCache
+from sgpipe.backbones.rectified_flow import interpolate, noise
+from sgpipe.errors import DataError, ModelError, ParamsError
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.params.blocks import Blocks
-from sgpipe.training.config import Times
+from sgpipe.params.blocks import Blocks, LayerGroup
+from sgpipe.training.config import Losses, Times, Weighted
 from sgpipe.training.fit import fit
 from sgpipe.training.timesteps import sampler_times
 from tests.attention_maps.reference import Stream, attention
+from tests.backbones.test_caches import make_prompts
 from tests.tiny import DOUBLE, SIDE, TOKENS, backbone_of, write_sd3_pipeline
 from tests.training.world import ALONE, ARMS, LORA, World, tiny_train, write_world
 
@@ -109,30 +114,38 @@ def test_only_the_last_block_lacks_a_text_output(denoiser: Denoiser) -> None:
     assert layout.lacking == {f"transformer_blocks.{DOUBLE - 1}.attn.to_add_out"}
 
 
-def maps_of(denoiser: Denoiser, groups: dict[str, str], concepts: torch.Tensor, given: tuple[Any, ...]) -> tuple[Any, Any]:
+def maps_of(
+    denoiser: Denoiser, groups: dict[str, str], concepts: torch.Tensor, given: tuple[Any, ...], variant: Variant = "ours"
+) -> tuple[Any, Any]:
     latents, t, text = given
     grid = denoiser.layout.grid(SIDE)
-    with concept_stream(denoiser.transformer, concepts, (grid, grid), MapOptions(groups)) as stream:
+    with concept_stream(denoiser.transformer, concepts, (grid, grid), MapOptions(groups, variant=variant)) as stream:
         velocity = denoiser.velocity(latents, t, text)
     return velocity, stream.maps()
 
 
-def test_concepts_ride_along_without_changing_a_bit(denoiser: Denoiser, text: TextCondition) -> None:
+@pytest.mark.parametrize("variant", ["ours", "official_sd3"])
+def test_concepts_ride_along_without_changing_a_bit(denoiser: Denoiser, text: TextCondition, variant: Variant) -> None:
     given = noise(SEEDS, denoiser.layout.latent_shape(SIDE)), torch.tensor([0.3, 0.9, 0.5]), text
     concepts = torch.randn(3, 2, 48, generator=torch.Generator().manual_seed(1))
-    velocity, together = maps_of(denoiser, {"first": "0..1", "last": str(DOUBLE - 1), "all": "all"}, concepts, given)
+    velocity, together = maps_of(denoiser, {"first": "0..1", "last": str(DOUBLE - 1), "all": "all"}, concepts, given, variant)
     assert torch.equal(velocity, denoiser.velocity(*given))
     for name, blocks in {"first": "0..1", "last": str(DOUBLE - 1)}.items():
-        _, apart = maps_of(denoiser, {name: blocks}, concepts, given)
+        _, apart = maps_of(denoiser, {name: blocks}, concepts, given, variant)
         assert all(torch.equal(a, b) for a, b in zip(together[name], apart[name], strict=True))
     mean = GroupMaps(*((2 * a + b) / 3 for a, b in zip(together["first"], together["last"], strict=True)))
     torch.testing.assert_close(together["all"], mean, atol=1e-5, rtol=1e-5)
-    _, alone = maps_of(denoiser, {"all": "all"}, concepts[1:2], (given[0][1:2], given[1][1:2], text.rows()[1]))
+    _, alone = maps_of(denoiser, {"all": "all"}, concepts[1:2], (given[0][1:2], given[1][1:2], text.rows()[1]), variant)
     torch.testing.assert_close(alone["all"][0], together["all"][0][1:2], atol=2e-5, rtol=1e-4)
 
 
-def test_maps_are_those_of_the_formulas(tmp_path: Path) -> None:
-    """Blocks before the last, in float64, on the joint attention alone: no rotary embedding, no second attention."""
+@pytest.mark.parametrize("variant", ["ours", "official_sd3"])
+def test_maps_are_those_of_the_formulas(tmp_path: Path, variant: Variant) -> None:
+    """Blocks before the last, in float64, on the joint attention alone: no rotary embedding, no second attention.
+
+    In the official port concepts have the prompt's pooled vector, and their maps the image's output beside them, not beside the
+    prompt.
+    """
     backbone = backbone_of(write_sd3_pipeline(tmp_path / "tiny"), single_blocks=0)
     denoiser = Denoiser.load(backbone, CPU)
     transformer: Any = denoiser.transformer
@@ -149,12 +162,12 @@ def test_maps_are_those_of_the_formulas(tmp_path: Path) -> None:
         with_kwargs=True,
     )
     rows: list[torch.Tensor] = []
-    _, found = maps_of(denoiser, {"0": "0", **groups}, concepts, (latents, t, text))
+    _, found = maps_of(denoiser, {"0": "0", **groups}, concepts, (latents, t, text), variant)
     hook.remove()
     weights = {name: value.double() for name, value in transformer.state_dict().items()}
     timed = transformer.time_text_embed
     prompt = timed(t * 1000, text.pooled)[0].double()
-    concept = timed(t * 1000, torch.zeros_like(text.pooled))[0].double()
+    concept = prompt if variant == "official_sd3" else timed(t * 1000, torch.zeros_like(text.pooled))[0].double()
     rows.append(transformer.context_embedder(concepts)[0].double())
     # concept rows after block 0, whose image side has a second attention that they do not see
     first = transformer.pos_embed(latents)[0].double()
@@ -167,12 +180,54 @@ def test_maps_are_those_of_the_formulas(tmp_path: Path) -> None:
     x1 = Stream(weights, "transformer_blocks.1", False, 2, enter[0][0], prompt)
     p1 = Stream(weights, "transformer_blocks.1", True, 2, enter[0][1], prompt)
     c1 = Stream(weights, "transformer_blocks.1", True, 2, rows[1], concept)
-    image = attention(x1.query, torch.cat([x1.key, p1.key]), torch.cat([x1.value, p1.value]))
+    beside = c1 if variant == "official_sd3" else p1
+    image = attention(x1.query, torch.cat([x1.key, beside.key]), torch.cat([x1.value, beside.value]))
     concept_out = attention(c1.query, torch.cat([c1.key, x1.key]), torch.cat([c1.value, x1.value]))
     wanted = concept_out @ image.T
     torch.testing.assert_close(found["1"].saliency[0].flatten(1).double(), wanted, atol=2e-4, rtol=1e-4)
     cross = torch.einsum("nhd,khd->hkn", x1.query, c1.key).mean(0)
     torch.testing.assert_close(found["1"].cross[0].flatten(1).double(), cross, atol=2e-4, rtol=1e-4)
+
+
+def test_gradients_of_the_official_maps_are_those_under_checkpointing(tmp_path: Path) -> None:
+    denoiser = Denoiser.load(backbone_of(write_sd3_pipeline(tmp_path / "tiny"), single_blocks=0), CPU)
+    transformer: Any = denoiser.transformer.requires_grad_(True)
+    text = TextCondition(torch.randn(1, 9, 48, generator=torch.Generator().manual_seed(2)), torch.ones(1, 42))
+    given = noise([5], denoiser.layout.latent_shape(SIDE)), torch.tensor([0.6]), text
+    concepts = torch.randn(1, 2, 48, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    leaves = [concepts, *transformer.transformer_blocks[0].attn.parameters(), *transformer.time_text_embed.parameters()]
+    found = []
+    for _ in range(2):
+        grid = denoiser.layout.grid(SIDE)
+        with concept_stream(transformer, concepts, (grid, grid), MapOptions({"all": "all"}, variant="official_sd3")) as stream:
+            denoiser.velocity(*given)
+            found.append(torch.autograd.grad(stream.maps()["all"].saliency.tanh().square().sum(), leaves))
+        transformer.enable_gradient_checkpointing()
+    torch.testing.assert_close(found[0], found[1])
+    assert all(gradient.abs().max() > 0 for gradient in found[0])
+
+
+def test_an_observer_of_the_official_maps_reads_concepts_in_the_text_of_all(tmp_path: Path) -> None:
+    """The maps of a row are those of vectors taken from one encoding of "dog in front of cat", at each concept's first token."""
+    backbone = backbone_of(write_sd3_pipeline(tmp_path / "tiny"), single_blocks=0)
+    told, prompt = ["dog", "in front of", "cat"], "a photo of dog in front of cat"
+    folder = make_prompts(backbone, tmp_path / "state", tmp_path / "cache", [prompt], [*told, "dog in front of cat"])
+    denoiser, encoders = Denoiser.load(backbone, CPU), open_text_encoders(backbone, CPU)
+    items = pa.table({"concepts": [told], "prompt": [prompt], "seed": [3], "t": [0.6]})
+    clean = torch.randn(1, *denoiser.layout.latent_shape(SIDE), generator=torch.Generator().manual_seed(4))
+    (whole,) = encoders.concepts(["dog in front of cat"])
+    assert len(whole) == 5
+    t = torch.tensor([0.6])
+    given = interpolate(clean, noise([3], tuple(clean.shape[1:])), t), t, encoders.prompts([prompt])
+    vectors: dict[Variant, torch.Tensor] = {
+        "ours": torch.stack([row[0] for row in encoders.concepts(told)]), "official_sd3": whole[[0, 1, 4]],
+    }  # fmt: skip
+    for variant, own in vectors.items():
+        options = MapOptions({"all": "all"}, variant=variant)
+        seen = Observer(denoiser, PromptCache([folder], backbone), options, "first", SIDE).of_noised(items, clean).maps
+        with torch.no_grad():
+            _, wanted = maps_of(denoiser, {"all": "all"}, own[None], given, variant)
+        torch.testing.assert_close(tuple(seen["all"]), tuple(wanted["all"]), atol=1e-4, rtol=1e-4)
 
 
 def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> None:
@@ -186,6 +241,12 @@ def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> No
     weights = load_file(tmp_path / "state" / "adapter" / "pytorch_lora_weights.safetensors")
     assert len(weights) == 2 * 4 * DOUBLE
     assert all(name.startswith("transformer.transformer_blocks.") for name in weights)
+
+    weighed = tiny_train(losses=Losses(saliency=Weighted(weight=1.0, group="all")))
+    maps = Maps({"all": LayerGroup.parse("all")}, variant="official_sd3")
+    official = resolve("text_only", ARMS["text_only"], Sections(LORA, weighed, GraphTokens(), backbone, maps))
+    with pytest.raises(DataError, match=r"is not cached.*cache_prompts\.joined_concepts"):
+        fit(official, world.denoiser(), backbone, world.data(), tmp_path / "official", ALONE, {})
 
     generator = GraphGenerator.load(backbone.model, tmp_path / "state" / "adapter")
     graphs = [
@@ -215,7 +276,7 @@ def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> No
 def test_a_target_that_no_block_has_is_refused(backbone: Backbone, denoiser: Denoiser) -> None:
     layout = denoiser.layout
     last = Lora(Blocks.parse(str(DOUBLE - 1)), targets=("to_add_out",))
-    with pytest.raises(ParamsError, match=r"to_add_out: none of them is in lora\.blocks"):
+    with pytest.raises(ParamsError, match=r"to_add_out: none of lora\.blocks \[2\] has it; valid there: to_q, .*; drop it"):
         target_modules(layout, last)
     both = Lora(Blocks.parse(f"{DOUBLE - 2}..{DOUBLE - 1}"), targets=("to_add_out",))
     assert target_modules(layout, both) == [f"transformer_blocks.{DOUBLE - 2}.attn.to_add_out"]

@@ -1,6 +1,7 @@
 """The benchmark at a hundredth of the size: its counts are those of the arithmetic, and a missed bar is a failure."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,14 @@ import torch
 import typer.testing
 
 from benchmarks import attention_maps
-from benchmarks.attention_maps import Shape, measure_flops, measure_memory, measure_storage, measure_time
+from benchmarks.attention_maps import BOTH, Shape, measure_flops, measure_memory, measure_storage, measure_time
 
 TINY = Shape(heads=1, width_t5=32, width_pooled=16, side=4, text=8, single=1)
 
 
-def test_flops_are_those_of_the_concept_rows() -> None:
-    """2·m·n·k for each product of K rows: embedders, 19 AdaLN of one row, projections, MLP, attention and two scores."""
+@pytest.mark.parametrize("singles", [0, 2])
+def test_flops_are_those_of_the_concept_rows(singles: int) -> None:
+    """2·m·n·k for each product of K rows: embedders, AdaLN of one row, projections, MLP, attention and two scores."""
     width, concepts, patches, blocks = 128, TINY.concepts, TINY.side**2, TINY.double
     embedders = 2 * width * (concepts * 32 + 256 + 16 + 2 * width)
     modulation = 2 * 6 * width**2
@@ -22,7 +24,10 @@ def test_flops_are_those_of_the_concept_rows() -> None:
     attention = 2 * 2 * concepts * (concepts + patches) * width
     scores = 2 * 2 * concepts * patches * width
     ridden = blocks * (modulation + 3 * rows + attention + scores) + (blocks - 1) * (1 + 8) * rows
-    found = measure_flops(TINY)
+    if singles:  # half the modulation; the MLP of 4 widths, and a projection of 5
+        ridden += singles * (modulation // 2 + 3 * rows + attention + scores) + (1 + 8) * rows + (singles - 1) * (4 + 5) * rows
+    shape = replace(TINY, single=singles or TINY.single)
+    found = measure_flops(shape, BOTH) if singles else measure_flops(shape)
     assert round((found["maps_tflop"] - found["plain_tflop"]) * 1e12) == embedders + ridden
 
 
@@ -61,7 +66,7 @@ def test_a_missed_bar_fails(
     timed = {"plain_seconds": 1.0, "maps_seconds": ratio, "ratio": ratio, "ratio_lowest": 1.0, "ratio_highest": 1.2}
     flops = {"plain_tflop": 17.0, "maps_tflop": 17.0 * (1 + more), "more": more}
     monkeypatch.setattr(attention_maps, "measure_time", lambda *_: {"batch_1": timed})
-    monkeypatch.setattr(attention_maps, "measure_flops", lambda _: flops)
+    monkeypatch.setattr(attention_maps, "measure_flops", lambda *_: flops)
     monkeypatch.setattr(attention_maps, "measure_memory", lambda _, batch: {"bytes_per_prompt": held, "groups": 3})
     monkeypatch.setattr(
         attention_maps, "measure_storage", lambda _: {"set_bytes": 6e8, "read_bytes_per_second": rate, "maps": 16_800}

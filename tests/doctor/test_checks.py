@@ -251,15 +251,15 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     for wrong, says in (("2..1", "--blocks: got '2..1'"), ("7", "--blocks: block 7 is out of range; valid: 0..2")):
         error = CliRunner().invoke(app, [*words, "--blocks", wrong]).exception
         assert isinstance(error, SgpipeError) and says in str(error)
-    sections["lora"] |= {"targets": ["to_q", "proj_out"], "single_blocks": "0", "blocks": "1..2"}
+    sections["lora"] |= {"targets": ["to_out.0", "proj_out"], "single_blocks": "0", "blocks": "1..2"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
-    assert "3,072 in LoRA of rank 4 on blocks [1..2] and single blocks [0]; 32 px" in output()
-    sections["lora"]["targets"] = ["proj_out"]
+    assert "2,560 in LoRA of rank 4 on blocks [1..2] and single blocks [0]; 32 px" in output()
+    sections["lora"] |= {"targets": ["proj_out"], "single_blocks": "none"}
     del sections["arms"]["text_only"]
     sections["evaluate"]["adapters"] = {"graph": "graphs"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
     result = CliRunner().invoke(app, words)
-    assert result.exit_code == 1 and "none of them is in lora.blocks" in result.output
+    assert result.exit_code == 1 and "none of lora.blocks [1..2] has it" in " ".join(result.output.split())
     del sections["report"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
     error = CliRunner().invoke(app, words).exception

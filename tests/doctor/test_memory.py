@@ -76,13 +76,13 @@ def test_the_planned_arm_is_the_one_with_most_lora(repo_root):
         changed = {"lora": replace(sections["lora"], **changes), "arms": chosen}
         return planned_lora({**sections, **changed}, LAYOUT)
 
-    all_blocks = {"blocks": Blocks.parse("all"), "single_blocks": Blocks.parse("all")}
+    all_blocks = {"blocks": Blocks.parse("all"), "single_blocks": Blocks.parse("all"), "targets": (*LORA.targets, "proj_out")}
     lora = planned({"alone": ALONE, "graph": {"kind": "graph_lora"}}, **all_blocks)
     assert (lora.blocks, lora.single_blocks) == (Blocks((0, 1, 2)), Blocks((0,)))
     assert planned({"alone": ALONE}, **all_blocks).blocks == Blocks(())
     random = planned({"alone": ALONE, "other": {"kind": "graph_lora", "blocks": "random"}}, blocks=Blocks.parse("0..1")).blocks
     assert len(random.indices) == 2 and random != Blocks((0, 1))
-    with pytest.raises(ParamsError, match=r"lora\.targets: proj_out: none of them is in lora\.blocks"):
+    with pytest.raises(ParamsError, match=r"lora\.targets: proj_out: none of lora\.blocks \[0\] has it"):
         planned({"graph": {"kind": "graph_lora"}}, blocks=Blocks.parse("0"), targets=("proj_out",))
 
 

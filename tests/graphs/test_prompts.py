@@ -2,8 +2,16 @@
 
 import pyarrow as pa
 
+from sgpipe.attention_maps.extract import map_items
 from sgpipe.datasets.tables import NEGATIVES
-from sgpipe.graphs.prompts import conflicting_prompts, curated_prompts, unique_concepts, unique_texts, wrong_predicates
+from sgpipe.graphs.prompts import (
+    conflicting_prompts,
+    curated_prompts,
+    joined_concepts,
+    unique_concepts,
+    unique_texts,
+    wrong_predicates,
+)
 from sgpipe.relations.predicates import PREDICATES, may_hold, phrase, relational_prompt
 from tests.tiny import curated_triples
 
@@ -33,6 +41,17 @@ def test_a_wrong_relation_does_not_hold_and_depends_on_seed_and_ids_alone():
     assert wrong_predicates(backwards, 0)[::-1] == wrong
     assert wrong_predicates(TRIPLES, 1) != wrong
     assert len(set(wrong)) > 10
+
+
+def test_every_prompt_has_its_concepts_as_one_text():
+    """Those of map rows, which follow the prompt, and those of a triple itself, which training reads under any prompt."""
+    twice = pa.concat_tables([TRIPLES, TRIPLES.slice(3, 5)])
+    prompts = curated_prompts(twice, ("neutral", "wrong"), 0)
+    found = joined_concepts(twice, prompts)
+    assert found == sorted(set(found))
+    items = map_items(TRIPLES, prompts, ("neutral", "wrong"), [None], 0)
+    wanted = {" ".join(row["concepts"]) for row in (*items.to_pylist(), *TRIPLES.to_pylist())}
+    assert set(found) == wanted and any(" and " in text for text in found)
 
 
 def test_conflicting_prompts_say_the_negative():

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.errors import ParamsError
-from sgpipe.params.blocks import Blocks
-from sgpipe.params.load import read_yaml
+from sgpipe.params.blocks import Blocks, LayerGroup
+from sgpipe.params.load import read_yaml, to_builtins
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,30 @@ def test_printing_and_parsing_are_inverse(indices: set[int]) -> None:
     blocks = Blocks(tuple(sorted(indices)))
     assert Blocks.parse(str(blocks)) == blocks
     assert Blocks.parse(sorted(indices, reverse=True)) == blocks
+
+
+@pytest.mark.parametrize(
+    ("spelling", "plain", "shown"),
+    [
+        ("7..12", "[7..12]", "[7..12]"),
+        ({"blocks": [7, "8..12"]}, "[7..12]", "[7..12]"),
+        ({"blocks": "7..12", "single_blocks": "none"}, "[7..12]", "[7..12]"),
+        ({"single_blocks": "0,1..37"}, {"single_blocks": "[0..37]"}, "single_blocks [0..37]"),
+        ({"single_blocks": 3, "blocks": "all"}, {"blocks": "all", "single_blocks": "[3]"}, "blocks all, single_blocks [3]"),
+    ],
+)
+def test_a_group_has_one_spelling_that_reads_back(spelling: object, plain: object, shown: str) -> None:
+    group = LayerGroup.parse(spelling)
+    assert to_builtins({"g": group}) == {"g": plain}
+    assert LayerGroup.parse(plain) == group and str(group) == shown
+
+
+def test_what_dvc_makes_of_a_group_of_single_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("maps: {groups: {early: 0..6}}\n")
+    apply_overrides(
+        path, ["+maps.groups.single={single_blocks: [0..9,30]}", "maps.groups.early={blocks: 0..6, single_blocks: 0..1}"]
+    )
+    groups = {name: LayerGroup.parse(raw) for name, raw in read_yaml(path)["maps"]["groups"].items()}
+    assert groups["single"] == LayerGroup(Blocks(()), Blocks((*range(10), 30)))
+    assert groups["early"].resolve(19, 2, "k") == (*range(7), 19, 20)

@@ -53,6 +53,10 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         {"evaluate.adapters": {"graph": "empty"}},
         ["ablation.runs: got graph", "evaluate.adapters.graph", "empty"],
     ),
+    (
+        {"maps.variant": "official_sd3"},
+        ["maps.variant: got official_sd3", "cache_prompts.joined_concepts is false", "set it to true, or maps.variant to ours"],
+    ),
     ({"ablation.epochs": [5, 20]}, ["ablation.epochs: got 5", "train.keep_epochs", "10, 20"]),
     (
         {"curate.train": 4, "train.batch_size": 80, "train.keep_epochs": [10, 20]},

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from sgpipe.arms.kinds import KINDS
 from sgpipe.cli import app
 from sgpipe.errors import ParamsError
-from sgpipe.params.blocks import Blocks
+from sgpipe.params.blocks import Blocks, LayerGroup
 from sgpipe.params.load import SECTIONS, decode, parse_yaml, read_section, section_type, to_builtins
 from sgpipe.params.show import load_all, resolved
 from sgpipe.runs.config import Compute
@@ -31,7 +31,7 @@ class Example(Struct, frozen=True, forbid_unknown_fields=True):
     kind: Literal["a", "b"] = "a"
     kinds: tuple[Literal["a", "b"], ...] = ()
     inner: Inner = Inner()
-    groups: dict[str, Blocks] = {}
+    groups: dict[str, LayerGroup] = {}
 
     def __post_init__(self) -> None:
         if self.kind == "b" and self.rank > 4:
@@ -209,6 +209,9 @@ def test_show_spells_blocks_out_by_stream(with_blocks: Callable[[str], Path]) ->
     assert shown["blocks"] == list(range(19))
     assert shown["single_blocks"] == [0, 1]
     assert shown["groups"] == {"early": [0, 1, 2], "late": [16, 17, 18]}
+    groups = "{single: 0..2, end: {single_blocks: all, blocks: 18}}"
+    shown = resolved(with_blocks(f"{{rank: 1, groups: {groups}}}"))["example"]
+    assert shown["groups"] == {"single": [0, 1, 2], "end": {"blocks": [18], "single_blocks": [0, 1]}}
     assert shown["inner"] == {"rate": 0.5}
 
 
@@ -218,6 +221,8 @@ def test_show_spells_blocks_out_by_stream(with_blocks: Callable[[str], Path]) ->
         ("{rank: 1, blocks: 18..19}", r"example\.blocks: block 19 is out of range; valid: 0\.\.18"),
         ("{rank: 1, single_blocks: 2}", r"example\.single_blocks: block 2 is out of range; valid: 0\.\.1"),
         ("{rank: 1, groups: {late: 30}}", r"example\.groups\.late: block 30 is out of range"),
+        ("{rank: 1, groups: {late: {single_blocks: 2}}}", r"example\.groups\.late\.single_blocks: block 2 .*valid: 0\.\.1"),
+        ("{rank: 1, groups: {late: {singles: 2}}}", r"example\.groups\.\*: got singles; valid: blocks, single_blocks"),
     ],
 )
 def test_blocks_outside_the_model_are_refused(with_blocks: Callable[[str], Path], example: str, says: str) -> None:

@@ -23,7 +23,7 @@ from tests.stages.test_caches import COMMANDS, copied, files, killed, run, set_p
 
 pytestmark = pytest.mark.slow
 COMMANDS |= {name: (f"stages.{name}",) for name in ("saliency", "saliency_noised", "saliency_sheets")}
-GROUPS = {"early": "0", "late": "1..2"}
+GROUPS = {"early": "0", "late": "1..2", "single": {"single_blocks": "all"}}
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +90,12 @@ def test_a_noised_map_is_that_of_one_forward(cached: Path, monkeypatch: pytest.M
     options = MapOptions(GROUPS, "concepts", detach=True)
     with torch.no_grad(), concept_stream(denoiser.transformer, embeds, file.shape[1:], options) as stream:
         denoiser.velocity(z_t, t, prompts.get([triple["prompt"]]))
-    expected = stream.maps()["late"]
-    assert np.allclose(file.read("saliency")[151], expected.saliency[0].numpy(), atol=1e-3)
-    assert np.allclose(file.read("cross")[151], expected.cross[0].numpy(), atol=2e-3)
+    single = MapFile(Path("outputs/saliency_noised/single.parquet"))
+    assert single.facts["blocks"] == "single_blocks all" and "variant" not in single.facts
+    for group, made in (("late", file), ("single", single)):
+        expected = stream.maps()[group]
+        assert np.allclose(made.read("saliency")[151], expected.saliency[0].numpy(), atol=1e-3)
+        assert np.allclose(made.read("cross")[151], expected.cross[0].numpy(), atol=2e-3)
 
 
 def map_triples(root: Path) -> list[dict]:

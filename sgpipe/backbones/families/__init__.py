@@ -63,6 +63,12 @@ def family_of_transformer(transformer: nn.Module) -> Family:
     return found
 
 
+def check_variant(family: Family, variant: str) -> None:
+    """Raises `ParamsError` for a definition of concept maps that the family does not offer."""
+    if variant not in family.map_variants:
+        raise ParamsError(f"maps.variant: got {variant}; valid for a {family.pipeline}: {', '.join(family.map_variants)}")
+
+
 def layout_of(folder: Path) -> Layout:
     """The layout of a pipeline folder. Raises `ModelError`."""
     configs = part_configs(folder, ("transformer", "vae"))

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgpipe.backbones.base import Family, Layout, TextCondition, TextEncoders, check_sizes
+from sgpipe.backbones.block_taps import BlockCall
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.joint_blocks import JointBlockTap, JointTaps
 from sgpipe.backbones.rectified_flow import euler_times
+from sgpipe.backbones.shared_blocks import SharedBlockTap
 from sgpipe.backbones.text import T5WithClips
 from sgpipe.errors import ModelError
 
@@ -54,6 +56,12 @@ class T5AndClip(T5WithClips):
 
 def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
     return args[2:4] if args else (kwargs["temb"], kwargs["image_rotary_emb"])
+
+
+def _single_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> BlockCall:
+    """Rows are [text, image], graph tokens among the text."""
+    text = args[1] if args else kwargs["encoder_hidden_states"]
+    return BlockCall(*_arguments(args, kwargs), image=slice(text.shape[1], None))
 
 
 def rotate(keys: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
@@ -125,4 +133,7 @@ class Flux(Family):
         return euler_times(steps, layout.grid(resolution) ** 2, scheduler)
 
     def taps(self, transformer: Any) -> JointTaps:
-        return JointTaps(transformer, tuple(JointBlockTap(each, _arguments, rotate) for each in transformer.transformer_blocks))
+        """All blocks; the concept rows that leave the last double-stream block enter the first single-stream one."""
+        double = (JointBlockTap(block, _arguments, rotate) for block in transformer.transformer_blocks)
+        single = (SharedBlockTap(block, _single_arguments, rotate) for block in transformer.single_transformer_blocks)
+        return JointTaps(transformer, (*double, *single))

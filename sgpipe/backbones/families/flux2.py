@@ -114,10 +114,6 @@ class Flux2(Family):
             image_projections=("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
             text_projections=("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
             single_projections={name: f"attn.{name}" for name in ("to_qkv_mlp_proj", "to_out")},
-            fused={
-                "to_qkv_mlp_proj": ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"),
-                "to_out": ("to_out.0", "to_add_out"),
-            },
         )
 
     def condition_size(self, configs: Mapping[str, Mapping[str, Any]], tokens: int) -> tuple[int, int | None]:

@@ -6,6 +6,7 @@ and, in 3.5-medium, a second attention among image rows in the first blocks, whi
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from sgpipe.backbones.base import Family, Layout, TextCondition, TextEncoders, check_sizes
+from sgpipe.backbones.block_taps import Attended, attention
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.joint_blocks import JointBlockTap, JointTaps
 from sgpipe.backbones.rectified_flow import scheduler_times
@@ -81,6 +83,24 @@ def _in_place(keys: Tensor, positions: None) -> Tensor:
     return keys
 
 
+@dataclass(frozen=True)
+class OfficialBlockTap(JointBlockTap):
+    """As ConceptAttention's port to SD3 reads a block: O_X is the image's output of the concept pass."""
+
+    def image_output(self, given: Tensor, query: Tensor, attended: Attended, positions: None) -> Tensor:
+        """Image queries attend to [concept keys; image keys], not to the prompt's."""
+        return attention(query, attended.keys, attended.values)
+
+
+@dataclass(frozen=True)
+class OfficialTaps(JointTaps):
+    """As that port conditions concepts."""
+
+    def conditioning(self, args: tuple[Any, ...]) -> Tensor:
+        """The prompt's own: time(t) + its pooled vector."""
+        return self.transformer.time_text_embed.forward(*args)
+
+
 class StableDiffusion3(Family):
     """See `Family`."""
 
@@ -89,6 +109,7 @@ class StableDiffusion3(Family):
     text_parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
     name_parts = ("text_encoder_3", "tokenizer_3")
     longest = 512
+    map_variants = ("ours", "official_sd3")
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
         check_sizes(transformer, ("num_layers", "joint_attention_dim", "patch_size", "in_channels"))
@@ -148,7 +169,14 @@ class StableDiffusion3(Family):
 
     def taps(self, transformer: Any) -> JointTaps:
         """All blocks; q and k leave their norms as `[B, heads, N, d]`."""
-        return JointTaps(
-            transformer,
-            tuple(JointBlockTap(each, _arguments, _in_place, heads_first=True) for each in transformer.transformer_blocks),
-        )
+        return JointTaps(transformer, _tapped(transformer, JointBlockTap))
+
+    def variant_taps(self, transformer: Any, variant: str) -> JointTaps:
+        """See `Family`; docs/attention_maps.md says how `official_sd3` differs."""
+        if variant == "ours":
+            return self.taps(transformer)
+        return OfficialTaps(transformer, _tapped(transformer, OfficialBlockTap))
+
+
+def _tapped(transformer: Any, kind: type[JointBlockTap]) -> tuple[JointBlockTap, ...]:
+    return tuple(kind(block, _arguments, _in_place, heads_first=True) for block in transformer.transformer_blocks)
