@@ -52,6 +52,7 @@ def make_maps(
     options = MapOptions(maps.groups, maps.normalisation, counted, detach=True, variant=maps.variant)
     check_variant(family_of_backbone(backbone), options.variant)
     options.resolve(layout.double_blocks, layout.single_blocks)
+    layout.classifier_free(own.guidance, f"{stage}.guidance")
     grid = layout.grid(backbone.resolution) if maps.side is None else maps.side
     shards = cut("maps", items.num_rows, maps.shard_size)
 

@@ -18,11 +18,11 @@ from sgpipe.arms.kinds.base import Adapter, Base
 from sgpipe.arms.lora import count
 from sgpipe.arms.model import ArmModel
 from sgpipe.arms.resolve import Arm, updated
-from sgpipe.backbones.base import Family
+from sgpipe.backbones.base import Family, Layout
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.source import identity
-from sgpipe.errors import ModelError
+from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.load import decode, to_builtins
 from sgpipe.runs.atomic import write_json
 from sgpipe.training.config import Train
@@ -41,8 +41,26 @@ def _model(denoiser: Denoiser, adapter: Adapter, train: Train) -> ArmModel:
     return ArmModel(denoiser, adapter, train.guidance, precision, times)
 
 
+def check_guidance(layout: Layout, train: Train) -> None:
+    """Raises `ParamsError` where `train.guidance` is missing for a guidance-distilled transformer, or given to another one.
+
+    That is trained on conditional velocities, and guided in sampling alone.
+    """
+    if layout.guidance and train.guidance is None:
+        raise ParamsError("train.guidance: got null; this transformer takes the scale as an input: set it (FLUX.1-dev: 3.5)")
+    if not layout.guidance and train.guidance is not None:
+        raise ParamsError(
+            f"train.guidance: got {train.guidance:g}; this transformer takes no scale and is trained on conditional velocities: "
+            "set it to null, and evaluate.guidance for classifier-free guidance in sampling"
+        )
+
+
 def build(denoiser: Denoiser, backbone: Backbone, arm: Arm, text_scale: float) -> ArmModel:
-    """`denoiser`, frozen, with what the arm adds to it, fresh. Raises `ParamsError` for blocks or targets that the model lacks."""
+    """`denoiser`, frozen, with what the arm adds to it, fresh.
+
+    Raises `ParamsError` for blocks or targets that the model lacks, and as `check_guidance`.
+    """
+    check_guidance(denoiser.layout, arm.train)
     denoiser.transformer.requires_grad_(False)
     base = Base(denoiser, backbone, arm.train.seed, text_scale)
     return _model(denoiser, arm.adapter.build(arm.settings, base), arm.train)

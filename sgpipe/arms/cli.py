@@ -20,6 +20,9 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="seed of the first image's noise")] = 0,
     count: Annotated[int, typer.Option(min=1, help="images, from consecutive seeds")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Euler steps")] = 4,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="guidance scale; by default that of the adapter's training, if it had one")
+    ] = None,
     size: Annotated[int | None, typer.Option(min=16, help="side in pixels; by default that of the adapter's training")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "cpu",
     strict: Annotated[
@@ -70,7 +73,9 @@ def generate(
         raise ParamsError(f"generate --strict: {'; '.join(said)}")
     for each in said:
         print(f"warning: {each}", file=sys.stderr)
-    generator = GraphGenerator.load(model, adapter, device=str(where), backbone=backbone, ahead=([text], [scene]))
+    generator = GraphGenerator.load(
+        model, adapter, device=str(where), backbone=backbone, guidance=guidance, ahead=([text], [scene])
+    )
     images = generator.sample(
         [text] * count, [scene if adapter else None] * count, range(seed, seed + count), steps=steps, size=size
     )

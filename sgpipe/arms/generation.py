@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from torch.nn.utils.rnn import pad_sequence
 from sgpipe.arms.adapter import backbone_of, load_adapter, read_about
 from sgpipe.arms.conditioning import name_table
 from sgpipe.arms.model import ArmModel
-from sgpipe.backbones.base import TextEncoders
+from sgpipe.backbones.base import TextCondition, TextEncoders
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families import family_of, layout_of, open_text_encoders, open_tokenizers
 from sgpipe.backbones.images import decode
 from sgpipe.backbones.loading import load_module, on_device, place
-from sgpipe.backbones.source import snapshot_folder
+from sgpipe.backbones.source import locate, snapshot_folder
 from sgpipe.backbones.text import EncodedTexts
 from sgpipe.backbones.truncation import warn
 from sgpipe.errors import ModelError, ParamsError
@@ -88,19 +89,21 @@ class GraphGenerator:
         """The pipeline of folder `model` and the adapter of a folder that `train_lora` wrote.
 
         Prompt length and precision come from `backbone`, else from the adapter, else from the pipeline's own files; a guidance of
-        None is the adapter's. With `ahead`, all prompts and graphs that will be drawn, the text encoders are gone before the
-        transformer is loaded; without it they stay beside it. Raises `ModelError` if the adapter belongs to another base.
+        None is the adapter's, and one above 1 is classifier-free guidance where the transformer takes no scale. With `ahead`, all
+        prompts and graphs that will be drawn, the text encoders are gone before the transformer is loaded; without it they stay
+        beside it. Raises `ModelError` if the adapter belongs to another base.
         """
         backbone = backbone or backbone_for(model, adapter)
         where = torch.device(device)
         texts = encoders = open_text_encoders(backbone, where, offload)
         if ahead is not None:
             prompts, graphs = ahead
+            guided = layout_of(locate(backbone, ("transformer", "vae"))).classifier_free(guidance)
             named = texts_of([graph for graph in graphs if graph is not None])
             different = list(dict.fromkeys(prompts))
             tokenizers = open_tokenizers(backbone)
             warn(tokenizers.prompts(different) + tokenizers.names(named), "prompts")
-            texts = EncodedTexts(encoders, prompts, ["", *named])
+            texts = EncodedTexts(encoders, prompts, ["", *named], apart=[""] if guided else [])
         del encoders
         denoiser = Denoiser.load(backbone, where, offload)
         made = cls(denoiser, load_module(backbone, "vae"), texts, guidance=guidance, offload=offload)
@@ -148,16 +151,22 @@ class GraphGenerator:
     ) -> Tensor:
         """Latents `[N, C, h, w]` of one batch; either all graphs or none are None."""
         encoded = self.texts.prompts(prompts).to(self.denoiser.device)
+        empty = self._empty_prompt if self.denoiser.layout.classifier_free(self.guidance) else None
         given = [graph for graph in graphs if graph is not None]
         if self.adapter is None:
             if given:
                 raise ModelError("sample: a graph is given, but no adapter is loaded; load one, or give None")
-            return self.denoiser.sample(encoded, seeds, size, steps, self.guidance)
+            return self.denoiser.sample(encoded, seeds, size, steps, self.guidance, unconditional=empty)
         if not given:
             with self.adapter.off():
-                return self.denoiser.sample(encoded, seeds, size, steps, self.guidance)
+                return self.denoiser.sample(encoded, seeds, size, steps, self.guidance, unconditional=empty)
         condition = self.adapter.condition(given, prompts, encoded, self._table(given))
-        return self.adapter.sample(condition, encoded, seeds, size, steps, self.guidance)
+        return self.adapter.sample(condition, encoded, seeds, size, steps, self.guidance, empty)
+
+    @cached_property
+    def _empty_prompt(self) -> TextCondition:
+        """The other side of classifier-free guidance, encoded once."""
+        return self.texts.prompts([""]).to(self.denoiser.device)
 
     def _table(self, graphs: Sequence[SceneGraph]) -> NameTable:
         """Vectors of all names and phrases in the graphs."""

@@ -62,7 +62,7 @@ class ArmModel:
         return self.adapter.condition(Prompts(graphs, texts, text.to(self.denoiser.device), names))
 
     def velocity(self, latents: Tensor, t: Tensor, condition: TextCondition) -> Tensor:
-        """v_θ(z_t, t, condition) `[B, C, h, w]`; see `Denoiser.velocity`."""
+        """v_θ(z_t, t, condition) `[B, C, h, w]`, as in training: one forward; see `Denoiser.velocity`."""
         with torch.autocast(self.denoiser.device.type, self.precision, enabled=self.precision is not None):
             return self.denoiser.velocity(latents, t, condition, self.guidance)
 
@@ -74,14 +74,20 @@ class ArmModel:
         resolution: int,
         steps: int,
         guidance: float | None,
+        unconditional: TextCondition | None = None,
     ) -> Tensor:
-        """Samples `[N, C, h, w]` of `condition`; where the adapter does not work the base steps, with `plain` prompts."""
+        """Samples `[N, C, h, w]` of `condition`; where the adapter does not work the base steps, with `plain` prompts.
+
+        `unconditional` is the empty prompt's encoding, for classifier-free guidance (see `Denoiser.velocity`). With an empty graph
+        it is what it is without one (see `Adapter.condition`); what the adapter changes in the transformer stays on in both
+        forwards, as it does in a pipeline of diffusers that has loaded it.
+        """
 
         def velocity(latents: Tensor, t: Tensor) -> Tensor:
             if is_within(t[0].item(), *self.times):
-                return self.denoiser.velocity(latents, t, condition, guidance)
+                return self.denoiser.velocity(latents, t, condition, guidance, unconditional)
             with self.off():
-                return self.denoiser.velocity(latents, t, plain, guidance)
+                return self.denoiser.velocity(latents, t, plain, guidance, unconditional)
 
         return self.denoiser.sample(plain, seeds, resolution, steps, velocity=velocity)
 

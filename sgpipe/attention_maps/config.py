@@ -53,7 +53,11 @@ class Saliency(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="steps that count into the mean, from 0; null counts all"),
     ] = None
     guidance: Annotated[
-        Annotated[float, Meta(ge=0)] | None, Meta(description="scale that a guidance-distilled transformer takes; null for others")
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(
+            description="scale: an input of a guidance-distilled transformer, elsewhere classifier-free guidance, whose empty "
+            "prompt makes no maps; null or 1 is none"
+        ),
     ] = None
     images: Annotated[int, Meta(ge=1, description="images per class that are kept for the contact sheets")] = 4
     seed: Annotated[int, Meta(ge=0, lt=1 << 31, description="seed of the starting noise")] = 0
@@ -73,7 +77,8 @@ class NoisedMaps(Struct, frozen=True, forbid_unknown_fields=True):
     ]
     times: Annotated[Times, Meta(min_length=1, description="t of z_t = (1 − t) z_0 + t ε; the same ε at every t of an image")]
     guidance: Annotated[
-        Annotated[float, Meta(ge=0)] | None, Meta(description="scale that a guidance-distilled transformer takes; null for others")
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="scale that a guidance-distilled transformer takes; null for others, whose maps it does not change"),
     ] = None
     seed: Annotated[int, Meta(ge=0, lt=1 << 31, description="seed of the noise")] = 0
 

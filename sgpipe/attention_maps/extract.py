@@ -93,11 +93,17 @@ class Observer:
         return torch.stack(rows).to(self.denoiser.device, self.denoiser.dtype)
 
     def along_sampling(self, items: pa.Table, steps: int) -> Seen:
-        """Means over the counted steps of sampling each row's prompt from the noise of its seed."""
+        """Means over the counted steps of sampling each row's prompt from the noise of its seed.
+
+        Classifier-free guidance leads the sampling; maps are of the forwards under the prompt alone.
+        """
         grid = self.denoiser.layout.grid(self.resolution)
         prompts, seeds = self.cache.get(items["prompt"].to_pylist()), items["seed"].to_pylist()
+        empty = self.cache.get([""]) if self.denoiser.layout.classifier_free(self.guidance) else None
         with concept_stream(self.denoiser.transformer, self.concepts(items), (grid, grid), self.options) as stream:
-            latents = self.denoiser.sample(prompts, seeds, self.resolution, steps, self.guidance)
+            latents = self.denoiser.sample(
+                prompts, seeds, self.resolution, steps, self.guidance, unconditional=empty, aside=stream.paused
+            )
         return Seen(stream.maps(), latents)
 
     @torch.no_grad()

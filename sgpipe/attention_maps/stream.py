@@ -64,6 +64,7 @@ class ConceptStream:
         """Forwards of the transformer that came to their end since the stream was opened."""
         self._scored = sorted({index for blocks in self.groups.values() for index in blocks})
         self._sums = GroupSums(self.groups)
+        self._paused = False
         self._forward: _Forward | None = None
         self._forward_of = WeakTensorKeyDictionary()
         self._visit: _Visit | None = None
@@ -75,6 +76,15 @@ class ConceptStream:
                 f"no maps yet: {self.forwards} forwards ended, and the steps that count are {self.options.steps or 'all'}"
             )
         return self._sums.means(self.grid)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within the body forwards are not counted, make no maps and may be of any batch: those of an empty prompt, say."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -101,7 +111,7 @@ class ConceptStream:
     def _begin(self, embedder: Any, args: tuple[Tensor, ...], temb: Tensor) -> None:
         """Start a forward: rows of the first block, and the concepts' own conditioning."""
         self._forward = None
-        if self.options.steps is not None and self.forwards not in self.options.steps:
+        if self._paused or (self.options.steps is not None and self.forwards not in self.options.steps):
             return
         if len(temb) != len(self.concept_embeds):
             raise ValueError(f"concept_embeds are for {len(self.concept_embeds)} samples; the forward has {len(temb)}")
@@ -168,7 +178,7 @@ class ConceptStream:
             forward.finished = True
             self._sums.add_forward(forward.sums)
             forward.sums = GroupSums(self.groups)
-        self.forwards += 1
+        self.forwards += not self._paused
 
     def _grad_mode(self) -> Any:
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.options.detach)

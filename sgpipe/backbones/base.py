@@ -105,7 +105,7 @@ class Layout:
     vae_factor: int
     """Pixels per latent along a side."""
     guidance: bool
-    """The transformer takes the guidance scale as an input (guidance-distilled)."""
+    """The transformer takes the guidance scale as an input (guidance-distilled); others are guided by two forwards."""
     double_block: str
     """Module name of double-stream block `{index}`."""
     single_block: str
@@ -130,6 +130,20 @@ class Layout:
                 f"({self.vae_factor} pixels per latent, {self.patch} latents per token)"
             )
         return resolution // self.pixels_per_token
+
+    def classifier_free(self, scale: float | None, knob: str = "guidance") -> float | None:
+        """The scale where it means classifier-free guidance: above 1, and the transformer does not take it as an input; else None.
+
+        Raises `ModelError` naming the knob for one below 1 there, which would lead to the empty prompt's image.
+        """
+        if self.guidance or scale is None:
+            return None
+        if scale < 1:
+            raise ModelError(
+                f"{knob}: got {scale:g}; this transformer takes no scale as an input and is guided by a second forward: set it "
+                "above 1, or to null for no guidance"
+            )
+        return scale if scale > 1 else None
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """`(channels, height, width)` of the latents of a square image."""
@@ -211,8 +225,18 @@ class Family(Protocol):
         return
 
     def velocity(self, transformer: Any, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None) -> Tensor:
-        """v `[B, C, h, w]` of latents `[B, C, h, w]` at times `[B]` in [0, 1]; all on one device, in the weights' precision."""
+        """v `[B, C, h, w]` of latents `[B, C, h, w]` at times `[B]` in [0, 1]; all on one device, in the weights' precision.
+
+        One forward. `guidance` is the input of a guidance-distilled transformer, None for others.
+        """
         ...
+
+    def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance (Ho & Salimans 2022, eq. 6) of velocities `[B, C, h, w]`: v_∅ + s (v_c − v_∅).
+
+        `scale` s is 1 + w in the paper's letters: 1 is the conditional velocity.
+        """
+        return unconditional + scale * (conditional - unconditional)
 
     def sigmas(self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
         """Times `[steps + 1]` from 1 to 0 that the family's own pipeline steps between, for its scheduler's configuration."""

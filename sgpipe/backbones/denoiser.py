@@ -1,6 +1,7 @@
 """The transformer of a pipeline as a velocity field over image-shaped latents, and sampling along it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
@@ -45,17 +46,40 @@ class Denoiser:
         """Precision of the weights that are not quantised, and of latents on their way through."""
         return next(weight.dtype for weight in self.transformer.parameters() if weight.is_floating_point())
 
-    def velocity(self, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None = None) -> Tensor:
+    def velocity(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        condition: TextCondition,
+        guidance: float | None = None,
+        unconditional: TextCondition | None = None,
+        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Tensor:
         """v_θ(z_t, t, condition) `[B, C, h, w]` for latents `[B, C, h, w]` at times `[B]`.
 
-        `guidance` is the scale that a guidance-distilled transformer takes as an input. Raises `ModelError` if it is missing
-        there, or given to a transformer that takes none. Gradients flow if they are enabled.
+        `guidance` is the scale that a guidance-distilled transformer takes as an input. Elsewhere one above 1 is classifier-free
+        guidance (Ho & Salimans 2022): `Family.guided` of this velocity and that of `unconditional`, the one row of the empty
+        prompt; None and 1 are one forward. It runs a second forward of B samples, within `aside`, rather than one of 2B: the empty
+        prompt's rows need no padding and no mask beside graph tokens, so that they are the same whatever the batch is given, and a
+        step takes the memory of an unguided one. Raises `ModelError` if a scale or `unconditional` is missing where it is
+        needed, or the scale is not valid. Gradients flow if they are enabled.
         """
-        if (guidance is None) == self.layout.guidance:
-            need = "needs a guidance scale (FLUX.1-dev: 3.5, FLUX.2-dev: 4)" if self.layout.guidance else "takes no guidance"
-            raise ModelError(f"guidance: got {guidance}; this transformer {need}")
-        latents, condition = latents.to(self.device, self.dtype), condition.to(self.device, self.dtype)
-        return self.family.velocity(self.transformer, latents, t.to(self.device), condition, guidance)
+        scale = self.layout.classifier_free(guidance)
+        if self.layout.guidance and guidance is None:
+            raise ModelError("guidance: got None; this transformer needs a guidance scale (FLUX.1-dev: 3.5, FLUX.2-dev: 4)")
+        latents, t = latents.to(self.device, self.dtype), t.to(self.device)
+        taken = guidance if self.layout.guidance else None
+
+        def forward(given: TextCondition) -> Tensor:
+            return self.family.velocity(self.transformer, latents, t, given.to(self.device, self.dtype), taken)
+
+        if scale is None:
+            return forward(condition)
+        if unconditional is None:
+            raise ModelError(f"guidance: got {scale:g}; classifier-free guidance needs the condition of the empty prompt, too")
+        velocity = forward(condition)
+        with aside():
+            return self.family.guided(velocity, forward(TextCondition.cat([unconditional] * len(latents))), scale)
 
     @torch.no_grad()
     def sample(
@@ -66,17 +90,19 @@ class Denoiser:
         steps: int,
         guidance: float | None = None,
         velocity: Velocity | None = None,
+        unconditional: TextCondition | None = None,
+        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Tensor:
         """Latents `[B, C, h, w]` by Euler steps from t = 1 to 0, without gradients.
 
-        `velocity` of states and times is that of `prompts`, unless another is given. The noise of an image depends on its seed
-        alone, so an image does not depend on the batch it is drawn in (but for rounding).
+        `velocity` of states and times is that of `prompts`, guided as `Denoiser.velocity` says, unless another is given. The noise
+        of an image depends on its seed alone, so an image does not depend on the batch it is drawn in (but for rounding).
         """
         latents = noise(seeds, self.layout.latent_shape(resolution)).to(self.device, self.dtype)
         times = self.family.sigmas(steps, self.layout, resolution, self.scheduler)
         prompts = prompts.to(self.device, self.dtype)
         for t, t_next in pairwise(times.tolist()):
             at = torch.full([len(latents)], t)
-            v = velocity(latents, at) if velocity else self.velocity(latents, at, prompts, guidance)
+            v = velocity(latents, at) if velocity else self.velocity(latents, at, prompts, guidance, unconditional, aside)
             latents = euler_step(latents, v, t, t_next)
         return latents

@@ -82,14 +82,18 @@ class T5WithClips:
 class EncodedTexts:
     """Encodings of known texts, made at once and kept on the CPU; the encoders that made them can go.
 
-    So an image's transformer need not share a device with T5. Raises `ModelError` for a text that was not named.
+    So an image's transformer need not share a device with T5. Prompts of `apart` are encoded one by one, so that the others round
+    alike with and without them. Raises `ModelError` for a text that was not named.
     """
 
-    def __init__(self, encoders: TextEncoders, prompts: Iterable[str], names: Iterable[str], batch: int = 16) -> None:
+    def __init__(
+        self, encoders: TextEncoders, prompts: Iterable[str], names: Iterable[str], batch: int = 16, apart: Iterable[str] = ()
+    ) -> None:
         self._prompts: dict[str, TextCondition] = {}
         self._names: dict[str, Tensor] = {}
         for texts in _batches(prompts, batch):
             self._prompts |= zip(texts, encoders.prompts(texts).rows(), strict=True)
+        self._prompts |= {text: encoders.prompts([text]) for text in apart if text not in self._prompts}
         for texts in _batches(names, batch):
             self._names |= zip(texts, encoders.concepts(texts), strict=True)
 

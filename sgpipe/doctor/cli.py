@@ -68,6 +68,7 @@ def doctor(
         *inputs.check_data(placed, [root / path for path in TRIPLES], pulled),
         *inputs.check_parameters(params, sections),
         *inputs.check_pipeline(backbone),
+        *inputs.check_guidance(backbone, sections),
         *machine.check_disk({"outputs": root / "outputs", "the data": data}),
         *([machine.check_download(need, Path(HF_HUB_CACHE))] if need and absent else []),
         *machine.check_memory(need, device, found),

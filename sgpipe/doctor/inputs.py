@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from sgpipe.backbones.config import Backbone
-from sgpipe.backbones.families import family_of, read_layout
+from sgpipe.backbones.families import family_of, layout_of, read_layout
 from sgpipe.backbones.loading import check_part
 from sgpipe.backbones.source import check_source, part_configs, snapshot_folder
 from sgpipe.backbones.weights import part_problem, weight_files
@@ -166,6 +166,25 @@ def check_data(data: Data, triples: list[Path], pulled: bool) -> list[Finding]:
     except DataError as error:
         findings.append(warn("data", str(error), again))
     return findings
+
+
+def check_guidance(backbone: Backbone, sections: Mapping[str, Any]) -> list[Finding]:
+    """Whether the scales of training, images and maps are such as the pipeline takes; nothing where it is not there."""
+    from sgpipe.arms.adapter import check_guidance as check_training
+
+    folder = snapshot_folder(backbone.model, backbone.revision)
+    try:
+        layout = None if folder is None else layout_of(folder)
+    except ModelError:  # `check_pipeline` says so
+        layout = None
+    if layout is None:
+        return []
+    sampled = [(f"{name}.guidance", sections[name].guidance) for name in ("saliency", "evaluate")]
+    checks: list[Callable[[], Any]] = [
+        partial(check_training, layout, sections["train"]),
+        *(partial(layout.classifier_free, scale, knob) for knob, scale in sampled),
+    ]
+    return [finding for check in checks for finding in refused(check, "parameters")]
 
 
 def check_pipeline(backbone: Backbone) -> list[Finding]:

@@ -42,7 +42,10 @@ class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):
     steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to image")] = 4
     guidance: Annotated[
         Annotated[float, Meta(ge=0)] | None,
-        Meta(description="scale that a guidance-distilled transformer takes, of the base and of every arm; null for others"),
+        Meta(
+            description="scale, of the base and of every arm: an input of a guidance-distilled transformer, elsewhere "
+            "classifier-free guidance with the empty prompt and no graph; null or 1 is none"
+        ),
     ] = None
     batch_size: Annotated[int, Meta(ge=1, description="images per forward of the transformer")] = 16
     shard_size: Annotated[int, Meta(ge=1, description="images per shard, the unit of resuming")] = 96

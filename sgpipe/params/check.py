@@ -152,12 +152,14 @@ def _steps(found: Any) -> Iterator[str]:
 
 
 def _guidance(found: Any) -> Iterator[str]:
-    """A guidance-distilled base takes a scale everywhere, another one nowhere."""
+    """A guidance-distilled base takes a scale everywhere, another one in sampling alone."""
     for name in ("evaluate", "saliency", "saliency_noised") if found.train else ():
         section = getattr(found, name)
-        if section and (section.guidance is None) != (found.train.guidance is None):
+        if section is None or (section.guidance is None) == (found.train.guidance is None):
+            continue
+        if name == "saliency_noised" or section.guidance is None:
             got, own = ("null" if scale is None else f"{scale:g}" for scale in (section.guidance, found.train.guidance))
             yield (
                 f"{name}.guidance: got {got}, and train.guidance is {own}; a guidance-distilled transformer takes a scale in both, "
-                "another one null"
+                "another one null: classifier-free guidance is of evaluate and saliency alone, which sample"
             )

@@ -162,7 +162,8 @@ class Train(Struct, frozen=True, forbid_unknown_fields=True):
     compile: Annotated[bool, Meta(description="fuse every block with torch.compile")] = False
     gradient_checkpointing: Annotated[bool, Meta(description="compute blocks twice to save memory")] = False
     guidance: Annotated[
-        Annotated[float, Meta(ge=0)] | None, Meta(description="scale that a guidance-distilled transformer takes")
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="scale that a guidance-distilled transformer takes; null for others, trained on conditional velocities"),
     ] = None
     validation: Annotated[Validation, Meta(description="control losses and images")] = Validation()
     keep_epochs: Annotated[tuple[int, ...], Meta(description="epochs after which the adapter is kept, too")] = ()

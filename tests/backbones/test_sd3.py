@@ -86,8 +86,6 @@ def test_the_velocity_is_that_of_the_transformer_itself(
     t = torch.tensor([0.3, 0.998, 0.5])
     theirs = pipeline.transformer(latents, text.states, text.pooled, t * 1000, return_dict=False)[0]
     assert torch.equal(denoiser.velocity(latents, t, text), theirs)
-    with pytest.raises(ModelError, match="takes no guidance"):
-        denoiser.velocity(latents, t, text, 3.5)
 
 
 @pytest.mark.parametrize("steps", [4, 7])

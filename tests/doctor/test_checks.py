@@ -25,7 +25,7 @@ from sgpipe.datasets.tables import TRIPLES, write_table
 from sgpipe.doctor import inputs, machine
 from sgpipe.doctor.cli import doctor
 from sgpipe.doctor.findings import Finding, Level
-from sgpipe.doctor.inputs import check_dvc, check_parameters, check_pipeline
+from sgpipe.doctor.inputs import check_dvc, check_guidance, check_parameters, check_pipeline
 from sgpipe.doctor.memory import GIB
 from sgpipe.errors import ModelError, ParamsError, SgpipeError
 from sgpipe.fetch.visual_genome import REJECTS
@@ -150,6 +150,24 @@ def test_hub_ids_are_looked_up_in_the_cache(pipeline, tmp_path, monkeypatch):
     assert "needs a commit (40 hex digits)" in failures(check_pipeline(Backbone(model="someone/flux", **BACKBONE)))
 
 
+def test_scales_that_the_pipeline_does_not_take(pipeline, repo_root):
+    sections = load_all(repo_root / "params.yaml")
+
+    def found(distilled: bool, **scales: float) -> str:
+        config = json.loads((pipeline / "transformer" / "config.json").read_text())
+        (pipeline / "transformer" / "config.json").write_text(json.dumps({**config, "guidance_embeds": distilled}))
+        changed = {name: replace(sections[name], guidance=scale) for name, scale in scales.items()}
+        return failures(check_guidance(local(pipeline), {**sections, **changed}))
+
+    assert "train.guidance: got null -> this transformer takes the scale as an input: set it" in found(True)
+    assert found(True, train=3.5, evaluate=0.5) == found(False) == found(False, evaluate=4.5, saliency=1.0) == ""
+    assert "train.guidance: got 4.5 -> this transformer takes no scale" in found(False, train=4.5)
+    text = found(False, evaluate=0.5, saliency=0.2)
+    assert "evaluate.guidance: got 0.5 ->" in text and "saliency.guidance: got 0.2 ->" in text
+    absent = Backbone(model="someone/flux", revision=COMMIT, **BACKBONE)
+    assert check_guidance(absent, sections) == []
+
+
 @pytest.mark.parametrize("content", [b"", b"\x05\0\0\0\0\0\0\0junk!", b"\xff" * 16])
 def test_files_that_are_no_safetensors(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
@@ -231,6 +249,8 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     sections["backbone"] = {"model": str(pipeline), "files": str(pipeline), **BACKBONE}
     sections["lora"] |= {"blocks": "0..2", "rank": 4}
     sections["train"]["batch_size"] = 3
+    for name in ("train", "evaluate", "saliency", "saliency_noised"):
+        sections[name]["guidance"] = 3.5
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
     words = ["--params", str(tmp_path / "params.yaml"), "--gpu", "16"]
     monkeypatch.setenv("COLUMNS", "200")

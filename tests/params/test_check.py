@@ -93,7 +93,9 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         {"train.validation.steps": 8},
         ["train.times.steps: got 4", "train.validation.steps is 8", "train.times.density"],
     ),
-    ({"evaluate.guidance": 3.5}, ["evaluate.guidance: got 3.5", "train.guidance is null"]),
+    ({"train.guidance": 3.5}, ["evaluate.guidance: got null", "train.guidance is 3.5"]),
+    ({"train.guidance": 3.5, "evaluate.guidance": 3.5}, ["saliency.guidance: got null", "train.guidance is 3.5"]),
+    ({"saliency_noised.guidance": 3.5}, ["saliency_noised.guidance: got 3.5", "train.guidance is null", "evaluate and saliency"]),
 ]  # fmt: skip
 
 
@@ -118,6 +120,8 @@ def test_sections_that_disagree_are_refused_by_both_names(params: Path, settings
         {"train.conditions": {"neutral": 0.5, "conflicting": 0.5}},
         {"train.validation": {"every": 10, "images": 0, "steps": 8}},
         {"train.losses.saliency": {"weight": 0, "group": "mid"}},
+        {"evaluate.guidance": 4.5, "saliency.guidance": 4.5},
+        dict.fromkeys(("train.guidance", "evaluate.guidance", "saliency.guidance", "saliency_noised.guidance"), 3.5),
     ],
 )
 def test_what_agrees_passes(params: Path, settings: dict[str, Any]) -> None:
