@@ -86,6 +86,7 @@ def target_modules(layout: Layout, lora: Lora) -> list[str]:
     double = lora.blocks.resolve(layout.double_blocks, "lora.blocks")
     single = lora.single_blocks.resolve(layout.single_blocks, "lora.single_blocks")
     there = {name.removeprefix("attn."): name for name in (*layout.image_projections, *layout.text_projections)}
+    there |= {name: name for name in layout.second_projections}
     names: list[str] = []
     valid: dict[str, Mapping[str, str]] = {}
     found: set[tuple[str, str]] = set()

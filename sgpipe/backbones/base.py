@@ -115,7 +115,10 @@ class Layout:
     single_projections: Mapping[str, str]
     """Projections of a single-stream block, where text and image share weights, by the name that `lora.targets` uses."""
     lacking: frozenset[str] = frozenset()
-    """Full names that the pattern above makes and this model does not have (SD3's last block has no text output)."""
+    """Full names that the patterns make and this model does not have (SD3's last block has no text output)."""
+    second_projections: tuple[str, ...] = ()
+    """Those of a second attention of image rows among themselves, in the double-stream blocks that have one; `lora.targets` takes
+    them by these names."""
 
     @property
     def pixels_per_token(self) -> int:

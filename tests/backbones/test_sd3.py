@@ -28,7 +28,7 @@ from sgpipe.backbones.families import open_text_encoders
 from sgpipe.backbones.loading import load_plain
 from sgpipe.backbones.prompt_cache import PromptCache
 from sgpipe.backbones.rectified_flow import interpolate, noise
-from sgpipe.errors import DataError, ModelError, ParamsError
+from sgpipe.errors import DataError, ParamsError
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
@@ -100,16 +100,17 @@ def test_sampling_equals_the_pipeline(
     assert torch.equal(mine, theirs)
 
 
-def test_only_the_last_block_lacks_a_text_output(denoiser: Denoiser) -> None:
+def test_only_the_last_block_lacks_a_text_output_and_all_but_the_first_a_second_attention(denoiser: Denoiser) -> None:
     layout, transformer = denoiser.layout, denoiser.transformer
     names = [
         f"{layout.double_block.format(index=index)}.{part}"
         for index in range(DOUBLE)
-        for part in layout.image_projections + layout.text_projections
+        for part in layout.image_projections + layout.text_projections + layout.second_projections
     ]
     there = {name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)}
     assert {name for name in names if name not in there} == layout.lacking
-    assert layout.lacking == {f"transformer_blocks.{DOUBLE - 1}.attn.to_add_out"}
+    assert {name for name in layout.lacking if ".attn." in name} == {f"transformer_blocks.{DOUBLE - 1}.attn.to_add_out"}
+    assert len(layout.lacking) == 1 + 4 * (DOUBLE - 1)
 
 
 def maps_of(
@@ -229,15 +230,17 @@ def test_an_observer_of_the_official_maps_reads_concepts_in_the_text_of_all(tmp_
 
 
 def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> None:
-    """The same caches, training and sampling as FLUX; the adapter acts in the pipeline as it does here."""
+    """The same caches, training and sampling as FLUX; the adapter, on the first block's second attention too, acts in the pipeline
+    as it does here."""
     backbone = backbone_of(write_sd3_pipeline(tmp_path / "models" / "tiny", shift=1.0), single_blocks=0)
     world: World = write_world(tmp_path, backbone=backbone)
     recipe = tiny_train(epochs=1, keep_epochs=(), active_timesteps="always")
-    arm = world.arm(recipe, lora=replace(LORA, blocks=Blocks.parse("all")))
+    arm = world.arm(recipe, lora=replace(LORA, blocks=Blocks.parse("all"), targets=(*LORA.targets, "attn2.to_q")))
     fitted = fit(arm, world.denoiser(), backbone, world.data(), tmp_path / "state", ALONE, {})
     assert fitted.history.controls[-1]["losses"]["graph"] != fitted.history.controls[-1]["losses"]["empty"]
     weights = load_file(tmp_path / "state" / "adapter" / "pytorch_lora_weights.safetensors")
-    assert len(weights) == 2 * 4 * DOUBLE
+    assert len(weights) == 2 * (4 * DOUBLE + 1)
+    assert weights["transformer.transformer_blocks.0.attn2.to_q.lora_B.weight"].abs().max() > 0
     assert all(name.startswith("transformer.transformer_blocks.") for name in weights)
 
     weighed = tiny_train(losses=Losses(saliency=Weighted(weight=1.0, group="all")))

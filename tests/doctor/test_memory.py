@@ -10,6 +10,7 @@ from torch import nn
 
 from sgpipe.arms.config import Arms
 from sgpipe.backbones.families.flux import Flux
+from sgpipe.backbones.families.sd3 import StableDiffusion3
 from sgpipe.doctor import memory
 from sgpipe.doctor.memory import GIB, PeakMemory, Size, build, configs_of, family_of_configs, measure, planned_lora
 from sgpipe.doctor.plan import choose, gpu_room, plan_table, ways
@@ -20,7 +21,7 @@ from sgpipe.params.show import load_all
 from sgpipe.presets import with_preset
 from sgpipe.training.config import Losses, Margin
 from tests.doctor.conftest import BACKBONE, LAYOUT, LORA, TINY, TRAIN
-from tests.tiny import write_flux2_pipeline
+from tests.tiny import write_flux2_pipeline, write_sd3_pipeline
 
 
 def test_flux_schnell_has_its_published_size_and_lora_the_predecessors(repo_root):
@@ -86,11 +87,22 @@ def test_the_planned_arm_is_the_one_with_most_lora(repo_root):
         planned({"graph": {"kind": "graph_lora"}}, blocks=Blocks.parse("0"), targets=("proj_out",))
 
 
-def test_published_text_encoders_and_autoencoder():
-    parts = PUBLISHED["black-forest-labs/FLUX.1-dev"]
+@pytest.mark.parametrize(
+    ("model", "encoders"),
+    [
+        ("black-forest-labs/FLUX.1-dev", {"text_encoder": 123_060_480, "text_encoder_2": 4_762_310_656}),
+        (
+            "stabilityai/stable-diffusion-3.5-medium",
+            {"text_encoder": 123_650_304, "text_encoder_2": 694_659_840, "text_encoder_3": 4_762_310_656},
+        ),
+    ],
+)
+def test_published_text_encoders_and_autoencoder(model, encoders):
+    """CLIPs with a projection have width × projected width more."""
+    parts = PUBLISHED[model]
     sizes = {name: Size.of(build(config)).total for name, config in parts.items() if name != "transformer"}
-    assert sizes == {"text_encoder": 123_060_480, "text_encoder_2": 4_762_310_656, "vae": 83_819_683}
-    assert parts["transformer"]["guidance_embeds"] is True
+    assert sizes == {**encoders, "vae": 83_819_683}
+    assert PUBLISHED["black-forest-labs/FLUX.1-dev"]["transformer"]["guidance_embeds"] is True
 
 
 def test_peak_counts_storages_once_and_forgets_the_dead():
@@ -178,7 +190,7 @@ def test_broken_architectures_are_named(tmp_path):
         configs_of(str(tmp_path), None)
     with pytest.raises(ModelError, match="the class 'Nonsense'"):
         build({"_class_name": "Nonsense"})
-    with pytest.raises(ModelError, match=r"known: .*black-forest-labs/FLUX\.1-schnell"):
+    with pytest.raises(ModelError, match=r"known: Qwen/Qwen-Image, black-forest-labs/FLUX\.1-dev, "):
         configs_of("nobody/nothing", None)
     with pytest.raises(ModelError, match=r"'UNet2DConditionModel' is no transformer of a known family; valid: Flux"):
         family_of_configs({"transformer": {"_class_name": "UNet2DConditionModel"}})
@@ -276,3 +288,47 @@ def test_a_folder_of_another_planned_family(tmp_path):
     folder = write_flux2_pipeline(tmp_path / "tiny", dev=True)
     configs, layout = configs_of(str(folder), None)
     assert set(configs) == {"transformer", "text_encoder", "vae"} and layout.guidance
+
+
+SD3 = {
+    "transformer": {
+        "_class_name": "SD3Transformer2DModel", "sample_size": 16, "patch_size": 2, "in_channels": 4, "out_channels": 4,
+        "num_layers": 3, "attention_head_dim": 16, "num_attention_heads": 4, "joint_attention_dim": 64,
+        "caption_projection_dim": 64, "pooled_projection_dim": 48, "pos_embed_max_size": 16, "dual_attention_layers": [0, 1],
+        "qk_norm": "rms_norm",
+    },
+    **{
+        name: {**TINY["text_encoder"], "architectures": ["CLIPTextModelWithProjection"], "projection_dim": 24}
+        for name in ("text_encoder", "text_encoder_2")
+    },
+    "text_encoder_3": {**TINY["text_encoder_2"], "d_model": 64},
+    "vae": TINY["vae"],
+}  # fmt: skip
+"""Three text encoders, latents that stay images, no scale as an input, a second attention in the first two blocks."""
+
+
+def test_stable_diffusion_3_is_planned(monkeypatch):
+    """Its condition has CLIP's 16 rows before the 8 of T5 and those of the graph; guidance by two forwards costs no memory."""
+    seen, velocity = [], StableDiffusion3.velocity
+
+    def watched(self, transformer, latents, t, condition, guidance):
+        seen.append((tuple(latents.shape), tuple(condition.states.shape), tuple(condition.pooled.shape), guidance))
+        return velocity(self, transformer, latents, t, condition, guidance)
+
+    monkeypatch.setattr(StableDiffusion3, "velocity", watched)
+    layout = family_of_configs(SD3).layout(SD3["transformer"], SD3["vae"])
+    found = measure(SD3, layout, replace(BACKBONE, single_blocks=0), LORA, TRAIN)
+    assert set(seen) == {((2, 4, 16, 16), (2, 16 + 8 + 16, 64), (2, 48), None)}
+    assert found.sizes.keys() == {"transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae"}
+    assert found.lora == 2 * 4 * 4 * (64 + 64)
+    assert found.train > found.train_checkpointed > found.forward > 0
+    second = replace(LORA, targets=(*LORA.targets, "attn2.to_q"))
+    assert measure(SD3, layout, replace(BACKBONE, single_blocks=0), second, TRAIN).lora == (2 * 4 + 1) * 4 * (64 + 64)
+    assert plan_table(found, [16]).row_count == 4
+
+
+def test_a_pipeline_of_another_family_is_planned_from_its_folder(tmp_path):
+    folder = write_sd3_pipeline(tmp_path / "tiny")
+    configs, layout = configs_of(str(folder), None)
+    assert list(configs) == ["transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae"]
+    assert (layout.double_blocks, layout.single_blocks, layout.guidance) == (3, 0, False)

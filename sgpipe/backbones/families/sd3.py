@@ -2,7 +2,8 @@
 
 Unlike FLUX: three text encoders (77 rows of CLIP-L and CLIP-G side by side, zero-padded to T5's width, then T5's rows), latents
 that stay images, the joint sequence [image, text], no rotary embedding, no text output in the last block, q/k norms in 3.5 alone
-and, in 3.5-medium, a second attention among image rows in the first blocks, which is left as it is.
+and, in 3.5-medium, a second attention of image rows among themselves in the first blocks: a place for LoRA, and nothing that
+concepts have a part in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -119,7 +120,9 @@ class StableDiffusion3(Family):
                 f"{transformer.get('_class_name')} of {channels} input channels on a VAE of {latents} channels: an "
                 f"{self.transformer} of as many channels is needed"
             )
-        count = transformer["num_layers"]
+        count, dual = transformer["num_layers"], set(transformer.get("dual_attention_layers") or ())
+        second = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0") if dual else ()
+        without = [index for index in range(count) if index not in dual]
         return Layout(
             double_blocks=count,
             single_blocks=0,
@@ -133,7 +136,11 @@ class StableDiffusion3(Family):
             image_projections=("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
             text_projections=("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
             single_projections={},
-            lacking=frozenset({f"transformer_blocks.{count - 1}.attn.to_add_out"}),
+            lacking=frozenset(
+                {f"transformer_blocks.{count - 1}.attn.to_add_out"}
+                | {f"transformer_blocks.{index}.{part}" for index in without for part in second}
+            ),
+            second_projections=second,
         )
 
     def condition_size(self, configs: Mapping[str, Mapping[str, Any]], tokens: int) -> tuple[int, int | None]:
