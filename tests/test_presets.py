@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from sgpipe.arms.adapter import check_guidance
 from sgpipe.arms.lora import target_modules
 from sgpipe.backbones.families.flux2 import Flux2Klein
+from sgpipe.backbones.families.sd3 import StableDiffusion3
 from sgpipe.backbones.source import check_source
 from sgpipe.cli import app
 from sgpipe.doctor.published import PUBLISHED
@@ -17,7 +19,9 @@ from sgpipe.params.load import read_yaml
 from sgpipe.params.show import load_all, resolved
 from sgpipe.presets import apply, available, changes, preset_path, shown, with_preset
 
-PRESETS = ("flux-dev-vg", "flux-schnell-vg", "flux2-klein-vg", "predecessor-miniature", "qwen-image-vg")
+PRESETS = (
+    "flux-dev-vg", "flux-schnell-vg", "flux2-klein-vg", "predecessor-miniature", "qwen-image-vg", "sd3.5-large-vg", "sd3.5-medium-vg",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -40,13 +44,19 @@ def test_every_preset_says_what_it_is(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_applied_it_is_a_valid_configuration_and_leaves_nothing_to_change(root: Path, name: str) -> None:
+def test_applied_it_is_a_valid_configuration_and_leaves_nothing_to_change(
+    root: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params, preset = root / "params.yaml", preset_path(root / "presets", name)
     text, before = params.read_text(encoding="utf-8"), resolved(params)
     made = apply(params, preset)
     after = resolved(params)
     assert made and changes(params, preset) == [] and apply(params, preset) == []
-    check_source(load_all(params)["backbone"])
+    monkeypatch.chdir(root)
+    backbone = load_all(params)["backbone"]
+    if backbone.model.startswith("models/"):  # an embedded checkpoint, which tests of the pipeline read
+        Path(backbone.model).mkdir(parents=True)
+    check_source(backbone)
     assert comments(params.read_text(encoding="utf-8")) == comments(text)
     assert list(read_yaml(params)) == list(before)
     touched = {change.knob for change in made}
@@ -87,6 +97,27 @@ def test_flux2_klein_has_the_same_recipe(root: Path) -> None:
     assert (backbone.double_blocks, backbone.single_blocks) == (layout.double_blocks, layout.single_blocks) == (5, 20)
     assert len(target_modules(layout, preset["lora"])) == 4 * 5 and layout.grid(backbone.resolution) == 16
     assert set(preset["maps"].groups) == set(other["maps"].groups)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("sd3.5")])
+def test_stable_diffusion_is_guided_in_sampling_alone(root: Path, name: str) -> None:
+    """And blocks are those of the published configuration, its groups thirds of them; LoRA sits on the middle one."""
+    params = root / "params.yaml"
+    apply(params, preset_path(root / "presets", name))
+    found = load_all(params)
+    parts = PUBLISHED[found["backbone"].model]
+    layout = StableDiffusion3().layout(parts["transformer"], parts["vae"])
+    assert (found["backbone"].double_blocks, found["backbone"].single_blocks) == (layout.double_blocks, 0)
+    assert layout.grid(found["backbone"].resolution) == 32 and found["backbone"].max_sequence_length == 256
+    check_guidance(layout, found["train"])
+    assert layout.classifier_free(found["evaluate"].guidance) == found["saliency"].guidance > 1
+    assert found["saliency_noised"].guidance is None
+    assert found["evaluate"].steps == found["saliency"].steps == found["train"].validation.steps == 28
+    groups = [group.blocks.indices for group in found["maps"].groups.values()]
+    assert sum(groups, ()) == tuple(range(layout.double_blocks)) and max(map(len, groups)) - min(map(len, groups)) <= 1
+    assert found["lora"].blocks.indices == groups[1]
+    assert len(target_modules(layout, found["lora"])) == 4 * len(groups[1])
+    assert found["train"].epochs * found["curate"].train // found["train"].batch_size == 8000
 
 
 def test_settings_of_the_user_stay(root: Path) -> None:
