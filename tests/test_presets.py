@@ -20,7 +20,8 @@ from sgpipe.params.show import load_all, resolved
 from sgpipe.presets import apply, available, changes, preset_path, shown, with_preset
 
 PRESETS = (
-    "flux-dev-vg", "flux-schnell-vg", "flux2-klein-vg", "predecessor-miniature", "qwen-image-vg", "sd3.5-large-vg", "sd3.5-medium-vg",
+    "flux-dev-vg", "flux-schnell-vg", "flux2-klein-vg", "predecessor-miniature", "qwen-image-vg", "sd3.5-large-vg",
+    "sd3.5-medium-vg",
 )  # fmt: skip
 
 

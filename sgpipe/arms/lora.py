@@ -72,9 +72,10 @@ _FUNCTIONS: Final[dict[str, str]] = {
     "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o",
     "add_q_proj": "q", "add_k_proj": "k", "add_v_proj": "v", "to_add_out": "o",
     "proj_out": "o", "to_qkv_mlp_proj": "qkv", "to_out": "o",
+    "attn2.to_q": "", "attn2.to_k": "", "attn2.to_v": "", "attn2.to_out.0": "",
 }  # fmt: skip
 """What a target computes: query, key, value, output. Where text and image share weights, one module does it for both, and a fused
-one all of its functions."""
+one all of its functions. Nothing else does what a second attention does."""
 
 
 def target_modules(layout: Layout, lora: Lora) -> list[str]:
@@ -103,8 +104,8 @@ def target_modules(layout: Layout, lora: Lora) -> list[str]:
                     found.add((knob, target))
     for knob, parts in valid.items():
         for target in lora.targets:
-            does = set(_FUNCTIONS.get(target, ""))
-            same = [] if target in parts else [name for name in parts if does & set(_FUNCTIONS.get(name, ""))]
+            does = set(_FUNCTIONS[target])
+            same = [] if target in parts else [name for name in parts if does & set(_FUNCTIONS[name])]
             nowhere = not any((each, target) in found for each in valid)
             if (knob, target) not in found and (nowhere or not found & {(knob, name) for name in same}):
                 instead = f"; the same is done there by {' and '.join(same)}" if same else ""

@@ -31,17 +31,14 @@ class Attended(NamedTuple):
 
     output: Tensor
     """O_C `[B, K, D]`, heads concatenated, before the output projection."""
+    key: Tensor
+    """The concepts' `[B, K, H, d]`, after the norm and before any position."""
     keys: Tensor
-    """`[B, K + N, H, d]`: the concepts' after the norm, then the image's at their positions."""
+    """`[B, K + N, H, d]`: the concepts', then the image's, each at its position."""
     values: Tensor
     """Likewise."""
     carried: tuple[Tensor, ...] = ()
     """What the tap's `update` needs beside the rows."""
-
-    @property
-    def key(self) -> Tensor:
-        """The concepts' `[B, K, H, d]`, after the norm."""
-        return self.keys[:, : self.output.shape[1]]
 
 
 class BlockTap(Protocol):
@@ -106,6 +103,7 @@ def attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def concept_attention(query: Tensor, key: Tensor, value: Tensor, image_key: Tensor, image_value: Tensor) -> Attended:
-    """O_C of concept queries, keys and values `[B, K, H, d]` over [concepts; image], each at its position."""
+    """O_C of concept queries, keys and values `[B, K, H, d]` over [concepts; image], each at its position; concepts at that where
+    rotation is the identity, or `Attended.key` is to be replaced."""
     keys, values = torch.cat([key, image_key], dim=1), torch.cat([value, image_value], dim=1)
-    return Attended(attention(query, keys, values), keys, values)
+    return Attended(attention(query, keys, values), key, keys, values)

@@ -92,7 +92,7 @@ class JointBlockTap:
         key = attn.norm_added_k(key) if attn.norm_added_k else key
         image_key = self.rotate(image_key, positions)
         attended = concept_attention(self.place(query, positions), self.place(key, positions), value, image_key, image_value)
-        return attended._replace(carried=tuple(modulation))
+        return attended._replace(key=key, carried=modulation)
 
     def image_output(self, given: Tensor, query: Tensor, attended: Attended, positions: Any) -> Tensor:
         """The model's own."""

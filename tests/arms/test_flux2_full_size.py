@@ -44,12 +44,22 @@ def test_lora_at_the_real_size_is_on_the_modules_asked_for(name: str) -> None:
 @pytest.mark.parametrize(
     ("blocks", "single", "targets", "says"),
     [
-        ("all", "all", ("to_q", "to_out.0"), r"to_q: not in lora\.single_blocks, where to_qkv_mlp_proj is one projection for all"),
-        ("none", "0", ("to_q", "to_out"), r"to_q: not in lora\.single_blocks, where to_qkv_mlp_proj"),
-        ("0", "0", ("to_out.0", "to_add_out"), r"to_out\.0, to_add_out: not in lora\.single_blocks, where to_out is one"),
-        ("0", "0", ("to_qkv_mlp_proj", "to_out"), r"to_qkv_mlp_proj: not in lora\.blocks, where its function is in to_q, to_k"),
-        ("0", "none", ("to_q", "to_out"), r"to_out: not in lora\.blocks, where its function is in to_out\.0, to_add_out"),
-        ("0", "none", ("to_q", "proj_out"), r"proj_out: not in this model; valid: to_q, .*to_qkv_mlp_proj, to_out"),
+        (
+            "all",
+            "all",
+            ("to_q", "to_out.0"),
+            r"to_q: none of lora\.single_blocks all has it; .*; add to_qkv_mlp_proj",
+        ),
+        (
+            "none",
+            "0",
+            ("to_q", "to_out"),
+            r"to_q: none of lora\.single_blocks \[0\] has it; .* there by to_qkv_mlp_proj",
+        ),
+        ("0", "0", ("to_out.0", "to_add_out"), r"to_out\.0: none of lora\.single_blocks \[0\] has it; .* there by to_out; "),
+        ("0", "0", ("to_qkv_mlp_proj", "to_out"), r"to_qkv_mlp_proj: none of lora\.blocks \[0\] has it; .* there by to_q and to_k"),
+        ("0", "none", ("to_q", "to_out"), r"to_out: none of lora\.blocks \[0\] has it; .* there by to_out\.0 and to_add_out"),
+        ("0", "none", ("to_q", "proj_out"), r"proj_out: none of lora\.blocks \[0\] has it; the same .* by to_out\.0 .*; drop it"),
         ("0", "48", ("to_q", "to_qkv_mlp_proj"), r"lora\.single_blocks: block 48 is out of range"),
     ],
 )
