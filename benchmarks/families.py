@@ -226,7 +226,7 @@ def main(
     width: Annotated[int, typer.Option(min=128, help="width of the small transformer, a multiple of 128")] = 512,
     side: Annotated[int, typer.Option(min=2, help="image tokens along a side of the small transformer's image")] = 16,
     tokens: Annotated[int, typer.Option(min=8, help="tokens of its prompts")] = 64,
-    pairs: Annotated[int, typer.Option(min=1, help="pairs of samplings timed")] = 7,
+    pairs: Annotated[int, typer.Option(min=1, help="pairs of samplings timed")] = 25,
     params: Annotated[Path, typer.Option(help="parameter file under the presets")] = Path("params.yaml"),
     out: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/families.json"),
     check: Annotated[bool, typer.Option("--check", help="fail if a bar is missed")] = False,
