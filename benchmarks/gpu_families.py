@@ -10,8 +10,8 @@ Per release of `_families.RELEASES`:
   its moments, activations; without VAE and CUDA context). Sixteen rows before the prompt's get gradients, as in that plan.
 - `sampling`: seconds of two steps of two images with guidance: by two forwards, or as an input where the transformer takes one.
 
-Run `python -m benchmarks.gpu_families`, minutes on one GPU of 24 GB; without one it says that it did not run and writes nothing.
-`--tiny` takes the same steps on narrow transformers on the CPU, for the test.
+Run `python -m benchmarks.gpu_families`, minutes on one GPU; the largest weights are 12 GB (FLUX.2-dev). Without a GPU it says that
+it did not run and writes nothing. `--tiny` takes the same steps on narrow transformers on the CPU, for the test.
 """
 
 import dataclasses
@@ -74,7 +74,10 @@ class Job:
         return resolve("text_only", self.sections["arms"]["text_only"], Sections.of(self.sections))
 
     def open(self, device: torch.device) -> Random:
-        """Fresh random weights on the device."""
+        """Fresh random weights on the device, once those of before are gone."""
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         return Random.open(self.release, device, torch.bfloat16, self.sections["backbone"].max_sequence_length, self.changes)
 
 
@@ -105,8 +108,6 @@ def measure_training(job: Job, device: torch.device) -> dict[str, Any]:
     backbone, train, arm = job.sections["backbone"], job.sections["train"], job.arm()
     on_gpu, found = device.type == "cuda", {}
     gc.collect()
-    if on_gpu:
-        torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device) if on_gpu else 0
     random = job.open(device)
     model = build(random.denoiser, backbone, arm, text_scale=1.0)
