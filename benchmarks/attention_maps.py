@@ -113,16 +113,18 @@ def generate(
             stream.maps()
 
 
-def paired(plain: Callable[[], None], maps: Callable[[], None], pairs: int) -> dict[str, float]:
-    """Median seconds of both and of their ratio, over pairs run one after the other in alternating order."""
+def paired(
+    plain: Callable[[], None], maps: Callable[[], None], pairs: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median seconds of both and of their ratio, over pairs run one after the other in alternating order, by a clock."""
     seconds: dict[Callable[[], None], list[float]] = {plain: [], maps: []}
     for run in (plain, maps):
         run()
     for pair in range(pairs):
         for run in (plain, maps) if pair % 2 else (maps, plain):
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[run].append(time.perf_counter() - start)
+            seconds[run].append(clock() - start)
     ratios = [b / a for a, b in zip(seconds[plain], seconds[maps], strict=True)]
     return {
         "plain_seconds": statistics.median(seconds[plain]),
