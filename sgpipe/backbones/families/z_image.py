@@ -4,9 +4,10 @@ Unlike FLUX: single-stream blocks alone, whose weights image and text share; a c
 as their tokens; latents that stay images; the joint sequence [image, text]; times that run from 0 (noise) to 1 (data), and so a
 velocity of the other sign; norms after attention and MLP, too, and gates through tanh.
 
-The transformer pads image and text of each sample to multiples of 32 rows, with vectors that it has learned and that all rows attend
-to. Text row i stands at (1 + i, 0, 0), padding of the text after it, and the image at (L + 1, row, column), L the padded length. So
-a prompt's image moves by 32 where its text grows over a multiple of 32, and graph tokens take the places of padding up to there.
+The transformer pads image and text of each sample to multiples of 32 rows, with one learned vector each, which all rows attend to.
+Text row i stands at (1 + i, 0, 0), its padding likewise, and the image at (L + 1, row, column), L the padded length of the text. So
+an image moves by 32 where its text grows over a multiple of 32, and graph tokens take the places of padding up to there. Neither
+depends on other samples of a batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,7 @@ class ZImageTap:
         O_C = softmax(q · [k; image keys]ᵀ / √d) · [v; image values]
         C ← C + tanh(gate) · RMS₂(to_out O_C),   C ← C + tanh(gate′) · RMS₄(MLP((1 + scale′) · RMS₃(C)))
 
-    with scale, gate, scale′, gate′ of the block's own modulation of c. The image's padding is no image: concepts do not attend to it.
+    with scale, gate, scale′, gate′ of the block's own modulation of c. Concepts do not attend to the image's padding.
     """
 
     block: Any
@@ -99,7 +100,7 @@ class ZImageTap:
         return self.block.attention.to_out[0]
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], patches: int) -> BlockCall:
-        """Rows are [image, padding, text, padding]. Raises `ValueError` in the first block for a number of patches not the image's."""
+        """Rows are [image, padding, text, padding]. Raises `ValueError` where the image has another number of patches."""
         given = dict(zip(("x", "attn_mask", "freqs_cis", "adaln_input"), args, strict=False)) | dict(kwargs)
         frequencies = given["freqs_cis"]
         # the image alone stands at its frame, by whose angle the first of a row's rotations turns
@@ -119,8 +120,9 @@ class ZImageTap:
         query, key, value = map(self._split, (attn.to_q(modulated), attn.to_k(modulated), attn.to_v(modulated)))
         query = attn.norm_q(query) if attn.norm_q else query
         key = attn.norm_k(key) if attn.norm_k else key
-        placed = (rotate(each, positions.concepts) for each in (query, key))
-        attended = concept_attention(*placed, value, rotate(image_key, positions.image), image_value)
+        placed = rotate(key, positions.concepts)
+        image_key = rotate(image_key, positions.image)
+        attended = concept_attention(rotate(query, positions.concepts), placed, value, image_key, image_value)
         return attended._replace(key=key, carried=tuple(carried))
 
     def image_output(self, given: Tensor, query: Tensor, attended: Attended, positions: _Positions) -> Tensor:
@@ -210,8 +212,8 @@ class ZImage(Family):
         tokenizer = load_plain(backbone, "tokenizer")
         if tokenizer.padding_side != "right":
             raise ModelError(
-                f"{backbone.model}/tokenizer: padding_side is {tokenizer.padding_side!r}; the rows of a name are counted in prompts "
-                "that are padded on the right: set it to right"
+                f"{backbone.model}/tokenizer: padding_side is {tokenizer.padding_side!r}; a name's rows are counted in "
+                "prompts that are padded on the right: set it to right"
             )
 
         def render(text: str) -> str:
