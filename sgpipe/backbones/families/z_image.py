@@ -153,14 +153,12 @@ class ZImageTaps(JointTaps):
     def embed(self, concepts: Tensor) -> Tensor:
         """See `JointTaps`. Like the prompt's rows concepts go through the context refiner, where they see one another alone.
 
-        All stand where the prompt's first row does, so that they stay a set.
+        All stand where the prompt's first row does, so that they stay a set; among themselves their rotations cancel.
         """
         transformer = self.transformer
         rows = transformer.cap_embedder.forward(concepts).to(transformer.cap_pad_token.dtype)
-        at = torch.tensor([[1, 0, 0]], dtype=torch.int32, device=rows.device)
-        frequencies = transformer.rope_embedder(at).expand(*rows.shape[:2], -1)
         for layer in transformer.context_refiner:
-            rows = layer.forward(rows, None, frequencies)
+            rows = layer.forward(rows, None, None)
         return rows
 
 
