@@ -292,7 +292,7 @@ def test_a_folder_of_another_planned_family(tmp_path):
 
 
 def test_z_image_is_planned(tmp_path):
-    """Its parts have the sizes of its files (12.3, 8.05 and 0.168 GB in bfloat16); a folder may have the chat model without head."""
+    """Its parts have the sizes of its files (12.3, 8.05, 0.168 GB in bfloat16); a folder may have the chat model without head."""
     sizes = [
         [Size.of(build(config)).total for config in PUBLISHED[f"Tongyi-MAI/{name}"].values()]
         for name in ("Z-Image", "Z-Image-Turbo")

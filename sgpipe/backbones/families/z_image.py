@@ -155,9 +155,8 @@ class ZImageTaps(JointTaps):
 
         All stand where the prompt's first row does, so that they stay a set; among themselves their rotations cancel.
         """
-        transformer = self.transformer
-        rows = transformer.cap_embedder.forward(concepts).to(transformer.cap_pad_token.dtype)
-        for layer in transformer.context_refiner:
+        rows = self.transformer.cap_embedder.forward(concepts)
+        for layer in self.transformer.context_refiner:
             rows = layer.forward(rows, None, None)
         return rows
 
