@@ -11,6 +11,7 @@ from sgpipe.arms.adapter import check_guidance
 from sgpipe.arms.lora import target_modules
 from sgpipe.backbones.families.flux2 import Flux2Klein
 from sgpipe.backbones.families.sd3 import StableDiffusion3
+from sgpipe.backbones.families.z_image import ZImage
 from sgpipe.backbones.source import check_source
 from sgpipe.cli import app
 from sgpipe.doctor.published import PUBLISHED
@@ -21,7 +22,7 @@ from sgpipe.presets import apply, available, changes, preset_path, shown, with_p
 
 PRESETS = (
     "flux-dev-vg", "flux-schnell-vg", "flux2-klein-vg", "predecessor-miniature", "qwen-image-vg", "sd3.5-large-vg",
-    "sd3.5-medium-vg",
+    "sd3.5-medium-vg", "z-image-vg",
 )  # fmt: skip
 
 
@@ -119,6 +120,22 @@ def test_stable_diffusion_is_guided_in_sampling_alone(root: Path, name: str) -> 
     assert found["lora"].blocks.indices == groups[1]
     assert len(target_modules(layout, found["lora"])) == 4 * len(groups[1])
     assert found["train"].epochs * found["curate"].train // found["train"].batch_size == 8000
+
+
+def test_z_image_differs_from_qwen_image_in_its_shape_and_guidance_alone(root: Path) -> None:
+    """LoRA sits on the middle third of its shared layers; 5 is the pipeline's `guidance_scale` 4."""
+    params = root / "params.yaml"
+    found, other = (with_preset(params, preset_path(root / "presets", f"{name}-vg")) for name in ("z-image", "qwen-image"))
+    differ = {name for name, section in found.items() if section != other[name]}
+    assert differ == {"backbone", "maps", "lora", "saliency", "evaluate"}
+    backbone, parts = found["backbone"], PUBLISHED[found["backbone"].model]
+    layout = ZImage().layout(parts["transformer"], parts["vae"])
+    assert (backbone.double_blocks, backbone.single_blocks) == (layout.double_blocks, layout.single_blocks) == (0, 30)
+    check_guidance(layout, found["train"])
+    assert layout.classifier_free(found["evaluate"].guidance) == found["saliency"].guidance == 5
+    groups = [group.resolve(0, 30, name) for name, group in found["maps"].groups.items()]
+    assert groups == [tuple(range(start, start + 10)) for start in (0, 10, 20)]
+    assert found["lora"].single_blocks.indices == groups[1] and len(target_modules(layout, found["lora"])) == 4 * 10
 
 
 def test_settings_of_the_user_stay(root: Path) -> None:

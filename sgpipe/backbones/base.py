@@ -188,6 +188,8 @@ class Family(Protocol):
     """All prompts have equally many rows, so that compiled blocks meet one shape of text."""
     frames: bool = False
     """The VAE is one of videos: an image is one frame, on an axis of its own behind the channels."""
+    float32_latents: bool = False
+    """The pipeline keeps latents in float32 between steps, whatever the precision of the weights, and so does `velocity`."""
     logits: bool = False
     """The pipeline has its language model compute logits, which nobody reads and which take memory."""
     map_variants: tuple[str, ...] = ("ours",)

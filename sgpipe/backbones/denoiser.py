@@ -98,7 +98,8 @@ class Denoiser:
         `velocity` of states and times is that of `prompts`, guided as `Denoiser.velocity` says, unless another is given. The noise
         of an image depends on its seed alone, so an image does not depend on the batch it is drawn in (but for rounding).
         """
-        latents = noise(seeds, self.layout.latent_shape(resolution)).to(self.device, self.dtype)
+        dtype = torch.float32 if self.family.float32_latents else self.dtype
+        latents = noise(seeds, self.layout.latent_shape(resolution)).to(self.device, dtype)
         times = self.family.sigmas(steps, self.layout, resolution, self.scheduler)
         prompts = prompts.to(self.device, self.dtype)
         for t, t_next in pairwise(times.tolist()):

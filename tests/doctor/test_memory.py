@@ -22,6 +22,7 @@ from sgpipe.presets import with_preset
 from sgpipe.training.config import Losses, Margin
 from tests.doctor.conftest import BACKBONE, LAYOUT, LORA, TINY, TRAIN
 from tests.tiny import write_flux2_pipeline, write_sd3_pipeline
+from tests.tiny_z_image import LAYERS, write_z_image_pipeline
 
 
 def test_flux_schnell_has_its_published_size_and_lora_the_predecessors(repo_root):
@@ -190,7 +191,7 @@ def test_broken_architectures_are_named(tmp_path):
         configs_of(str(tmp_path), None)
     with pytest.raises(ModelError, match="the class 'Nonsense'"):
         build({"_class_name": "Nonsense"})
-    with pytest.raises(ModelError, match=r"known: Qwen/Qwen-Image, black-forest-labs/FLUX\.1-dev, "):
+    with pytest.raises(ModelError, match=r"known: Qwen/Qwen-Image, .*black-forest-labs/FLUX\.1-dev, "):
         configs_of("nobody/nothing", None)
     with pytest.raises(ModelError, match=r"'UNet2DConditionModel' is no transformer of a known family; valid: Flux"):
         family_of_configs({"transformer": {"_class_name": "UNet2DConditionModel"}})
@@ -288,6 +289,30 @@ def test_a_folder_of_another_planned_family(tmp_path):
     folder = write_flux2_pipeline(tmp_path / "tiny", dev=True)
     configs, layout = configs_of(str(folder), None)
     assert set(configs) == {"transformer", "text_encoder", "vae"} and layout.guidance
+
+
+def test_z_image_is_planned(tmp_path):
+    """Its parts have the sizes of its files (12.3, 8.05, 0.168 GB in bfloat16); a folder may have the chat model without head."""
+    sizes = [
+        [Size.of(build(config)).total for config in PUBLISHED[f"Tongyi-MAI/{name}"].values()]
+        for name in ("Z-Image", "Z-Image-Turbo")
+    ]
+    assert sizes == [[6_154_908_736, 4_022_468_096, 83_819_683]] * 2
+    configs, layout = configs_of(str(write_z_image_pipeline(tmp_path / "tiny")), None)
+    assert (
+        configs["text_encoder"]["architectures"] == ["Qwen3Model"] and configs["text_encoder"]["max_position_embeddings"] == 32768
+    )
+
+    def needed(length):
+        lora = replace(LORA, blocks=Blocks(()), single_blocks=Blocks.parse("1..2"))
+        backbone = replace(BACKBONE, double_blocks=0, single_blocks=LAYERS, max_sequence_length=length)
+        return measure(configs, layout, backbone, lora, TRAIN)
+
+    found, longer = needed(16), needed(100)
+    assert found.lora == 2 * 4 * 4 * (32 + 32)
+    assert found.train > found.train_checkpointed > found.forward > 0
+    assert longer.train > found.train and longer.encode_prompts > 4 * found.encode_prompts
+    assert all(value > 0 for phase in ways(found).values() for value in phase.values())
 
 
 SD3 = {

@@ -12,11 +12,12 @@ from sgpipe.backbones.families.flux2 import Flux2, Flux2Klein
 from sgpipe.backbones.families.qwen_image import QwenImage
 from sgpipe.backbones.families.sd3 import StableDiffusion3
 from sgpipe.backbones.families.unknown import refusal
+from sgpipe.backbones.families.z_image import ZImage
 from sgpipe.backbones.source import locate, part_configs, snapshot_folder
 from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.errors import ModelError, ParamsError
 
-_KNOWN: tuple[Family, ...] = (Flux(), StableDiffusion3(), Flux2(), Flux2Klein(), QwenImage())
+_KNOWN: tuple[Family, ...] = (Flux(), StableDiffusion3(), Flux2(), Flux2Klein(), QwenImage(), ZImage())
 FAMILIES = {family.pipeline: family for family in _KNOWN}
 
 
