@@ -13,7 +13,7 @@ class Backbone(Struct, frozen=True, forbid_unknown_fields=True):
 
     model: Annotated[str, Meta(min_length=1, description="local folder or hub id of a diffusers pipeline")]
     double_blocks: Annotated[
-        int, Meta(ge=1, description="double-stream (MM-DiT) blocks the checkpoint must have; block ranges are checked against it")
+        int, Meta(ge=0, description="double-stream (MM-DiT) blocks the checkpoint must have; block ranges are checked against it")
     ]
     single_blocks: Annotated[int, Meta(ge=0, description="single-stream blocks the checkpoint must have")]
     resolution: Annotated[int, Meta(ge=16, multiple_of=8, description="side of generated images and of crops, pixels")]
