@@ -213,7 +213,8 @@ def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbo
 
     def encode_prompts() -> None:
         for encoder in encoders:
-            language = hasattr(encoder, "lm_head")  # its prompts may be shorter than it allows, and all layers' states are kept
+            # its prompts may be shorter than it allows, and all layers' states are kept; Krea 2's comes without its head
+            language = hasattr(encoder, "lm_head") or hasattr(encoder, "language_model")
             length = backbone.max_sequence_length
             length = length if language else getattr(encoder.config, "max_position_embeddings", length)
             tokens = torch.zeros(CACHE_BATCH, length, dtype=torch.long, device="meta")
