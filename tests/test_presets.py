@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from sgpipe.arms.adapter import check_guidance
 from sgpipe.arms.lora import target_modules
 from sgpipe.backbones.families.flux2 import Flux2Klein
+from sgpipe.backbones.families.krea2 import Krea2
 from sgpipe.backbones.families.sd3 import StableDiffusion3
 from sgpipe.backbones.families.z_image import ZImage
 from sgpipe.backbones.source import check_source
@@ -21,7 +22,7 @@ from sgpipe.params.show import load_all, resolved
 from sgpipe.presets import apply, available, changes, preset_path, shown, with_preset
 
 PRESETS = (
-    "flux-dev-vg", "flux-schnell-vg", "flux2-klein-vg", "predecessor-miniature", "qwen-image-vg", "sd3.5-large-vg",
+    "flux-dev-vg", "flux-schnell-vg", "flux2-klein-vg", "krea2-vg", "predecessor-miniature", "qwen-image-vg", "sd3.5-large-vg",
     "sd3.5-medium-vg", "z-image-vg",
 )  # fmt: skip
 
@@ -136,6 +137,22 @@ def test_z_image_differs_from_qwen_image_in_its_shape_and_guidance_alone(root: P
     groups = [group.resolve(0, 30, name) for name, group in found["maps"].groups.items()]
     assert groups == [tuple(range(start, start + 10)) for start in (0, 10, 20)]
     assert found["lora"].single_blocks.indices == groups[1] and len(target_modules(layout, found["lora"])) == 4 * 10
+
+
+def test_krea2_has_single_stream_blocks_alone(root: Path) -> None:
+    """Those of the published configuration, its groups thirds of them, LoRA on the middle one; guided in sampling alone."""
+    found = with_preset(root / "params.yaml", preset_path(root / "presets", "krea2-vg"))
+    parts = PUBLISHED[found["backbone"].model]
+    layout = Krea2().layout(parts["transformer"], parts["vae"])
+    assert (found["backbone"].double_blocks, found["backbone"].single_blocks) == (0, layout.single_blocks)
+    groups = [group.single_blocks.indices for group in found["maps"].groups.values()]
+    assert sum(groups, ()) == tuple(range(layout.single_blocks)) and max(map(len, groups)) - min(map(len, groups)) <= 1
+    assert not any(group.blocks.indices for group in found["maps"].groups.values())
+    assert found["lora"].single_blocks.indices == groups[1] and len(target_modules(layout, found["lora"])) == 4 * len(groups[1])
+    check_guidance(layout, found["train"])
+    assert layout.classifier_free(found["evaluate"].guidance) == found["saliency"].guidance == 5.5
+    assert layout.grid(found["backbone"].resolution) == 32
+    assert found["train"].epochs * found["curate"].train // found["train"].batch_size == 8000
 
 
 def test_settings_of_the_user_stay(root: Path) -> None:

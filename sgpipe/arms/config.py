@@ -14,14 +14,14 @@ from sgpipe.params.load import decode
 
 Target = Literal[
     "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "proj_out", "to_qkv_mlp_proj",
-    "to_out", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
+    "to_out", "to_gate", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
 ]  # fmt: skip
 Targets = Annotated[
     tuple[Target, ...],
     Meta(
         min_length=1,
         description="projections: to_* of the image, add_* of the text; of single blocks also proj_out (FLUX.1), or "
-        "to_qkv_mlp_proj and to_out (FLUX.2); attn2.* of a second attention of image rows (SD3.5-medium)",
+        "to_qkv_mlp_proj and to_out (FLUX.2), or to_gate (Krea 2); attn2.* of a second attention of image rows (SD3.5-medium)",
     ),
 ]
 Rank = Annotated[int, Meta(ge=1)]

@@ -72,10 +72,11 @@ _FUNCTIONS: Final[dict[str, str]] = {
     "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o",
     "add_q_proj": "q", "add_k_proj": "k", "add_v_proj": "v", "to_add_out": "o",
     "proj_out": "o", "to_qkv_mlp_proj": "qkv", "to_out": "o",
+    "to_gate": "",
     "attn2.to_q": "", "attn2.to_k": "", "attn2.to_v": "", "attn2.to_out.0": "",
 }  # fmt: skip
 """What a target computes: query, key, value, output. Where text and image share weights, one module does it for both, and a fused
-one all of its functions. Nothing else does what a second attention does."""
+one all of its functions. Nothing else does what a second attention or an output gate does."""
 
 
 def target_modules(layout: Layout, lora: Lora) -> list[str]:

@@ -195,6 +195,17 @@ class Family(Protocol):
     map_variants: tuple[str, ...] = ("ours",)
     """Definitions of concept maps that there are for it, as `maps.variant` names them."""
 
+    def configured(self, index: Mapping[str, Any]) -> "Family":
+        """The family of a pipeline with this model_index.json: itself, unless the pipeline has settings there.
+
+        Raises `ModelError` for settings that are not supported.
+        """
+        return self
+
+    def prompt_settings(self) -> dict[str, Any]:
+        """Of these settings, what encodings of prompts depend on, as JSON holds it."""
+        return {}
+
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
         """From the config.json files. Raises `ModelError` if the two do not fit together, `KeyError` for a missing key."""
         ...

@@ -27,7 +27,8 @@ _FILE = "tensors.safetensors"
 
 def prompt_identity(backbone: Backbone) -> dict[str, Any]:
     """What encodings of texts depend on."""
-    return identity(backbone, family_of_backbone(backbone).text_parts, max_sequence_length=backbone.max_sequence_length)
+    family = family_of_backbone(backbone)
+    return identity(backbone, family.text_parts, max_sequence_length=backbone.max_sequence_length, **family.prompt_settings())
 
 
 def prompt_shards(prompts: Sequence[str], concepts: Sequence[str], size: int) -> list[Shard]:

@@ -214,7 +214,7 @@ def measure(configs: dict[str, dict[str, Any]], layout: Layout, backbone: Backbo
     def encode_prompts() -> None:
         for encoder in encoders:
             # a chat model, with its head or without: its prompts may be shorter than it allows, and all layers' states are kept
-            language = hasattr(encoder, "lm_head") or hasattr(encoder, "rotary_emb")
+            language = any(hasattr(encoder, part) for part in ("lm_head", "rotary_emb", "language_model"))
             length = backbone.max_sequence_length
             length = length if language else getattr(encoder.config, "max_position_embeddings", length)
             tokens = torch.zeros(CACHE_BATCH, length, dtype=torch.long, device="meta")

@@ -44,18 +44,8 @@ def test_lora_at_the_real_size_is_on_the_modules_asked_for(name: str) -> None:
 @pytest.mark.parametrize(
     ("blocks", "single", "targets", "says"),
     [
-        (
-            "all",
-            "all",
-            ("to_q", "to_out.0"),
-            r"to_q: none of lora\.single_blocks all has it; .*; add to_qkv_mlp_proj",
-        ),
-        (
-            "none",
-            "0",
-            ("to_q", "to_out"),
-            r"to_q: none of lora\.single_blocks \[0\] has it; .* there by to_qkv_mlp_proj",
-        ),
+        ("all", "all", ("to_q", "to_out.0"), r"to_q: none of lora\.single_blocks all has it; .*; add to_qkv_mlp_proj"),
+        ("none", "0", ("to_q", "to_out"), r"to_q: none of lora\.single_blocks \[0\] has it; .* there by to_qkv_mlp_proj"),
         ("0", "0", ("to_out.0", "to_add_out"), r"to_out\.0: none of lora\.single_blocks \[0\] has it; .* there by to_out; "),
         ("0", "0", ("to_qkv_mlp_proj", "to_out"), r"to_qkv_mlp_proj: none of lora\.blocks \[0\] has it; .* there by to_q and to_k"),
         ("0", "none", ("to_q", "to_out"), r"to_out: none of lora\.blocks \[0\] has it; .* there by to_out\.0 and to_add_out"),

@@ -107,7 +107,7 @@ def test_the_velocity_is_that_of_the_transformer_itself(denoiser: Denoiser, text
 
 def test_a_guidance_distilled_transformer_needs_its_scale_and_others_take_none(denoiser: Denoiser, text: TextCondition) -> None:
     given = noise(SEEDS, denoiser.layout.latent_shape(SIDE)), torch.tensor([0.3, 0.9, 0.5]), text
-    wrong, says = (None, r"needs a guidance scale .*FLUX\.2-dev: 4") if denoiser.layout.guidance else (4.0, "takes no guidance")
+    wrong, says = (None, r"needs a guidance scale .*FLUX\.2-dev: 4") if denoiser.layout.guidance else (4.0, "needs the condition of the empty prompt")
     with pytest.raises(ModelError, match=says):
         denoiser.velocity(*given, wrong)
     if denoiser.layout.guidance:

@@ -245,6 +245,54 @@ def test_qwen_image_is_planned():
     assert needed(layers=4).encode_prompts >= found.encode_prompts + 2 * 8 * 8 * 32 * 4
 
 
+def krea2(**text: int) -> dict[str, dict]:
+    """Its published configurations with few and narrow layers; `text` is said of the language model."""
+    parts = PUBLISHED["krea/Krea-2-Raw"]
+    narrow = {"num_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "attention_head_dim": 16, "in_channels": 16}
+    narrow |= {"intermediate_size": 64, "text_hidden_dim": 16, "text_num_attention_heads": 2, "text_num_key_value_heads": 2}
+    narrow |= {"text_intermediate_size": 32, "axes_dims_rope": [4, 6, 6]}
+    encoder = parts["text_encoder"]
+    width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99}
+    rope = {**encoder["text_config"]["rope_parameters"], "mrope_section": [2, 1, 1]}
+    width |= {"num_key_value_heads": 1, "head_dim": 8, "rope_parameters": rope}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    vae = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2], "temperal_downsample": [False], "latents_mean": [0.0] * 4}
+    return {
+        "transformer": {**parts["transformer"], **narrow},
+        "text_encoder": {
+            **encoder,
+            "text_config": {**encoder["text_config"], **width, **text},
+            "vision_config": {**encoder["vision_config"], **vision},
+        },
+        "vae": {**parts["vae"], **vae, "latents_std": [1.0] * 4},
+    }
+
+
+def test_krea2_is_planned():
+    """Single-stream blocks alone, and a language model without its head, all of whose layers' states are kept."""
+
+    def needed(targets=("to_q", "to_k"), **text):
+        configs = krea2(**text)
+        layout = family_of_configs(configs).layout(configs["transformer"], configs["vae"])
+        backbone = replace(BACKBONE, double_blocks=0, single_blocks=3)
+        lora = replace(LORA, blocks=Blocks(()), single_blocks=Blocks.parse("1..2"), targets=targets)
+        return measure(configs, layout, backbone, lora, TRAIN)
+
+    found = needed()
+    assert found.lora == 2 * 4 * ((64 + 64) + (64 + 32)) and needed(("to_q", "to_k", "to_gate")).lora == found.lora + 2 * 4 * 128
+    assert found.train > found.train_checkpointed > found.forward > 0
+    assert found.sizes.keys() == {"transformer", "text_encoder", "vae"}
+    assert all(value > 0 for phase in ways(found).values() for value in phase.values())
+    assert needed(num_hidden_layers=4).encode_prompts >= found.encode_prompts + 2 * 8 * 8 * 16 * 4
+
+
+def test_published_parts_of_krea2():
+    """12.8 B and Qwen3-VL-4B's 4.4 B, from the classes' defaults and not from the hub."""
+    sizes = {name: Size.of(build(config)).total for name, config in PUBLISHED["krea/Krea-2-Raw"].items()}
+    assert sizes == {"transformer": 12_820_073_036, "text_encoder": 4_437_815_808, "vae": 126_892_531}
+
+
 def small(name: str, **text: int) -> dict[str, Any]:
     """The published configurations of a FLUX.2 with few and narrow layers; `text` is said of the chat model."""
     parts = PUBLISHED[f"black-forest-labs/FLUX.2-{name}"]

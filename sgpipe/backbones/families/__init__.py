@@ -9,6 +9,7 @@ from sgpipe.backbones.base import Family, Layout, TextEncoders
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families.flux import Flux
 from sgpipe.backbones.families.flux2 import Flux2, Flux2Klein
+from sgpipe.backbones.families.krea2 import Krea2
 from sgpipe.backbones.families.qwen_image import QwenImage
 from sgpipe.backbones.families.sd3 import StableDiffusion3
 from sgpipe.backbones.families.unknown import refusal
@@ -17,17 +18,17 @@ from sgpipe.backbones.source import locate, part_configs, snapshot_folder
 from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.errors import ModelError, ParamsError
 
-_KNOWN: tuple[Family, ...] = (Flux(), StableDiffusion3(), Flux2(), Flux2Klein(), QwenImage(), ZImage())
+_KNOWN: tuple[Family, ...] = (Flux(), StableDiffusion3(), Flux2(), Flux2Klein(), QwenImage(), ZImage(), Krea2())
 FAMILIES = {family.pipeline: family for family in _KNOWN}
 
 
 def family_of(folder: Path) -> Family:
-    """The family of a pipeline folder. Raises `ModelError` for another, saying why or where one would start."""
+    """The family of a pipeline folder, with its settings. Raises `ModelError` for another, saying why or where one would start."""
     index = part_configs(folder, ("",))[""]
     kind = index.get("_class_name")
     if kind not in FAMILIES:
         raise ModelError(f"backbone.model: {folder} is a {kind}; valid: {', '.join(FAMILIES)} ({refusal(folder, index)})")
-    return FAMILIES[kind]
+    return FAMILIES[kind].configured(index)
 
 
 def family_of_backbone(backbone: Backbone) -> Family:

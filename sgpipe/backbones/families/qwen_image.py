@@ -144,7 +144,32 @@ class QwenTaps(JointTaps):
         return self.transformer.txt_in.forward(self.transformer.txt_norm.forward(concepts))
 
 
-class QwenImage(Family):
+def check_channels(vae: Mapping[str, Any]) -> None:
+    """Raises `ModelError` for a VAE whose channels have not a mean and a deviation each."""
+    if {len(vae[name]) for name in ("latents_mean", "latents_std")} != {latents := vae["z_dim"]}:
+        raise ModelError(f"vae/config.json: latents_mean and latents_std of {latents} numbers each are needed, one per channel")
+
+
+class OnQwenImageVae(Family):
+    """A family whose VAE is Qwen-Image's: one of videos, whose latents are normalised by channel."""
+
+    frames = True
+
+    def statistics(self, vae: Any) -> dict[str, Any]:
+        """Mean and deviation of each channel."""
+        return {"mean": list(vae.config.latents_mean), "std": list(vae.config.latents_std)}
+
+    def normalised(self, statistics: Mapping[str, Any], latents: Tensor) -> Tensor:
+        """(z − mean) · 1/std, in the operations of diffusers' image-to-image pipeline."""
+        mean, std = (latents.new_tensor(statistics[name])[:, None, None] for name in ("mean", "std"))
+        return (latents - mean) * (1.0 / std)
+
+    def denormalised(self, statistics: Mapping[str, Any], latents: Tensor) -> Tensor:
+        mean, std = (latents.new_tensor(statistics[name])[:, None, None] for name in ("mean", "std"))
+        return latents / (1.0 / std) + mean
+
+
+class QwenImage(OnQwenImageVae):
     """See `Family`; masks, attention backends and block compilation need no `prepare`."""
 
     pipeline = "QwenImagePipeline"
@@ -153,7 +178,6 @@ class QwenImage(Family):
     name_parts = ("text_encoder", "tokenizer")
     longest = 512
     fixed_length = False
-    frames = True
     logits = True
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
@@ -167,8 +191,7 @@ class QwenImage(Family):
                 f"{' with ' + ', '.join(variants) if variants else ''} on a VAE of {latents} channels: a text-to-image "
                 f"{self.transformer} is needed, of patch size {PATCH}, {latents} × 2 × 2 = {latents * 4} and {latents} channels"
             )
-        if {len(vae[name]) for name in ("latents_mean", "latents_std")} != {latents}:
-            raise ModelError(f"vae/config.json: latents_mean and latents_std of {latents} numbers each are needed, one per channel")
+        check_channels(vae)
         return Layout(
             double_blocks=transformer["num_layers"],
             single_blocks=0,
@@ -192,19 +215,6 @@ class QwenImage(Family):
 
     def text_encoders(self, backbone: Backbone, device: torch.device, offload: str) -> TextEncoders:
         return TemplatedLanguageModel(backbone, device, offload)
-
-    def statistics(self, vae: Any) -> dict[str, Any]:
-        """Mean and deviation of each channel."""
-        return {"mean": list(vae.config.latents_mean), "std": list(vae.config.latents_std)}
-
-    def normalised(self, statistics: Mapping[str, Any], latents: Tensor) -> Tensor:
-        """(z − mean) · 1/std, in the operations of diffusers' image-to-image pipeline."""
-        mean, std = (latents.new_tensor(statistics[name])[:, None, None] for name in ("mean", "std"))
-        return (latents - mean) * (1.0 / std)
-
-    def denormalised(self, statistics: Mapping[str, Any], latents: Tensor) -> Tensor:
-        mean, std = (latents.new_tensor(statistics[name])[:, None, None] for name in ("mean", "std"))
-        return latents / (1.0 / std) + mean
 
     def velocity(self, transformer: Any, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None) -> Tensor:
         """See `Family`. `guidance` is None: Qwen-Image is guided by a second, negative prompt, not by an input (`guided`)."""
