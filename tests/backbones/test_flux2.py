@@ -107,7 +107,11 @@ def test_the_velocity_is_that_of_the_transformer_itself(denoiser: Denoiser, text
 
 def test_a_guidance_distilled_transformer_needs_its_scale_and_others_take_none(denoiser: Denoiser, text: TextCondition) -> None:
     given = noise(SEEDS, denoiser.layout.latent_shape(SIDE)), torch.tensor([0.3, 0.9, 0.5]), text
-    wrong, says = (None, r"needs a guidance scale .*FLUX\.2-dev: 4") if denoiser.layout.guidance else (4.0, "needs the condition of the empty prompt")
+    wrong, says = (
+        (None, r"needs a guidance scale .*FLUX\.2-dev: 4")
+        if denoiser.layout.guidance
+        else (4.0, "needs the condition of the empty prompt")
+    )
     with pytest.raises(ModelError, match=says):
         denoiser.velocity(*given, wrong)
     if denoiser.layout.guidance:
@@ -282,7 +286,8 @@ def test_residual_tokens_are_added_at_the_words_of_the_chat_model(backbone: Back
     """Template and padding, on either side, keep their bits; "cat" in "category" is no mention."""
     denoiser = Denoiser.load(backbone, CPU)
     tokens = GraphTokens(injection="residual", layout="objects", relation="table")
-    arm = resolve("graph", ARMS["graph"], Sections(LORA, tiny_train(), tokens, backbone))
+    train = tiny_train(guidance=4.0 if denoiser.layout.guidance else None)
+    arm = resolve("graph", ARMS["graph"], Sections(LORA, train, tokens, backbone))
     model = build(denoiser, backbone, arm, 1.0)
     model.adapter.parameters()["tokens"]["residual.gate"].data.fill_(0.5)
     prompt, graph = "dog and category of cat", SceneGraph.of("dog", "left of", "cat")

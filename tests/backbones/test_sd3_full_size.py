@@ -109,7 +109,7 @@ def test_a_second_attention_is_a_target_where_there_is_one() -> None:
         "transformer_blocks.11.attn.to_q", "transformer_blocks.11.attn2.to_q", "transformer_blocks.12.attn.to_q",
         "transformer_blocks.12.attn2.to_q", "transformer_blocks.13.attn.to_q", "transformer_blocks.14.attn.to_q",
     ]  # fmt: skip
-    with pytest.raises(ParamsError, match=r"lora\.targets: attn2\.to_q: none of them is in lora\.blocks"):
+    with pytest.raises(ParamsError, match=r"lora\.targets: attn2\.to_q: none of lora\.blocks \[13\.\.23\] has it"):
         target_modules(medium, Lora(Blocks.parse("13..23"), targets=("to_q", "attn2.to_q")))
     with pytest.raises(ParamsError, match=r"lora\.targets: attn2\.to_q: not in this model; valid: to_q, to_k, .*to_add_out$"):
         target_modules(large, Lora(Blocks.parse("0..3"), targets=("to_q", "attn2.to_q")))

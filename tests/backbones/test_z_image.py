@@ -178,12 +178,15 @@ def test_in_bfloat16_latents_stay_in_float32_between_steps(backbone: Backbone) -
 
 
 def test_guidance_is_that_of_the_pipeline(denoiser: Denoiser, backbone: Backbone, pipeline: ZImagePipeline) -> None:
-    """Its `guidance_scale` is the scale less 1: 4 there is 5 here, and 0 there is none."""
+    """Its `guidance_scale` is the scale less 1: 4 there is 5 here, and 0 there is none.
+
+    The pipeline runs both sides as one batch, which rounds otherwise with several threads, and the scale multiplies that.
+    """
     encoders = open_text_encoders(backbone, CPU)
     text, empty = encoders.prompts(TEXTS), encoders.prompts([""])
     mine = denoiser.sample(text, SEEDS, SIDE, 4, 5.0, unconditional=empty)
     theirs = call(pipeline, num_inference_steps=4, guidance_scale=4.0)
-    torch.testing.assert_close(mine, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=0)
+    torch.testing.assert_close(mine, theirs, atol=5e-5 * theirs.abs().max().item(), rtol=0)
     assert (denoiser.sample(text, SEEDS, SIDE, 4) - theirs).abs().max() > 1e-2
 
 

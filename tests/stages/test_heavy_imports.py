@@ -44,7 +44,7 @@ HEAVY = {
 DENOISING = {"accelerate", "diffusers", "torch"}
 MAY_IMPORT: dict[str, set[str]] = {
     "ablation": {"polars", "scipy"},
-    "cache_latents": {"accelerate", "torch"},
+    "cache_latents": DENOISING,
     "cache_prompts": DENOISING,
     "canonicalize": set(),
     "code": set(),
