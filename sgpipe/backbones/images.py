@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sgpipe.backbones.base import Family
 from sgpipe.datasets.images import AnnotatedImage, AspectRatioError, Box, LoadImage
 from sgpipe.errors import DataError, ModelError
+
+if TYPE_CHECKING:  # who judges images needs no transformer
+    from sgpipe.backbones.base import Family
 
 FILTER = "lanczos"
 """Lanczos-3 with support scaled by the reduction, so that shrinking does not alias; an unscaled crop on whole pixels is exact."""
@@ -62,7 +64,7 @@ def say_rescaled(stage: str, rescaled: int, read: int) -> None:
 
 
 @torch.no_grad()
-def encode(family: Family, vae: Any, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+def encode(family: "Family", vae: Any, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation `[B, C, h, w]`, float32, of the posterior of images `[H, W, 3]`, 0–255.
 
     Raises `ModelError` if a value is not finite.
@@ -78,7 +80,7 @@ def encode(family: Family, vae: Any, pixels: Sequence[NDArray[np.uint8]]) -> tup
 
 
 @torch.no_grad()
-def decode(family: Family, vae: Any, latents: Tensor) -> NDArray[np.uint8]:
+def decode(family: "Family", vae: Any, latents: Tensor) -> NDArray[np.uint8]:
     """Images `[B, H, W, 3]`, 0–255, of the transformer's latents `[B, C, h, w]`, as the family's pipeline decodes them."""
     latents = family.denormalised(family.statistics(vae), latents).to(vae.device, vae.dtype)
     images = vae.decode(latents.unsqueeze(2) if family.frames else latents).sample
