@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, K
 from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
-from tests.tiny import qwen_tokenizer
+from tests.tiny_qwen_image import qwen_tokenizer
 
 BLOCKS, WIDTH, LAYERS = 3, 8, 12
 """Blocks, and width and number of the text encoder's layers that are read."""

@@ -8,7 +8,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
-from tests.tiny import _QWEN, _byte_pairs, tiny_vae
+from tests.tiny import tiny_vae
+from tests.tiny_flux2 import QWEN_CHAT, byte_pairs
 
 LAYERS, LENGTH = 3, 64
 """Shared layers, and tokens of a prompt with its template."""
@@ -30,12 +31,12 @@ def z_image_transformer(layers: int = LAYERS, channels: int = 4, width: int = 24
 def write_z_image_pipeline(folder: Path, *, seed: int = 0, **scheduler: Any) -> Path:
     """A `ZImagePipeline` folder with the scheduler of Z-Image-Turbo, but for what `scheduler` says otherwise."""
     torch.manual_seed(seed)
-    state = json.loads(_byte_pairs(["<|endoftext|>"], "user\n", "assistant\n", "<think>\n\n</think>\n\n").to_str())["model"]
+    state = json.loads(byte_pairs(["<|endoftext|>"], "user\n", "assistant\n", "<think>\n\n</think>\n\n").to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=state["vocab"],
         merges=[tuple(merge) for merge in state["merges"]],
         extra_special_tokens=["<|im_start|>", "<|im_end|>"],
-        chat_template=_QWEN,
+        chat_template=QWEN_CHAT,
         model_max_length=1000,
     )
     text = Qwen3Config(

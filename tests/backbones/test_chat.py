@@ -13,7 +13,8 @@ from sgpipe.backbones.loading import load_module, load_plain
 from sgpipe.backbones.source import _WANTED, identity
 from sgpipe.backbones.truncation import describe
 from sgpipe.errors import ModelError
-from tests.tiny import CHAT_TOKENS, backbone_of, edit_json, write_flux2_pipeline
+from tests.tiny import backbone_of, edit_json
+from tests.tiny_flux2 import CHAT_TOKENS, write_flux2_pipeline
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of dog above cat on a plain background"

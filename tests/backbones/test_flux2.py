@@ -33,7 +33,8 @@ from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.blocks import Blocks
 from sgpipe.training.fit import fit
-from tests.tiny import CHAT_TOKENS, SIDE, backbone_of, edit_json, write_flux2_pipeline
+from tests.tiny import SIDE, backbone_of, edit_json
+from tests.tiny_flux2 import CHAT_TOKENS, write_flux2_pipeline
 from tests.training.world import ALONE, ARMS, LORA, World, files, tiny_train, write_world
 
 CPU = torch.device("cpu")

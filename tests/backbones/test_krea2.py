@@ -36,7 +36,8 @@ from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.blocks import Blocks
-from sgpipe.training.fit import fit, prepare
+from sgpipe.training.fit import fit
+from tests.backbones.contract import adds_residual_tokens_at_words, compiles_for_texts_of_any_length
 from tests.tiny import SIDE, backbone_of, edit_json
 from tests.tiny_krea2 import BLOCKS, LAYERS, WIDTH, write_krea2_pipeline
 from tests.training.world import ALONE, ARMS, files, tiny_train, write_world
@@ -270,22 +271,12 @@ def test_graph_tokens_stand_among_the_text_rows(backbone: Backbone, denoiser: De
 
 
 def test_compiled_blocks_take_texts_of_any_length(backbone: Backbone) -> None:
-    arm = resolve("graph", ARMS["graph"], Sections(LORA, tiny_train(compile=True), GraphTokens(), backbone))
-    model, given = build(Denoiser.load(backbone, CPU), backbone, arm, 1.0), {}
-    model.denoiser.transformer.compile_repeated_blocks = lambda **how: given.update(how)  # type: ignore[method-assign, assignment]
-    prepare(model, arm)
-    assert given == {"fullgraph": True, "dynamic": None}
+    compiles_for_texts_of_any_length(backbone, LORA)
 
 
 def test_residual_tokens_are_added_at_the_words(backbone: Backbone) -> None:
     model = tokens_model(backbone, "graph", injection="residual", layout="objects", relation="table")
-    model.adapter.parameters()["tokens"]["residual.gate"].data.fill_(0.5)
-    encoders = open_text_encoders(backbone, CPU)
-    for prompt, rows in (("a photo of dog and cat", [3, 5]), ("cat on dog", [0, 2])):
-        plain = encoders.prompts([prompt])
-        with torch.no_grad():
-            found = model.condition([GRAPHS[0]], [prompt], plain, names())
-        assert (found.states != plain.states).any(-1)[0].nonzero().flatten().tolist() == rows
+    adds_residual_tokens_at_words(model, backbone, GRAPHS[0], names(), {"a photo of dog and cat": [3, 5], "cat on dog": [0, 2]})
 
 
 def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> None:
