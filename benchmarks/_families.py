@@ -3,6 +3,7 @@
 A family that comes later needs one entry in `RELEASES`, and the release's config.json files in `sgpipe/doctor/published`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,14 @@ from sgpipe.attention_maps.options import MapOptions
 from sgpipe.backbones.base import Family, Layout, TextCondition
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families import FAMILIES
+from sgpipe.backbones.families.krea2 import Krea2
+from sgpipe.backbones.families.z_image import captions
 from sgpipe.doctor.memory import build
 from sgpipe.doctor.published import PUBLISHED
 from sgpipe.params.blocks import Blocks, LayerGroup
 from sgpipe.presets import FOLDER, preset_path, with_preset
 
-Shapes = Mapping[str, tuple[int, int]]
+Shapes = Mapping[str, tuple[float, float]]
 
 
 def _prompt(text: TextCondition) -> dict[str, Any]:
@@ -32,12 +35,45 @@ def _prompt(text: TextCondition) -> dict[str, Any]:
     return given if text.pooled is None else {**given, "pooled_prompt_embeds": text.pooled}
 
 
+def _list(text: TextCondition) -> dict[str, Any]:
+    """Of Z-Image: a tensor of its own tokens for each prompt."""
+    return {"prompt_embeds": captions(text)}
+
+
+def _layered(text: TextCondition) -> dict[str, Any]:
+    """Of Krea 2: a token's states of all layers, and the mask that its pipeline insists on."""
+    layers = len(Krea2.layers)
+    return {"prompt_embeds": text.states.unflatten(-1, (layers, -1)), "prompt_embeds_mask": text.attended}
+
+
 def _heads_of_128(width: int) -> dict[str, Any]:
     return {"num_attention_heads": width // 128}
 
 
 def _sd3(width: int) -> dict[str, Any]:
     return {"num_attention_heads": width // 64, "caption_projection_dim": width, "pos_embed_max_size": 64}
+
+
+def _z_image(width: int) -> dict[str, Any]:
+    return {"dim": width, "n_heads": width // 128, "n_kv_heads": width // 128}
+
+
+def _krea2(width: int) -> dict[str, Any]:
+    """Four query heads on one of keys and values, where there are four; MLPs, and the fusion of text, in proportion.
+
+    The published fusion would take most of the time of a narrow transformer, and hide what maps cost.
+    """
+    heads = width // 128
+    text = math.ceil(heads * 20 / 48)
+    return {
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(heads // 4, 1),
+        "intermediate_size": width * 8 // 3,
+        "text_hidden_dim": text * 128,
+        "text_num_attention_heads": text,
+        "text_num_key_value_heads": text,
+        "text_intermediate_size": text * 128 * 27 // 10,
+    }
 
 
 @dataclass(frozen=True)
@@ -52,7 +88,8 @@ class Release:
     """What the published scheduler_config.json says otherwise than FlowMatchEulerDiscreteScheduler."""
     few: Mapping[str, Any]
     """Changes to the transformer's configuration that leave three double-stream blocks and, where there are any, six single-stream
-    ones: FLUX.1's proportion, and fewer than FLUX.2's, so that what double-stream blocks cost shows more."""
+    ones: FLUX.1's proportion, and fewer than FLUX.2's, so that what double-stream blocks cost shows more. Refiners of text or image
+    before them, one of each kind."""
     narrow: Callable[[int], Mapping[str, Any]] = _heads_of_128
     """Changes that make the rows of a block so wide, a multiple of 128."""
     shapes: Shapes = field(default_factory=dict)
@@ -91,6 +128,7 @@ class Release:
 
 
 _FLUX2: Final[Shapes] = {"attn.to_qkv_mlp_proj": (3 + 2 * 3, 1), "single_transformer_blocks.attn.to_out": (1, 1 + 3)}
+_KREA2: Final[Shapes] = {"attn.to_k": (1 / 4, 1), "attn.to_v": (1 / 4, 1)}
 _DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "base_image_seq_len": 256}
 RELEASES: Final[dict[str, Release]] = {
     "FLUX.1-schnell": Release(
@@ -138,12 +176,33 @@ RELEASES: Final[dict[str, Release]] = {
         few={"num_layers": 3},
         call={"true_cfg_scale": 1.0},
     ),
+    "Z-Image": Release(
+        "Tongyi-MAI/Z-Image",
+        "ZImagePipeline",
+        "z-image-vg",
+        {"shift": 3.0},
+        few={"n_layers": 6, "n_refiner_layers": 1},
+        narrow=_z_image,
+        call={"guidance_scale": 0.0},
+        prompt=_list,
+    ),
+    "Krea-2-Raw": Release(
+        "krea/Krea-2-Raw",
+        "Krea2Pipeline",
+        "krea2-vg",
+        {**_DYNAMIC, "max_image_seq_len": 6400, "max_shift": 1.15},
+        few={"num_layers": 6, "num_layerwise_text_blocks": 1, "num_refiner_text_blocks": 1},
+        narrow=_krea2,
+        shapes=_KREA2,
+        call={"guidance_scale": 0.0},
+        prompt=_layered,
+    ),
 }
 
 
 def width_of(transformer: Mapping[str, Any]) -> int:
     """Width D of the rows of a block, by a transformer's configuration."""
-    return transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    return transformer["dim"] if "dim" in transformer else transformer["num_attention_heads"] * transformer["attention_head_dim"]
 
 
 @dataclass(frozen=True)
@@ -171,6 +230,11 @@ class Random:
                 transformer = getattr(diffusers, config["_class_name"]).from_config(config)
         finally:
             torch.set_default_dtype(before)
+        # as `from_pretrained` keeps them: Krea 2's norms
+        kept = set(getattr(transformer, "_keep_in_fp32_modules", None) or ())
+        for name, module in transformer.named_modules():
+            if name.rpartition(".")[2] in kept:
+                module.float()
         transformer.requires_grad_(False).eval()
         release.family.prepare(transformer)
         return cls(release, Denoiser(release.family, transformer, release.layout(config), release.scheduler, device), tokens)
@@ -250,7 +314,7 @@ def checked_tensors(release: Release) -> tuple[int, int]:
         name, stream = f"{block}.{part}", f"{block.rpartition('.')[0]}.{part}"
         weight = found.get(f"{name}.weight")
         out, into = next((units for end, units in release.shapes.items() if stream.endswith(end)), (1, 1))
-        wanted = None if name in layout.lacking else (out * width, into * width)
+        wanted = None if name in layout.lacking else (int(out * width), int(into * width))
         if (None if weight is None else tuple(weight.shape)) != wanted:
             wrong.append(f"{name}: {'none' if weight is None else list(weight.shape)}, not {wanted or 'none'}")
         checked += wanted is not None

@@ -9,8 +9,9 @@ For each release of `_families.RELEASES`, with random weights:
 - `maps_time_ratio`: median of ratios of paired two-step samplings of one image with maps of the preset's groups and three concepts
   over those without, in CPU seconds of this process: other jobs do not count. All three so far on the CPU, float32, at a small
   width and few blocks.
-- `maps_flop_share`: FLOPs that maps of double-stream blocks add to a forward at the real size, the preset's resolution and prompt
-  length, counted on the meta device; `single_flop_share`: what the preset's single-stream groups add to that, null without any.
+- `maps_flop_share`: FLOPs that maps of the preset's groups add to a forward at the real size, the preset's resolution and prompt
+  length, counted on the meta device. Where a transformer has double-stream blocks, those of its single-stream ones (FLUX.1's) are
+  not in it, and what they add stands in `single_flop_share`, null without any.
 - `lora_parameters`: numbers in the LoRA of the preset's arm at the real size.
 - `tensors_checked` of `tensors`: weights of the real-size transformer whose shape is what the layout predicts from the published
   config.json: all projections of attention that it names. The rest (norms, MLPs, embedders, biases) is not compared with anything.
@@ -54,10 +55,15 @@ GRAPHS = (1, 4, 0)
 
 
 def pipeline_of(small: Random) -> Any:
-    """The pipeline of diffusers around the very weights, without text encoders and without what the seam does to a transformer."""
+    """The pipeline of diffusers around the very weights, without text encoders and without what the seam does to a transformer.
+
+    Frozen as the seam's are: by whether a weight takes gradients `torch.matmul` folds a batch or not, under `no_grad`, too, and so
+    rounds otherwise.
+    """
     release = small.release
     transformer = type(small.denoiser.transformer).from_config(small.denoiser.transformer.config)
     transformer.load_state_dict(small.denoiser.transformer.state_dict())
+    transformer.requires_grad_(False)
     vae = build(release.configs["vae"]).to_empty(device=CPU)  # its sizes are read, and no latent is decoded
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(release.scheduler))
     texts = dict.fromkeys(release.family.text_parts)
@@ -157,12 +163,12 @@ def measure_flops(real: Random, options: MapOptions, resolution: int) -> dict[st
             denoiser.velocity(latents, torch.empty(1, device=META), text, real.release.guidance)
         return counter.get_total_flops()
 
-    plain, double = forward(), double_alone(options)
-    less = plain if double is None else with_maps(double)
+    plain, counted = forward(), double_alone(options) if denoiser.layout.double_blocks else options
+    less = plain if counted is None else with_maps(counted)
     more = with_maps(options)
     return {
         "plain_tflop": plain / 1e12,
-        "maps_flop_share": None if double is None else less / plain - 1,
+        "maps_flop_share": None if counted is None else less / plain - 1,
         "single_flop_share": (more - less) / plain if more > less else None,
     }
 

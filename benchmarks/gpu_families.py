@@ -1,7 +1,8 @@
 """Every family on a GPU: time of maps, memory of training beside the doctor's plan, a training step and a guided sampling.
 
 Transformers have random bfloat16 weights at their published width and three double-stream blocks (six single-stream ones where
-there are any); resolution, prompt length and batch size are the preset's, LoRA is its arm `text_only` on all double-stream blocks.
+there are any); resolution, prompt length and batch size are the preset's, LoRA is its arm `text_only` on all double-stream blocks,
+or on all single-stream ones where there are no others.
 Per release of `_families.RELEASES`:
 
 - `maps`: as in `benchmarks.families`, by the wall clock, the device waited for.
@@ -66,7 +67,9 @@ class Job:
         if tiny:
             side = 4 * layout.pixels_per_token
             sections["backbone"] = replace(sections["backbone"], resolution=side, max_sequence_length=16)
-        sections["lora"] = replace(sections["lora"], blocks=Blocks.parse("all"), single_blocks=Blocks.parse("none"))
+        every, none = Blocks.parse("all"), Blocks.parse("none")
+        double, single = (every, none) if layout.double_blocks else (none, every)
+        sections["lora"] = replace(sections["lora"], blocks=double, single_blocks=single)
         return cls(release, sections, changes)
 
     def arm(self) -> Arm:

@@ -10,7 +10,7 @@ import torch
 import typer.testing
 
 from benchmarks import families
-from benchmarks._families import RELEASES, Random, checked_tensors, double_alone, map_options
+from benchmarks._families import RELEASES, Random, checked_tensors, double_alone, map_options, width_of
 from benchmarks.families import measure_batch, measure_flops, measure_time, measure_velocity, missed
 from sgpipe.attention_maps.config import Maps
 from sgpipe.attention_maps.options import MapOptions
@@ -126,6 +126,42 @@ def test_flops_tell_the_streams_apart() -> None:
     assert double["single_flop_share"] is None and both["maps_flop_share"] == double["maps_flop_share"] > 0
     assert both["single_flop_share"] > 0
     assert single["maps_flop_share"] is None and single["single_flop_share"] > both["single_flop_share"]
+
+
+@pytest.mark.parametrize("name", ["Z-Image", "Krea-2-Raw"])
+def test_where_all_blocks_are_single_stream_the_share_is_theirs(name: str) -> None:
+    """Of those in the groups alone: the more blocks up to the last one, the more, and nothing stands apart."""
+    release = RELEASES[name]
+    tiny = Random.open(release, META, torch.bfloat16, TOKENS, {**release.few, **release.narrow(128)})
+    found: list[dict[str, Any]] = [
+        dict(measure_flops(tiny, MapOptions({"a": {"single_blocks": blocks}}), 64)) for blocks in ("0..1", "4..5")
+    ]
+    early, late = found
+    assert late["maps_flop_share"] > early["maps_flop_share"] > 0
+    assert late["single_flop_share"] is None and early["single_flop_share"] is None
+
+
+@pytest.mark.parametrize("name", ["Z-Image", "Krea-2-Raw"])
+@pytest.mark.parametrize("width", [128, 512, 1024])
+def test_a_narrow_transformer_is_as_wide_as_it_says(name: str, width: int) -> None:
+    release = RELEASES[name]
+    config = {**release.configs["transformer"], **release.few, **release.narrow(width)}
+    made = Random.open(release, META, torch.float32, TOKENS, config)
+    transformer: Any = made.denoiser.transformer
+    block = transformer.get_submodule(made.layout.single_block.format(index=5))
+    assert width_of(transformer.config) == width
+    assert block.get_submodule(made.layout.single_projections["to_q"]).weight.shape == (width, width)
+    assert (made.layout.double_blocks, made.layout.single_blocks) == (0, 6)
+
+
+@pytest.mark.parametrize(("name", "checked"), [("Z-Image", 30 * 4), ("Krea-2-Raw", 28 * 5)])
+def test_tensors_of_single_stream_blocks_are_compared(name: str, checked: int) -> None:
+    """Z-Image's are square, Krea 2's of keys and values a quarter of the width."""
+    release = RELEASES[name]
+    assert checked_tensors(release)[0] == checked
+    part = next(iter(release.layout(release.configs["transformer"]).single_projections.values()))
+    with pytest.raises(ValueError, match=rf"{part}: \[(\d+), \1\], not \(\d+, \d+\)"):
+        checked_tensors(replace(release, shapes={part: (1, 3)}))
 
 
 @pytest.mark.parametrize(("name", "checked"), [("FLUX.2-klein-4B", 5 * 8 + 20 * 2), ("SD3.5-medium", 24 * 8 - 1 + 13 * 4)])

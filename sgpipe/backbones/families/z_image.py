@@ -103,8 +103,9 @@ class ZImageTap:
         """Rows are [image, padding, text, padding]. Raises `ValueError` where the image has another number of patches."""
         given = dict(zip(("x", "attn_mask", "freqs_cis", "adaln_input"), args, strict=False)) | dict(kwargs)
         frequencies = given["freqs_cis"]
-        # the image alone stands at its frame, by whose angle the first of a row's rotations turns
-        if self.block.layer_id == 0 and patches != (found := int((frequencies[0, :, 0] == frequencies[0, 0, 0]).sum())):
+        # the image alone stands at its frame, by whose angle the first of a row's rotations turns; on the meta device there is none
+        looks = self.block.layer_id == 0 and not frequencies.is_meta
+        if looks and patches != (found := int((frequencies[0, :, 0] == frequencies[0, 0, 0]).sum())):
             raise ValueError(f"grid: got {patches} patches; valid: H × W = {found}, the forward's image tokens")
         text = patches + -patches % SEQ_MULTI_OF
         positions = _Positions(frequencies[:, :patches], frequencies[:, text : text + 1])
