@@ -13,6 +13,7 @@ from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
 from sgpipe.report.cli import app as report_app
 from sgpipe.runs.command import call
+from sgpipe.sgdiff.cli import app as sgdiff_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +35,7 @@ state_app = _group("state", "Working states of stages that were interrupted.")
 tracking_app = _group("tracking", "MLflow, as a view of git and DVC.")
 app.add_typer(fetch_app, name="fetch")
 app.add_typer(report_app, name="report")
+app.add_typer(sgdiff_app, name="sgdiff")
 app.command("doctor")(doctor)
 app.command("generate")(generate)
 

@@ -49,10 +49,10 @@ def later_sections(arms: Sequence[str], sheets: Sequence[str]) -> list[Section]:
     curves = {arm: PLOTS / "lora" / arm / "controls.csv" for arm in arms}
     probes = METRICS / "probes.json"
     drawn = {name: PLOTS / "saliency" / f"{phrase(name).replace(' ', '_')}.png" for name in sheets}
-    found = [
-        missing("training", "Training", list(curves.values()), "dvc repro train_lora")
-        or Section("training", "Training", images=[control_figure(path, arm) for arm, path in curves.items()])
-    ]
+    if (training := missing("training", "Training", list(curves.values()), "dvc repro train_lora")) is None:
+        trained = {arm: path for arm, path in curves.items() if path.read_text(encoding="utf-8").strip()}  # others are external
+        training = Section("training", "Training", images=[control_figure(path, arm) for arm, path in trained.items()])
+    found = [training]
     if (section := missing("probes", "Probes", [probes], "dvc repro probe_table")) is None:
         of = read_metrics(probes)
         intro = "Selectivity is accuracy less that of the strongest control: what is read from the image and not from the words."

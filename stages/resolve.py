@@ -13,6 +13,7 @@ from sgpipe.params.load import read_params
 from sgpipe.runs.atomic import new_folder, write_json
 from sgpipe.runs.command import run
 from sgpipe.runs.state import file_hash
+from sgpipe.sgdiff.config import SgDiffParams
 from sgpipe.training.config import Train
 from stages import RESOLVED
 
@@ -26,11 +27,11 @@ def files_read(arm: Arm) -> dict[str, str]:
     ranking = arm.train.losses.ranking
     probe = {"train.losses.ranking.probe": Path(str(ranking.probe))} if ranking.weight else {}
     found = {}
-    for knob, folder in (arm.adapter.files(arm.settings) | probe).items():
+    for knob, folder in (arm.kind_class.files(arm.settings) | probe).items():
         if not folder.is_dir():
             raise ParamsError(
                 f"{knob}: got {str(folder)!r}, and there is no such folder; `dvc repro` makes outputs/graph_encoder and "
-                "outputs/probes"
+                "outputs/probes, `sgpipe sgdiff import` a folder of SGDiff"
             )
         found[knob] = file_hash(folder)[:16]
     return found
@@ -40,7 +41,7 @@ def main() -> None:
     """Write `<arm>.json` for every arm; a spelling that means the same gives the same bytes, and nothing trains again."""
     arms = read_params(Arms)
     lora, train, graph_tokens, backbone = read_params(Lora, Train, GraphTokens, Backbone)
-    sections = Sections(lora, train, graph_tokens, backbone, read_params(Maps))
+    sections = Sections(lora, train, graph_tokens, backbone, *read_params(Maps, SgDiffParams))
     with new_folder(RESOLVED) as folder:
         for name, options in arms.items():
             arm = resolve(name, options, sections)

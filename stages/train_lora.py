@@ -14,6 +14,7 @@ import typer
 from msgspec import structs
 
 from sgpipe.arms.adapter import base_identity, counts
+from sgpipe.arms.external import save_external
 from sgpipe.arms.model import ArmModel
 from sgpipe.arms.resolve import Arm, read_arm
 from sgpipe.backbones.config import Backbone
@@ -72,10 +73,22 @@ def open_probe(arm: Arm) -> Probe | None:
     return Probe(found.logits, found.kinds, found.classes, arm.maps.side if arm.maps else None)
 
 
+def record_external(arm: Arm, backbone: Backbone) -> None:
+    """The outputs of an arm that is a generator of its own: nothing is trained, so figures and curves are empty."""
+    with new_folder(LORA / arm.name) as new:
+        save_external(new / "adapter", arm, backbone)
+    for name in ("controls", "training"):
+        write_rows([], PLOTS / "lora" / arm.name / f"{name}.csv")
+    write_metrics({"external": True}, METRICS / "lora" / f"{arm.name}.json", arm.plain())
+    print(f"{arm.name}: kind {arm.kind} is a generator of its own; nothing is trained")
+
+
 def main(arm: Annotated[str, typer.Option(help="which of `arms` to train")]) -> None:
     """Train; killed at any point, the same command goes on and ends with the same adapters."""
     backbone, compute = read_params(Backbone, Compute)
     chosen = read_arm(RESOLVED / f"{arm}.json")
+    if chosen.external:
+        return record_external(chosen, backbone)
     train, plain = chosen.train, chosen.plain()
     processes = start(compute)
     sources, stage = Sources(), f"train_lora@{arm}"

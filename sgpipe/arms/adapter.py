@@ -112,6 +112,11 @@ def backbone_of(about: Mapping[str, Any], source: Path) -> Backbone:
 def load_adapter(folder: Path, denoiser: Denoiser, backbone: Backbone) -> ArmModel:
     """`denoiser` with the adapter in `folder`, frozen. Raises `ModelError` for an adapter of another base, or a damaged one."""
     about = read_about(folder)
+    if about["base"] is None:
+        raise ModelError(
+            f"{folder}: arm of kind {about['kind']}, a generator of its own and no adapter; sample it by its own command "
+            f"(`sgpipe {about['kind']} sample`)"
+        )
     found = base_identity(backbone, denoiser.family)
     if about["base"] != found:
         raise ModelError(

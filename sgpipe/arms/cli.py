@@ -30,26 +30,20 @@ def generate(
     ] = False,
 ) -> None:
     """Draw an image of a graph with a trained adapter, or of a prompt with the base."""
-    from PIL import Image
-
     from sgpipe.arms.adapter import backbone_of, read_about
     from sgpipe.arms.coverage import TRAINED_ON, uncovered, unknown_tokens
     from sgpipe.arms.generation import GraphGenerator, backbone_for
     from sgpipe.backbones.families import open_tokenizers
+    from sgpipe.backbones.images import write_images
     from sgpipe.backbones.truncation import describe
     from sgpipe.errors import ParamsError
     from sgpipe.graph_encoder.open_vocabulary import texts_of
     from sgpipe.graphs.prompts import words
-    from sgpipe.graphs.scene_graph import SceneGraph, parse_graph, read_graph
-    from sgpipe.runs.atomic import atomic_path
+    from sgpipe.graphs.scene_graph import given_graph
     from sgpipe.runs.processes import pick_device
 
     where = pick_device(device, 0, "--device")
-    scene = SceneGraph()
-    if graph.endswith(".json"):
-        scene = read_graph(Path(graph))
-    elif graph.strip():
-        scene = parse_graph(graph)
+    scene = given_graph(graph)
     if prompt is None and not scene.objects:
         raise ParamsError("generate: neither --graph nor --prompt says what to draw; give one")
     if adapter is None and scene.triples:
@@ -76,11 +70,6 @@ def generate(
     generator = GraphGenerator.load(
         model, adapter, device=str(where), backbone=backbone, guidance=guidance, ahead=([text], [scene])
     )
-    images = generator.sample(
-        [text] * count, [scene if adapter else None] * count, range(seed, seed + count), steps=steps, size=size
-    )
-    for index, image in enumerate(images):
-        path = out if count == 1 else out.with_stem(f"{out.stem}-{seed + index}")
-        with atomic_path(path) as temporary:
-            Image.fromarray(image).save(temporary, format="PNG")
-        print(path)
+    seeds = range(seed, seed + count)
+    images = generator.sample([text] * count, [scene if adapter else None] * count, seeds, steps=steps, size=size)
+    print(*write_images(images, seeds, out), sep="\n")

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from sgpipe.arms.config import ArmOptions
 from sgpipe.arms.kinds import KINDS
-from sgpipe.arms.kinds.base import Adapter, Sections
+from sgpipe.arms.kinds.base import Adapter, External, Kind, Sections
 from sgpipe.attention_maps.config import Maps
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.params.load import decode, to_builtins
@@ -34,9 +34,22 @@ class Arm:
     maps: Maps | None = None
 
     @property
-    def adapter(self) -> type[Adapter]:
+    def kind_class(self) -> type[Kind]:
         """The class of its kind."""
         return KINDS[self.kind]
+
+    @property
+    def external(self) -> bool:
+        """Whether it is a generator of its own, which nothing here trains."""
+        return issubclass(self.kind_class, External)
+
+    @property
+    def adapter(self) -> type[Adapter]:
+        """The class of its kind, which adds to the backbone. Raises `ParamsError` for a generator of its own."""
+        kind = self.kind_class
+        if not issubclass(kind, Adapter):
+            raise ParamsError(f"arms.{self.name}.kind: got {self.kind}, a generator of its own, which adds nothing to the backbone")
+        return kind
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""

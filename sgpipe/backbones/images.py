@@ -1,7 +1,8 @@
 """Images and latents: crops to pixels, pixels to the VAE's posterior, latents to images."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sgpipe.datasets.images import AnnotatedImage, AspectRatioError, Box, LoadImage
 from sgpipe.errors import DataError, ModelError
+from sgpipe.runs.atomic import atomic_path
 
 if TYPE_CHECKING:  # who judges images needs no transformer
     from sgpipe.backbones.base import Family
@@ -87,3 +89,12 @@ def decode(family: "Family", vae: Any, latents: Tensor) -> NDArray[np.uint8]:
     images = images.squeeze(2) if family.frames else images
     images = (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return (images * 255).round().astype(np.uint8)
+
+
+def write_images(images: NDArray[np.uint8], seeds: Sequence[int], out: Path) -> Iterator[Path]:
+    """Write images `[N, H, W, 3]` as PNG and yield where each is: one as `out`, of several each with its seed in the name."""
+    for image, seed in zip(images, seeds, strict=True):
+        path = out if len(images) == 1 else out.with_stem(f"{out.stem}-{seed}")
+        with atomic_path(path) as temporary:
+            Image.fromarray(image).save(temporary, format="PNG")
+        yield path

@@ -41,7 +41,8 @@ def headline_conditions(sampled: Mapping[tuple[str, str], Named]) -> tuple[Named
 def arm_figures(arms: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """`<arm>` with roles, objects and control losses; `arms` is that of the evaluation, `trained` are the metrics of training.
 
-    `prompt` says how the arm was asked (`headline_conditions`). Raises `DataError` where training states no control loss.
+    An external arm, which nothing here trained, has no control losses. `prompt` says how the arm was asked
+    (`headline_conditions`). Raises `DataError` where training states no control loss.
     """
     found: dict[str, Any] = {}
     for arm, by_prompt in arms.items():
@@ -56,7 +57,7 @@ def arm_figures(arms: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]
             "swap_follow_rate": None if followed is None else 1 - followed,
             "objects_present": own.get("objects_present"),
         }
-        if arm in trained:
+        if arm in trained and not trained[arm].get("external"):
             for name in LOSSES:
                 key = f"val_loss_{name}"
                 if key not in trained[arm]:

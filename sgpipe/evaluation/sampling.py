@@ -18,7 +18,7 @@ from sgpipe.evaluation.sampling_plan import SampleRequest
 from sgpipe.runs.shards import Make, Shard, Tick
 
 if TYPE_CHECKING:
-    from sgpipe.arms.generation import GraphGenerator
+    from sgpipe.arms.kinds.base import Generator
 
 ABOUT = "adapter.json"
 
@@ -39,13 +39,17 @@ def open_generator(
     requests: Sequence[SampleRequest],
     guidance: float | None = None,
     offload: str = "none",
-) -> "GraphGenerator":
-    """The pipeline of `backbone` with an adapter, or alone. Texts of the requests are encoded before the transformer is loaded.
+) -> "Generator":
+    """The pipeline of `backbone` with an adapter, or alone; for the folder of an external arm its own generator.
 
-    Raises `ModelError` if pipeline and adapter do not fit one another.
+    Texts of the requests are encoded before the transformer is loaded. Raises `ModelError` if pipeline and adapter do not fit one
+    another.
     """
+    from sgpipe.arms.external import open_external
     from sgpipe.arms.generation import GraphGenerator
 
+    if adapter is not None and (external := open_external(adapter, device)) is not None:
+        return external
     return GraphGenerator.load(
         locate(backbone, pipeline_parts(backbone)),
         adapter,
@@ -57,7 +61,7 @@ def open_generator(
     )
 
 
-def image_maker(generator: "GraphGenerator", requests: Sequence[SampleRequest], steps: int, size: int, batch_size: int) -> Make:
+def image_maker(generator: "Generator", requests: Sequence[SampleRequest], steps: int, size: int, batch_size: int) -> Make:
     """What fills a shard with its images. Raises `ModelError` if the generator's images are not what was asked for."""
 
     def make(shard: Shard, folder: Path, tick: Tick) -> None:

@@ -6,6 +6,7 @@ left one, `reconstruction.safetensors`. Weights are read as tensors only, and ev
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,8 @@ _WRAPPER: Final = "module."
 _NUMPY: Final[list[Any]] = [np.float64(0).__reduce__()[0], np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
 """Harmless types that the optimiser's state in a published file can hold."""
 
+LIGHTNING: Final = "pytorch_lightning.callbacks."
+
 WEIGHTS, SIZES, VOCABULARY = "encoder.safetensors", "encoder.json", "vocabulary.json"
 RECONSTRUCTION = "reconstruction.safetensors"
 
@@ -44,21 +47,42 @@ def load_sgdiff(path: Path, vocabulary: Path) -> tuple[Cgip, Vocabulary]:
     Raises `ModelError` for a pickle that holds anything but tensors and plain values, for a missing, unexpected, misshapen or
     not finite tensor; `DataError` for a vocabulary that is absent or does not fit the tables.
     """
-    state = _official_state(_read_pickle(path), path)
-    config = _config_of(state, path)
+    state = _official_state(read_state_dict(path, "SGDiff publishes sip_vg.pt and sip_coco.pt"), path)
+    config = cgip_config(state, path)
     names = Vocabulary.read(vocabulary)
-    _check_rows(names, config, vocabulary, path)
+    check_vocabulary(names, config, vocabulary, path)
     model = Cgip(config)
     load_strictly(model, state, path)
     return model.eval(), names
 
 
-def _read_pickle(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; SGDiff publishes sip_vg.pt and sip_coco.pt")
+class _Inert:
+    """Stands for an object that a file names beside its tensors: built without running anything, and never looked at."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def _ignored_classes(path: Path) -> list[tuple[type, str]]:
+    """Lightning's callbacks in a checkpoint, which it keys by their classes: read as `_Inert`, whatever they are."""
     try:
-        with torch.serialization.safe_globals(_NUMPY):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # no archive of torch's: the loader says what it is
+        return []
+    return [(_Inert, name) for name in named if name.startswith(LIGHTNING)]
+
+
+def read_state_dict(path: Path, published: str) -> Mapping[str, Tensor]:
+    """The tensors of a PyTorch file, alone or under the key `state_dict`, mapped from the disk and read without running code.
+
+    `published` says in the errors where such a file comes from. Raises `ModelError` for a file that is absent, damaged, without
+    tensors, or that holds anything but tensors, plain values and the state of Lightning's callbacks.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; {published}")
+    try:
+        with torch.serialization.safe_globals([*_NUMPY, *_ignored_classes(path)]):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if culprit := re.search(r"GLOBAL (\S+)", str(error)):
             raise ModelError(
@@ -87,7 +111,7 @@ def _official_state(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor
     return state
 
 
-def _config_of(state: Mapping[str, Tensor], path: Path) -> CgipConfig:
+def cgip_config(state: Mapping[str, Tensor], path: Path) -> CgipConfig:
     """Sizes as the tensors have them; `load_strictly` finds what contradicts them."""
     try:
         objects, embed = state["obj_embeddings.weight"].shape
@@ -101,7 +125,8 @@ def _config_of(state: Mapping[str, Tensor], path: Path) -> CgipConfig:
     return CgipConfig(objects - 1, predicates, width, embed, max(numbers, default=-1) + 1)
 
 
-def _check_rows(names: Vocabulary, config: CgipConfig, vocabulary: Path, weights: Path) -> None:
+def check_vocabulary(names: Vocabulary, config: CgipConfig, vocabulary: Path, weights: Path) -> None:
+    """Raises `DataError` unless a vocabulary names as many rows as the tables of `weights` have."""
     for what, named, rows in (("object", names.objects, config.objects), ("predicate", names.predicates, config.predicates)):
         if len(named) != rows:
             raise DataError(
@@ -124,7 +149,7 @@ def save_encoder(
     if isinstance(encoder, Cgip):
         if vocabulary is None:
             raise DataError(f"{folder}: a CGIP encoder is of no use without its vocabulary; give it to be saved")
-        _check_rows(vocabulary, encoder.config, folder / VOCABULARY, folder / WEIGHTS)
+        check_vocabulary(vocabulary, encoder.config, folder / VOCABULARY, folder / WEIGHTS)
         vocabulary.write(folder / VOCABULARY)
     write_tensors(encoder.state_dict(), folder / WEIGHTS, {"format": "pt"})
     if reconstruction is not None:
@@ -162,6 +187,6 @@ def load_encoder(folder: Path) -> tuple[Encoder, Vocabulary | None]:
         encoder, vocabulary = OpenVocabularyEncoder(config), None
     else:
         encoder, vocabulary = Cgip(config), Vocabulary.read(folder / VOCABULARY)
-        _check_rows(vocabulary, config, folder / VOCABULARY, folder / WEIGHTS)
+        check_vocabulary(vocabulary, config, folder / VOCABULARY, folder / WEIGHTS)
     load_module(encoder, folder / WEIGHTS)
     return encoder.eval(), vocabulary

@@ -178,6 +178,13 @@ def read_graph(path: Path, predicates: Collection[str] = PREDICATES) -> SceneGra
     return _from_json(path.read_bytes(), str(path), predicates)
 
 
+def given_graph(text: str, predicates: Collection[str] = PREDICATES) -> SceneGraph:
+    """A graph as a command is given it: the name of a JSON file, or what `parse_graph` takes; no text is the empty graph."""
+    if text.endswith(".json"):
+        return read_graph(Path(text), predicates)
+    return parse_graph(text, predicates) if text.strip() else SceneGraph()
+
+
 class _Written(msgspec.Struct, forbid_unknown_fields=True):
     objects: list[str]
     triples: list[tuple[int, str, int]] = []

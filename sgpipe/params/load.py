@@ -41,6 +41,7 @@ SECTIONS: Final[dict[str, str]] = {
     "probes": "sgpipe.probes.config:Probes",
     "graph_tokens": "sgpipe.graph_encoder.config:GraphTokens",
     "lora": "sgpipe.arms.config:Lora",
+    "sgdiff": "sgpipe.sgdiff.config:SgDiffParams",
     "train": "sgpipe.training.config:Train",
     "arms": "sgpipe.arms.config:Arms",
     "evaluate": "sgpipe.evaluation.config:Evaluate",

@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "saliency_noised": DENOISING,
     "saliency_sheets": DENOISING | {"matplotlib"},
     "train_lora": DENOISING | {"peft"},
+    "train_sgdiff": DENOISING,
 }
 """What a stage may import of `HEAVY` before it does anything; what it needs only sometimes, it imports then."""
 

@@ -103,6 +103,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         backbone={"model": "models/tiny", "files": "models/tiny", **backbone},
         maps={"groups": {"middle": "0..1"}},
         lora={"blocks": "1..2"},
+        sgdiff={"checkpoint": "models/tiny"},
+        arms={"sgdiff": {"kind": "sgdiff"}},
         train={
             "compile": False,
             "losses": {"margin": {"weight": 0}, "saliency": {"weight": 1, "group": "middle"}},
@@ -206,7 +208,7 @@ def test_the_stages_fit_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(app, ["dag"])
     lines = done.stdout.splitlines()
     assert done.exit_code == 0 and len(lines) <= 40 and max(map(len, lines)) <= 110
-    assert {line.split()[0] for line in lines} == set(stages()) - {"code"}
+    assert {line.split()[0] for line in lines} == set(stages()) - {"code", "train_sgdiff"}, "by default no twin is trained"
     assert "judge                   ← sample_base, sample_images" in lines, "what others wait for is left out"
 
 

@@ -1,6 +1,7 @@
 """The seam between a graph and a generator: what a kind of arm must say. docs/extending.md shows how to add one.
 
-A kind is one file: a subclass of `Adapter`, named in `KINDS`. Every stage that checks its parameters imports the kinds, so torch
+A kind is one file, named in `KINDS`: a subclass of `Adapter`, which adds to the backbone and is trained here, or of `External`, a
+generator of its own that was trained elsewhere. Every stage that checks its parameters imports the kinds, so torch
 and what computes are imported inside the methods that need them.
 """
 
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from msgspec import Struct
 
@@ -17,9 +18,13 @@ from sgpipe.arms.config import ArmOptions, Lora
 from sgpipe.attention_maps.config import Maps
 from sgpipe.backbones.config import Backbone
 from sgpipe.graph_encoder.config import GraphTokens
+from sgpipe.sgdiff.config import SgDiffParams
 from sgpipe.training.config import Train
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
     from torch import nn
 
     from sgpipe.backbones.base import TextCondition
@@ -41,6 +46,7 @@ class Sections:
     graph_tokens: GraphTokens
     backbone: Backbone
     maps: Maps | None = None
+    sgdiff: SgDiffParams | None = None
 
     @classmethod
     def of(cls, sections: Mapping[str, Any]) -> Self:
@@ -71,16 +77,22 @@ class Prompts:
     names: "NameTable"
 
 
-class Adapter(ABC):
-    """What an arm adds to a generator. `mode` says how it is told graphs."""
+class Generator(Protocol):
+    """What samples the images of an arm."""
+
+    def sample(
+        self, prompts: Sequence[str], graphs: "Sequence[SceneGraph | None]", seeds: Sequence[int], *, steps: int, size: int
+    ) -> "NDArray[np.uint8]":
+        """Images `[N, size, size, 3]`, 0–255; `steps` are those of the backbone."""
+
+
+class Kind(ABC):
+    """How graphs reach a generator."""
 
     options: ClassVar[type[ArmOptions]]
     """What `arms.<name>` may hold."""
     settings: ClassVar[type[Struct]]
-    """What `build` needs: the arm in canonical form, equal for equal meanings. It goes into the resolved file and adapter.json."""
-    mode: InjectionMode
-    dropout: float = 0.0
-    """Of what it puts into the transformer; above 0 that is trained in training mode."""
+    """The arm in canonical form, equal for equal meanings. It goes into the resolved file and adapter.json."""
 
     @classmethod
     @abstractmethod
@@ -91,6 +103,23 @@ class Adapter(ABC):
     def files(cls, settings: Any) -> dict[str, Path]:
         """Folders that are read beside the data, by their knob; their content becomes part of the resolved arm."""
         return {}
+
+
+class External(Kind):
+    """An arm that is a generator of its own, trained elsewhere, whose images are judged beside the others'."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, settings: Any, device: "torch.device") -> Generator:
+        """The generator, on a device. Raises `ModelError` for damaged files."""
+
+
+class Adapter(Kind):
+    """What an arm adds to a generator. `mode` says how it is told graphs."""
+
+    mode: InjectionMode
+    dropout: float = 0.0
+    """Of what it puts into the transformer; above 0 that is trained in training mode."""
 
     @classmethod
     @abstractmethod
