@@ -28,8 +28,8 @@ fi
 git init -q "$folder/mono"
 git -C "$folder/mono" config user.email a@example.org
 git -C "$folder/mono" config user.name a
-mkdir -p "$folder/mono/work/project"
-cd "$folder/mono/work/project"
+mkdir -p "$folder/mono/studies/pipeline"
+cd "$folder/mono/studies/pipeline"
 export DVC_NO_ANALYTICS=1
 "$python" -m dvc init -q --subdir
 cat >dvc.yaml <<'YAML'
@@ -57,7 +57,7 @@ def found(files, path):
 
 workspace = found(DVCFileSystem(project), "outputs")
 at_commit = DVCFileSystem(project, rev="HEAD")
-relative, prefixed = found(at_commit, "outputs"), found(at_commit, "work/project/outputs")
+relative, prefixed = found(at_commit, "outputs"), found(at_commit, "studies/pipeline/outputs")
 with Repo(project) as repo, repo.switch("HEAD"):
     switched = found(DVCFileSystem(repo), "outputs")
 print("no rev:                       ", workspace)
