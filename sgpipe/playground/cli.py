@@ -23,7 +23,7 @@ def playground(
     except ImportError:
         raise SgpipeError("playground: gradio is not installed; `pip install 'sgpipe[playground]'`") from None
     from sgpipe.params.show import load_all
-    from sgpipe.playground.engine import Engine, known_names
+    from sgpipe.playground.engine import BASE, Engine, base_of, known_names
     from sgpipe.playground.page import build_page, found_adapters, found_models
     from sgpipe.runs.processes import pick_device
 
@@ -41,6 +41,11 @@ def playground(
         device=str(pick_device(device, 0, "--device")),
         size=sections["backbone"].resolution,
     )
+    chosen = adapters[0] if adapters else BASE
+    own = base_of(chosen)
+    models.sort(key=lambda model: model != own)
+    print(f"loading {models[0]}, {chosen}", flush=True)
+    engine.open(models[0], chosen)
     with TemporaryDirectory() as folder:
         page, options = build_page(engine, models, adapters, known_names(adapters), Path(folder))
         print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)

@@ -82,6 +82,11 @@ class Result:
     warnings: tuple[str, ...]
 
 
+def base_of(adapter: str) -> str | None:
+    """The pipeline that an adapter was trained on, as its training named it; None for no adapter."""
+    return None if adapter == BASE else backbone_of(read_about(Path(adapter)), Path(adapter)).model
+
+
 def known_names(adapters: Sequence[str]) -> list[str]:
     """The names that the first of the adapters was trained on, which the editor offers."""
     trained = read_about(Path(adapters[0])).get(TRAINED_ON) if adapters else None

@@ -27,7 +27,7 @@ START: Final = [["dog", "left of", "cat"]]
 HISTORY = 24
 """Drawings that a session keeps."""
 CSS = """
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.8rem; margin: 0; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 17rem)); gap: 0.8rem; margin: 0; }
 .panels figure, .maps figure { margin: 0; }
 .panels img { width: 100%; image-rendering: pixelated; border-radius: 8px; }
 .panels figcaption { font-weight: 600; margin-bottom: 0.25rem; }
@@ -118,7 +118,7 @@ def _line(result: Result) -> list[str | int]:
 
 
 def _archive(history: Sequence[Result], folder: Path) -> str:
-    """A session's drawings as one ZIP: the images, and a JSON line per drawing."""
+    """The drawings of a session as one ZIP: the images, and a JSON line per drawing."""
     path = folder / "session.zip"
     with zipfile.ZipFile(path, "w") as archive:
         lines = []
@@ -158,13 +158,9 @@ def build_page(
         except SgpipeError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
         history = [*history, result][-HISTORY:]
-        listed = [_line(each) for each in reversed(history)]
-        return shown_panels(result), shown_maps(result), as_command(request), as_python(request), listed, history
-
-    def download(history: list[Result]) -> str:
-        if not history:
-            raise gr.Error("nothing was drawn yet", print_exception=False)
-        return _archive(history, Path(mkdtemp(dir=folder)))
+        lines = [_line(each) for each in reversed(history)]
+        archive = _archive(history, Path(mkdtemp(dir=folder)))
+        return shown_panels(result), shown_maps(result), as_command(request), as_python(request), lines, archive, history
 
     fonts = ["system-ui", "sans-serif"]
     theme = gr.themes.Default(font=fonts, font_mono=["monospace"])
@@ -177,7 +173,7 @@ def build_page(
             with gr.Column(scale=2, min_width=300):
                 editor = gr.HTML(
                     json.dumps(START), label="Scene graph", show_label=True, html_template=_text("editor.html"),
-                    css_template=_text("editor.css"), js_on_load=_text("editor.js"), names=list(names),
+                    css_template=_text("editor.css"), container=True, js_on_load=_text("editor.js"), names=list(names),
                     relations=[phrase(name) for name in PREDICATES], most=MOST_TRIPLES, elem_id="editor",
                 )  # fmt: skip
                 prompt = gr.Textbox(label="Prompt", placeholder="empty: the names of the graph", elem_id="prompt")
@@ -200,7 +196,6 @@ def build_page(
                         listed = gr.Dataframe(headers=["graph", "seed", "judge"], interactive=False, elem_id="history")
                         saved = gr.DownloadButton("Download this session", elem_id="download")
         asked = [editor, prompt, seed, steps, model, adapter, history]
-        shown = [panels, maps, command, python, listed, history]
+        shown = [panels, maps, command, python, listed, saved, history]
         gr.on([button.click, editor.change, prompt.submit, page.load], draw, asked, shown, api_name="draw", concurrency_limit=2)
-        saved.click(download, [history], [saved], api_name=False)
     return page, {"css": CSS, "theme": theme}
