@@ -261,7 +261,7 @@ class Family(Protocol):
         ...
 
     def image_rows(self, patches: int, rows: int) -> slice:
-        """The image's part of a joint sequence of so many rows, its first or its last, in blocks that hand on text and image as one."""
+        """The image's part of a joint sequence, its first or its last, in blocks that hand on text and image as one."""
         return slice(rows - patches, rows)
 
     def taps(self, transformer: Any) -> JointTaps:

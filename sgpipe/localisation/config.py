@@ -13,8 +13,8 @@ Ablated = Literal["skip", "text", "graph", "mean"]
 
 
 class Localise(Struct, frozen=True, forbid_unknown_fields=True):
-    """Section `localise`. Which blocks the generator uses for a relation: activations of one run are copied into another, and blocks
-    are ablated. The batch size is part of the result: another one may round differently.
+    """Section `localise`. Which blocks the generator uses for a relation: activations of one run are copied into another, and
+    blocks are ablated. The batch size is part of the result: another one may round differently.
     """
 
     adapter: Annotated[
@@ -37,8 +37,9 @@ class Localise(Struct, frozen=True, forbid_unknown_fields=True):
     rows: Annotated[
         tuple[Rows, ...],
         Meta(
+            min_length=1,
             description="rows that are patched: the image's, all of the text stream, of these the prompt's, the graph tokens, or "
-            "those of a word"
+            "those of a word",
         ),
     ] = ("image", "text")
     contrasts: Annotated[
@@ -51,8 +52,8 @@ class Localise(Struct, frozen=True, forbid_unknown_fields=True):
     ablations: Annotated[
         tuple[Ablated, ...],
         Meta(
-            description="of each block and of each of maps.groups: skip it, zero the text or the graph tokens that it reads, or put "
-            "the mean over samples in place of what it adds"
+            description="of each block and of each of maps.groups: skip it, zero the text or the graph tokens that it reads, or "
+            "put the mean over samples in place of what it adds"
         ),
     ] = ("skip", "text", "graph", "mean")
     steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to image")] = 4

@@ -95,6 +95,12 @@ def told(item: Item, run: str, by_graph: bool) -> Told:
     return Told(words(graph), None, {"subject": subject, "relation": phrase(said), "object": object_})
 
 
+def texts_of_runs(items: Sequence[Item]) -> tuple[list[str], list[SceneGraph | None]]:
+    """Every prompt and graph that runs of the items may be told, whatever the adapter."""
+    every = [told(item, run, by_graph) for by_graph in (True, False) for run in RUNS for item in items]
+    return [one.text for one in every], [one.graph for one in every]
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What R runs of P items are told, run by run, so that run r of item p is sample r·P + p; `plain` where an adapter does not
@@ -106,12 +112,11 @@ class Conditions:
     """Rows of `told` that hold a word, by sample; None where its text does not say it."""
 
     def places(self, rows: Rows) -> list[list[int]]:
-        """Rows of the condition of each sample. Raises `ParamsError` for a word that no prompt says, or graph tokens without any."""
+        """Rows of the condition of each sample. Raises `ParamsError` for a word that a prompt does not say, or graph tokens
+        without any."""
         before, count = self.told.prepended, self.told.states.shape[1]
         if rows == "graph" and not before:
-            raise ParamsError(
-                "localise.rows: got graph; no run is given graph tokens: take it out, or name an adapter that has them"
-            )
+            raise ParamsError("localise.rows: got graph; the runs have no graph tokens: take it out, or name an adapter with them")
         whole = {"text": range(count), "prompt": range(before, count), "graph": range(before), "image": range(0)}
         if rows in whole:
             return [list(whole[rows])] * len(self.told.states)

@@ -15,6 +15,7 @@ need one and a half forwards more for each further patched step.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from sgpipe.backbones.block_states import Around, Block, BlockRows, resuming
 from sgpipe.localisation.config import Contrast, Rows
 from sgpipe.localisation.pairs import RUNS
-from sgpipe.localisation.runs import Recorded, Runs
+from sgpipe.localisation.runs import Recorded, Runs, sample_of
 
 Kind = Contrast | Literal["null"]
 PATCHED: Final[Mapping[Kind, tuple[str, str]]] = {
@@ -90,10 +91,6 @@ class Effects(NamedTuple):
     """‖v_d − v_r‖²."""
 
 
-def _sample(runs: Runs, run: str) -> Tensor:
-    return RUNS.index(run) * runs.items + torch.arange(runs.items)
-
-
 @dataclass(frozen=True)
 class Batch:
     """The places times the items, flat: the items of the first place come first."""
@@ -107,7 +104,7 @@ class Batch:
     @classmethod
     def of(cls, runs: Runs, places: Sequence[Place]) -> "Batch":
         def samples(end: int) -> Tensor:
-            return torch.cat([_sample(runs, PATCHED[place.contrast][end]) for place in places])
+            return torch.cat([sample_of(runs, PATCHED[place.contrast][end]) for place in places])
 
         return cls(runs, places, samples(0), samples(1), torch.arange(runs.items).repeat(len(places)))
 
@@ -139,16 +136,14 @@ def states_after(runs: Runs, block: int, latents: Tensor, step: int, samples: Te
         held.append(run(rows))
         raise _Enough
 
-    try:
+    with suppress(_Enough):
         runs.velocity(latents, step, samples, {block: stop})
-    except _Enough:
-        pass
     return held[0]
 
 
 class AtStep(NamedTuple):
-    """The unpatched runs at one step: latents of every run's samples `[R·P, C, h, w]`, and of each recipient the records of all runs
-    at its own latents; none where nothing tells the runs apart."""
+    """The unpatched runs at one step: latents of every run's samples `[R·P, C, h, w]`, and of each recipient the records of all
+    runs at its own latents; none where nothing tells the runs apart."""
 
     step: int
     latents: Tensor
@@ -165,7 +160,7 @@ def walk(runs: Runs, recipients: Sequence[str]) -> Iterator[AtStep]:
             if records and step == runs.active[0]:  # all runs are where the noise has led them
                 records[recipient] = next(iter(records.values()))
             else:
-                own = latents[_sample(runs, recipient)].repeat(len(RUNS), 1, 1, 1)
+                own = latents[sample_of(runs, recipient)].repeat(len(RUNS), 1, 1, 1)
                 records[recipient] = runs.record(own, step, every)
         yield AtStep(step, latents, records)
         velocity = torch.cat([runs.velocity(latents[part], step, part) for part in every.split(runs.batch_size)])
@@ -181,7 +176,7 @@ def effects(runs: Runs, at: AtStep, block: int, places: Sequence[Place]) -> tupl
         into = batch.recipients[part]
         names = [PATCHED[batch.places[each // runs.items].contrast][0] for each in part.tolist()]
         records = [at.records[name] for name in names]
-        goals = torch.cat([_sample(runs, "positive" if name == "negative" else "negative")[:1] for name in names])
+        goals = torch.cat([sample_of(runs, "positive" if name == "negative" else "negative")[:1] for name in names])
         states = [record.blocks[block] for record in records]
         rows = choice.patched(_gather(states, into), _gather(states, batch.donors[part]))
         made = runs.velocity(at.latents[into], at.step, into, resuming(block, rows))

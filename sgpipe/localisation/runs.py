@@ -15,7 +15,7 @@ from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.block_states import Around, BlockRows, block_states, blocks_of, reading, text_places
 from sgpipe.backbones.images import decode
 from sgpipe.backbones.rectified_flow import euler_step, is_within, noise
-from sgpipe.localisation.pairs import Conditions, take
+from sgpipe.localisation.pairs import RUNS, Conditions, take
 
 Arounds = Mapping[int, Around]
 
@@ -115,6 +115,11 @@ class Runs:
         family, vae = self.generator.denoiser.family, self.generator.vae
         with torch.no_grad():
             return np.concatenate([decode(family, vae, part) for part in latents.split(self.batch_size)])
+
+
+def sample_of(runs: Runs, run: str) -> Tensor:
+    """The numbers `[items]` of one run's samples."""
+    return RUNS.index(run) * runs.items + torch.arange(runs.items)
 
 
 def _cat(parts: Sequence[BlockRows]) -> BlockRows:
