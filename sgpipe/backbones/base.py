@@ -192,6 +192,8 @@ class Family(Protocol):
     """The pipeline keeps latents in float32 between steps, whatever the precision of the weights, and so does `velocity`."""
     logits: bool = False
     """The pipeline has its language model compute logits, which nobody reads and which take memory."""
+    prompt_first: bool = False
+    """The transformer is given a prompt's own rows, then those before it in a condition, and rows that nobody attends to last."""
     map_variants: tuple[str, ...] = ("ours",)
     """Definitions of concept maps that there are for it, as `maps.variant` names them."""
 
@@ -257,6 +259,10 @@ class Family(Protocol):
     def sigmas(self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
         """Times `[steps + 1]` from 1 to 0 that the family's own pipeline steps between, for its scheduler's configuration."""
         ...
+
+    def image_rows(self, patches: int, rows: int) -> slice:
+        """The image's part of a joint sequence, its first or its last, in blocks that hand on text and image as one."""
+        return slice(rows - patches, rows)
 
     def taps(self, transformer: Any) -> JointTaps:
         """Where the concept stream reads."""

@@ -48,6 +48,7 @@ SECTIONS: Final[dict[str, str]] = {
     "judge": "sgpipe.evaluation.config:JudgeParams",
     "statistics": "sgpipe.evaluation.config:Statistics",
     "ablation": "sgpipe.evaluation.config:Ablation",
+    "localise": "sgpipe.localisation.config:Localise",
     "report": "sgpipe.report.config:Report",
     "compute": "sgpipe.runs.config:Compute",
     "tracking": "sgpipe.runs.config:Tracking",

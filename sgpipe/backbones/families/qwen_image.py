@@ -179,6 +179,7 @@ class QwenImage(OnQwenImageVae):
     longest = 512
     fixed_length = False
     logits = True
+    prompt_first = True
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
         check_sizes(transformer, ("num_layers", "num_attention_heads", "attention_head_dim", "joint_attention_dim", "in_channels"))

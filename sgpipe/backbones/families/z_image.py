@@ -175,6 +175,7 @@ class ZImage(Family):
     longest = 512
     fixed_length = False
     float32_latents = True
+    prompt_first = True
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
         check_sizes(transformer, _SIZES)
@@ -247,6 +248,10 @@ class ZImage(Family):
 
         mu = dynamic_mu(layout.grid(resolution) ** 2, scheduler) if scheduler.get("use_dynamic_shifting") else None
         return scheduler_times(steps, scheduler, sigmas=get_default_z_image_sigmas(max(steps, 1)), mu=mu)
+
+    def image_rows(self, patches: int, rows: int) -> slice:
+        """The first, with the image's padding."""
+        return slice(0, patches + -patches % SEQ_MULTI_OF)
 
     def taps(self, transformer: Any) -> JointTaps:
         """The shared layers; the refiners of image and of text, where the other is not, have no maps."""

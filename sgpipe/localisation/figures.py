@@ -1,0 +1,110 @@
+"""Figures of the interventions: each with its interval by bootstrap over triples."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from sgpipe.evaluation.calibration import choices
+from sgpipe.evaluation.statistics import Bootstrap, Estimate, Floats
+from sgpipe.evaluation.summary import bounds
+
+_ITEM = ["triple_id", "seed"]
+
+
+def _grid(rows: pl.DataFrame, column: str) -> Floats:
+    """A column as `[T, S]` by triple and seed, means where an item has several rows; triples and seeds sorted."""
+    means = rows.group_by(_ITEM).agg(pl.col(column).mean()).sort(_ITEM)
+    triples = means["triple_id"].n_unique()
+    return means[column].cast(pl.Float64).fill_null(np.nan).to_numpy().reshape(triples, -1)
+
+
+def _told(samples: pl.DataFrame) -> pl.DataFrame:
+    """Samples with 1/0/NaN columns: `chosen` c⁺ (0: c⁻), `present` both objects, `arranged` in one of the two directions."""
+    scores = [samples[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("positive", "negative")]
+    chosen = choices(*scores)
+    return samples.with_columns(
+        chosen=pl.Series(chosen),
+        present=pl.Series(np.isfinite(scores[0]).astype(float)),
+        arranged=pl.Series(np.isfinite(chosen).astype(float)),
+    )
+
+
+def effect(bootstrap: Bootstrap, rows: pl.DataFrame) -> Estimate:
+    """Ratio of the two sums over these rows of `EFFECTS`."""
+    return bootstrap.function(lambda sums: sums[0] / sums[1], [_grid(rows, "projected"), _grid(rows, "squared")])
+
+
+def _share(bootstrap: Bootstrap, rows: pl.DataFrame, column: str) -> Estimate:
+    values = rows.with_columns(pl.col(column).fill_nan(None))
+    return bootstrap.mean(_grid(values, column))
+
+
+def localisation_figures(
+    effects: pa.Table, samples: pa.Table, groups: Mapping[str, Sequence[int]], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Metrics of the stage.
+
+    `rows`: one for each intervention on a block (`block`) and each layer group (`group`).
+
+    - Of `method` patching, contrast `kind`, and `rows`: `effect` over all patched steps and `effects_by_step`; `follows`, the share
+      of decided samples whose direction is the donor's; of a group over its blocks, each patched alone.
+    - Of `method` ablation: `direction_accuracy` of g⁺, `objects_present`, `arranged` (both objects in one of the two directions)
+      and `distance` to the sample without it; of a group with all its blocks ablated.
+
+    `unpatched`: the same of g⁺ and g⁻ without intervention. `null_effect`: of the recipient's own rows, over all places, and
+    `null_effect_largest`, that of the place farthest from 0.
+    """
+    moved, told = pl.DataFrame(effects), _told(pl.DataFrame(samples))
+    parts: list[tuple[dict[str, Any], list[int]]] = [({"group": name, "block": None}, list(of)) for name, of in groups.items()]
+    parts += [({"group": None, "block": block}, [block]) for block in moved["block"].unique().sort().to_list()]
+    rows: list[dict[str, Any]] = []
+    places = moved.filter(pl.col("contrast") != "null").select("contrast", "rows").unique(maintain_order=True)
+    for kind, of in places.iter_rows():
+        for part, blocks in parts:
+            here = moved.filter(pl.col("block").is_in(blocks), contrast=kind, rows=of)
+            if here.is_empty():
+                continue
+            seen = told.filter(pl.col("block").is_in(blocks), method="patching", kind=kind, rows=of)
+            if kind == "noising":
+                seen = seen.with_columns(chosen=1 - pl.col("chosen"))
+            follows = _share(bootstrap, seen, "chosen")
+            steps = {step: effect(bootstrap, at).value for (step,), at in here.group_by("step", maintain_order=True)}
+            found = {
+                **bounds("effect", effect(bootstrap, here)),
+                "effects_by_step": {str(step): steps[step] for step in sorted(steps)},
+                **bounds("follows", follows),
+                "images": follows.count,
+            }
+            rows.append({"method": "patching", "kind": kind, "rows": of, **part, **found})
+    for kind in told.filter(method="ablation")["kind"].unique(maintain_order=True).to_list():
+        for part, _ in parts:
+            where = [pl.col(name).eq_missing(pl.lit(value)) for name, value in part.items()]
+            seen = told.filter(*where, method="ablation", kind=kind)
+            if not seen.is_empty():
+                rows.append({"method": "ablation", "kind": kind, "rows": None, **part, **_sampled(bootstrap, seen)})
+    null = moved.filter(contrast="null")
+    return {
+        "pairs": told["triple_id"].n_unique(),
+        "seeds": told["seed"].n_unique(),
+        "steps": moved["step"].unique().sort().to_list(),
+        "unpatched": {run: _sampled(bootstrap, told.filter(method="none", kind=run)) for run in ("positive", "negative")},
+        "null_effect": effect(bootstrap, null).value,
+        "null_effect_largest": max(
+            (effect(bootstrap, at).value for _, at in null.group_by("rows", "block", maintain_order=True)), key=abs
+        ),
+        "rows": rows,
+    }
+
+
+def _sampled(bootstrap: Bootstrap, seen: pl.DataFrame) -> dict[str, Any]:
+    accuracy = _share(bootstrap, seen, "chosen")
+    return {
+        **bounds("direction_accuracy", accuracy),
+        "images": accuracy.count,
+        "objects_present": _share(bootstrap, seen, "present").value,
+        "arranged": _share(bootstrap, seen, "arranged").value,
+        **bounds("distance", bootstrap.mean(_grid(seen, "distance"))),
+    }
