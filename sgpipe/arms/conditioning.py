@@ -39,6 +39,8 @@ class GraphConditioner(nn.Module):
         super().__init__()
         width = base.denoiser.layout.text_width
         self.params, self._word_rows = params, base.backbone.max_sequence_length
+        if params.enter:
+            params.check(len(base.denoiser.family.by_blocks(base.denoiser.transformer).blocks))
         self.encoder: Encoder | None = None
         self.vocabulary: Vocabulary | None = None
         if source is not None:
@@ -89,7 +91,7 @@ class GraphConditioner(nn.Module):
             encoded = self.encoder(batch.to(text.states.device))
         tokens = self.tokenizer(graphs, encoded, names)
         if self.residual is None:
-            return prepend(tokens, text)
+            return prepend(tokens, text, self.params.enter)
         words_from = max(text.states.shape[1] - self._word_rows, 0)  # without padding there are fewer
         spans = [self._spans(*pair, words_from) for pair in zip(graphs, prompts.texts, strict=True)]
         return replace(text, states=self.residual(tokens, text.states, spans))

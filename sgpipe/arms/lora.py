@@ -158,6 +158,8 @@ class LoraLayers:
     lora: Lora
     names: tuple[str, ...]
     weights: dict[str, nn.Parameter]
+    first: int = 0
+    """The first block that carries it, single-stream blocks after double-stream ones."""
 
     @classmethod
     def open(cls, base: Base, lora: Lora, folder: Path | None) -> Self:
@@ -165,9 +167,14 @@ class LoraLayers:
 
         Raises `ModelError` for a file that is damaged or holds others.
         """
-        transformer = base.denoiser.transformer
-        names = target_modules(base.denoiser.layout, lora)
-        made = cls(transformer, lora, tuple(names), attach(transformer, names, lora, base.seed))
+        transformer, layout = base.denoiser.transformer, base.denoiser.layout
+        names = target_modules(layout, lora)
+        double, single = (
+            lora.blocks.resolve(layout.double_blocks, "lora.blocks"),
+            lora.single_blocks.resolve(layout.single_blocks, ""),
+        )
+        first = min([*double, *(layout.double_blocks + index for index in single), layout.double_blocks + layout.single_blocks])
+        made = cls(transformer, lora, tuple(names), attach(transformer, names, lora, base.seed), first)
         if folder is not None and made.weights:
             state, wanted = load_tensors(folder / LORA_FILE), made.tensors()
             check_state(state, wanted, folder / LORA_FILE, "blocks and rank are those in adapter.json; fetch it again")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sgpipe.arms.kinds.base import Adapter, InjectionMode, Prompts
 from sgpipe.backbones.base import TextCondition
+from sgpipe.backbones.blockwise import Rows
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.rectified_flow import is_within
 from sgpipe.errors import ModelError
@@ -63,8 +64,21 @@ class ArmModel:
 
     def velocity(self, latents: Tensor, t: Tensor, condition: TextCondition) -> Tensor:
         """v_θ(z_t, t, condition) `[B, C, h, w]`, as in training: one forward; see `Denoiser.velocity`."""
-        with torch.autocast(self.denoiser.device.type, self.precision, enabled=self.precision is not None):
+        with self._autocast():
             return self.denoiser.velocity(latents, t, condition, self.guidance)
+
+    def prefix(self, latents: Tensor, t: Tensor, condition: TextCondition) -> Rows:
+        """Rows behind the blocks that are the base's whatever the graph (`Adapter.untouched`), as `velocity` computes them."""
+        with self._autocast():
+            return self.denoiser.prefix(latents, t, condition, self.adapter.untouched, self.guidance)
+
+    def finished(self, prefix: Rows, condition: TextCondition, of: Tensor) -> Tensor:
+        """v_θ of prefixes under conditions of theirs, as `velocity` computes it; see `BlockForward.finished`."""
+        with self._autocast():
+            return self.denoiser.finished(prefix, condition, of)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.denoiser.device.type, self.precision, enabled=self.precision is not None)
 
     def sample(
         self,

@@ -52,9 +52,13 @@ class Arm:
         return kind
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """As JSON holds it. Tokens that enter at block 0 are not said to, as arms of before the knob: equal meanings are equal."""
         parts = {"settings": self.settings, "train": self.train, "maps": self.maps}
-        return {"arm": self.name, "kind": self.kind, **{key: to_builtins(part) for key, part in parts.items()}}
+        plain = {key: to_builtins(part) for key, part in parts.items()}
+        tokens = plain["settings"].get("graph_tokens", {})
+        if not tokens.get("enter"):
+            tokens.pop("enter", None)
+        return {"arm": self.name, "kind": self.kind, **plain}
 
     @classmethod
     def read(cls, plain: Mapping[str, Any], source: str) -> "Arm":

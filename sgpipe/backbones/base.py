@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sgpipe.backbones.blockwise import BlockForward
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.joint_blocks import JointTaps
 from sgpipe.backbones.loading import load_plain
@@ -36,6 +37,21 @@ class TextCondition:
     """`[B, T]`, false where no query may attend; None attends to all rows, so that attention runs without a mask."""
     prepended: int = 0
     """How many of the first rows stand before the prompt's own. Where text has positions, these take those after the prompt's."""
+    enter: int = 0
+    """The block at which these rows join the text."""
+    before: "TextCondition | None" = None
+    """What the blocks before `enter` see: the prompt alone, which needs no gradient. None where rows enter at block 0."""
+
+    @property
+    def prompt(self) -> "TextCondition":
+        """What the first block sees."""
+        return self if self.before is None else self.before
+
+    def first(self, count: int) -> Self:
+        """The first samples of the batch."""
+        before = None if self.before is None else self.before.first(count)
+        pooled, mask = (None if part is None else part[:count] for part in (self.pooled, self.mask))
+        return replace(self, states=self.states[:count], pooled=pooled, mask=mask, before=before)
 
     @property
     def attended(self) -> Tensor:
@@ -49,33 +65,40 @@ class TextCondition:
             states=self.states.to(device, dtype),
             pooled=None if self.pooled is None else self.pooled.to(device, dtype),
             mask=None if self.mask is None else self.mask.to(device),
+            before=None if self.before is None else self.before.to(device, dtype),
         )
 
     def rows(self) -> list[Self]:
         """The samples of the batch, each a batch of one."""
+        before: list[Any] = [None] * len(self.states) if self.before is None else self.before.rows()
         parts = (self.states, self.pooled, self.mask)
         columns: list[list[Any]] = [[None] * len(self.states) if x is None else list(x.split(1)) for x in parts]
-        return [type(self)(states, pooled, mask, self.prepended) for states, pooled, mask in zip(*columns, strict=True)]
+        each = zip(*columns, before, strict=True)
+        return [type(self)(own[0], own[1], own[2], self.prepended, self.enter, own[3]) for own in each]
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """Batches as one. Texts of unequal length are padded with masked rows of zeros; rows at the end that no sample attends to
         are left out, and a mask that is true throughout is None.
 
-        Raises `ValueError` where some have a pooled vector and others none, or not as many rows before the prompt's.
+        Raises `ValueError` where some have a pooled vector and others none, or not as many rows before the prompt's, or rows that
+        enter elsewhere.
         """
         if len({part.pooled is None for part in parts}) > 1:
             raise ValueError("conditions with and without a pooled vector do not go into one batch")
-        if len(counts := {part.prepended for part in parts}) > 1:
-            raise ValueError(f"conditions with {sorted(counts)} rows before the prompt's do not go into one batch")
+        if len(entries := {(part.prepended, part.enter) for part in parts}) > 1:
+            said = ", ".join(f"{count} rows that enter at block {block}" for count, block in sorted(entries))
+            raise ValueError(f"conditions with other rows before the prompt's do not go into one batch: {said}")
+        prompts = [part.before for part in parts if part.before is not None]
+        entry = (*entries.pop(), TextCondition.cat(prompts) if prompts else None)
         pooled = None if parts[0].pooled is None else torch.cat([part.pooled for part in parts if part.pooled is not None])
         longest = max(part.states.shape[1] for part in parts)
         if all(part.mask is None and part.states.shape[1] == longest for part in parts):
-            return cls(torch.cat([part.states for part in parts]), pooled, None, counts.pop())
+            return cls(torch.cat([part.states for part in parts]), pooled, None, *entry)
         states = torch.cat([pad(part.states, (0, 0, 0, longest - part.states.shape[1])) for part in parts])
         mask = torch.cat([pad(part.attended, (0, longest - part.states.shape[1])) for part in parts])
         mask = mask[:, : int(mask.any(dim=0).nonzero().max()) + 1]
-        return cls(states[:, : mask.shape[1]], pooled, None if mask.all() else mask, counts.pop())
+        return cls(states[:, : mask.shape[1]], pooled, None if mask.all() else mask, *entry)
 
     def joint_attention(self, image_tokens: int, image_first: bool = False) -> dict[str, Tensor] | None:
         """`joint_attention_kwargs` that keep every query off masked text rows: `[B, 1, 1, T + N]`, which all backends take.
@@ -248,6 +271,16 @@ class Family(Protocol):
         One forward. `guidance` is the input of a guidance-distilled transformer, None for others.
         """
         ...
+
+    def by_blocks(self, transformer: Any) -> BlockForward:
+        """`velocity` block by block, for graph tokens that enter behind the first one.
+
+        Raises `ParamsError` where that cannot be done.
+        """
+        raise ParamsError(
+            f"graph_tokens.enter: {self.pipeline} takes graph tokens before its first block alone; set it to 0, or take a model of "
+            "FLUX.1 or SD3"
+        )
 
     def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance (Ho & Salimans 2022, eq. 6) of velocities `[B, C, h, w]`: v_∅ + s (v_c − v_∅).

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sgpipe.backbones.base import Family, Layout, TextCondition, Velocity
+from sgpipe.backbones.blockwise import Rows
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import family_of, read_layout
 from sgpipe.backbones.loading import load_module, load_plain, place
@@ -71,6 +72,9 @@ class Denoiser:
         taken = guidance if self.layout.guidance else None
 
         def forward(given: TextCondition) -> Tensor:
+            if given.before is not None:
+                blocks, given = self.family.by_blocks(self.transformer), given.to(self.device, self.dtype)
+                return blocks.finished(blocks.prefix(latents, t, given, taken, given.enter), given)
             return self.family.velocity(self.transformer, latents, t, given.to(self.device, self.dtype), taken)
 
         if scale is None:
@@ -80,6 +84,18 @@ class Denoiser:
         velocity = forward(condition)
         with aside():
             return self.family.guided(velocity, forward(TextCondition.cat([unconditional] * len(latents))), scale)
+
+    def prefix(self, latents: Tensor, t: Tensor, condition: TextCondition, stop: int, guidance: float | None = None) -> Rows:
+        """Rows before block `stop` of latents `[B, C, h, w]` at times `[B]` under prompts; what enters the text there is left out.
+
+        Raises `ParamsError` for a family whose forward is not known block by block.
+        """
+        blocks, latents = self.family.by_blocks(self.transformer), latents.to(self.device, self.dtype)
+        return blocks.prefix(latents, t.to(self.device), condition.to(self.device, self.dtype), guidance, stop)
+
+    def finished(self, prefix: Rows, condition: TextCondition, of: Tensor | None = None) -> Tensor:
+        """v `[n, C, h, w]` of prefixes under n conditions (see `BlockForward.finished`): `velocity`, but for rounding."""
+        return self.family.by_blocks(self.transformer).finished(prefix, condition.to(self.device, self.dtype), of)
 
     @torch.no_grad()
     def sample(

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from sgpipe.errors import ParamsError
+
 LOCAL = "local-dir:"
 """How open_clip writes the folder of a model."""
 
@@ -113,8 +115,18 @@ class GraphTokens(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["prepend", "residual"],
         Meta(description="tokens before the prompt's, or added behind a gate to the prompt's tokens of the names"),
     ] = "prepend"
+    enter: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="block at which prepended tokens join the text, single-stream blocks after double-stream ones; those "
+            "before it see no graph and are computed once for all graphs of a sample",
+        ),
+    ] = 0
 
     def __post_init__(self) -> None:
+        if self.injection == "residual" and self.enter:
+            raise ValueError(f"enter: got {self.enter}; residual adds to words before the first block: set it to 0")
         if self.injection == "residual" and (self.layout != "objects" or self.global_token):
             raise ValueError(
                 f"injection: residual adds to the words of objects, so it needs layout objects without global_token; "
@@ -135,6 +147,11 @@ class GraphTokens(Struct, frozen=True, forbid_unknown_fields=True):
     def needs_encoder(self) -> bool:
         """Whether a graph encoder must run."""
         return self.relation == "encoder" or self.global_token
+
+    def check(self, blocks: int) -> None:
+        """Raises `ParamsError` where the tokens would enter behind the last of so many blocks."""
+        if self.enter >= blocks:
+            raise ParamsError(f"graph_tokens.enter: got {self.enter}; valid: 0..{blocks - 1}, the blocks of this model")
 
     def files(self) -> dict[str, Path]:
         """The folder of the graph encoder by its knob, where one is read."""

@@ -1,7 +1,6 @@
 """How graph tokens enter a generator's text context: before the prompt's tokens, or added to those of the named words."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,8 @@ from sgpipe.graph_encoder.tokens import Tokens
 from sgpipe.graphs.scene_graph import SceneGraph
 
 
-def prepend(tokens: Tokens, text: TextCondition) -> TextCondition:
-    """Put graph tokens before a prompt's states `[N, T, D]`.
+def prepend(tokens: Tokens, text: TextCondition, enter: int = 0) -> TextCondition:
+    """Put graph tokens before a prompt's states `[N, T, D]`, to join them at block `enter`.
 
     Graphs without tokens give the very condition that came in. A batch of graphs of different sizes is padded and masked, so that
     each sample gets what it gets alone.
@@ -25,7 +24,8 @@ def prepend(tokens: Tokens, text: TextCondition) -> TextCondition:
     if text.mask is not None or len(set(tokens.counts)) > 1:
         prompt = torch.ones(text.states.shape[:2], dtype=torch.bool) if text.mask is None else text.mask
         mask = torch.cat([tokens.mask, prompt.to(tokens.mask.device)], dim=1)
-    return replace(text, states=states, mask=mask, prepended=text.prepended + tokens.states.shape[1])
+    before = text if enter else None
+    return TextCondition(states, text.pooled, mask, text.prepended + tokens.states.shape[1], enter, before)
 
 
 def named_spans(graph: SceneGraph, mentions: Mapping[str, Sequence[range]]) -> dict[int, range]:

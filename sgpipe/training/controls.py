@@ -4,7 +4,7 @@ A training loss that falls may be the repair of damage by tokens that the base d
 these figures tell what the graph does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -64,6 +64,46 @@ def spoken(
     return Spoken([prompt_of(each, kind) for each, kind in zip(examples, kinds, strict=True)], graphs)
 
 
+def _apart(objective: Objective, noised: Noised, said: Mapping[str, Spoken]) -> dict[str, Tensor]:
+    """Velocities by condition, a forward each."""
+    found = {}
+    for name, each in said.items():
+        with objective.model.off() if name == "base" else nullcontext():
+            found[name] = objective.velocity(noised, each)
+    return found
+
+
+def _sharing(objective: Objective) -> bool:
+    """Whether all conditions have first blocks in common."""
+    return objective.model.mode == "prepend" and objective.model.adapter.untouched > 0
+
+
+def _shared(objective: Objective, noised: Noised, said: Mapping[str, Spoken]) -> dict[str, Tensor]:
+    """`_apart` to rounding: the blocks that are the base's run once, the others once for each different graph of a sample."""
+    prefix = objective.prefix(noised, said["empty"].texts)
+    everyone = torch.arange(len(noised.examples))
+    found: dict[str, Tensor] = {}
+    if "base" in said:
+        with objective.model.off():
+            found["base"] = objective.finished(prefix, said["base"], everyone)
+    graphs: dict[tuple[int, SceneGraph], int] = {}
+    rows = {
+        name: [graphs.setdefault((n, _numbered(graph)), len(graphs)) for n, graph in enumerate(each.graphs)]
+        for name, each in said.items()
+        if name not in ("base", "empty")
+    }
+    found["empty"] = objective.finished(prefix, said["empty"], everyone)
+    of = [n for n, _ in graphs]
+    texts = [said["empty"].texts[n] for n in of]
+    together = objective.finished(prefix, Spoken(texts, [graph for _, graph in graphs]), torch.tensor(of))
+    return found | {name: together[places] for name, places in rows.items()}
+
+
+def _numbered(graph: SceneGraph) -> SceneGraph:
+    """The graph with its objects in the order in which its triples mention them, as negatives have them."""
+    return graph.negated("replace", graph.triples[0][1])
+
+
 @torch.no_grad()
 def measure(objective: Objective, examples: Sequence[Example], train: Train, base: float | None = None) -> Controls:
     """Control losses of `examples`, without dropout, on noise that depends on the triple alone.
@@ -81,11 +121,11 @@ def measure(objective: Objective, examples: Sequence[Example], train: Train, bas
         noise = torch.stack([torch.randn(latents.shape[1:], generator=generator("validation", each.triple_id)) for each in part])
         target = velocity_target(latents, noise)
         noised = Noised(part, latents, noise, times[start : start + len(part)])
-        for name, losses in found.items():
-            said = spoken(name, part, kind, mode, other)
-            with objective.model.evaluating(), objective.model.off() if name == "base" else nullcontext():
-                velocity = objective.velocity(noised, said)
-            losses.append(sample_losses(velocity, target.to(velocity.device)).cpu())
+        said = {name: spoken(name, part, kind, mode, other) for name in found}
+        with objective.model.evaluating():
+            velocities = _shared(objective, noised, said) if _sharing(objective) else _apart(objective, noised, said)
+        for name, velocity in velocities.items():
+            found[name].append(sample_losses(velocity, target.to(velocity.device)).cpu())
     columns = {name: torch.cat(losses) for name, losses in found.items()}
     won = preferred(columns["graph"], columns["negative"]).double()
     where, names = bin_of(times, train.times, train.validation.bins), bin_names(train.times, train.validation.bins)

@@ -15,6 +15,7 @@ from sgpipe.attention_maps.config import Pooling
 from sgpipe.attention_maps.options import MapOptions, concept_embeddings
 from sgpipe.attention_maps.scores import GroupMaps, resize_maps
 from sgpipe.attention_maps.stream import concept_stream
+from sgpipe.backbones.blockwise import Rows
 from sgpipe.backbones.rectified_flow import interpolate, velocity_target
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import PREDICATES
@@ -129,11 +130,26 @@ class Objective:
         return sampler_times(times, denoiser.family.sigmas(times.steps, denoiser.layout, side, denoiser.scheduler))
 
     def velocity(self, noised: Noised, spoken: Spoken) -> Tensor:
-        """v_θ under what is spoken; several times as many texts as samples repeat the samples."""
-        repeat = len(spoken.texts) // len(noised.latents)
+        """v_θ under what is spoken; several times as many texts as samples repeat the samples.
+
+        Under the same prompts the blocks before the one at which graphs enter are computed once for all of them.
+        """
+        batch, texts = len(noised.latents), list(spoken.texts)
+        condition = self.model.condition(spoken.graphs, texts, self.data.prompts.get(texts), self.data.names)
+        shared = condition.enter and texts == texts[:batch] * (len(texts) // batch)
+        repeat = 1 if shared else len(texts) // batch
         z_t = interpolate(noised.latents, noised.noise, noised.t).repeat(repeat, 1, 1, 1)
-        condition = self.model.condition(spoken.graphs, spoken.texts, self.data.prompts.get(spoken.texts), self.data.names)
         return self.model.velocity(z_t, noised.t.repeat(repeat), condition)
+
+    def prefix(self, noised: Noised, texts: Sequence[str]) -> Rows:
+        """What the model and the base have in common under these prompts and any graph (`ArmModel.prefix`)."""
+        z_t = interpolate(noised.latents, noised.noise, noised.t)
+        return self.model.prefix(z_t, noised.t, self.data.prompts.get(texts))
+
+    def finished(self, prefix: Rows, spoken: Spoken, of: Tensor) -> Tensor:
+        """v_θ under what is spoken to the samples `of` a prefix."""
+        prompts = self.data.prompts.get(spoken.texts)
+        return self.model.finished(prefix, self.model.condition(spoken.graphs, spoken.texts, prompts, self.data.names), of)
 
     def __call__(self, noised: Noised, positive: Spoken, negative: Spoken) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its parts `[B]` by name, detached: `flow`, `negative`, `preferred` and every term with a weight."""

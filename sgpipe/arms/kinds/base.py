@@ -120,6 +120,8 @@ class Adapter(Kind):
     mode: InjectionMode
     dropout: float = 0.0
     """Of what it puts into the transformer; above 0 that is trained in training mode."""
+    untouched: int = 0
+    """How many of the first blocks are the base's under every graph: nothing in them is adapted, and no graph has reached them."""
 
     @classmethod
     @abstractmethod

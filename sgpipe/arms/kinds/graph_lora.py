@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from sgpipe.arms.config import Lora, LoraOptions
 from sgpipe.arms.kinds.base import Sections
-from sgpipe.arms.kinds.parts import PartsAdapter
+from sgpipe.arms.kinds.parts import PartsAdapter, resolve_tokens
 from sgpipe.graph_encoder.config import GraphTokens
 
 
@@ -26,4 +26,4 @@ class GraphLora(PartsAdapter):
         """`lora` as the arm has it; `graph_tokens` as they are."""
         from sgpipe.arms.lora import resolve_lora
 
-        return GraphLoraSettings(resolve_lora(key, options, sections), sections.graph_tokens)
+        return GraphLoraSettings(resolve_lora(key, options, sections), resolve_tokens(sections))

@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from sgpipe.arms.config import ArmOptions
 from sgpipe.arms.kinds.base import Sections
-from sgpipe.arms.kinds.parts import PartsAdapter
+from sgpipe.arms.kinds.parts import PartsAdapter, resolve_tokens
 from sgpipe.graph_encoder.config import GraphTokens
 
 
@@ -23,4 +23,4 @@ class TokensAlone(PartsAdapter):
     @classmethod
     def resolve(cls, key: str, options: ArmOptions, sections: Sections) -> TokensSettings:
         """`graph_tokens` as they are."""
-        return TokensSettings(sections.graph_tokens)
+        return TokensSettings(resolve_tokens(sections))

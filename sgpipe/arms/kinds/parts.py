@@ -4,7 +4,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sgpipe.arms.kinds.base import Adapter, Base, Prompts
+from sgpipe.arms.kinds.base import Adapter, Base, Prompts, Sections
+from sgpipe.errors import ParamsError
+from sgpipe.graph_encoder.config import GraphTokens
 
 if TYPE_CHECKING:
     from torch import nn
@@ -12,6 +14,21 @@ if TYPE_CHECKING:
     from sgpipe.arms.conditioning import GraphConditioner
     from sgpipe.arms.lora import LoraLayers
     from sgpipe.backbones.base import TextCondition
+
+
+def resolve_tokens(sections: Sections) -> GraphTokens:
+    """Section `graph_tokens` as it is.
+
+    Raises `ParamsError` where tokens would enter behind the model's last block, or behind the first with a loss that reads maps.
+    """
+    tokens, backbone = sections.graph_tokens, sections.backbone
+    tokens.check(backbone.double_blocks + backbone.single_blocks)
+    if tokens.enter and sections.train.losses.maps:
+        raise ParamsError(
+            f"graph_tokens.enter: got {tokens.enter}; losses that read saliency maps need tokens in all blocks: set it to 0, or "
+            "the weights of train.losses.ranking and train.losses.saliency"
+        )
+    return tokens
 
 
 class PartsAdapter(Adapter):
@@ -24,6 +41,8 @@ class PartsAdapter(Adapter):
         self.lora, self.conditioner = lora, conditioner
         self.mode = "text" if conditioner is None else conditioner.params.injection
         self.dropout = 0.0 if lora is None else lora.lora.dropout
+        entry = 0 if conditioner is None else conditioner.params.enter
+        self.untouched = entry if lora is None else min(entry, lora.first)
 
     @classmethod
     def files(cls, settings: Any) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sgpipe.backbones.base import Family, Layout, TextCondition, TextEncoders, check_sizes
 from sgpipe.backbones.block_taps import BlockCall
+from sgpipe.backbones.blockwise import BlockForward, Rows
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.joint_blocks import JointBlockTap, JointTaps
 from sgpipe.backbones.rectified_flow import euler_times
@@ -69,6 +70,37 @@ def rotate(keys: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
     return apply_rotary_emb(keys, tuple(part[-keys.shape[1] :] for part in positions), sequence_dim=1)
 
 
+def _times(t: Tensor, like: Tensor) -> Tensor:
+    """FluxPipeline hands over 1000 t in the precision of the latents, divided by 1000."""
+    return (t.float() * 1000).to(like.dtype) / 1000
+
+
+class FluxForward(BlockForward):
+    """Double-stream, then single-stream blocks; rotary embedding of [text, image], in which text stands at position 0."""
+
+    @property
+    def blocks(self) -> list[Any]:
+        return [*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks]
+
+    def embedded(self, latents: Tensor, t: Tensor, prompt: TextCondition, guidance: float | None) -> Rows:
+        model, tokens = self.transformer, pack(latents)
+        image = model.x_embedder(tokens)
+        given = [_times(t, latents).to(image.dtype) * 1000]
+        if guidance is not None:
+            given.append(torch.full([len(latents)], guidance, device=image.device).to(image.dtype) * 1000)
+        vector = model.time_text_embed(*given, prompt.pooled)
+        return Rows(image, model.context_embedder(prompt.states), vector, (latents.shape[-2], latents.shape[-1]))
+
+    def arguments(self, rows: Rows, condition: TextCondition) -> tuple[Any, ...]:
+        height, width = rows.grid
+        text = rows.image.new_zeros(condition.states.shape[1], 3)
+        ids = torch.cat([text, image_ids(height // 2, width // 2, text)])
+        return rows.vector, self.transformer.pos_embed(ids), condition.joint_attention(rows.image.shape[1])
+
+    def velocity(self, rows: Rows) -> Tensor:
+        return unpack(self.transformer.proj_out(self.transformer.norm_out(rows.image, rows.vector)), *rows.grid)
+
+
 class Flux(Family):
     """See `Family`; masks, attention backends and block compilation need no `prepare`."""
 
@@ -112,14 +144,12 @@ class Flux(Family):
         """See `Family`. Positions of text are 0; padding rows of the prompt are attended to, as in training of FLUX."""
         height, width = latents.shape[-2:]
         tokens = pack(latents)
-        # FluxPipeline hands over 1000 t in the precision of the latents, divided by 1000
-        times = (t.float() * 1000).to(latents.dtype) / 1000
         scale = None if guidance is None else torch.full([len(latents)], guidance, device=latents.device, dtype=torch.float32)
         velocity = transformer(
             hidden_states=tokens,
             encoder_hidden_states=condition.states,
             pooled_projections=condition.pooled,
-            timestep=times,
+            timestep=_times(t, latents),
             guidance=scale,
             img_ids=image_ids(height // 2, width // 2, tokens),
             txt_ids=tokens.new_zeros(condition.states.shape[1], 3),
@@ -127,6 +157,9 @@ class Flux(Family):
             return_dict=False,
         )[0]
         return unpack(velocity, height, width)
+
+    def by_blocks(self, transformer: Any) -> BlockForward:
+        return FluxForward(transformer)
 
     def sigmas(self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
         """See `Family`; a dynamic shift depends on the number of packed image tokens."""

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 
 from sgpipe.backbones.base import Family, Layout, TextCondition, TextEncoders, check_sizes
 from sgpipe.backbones.block_taps import Attended, attention
+from sgpipe.backbones.blockwise import BlockForward, Rows
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.joint_blocks import JointBlockTap, JointTaps
 from sgpipe.backbones.rectified_flow import scheduler_times
@@ -102,6 +103,30 @@ class OfficialTaps(JointTaps):
         return self.transformer.time_text_embed.forward(*args)
 
 
+class SD3Forward(BlockForward):
+    """Joint attention of [image, text]; the last block puts out no text."""
+
+    @property
+    def blocks(self) -> list[Any]:
+        return list(self.transformer.transformer_blocks)
+
+    def embedded(self, latents: Tensor, t: Tensor, prompt: TextCondition, guidance: float | None) -> Rows:
+        model = self.transformer
+        image = model.pos_embed(latents).contiguous()
+        vector = model.time_text_embed(t.float() * 1000, prompt.pooled)
+        return Rows(image, model.context_embedder(prompt.states), vector, (latents.shape[-2], latents.shape[-1]))
+
+    def arguments(self, rows: Rows, condition: TextCondition) -> tuple[Any, ...]:
+        return rows.vector, condition.joint_attention(rows.image.shape[1], image_first=True)
+
+    def velocity(self, rows: Rows) -> Tensor:
+        model, patch = self.transformer, self.transformer.config.patch_size
+        squares = model.proj_out(model.norm_out(rows.image, rows.vector))
+        height, width = (side // patch for side in rows.grid)
+        squares = squares.reshape(len(squares), height, width, patch, patch, model.out_channels)
+        return squares.permute(0, 5, 1, 3, 2, 4).reshape(len(squares), model.out_channels, *rows.grid)
+
+
 class StableDiffusion3(Family):
     """See `Family`."""
 
@@ -167,6 +192,9 @@ class StableDiffusion3(Family):
             joint_attention_kwargs=condition.joint_attention(image_tokens, image_first=True),
             return_dict=False,
         )[0]
+
+    def by_blocks(self, transformer: Any) -> BlockForward:
+        return SD3Forward(transformer)
 
     def sigmas(self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
         """See `Family`. The pipeline leaves the grid to the scheduler, which ends close to 0 (`shift` 3, 4 steps: at 0.009)."""
