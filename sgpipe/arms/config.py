@@ -49,10 +49,16 @@ class ArmOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     reads_graph: ClassVar[bool] = True
     """False for a kind that is told graphs in the prompt's words alone."""
+    reads_boxes: ClassVar[bool] = False
+    """True for a kind that is told where a graph's objects are."""
 
     kind: Annotated[str, Meta(description="how the graph reaches the generator")]
     seed: Annotated[
         Annotated[int, Meta(ge=0, lt=1 << 32)] | None, Meta(description="training seed of this arm; null takes `train.seed`")
+    ] = None
+    learning_rate: Annotated[
+        Annotated[float, Meta(gt=0.0)] | None,
+        Meta(description="peak learning rate of this arm; null takes `train.optimiser.learning_rate`"),
     ] = None
 
 

@@ -23,6 +23,11 @@ from sgpipe.errors import ModelError, ParamsError
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """v `[B, C, h, w]` of latents `[B, C, h, w]` at times `[B]`."""
 
+Residuals = Callable[[Tensor, Mapping[str, Any]], Sequence[Sequence[Tensor] | None]]
+"""What is added to the image rows behind blocks, for latents `[B, C, h, w]` and the transformer's own arguments: `[B, N, D]` by
+place, one list for each of `Family.residual_inputs`. A list as long as the blocks of its stream has one for each; a shorter one is
+spread over them as diffusers' transformer does for a ControlNet."""
+
 
 @dataclass(frozen=True)
 class TextCondition:
@@ -36,6 +41,8 @@ class TextCondition:
     """`[B, T]`, false where no query may attend; None attends to all rows, so that attention runs without a mask."""
     prepended: int = 0
     """How many of the first rows stand before the prompt's own. Where text has positions, these take those after the prompt's."""
+    residuals: Residuals | None = None
+    """What is added beside the text; only for a family that has `residual_inputs`."""
 
     @property
     def attended(self) -> Tensor:
@@ -52,7 +59,9 @@ class TextCondition:
         )
 
     def rows(self) -> list[Self]:
-        """The samples of the batch, each a batch of one."""
+        """The samples of the batch, each a batch of one. Raises `ValueError` for one with residuals, which are of the batch."""
+        if self.residuals is not None:
+            raise ValueError("a condition with residuals is of one batch and has no rows")
         parts = (self.states, self.pooled, self.mask)
         columns: list[list[Any]] = [[None] * len(self.states) if x is None else list(x.split(1)) for x in parts]
         return [type(self)(states, pooled, mask, self.prepended) for states, pooled, mask in zip(*columns, strict=True)]
@@ -62,8 +71,10 @@ class TextCondition:
         """Batches as one. Texts of unequal length are padded with masked rows of zeros; rows at the end that no sample attends to
         are left out, and a mask that is true throughout is None.
 
-        Raises `ValueError` where some have a pooled vector and others none, or not as many rows before the prompt's.
+        Raises `ValueError` where some have a pooled vector and others none, or not as many rows before the prompt's, or residuals.
         """
+        if any(part.residuals is not None for part in parts):
+            raise ValueError("conditions with residuals, which are of their batch, do not go into one batch")
         if len({part.pooled is None for part in parts}) > 1:
             raise ValueError("conditions with and without a pooled vector do not go into one batch")
         if len(counts := {part.prepended for part in parts}) > 1:
@@ -161,6 +172,23 @@ def check_sizes(config: Mapping[str, Any], names: Sequence[str]) -> None:
         raise ModelError(f"transformer/config.json: {', '.join(odd)}: a whole number from 1 is needed")
 
 
+def branched(kind: Any, transformer: Any, **sizes: Any) -> Any:
+    """A ControlNet of diffusers' class `kind` and these sizes, whose first blocks and embeddings are copies of a transformer's.
+
+    Not by `from_transformer`: SD3's writes the sizes into the transformer's own configuration. Raises `ParamsError` for a block of
+    which the transformer has only a part, and for quantised weights.
+    """
+    if getattr(transformer, "is_quantized", False):
+        raise ParamsError("backbone.quantisation: a ControlNet copies the transformer's weights as they are; set it to null")
+    with torch.random.fork_rng(devices=[]):
+        made = kind.from_config({**{k: v for k, v in transformer.config.items() if not k.startswith("_")}, **sizes})
+    copied = made.load_state_dict(transformer.state_dict(), strict=False)
+    weights = dict(made.named_parameters())
+    if random := [name for name in copied.missing_keys if name in weights and weights[name].any()]:
+        raise ParamsError(f"ControlNet: the transformer has no {random[0]} to copy; name fewer blocks")
+    return made
+
+
 class TextEncoders(Protocol):
     """The text encoders of a family, loaded."""
 
@@ -192,6 +220,9 @@ class Family(Protocol):
     """The pipeline keeps latents in float32 between steps, whatever the precision of the weights, and so does `velocity`."""
     logits: bool = False
     """The pipeline has its language model compute logits, which nobody reads and which take memory."""
+    residual_inputs: tuple[str, ...] = ()
+    """Arguments of the transformer that take what is added to the image rows behind double- and single-stream blocks; none for a
+    family without a ControlNet here."""
     map_variants: tuple[str, ...] = ("ours",)
     """Definitions of concept maps that there are for it, as `maps.variant` names them."""
 
@@ -246,6 +277,23 @@ class Family(Protocol):
         One forward. `guidance` is the input of a guidance-distilled transformer, None for others.
         """
         ...
+
+    def residuals(self, condition: TextCondition, latents: Tensor, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What `velocity` hands the transformer beside `inputs`: the condition's residuals, nothing without."""
+        if condition.residuals is None:
+            return {}
+        return dict(zip(self.residual_inputs, condition.residuals(latents, inputs), strict=True))
+
+    def controlnet(self, transformer: Any, blocks: int, single_blocks: int) -> Any:
+        """diffusers' ControlNet of the family, with the transformer's weights in its first blocks and zeros where it is joined on.
+
+        It takes the arguments of the transformer and `controlnet_cond`, the control image as `image_input` gives it.
+        """
+        raise ModelError(f"{self.pipeline}: no ControlNet of this family here; valid: FluxPipeline, StableDiffusion3Pipeline")
+
+    def image_input(self, latents: Tensor) -> Tensor:
+        """Latents `[B, C, h, w]` in the form that the transformer is given."""
+        return latents
 
     def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance (Ho & Salimans 2022, eq. 6) of velocities `[B, C, h, w]`: v_∅ + s (v_c − v_∅).

@@ -9,7 +9,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgpipe.backbones.base import Family, Layout, TextCondition, TextEncoders, check_sizes
+from sgpipe.backbones.base import Family, Layout, TextCondition, TextEncoders, branched, check_sizes
 from sgpipe.backbones.block_taps import BlockCall
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.joint_blocks import JointBlockTap, JointTaps
@@ -77,6 +77,7 @@ class Flux(Family):
     text_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     name_parts = ("text_encoder_2", "tokenizer_2")
     longest = 512
+    residual_inputs = ("controlnet_block_samples", "controlnet_single_block_samples")
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
         check_sizes(transformer, _SIZES)
@@ -115,18 +116,27 @@ class Flux(Family):
         # FluxPipeline hands over 1000 t in the precision of the latents, divided by 1000
         times = (t.float() * 1000).to(latents.dtype) / 1000
         scale = None if guidance is None else torch.full([len(latents)], guidance, device=latents.device, dtype=torch.float32)
-        velocity = transformer(
-            hidden_states=tokens,
-            encoder_hidden_states=condition.states,
-            pooled_projections=condition.pooled,
-            timestep=times,
-            guidance=scale,
-            img_ids=image_ids(height // 2, width // 2, tokens),
-            txt_ids=tokens.new_zeros(condition.states.shape[1], 3),
-            joint_attention_kwargs=condition.joint_attention(tokens.shape[1]),
-            return_dict=False,
-        )[0]
+        inputs = {
+            "hidden_states": tokens,
+            "encoder_hidden_states": condition.states,
+            "pooled_projections": condition.pooled,
+            "timestep": times,
+            "guidance": scale,
+            "img_ids": image_ids(height // 2, width // 2, tokens),
+            "txt_ids": tokens.new_zeros(condition.states.shape[1], 3),
+            "joint_attention_kwargs": condition.joint_attention(tokens.shape[1]),
+            "return_dict": False,
+        }
+        velocity = transformer(**inputs, **self.residuals(condition, latents, inputs))[0]
         return unpack(velocity, height, width)
+
+    def controlnet(self, transformer: Any, blocks: int, single_blocks: int) -> Any:
+        from diffusers import FluxControlNetModel
+
+        return branched(FluxControlNetModel, transformer, num_layers=blocks, num_single_layers=single_blocks)
+
+    def image_input(self, latents: Tensor) -> Tensor:
+        return pack(latents)
 
     def sigmas(self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
         """See `Family`; a dynamic shift depends on the number of packed image tokens."""
