@@ -57,8 +57,13 @@ def generate(
     tokenizers = open_tokenizers(backbone)
     tokens = tokenizers.prompts([text]) + tokenizers.names(texts_of([scene]))
     said = unknown_tokens(tokens)
+    about = {} if adapter is None else read_about(adapter)
     if any(scene.boxes):
-        said.append("the boxes of the graph are not used: no adapter here reads them")
+        shown = about.get("settings", {}).get("boxes")
+        if shown is None:
+            said.append("the boxes of the graph are not used: the adapter reads none")
+        elif shown == "proposed":
+            said.append("the boxes of the graph are not used: the adapter proposes its own (boxes: proposed)")
     if adapter is not None:
         said += uncovered(scene, text, read_about(adapter).get(TRAINED_ON))
     if strict and (cut := describe(tokens)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from msgspec import Meta
 
 from sgpipe.arms.kinds.base import Base, Sections
-from sgpipe.arms.kinds.layout import LayoutAdapter, LayoutOptions, LayoutSettings
+from sgpipe.arms.kinds.layout import Arrows, LayoutAdapter, LayoutOptions, LayoutSettings
 from sgpipe.errors import ParamsError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class ControlNetOptions(LayoutOptions, frozen=True, forbid_unknown_fields=True, 
 class ControlNetSettings(LayoutSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """As the options."""
 
+    arrows: Arrows
     blocks: Blocks
     single_blocks: SingleBlocks
 
@@ -52,7 +53,7 @@ class ControlNet(LayoutAdapter):
         self.check(base)
         denoiser = base.denoiser
         super().__init__(settings, base, denoiser.family.controlnet(denoiser.transformer, settings.blocks, settings.single_blocks))
-        self.vae = load_module(base.backbone, "vae").to(denoiser.device)
+        self.vae, self.arrows = load_module(base.backbone, "vae").to(denoiser.device), settings.arrows
         self._encoded: dict[Any, Any] = {}
 
     @classmethod

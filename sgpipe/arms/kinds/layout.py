@@ -40,7 +40,6 @@ class LayoutSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """As the options."""
 
     boxes: Boxes
-    arrows: Arrows
 
 
 class LayoutAdapter(Adapter):
@@ -55,7 +54,7 @@ class LayoutAdapter(Adapter):
 
     def __init__(self, settings: LayoutSettings, base: Base, module: "nn.Module") -> None:
         """`module` is what is trained; its mode says whether this is training."""
-        self.denoiser, self.boxes, self.arrows = base.denoiser, settings.boxes, settings.arrows
+        self.denoiser, self.boxes = base.denoiser, settings.boxes
         self.module: Any = module
         module.to(base.denoiser.device).float().requires_grad_(True).train()
 
