@@ -49,8 +49,6 @@ class ArmOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     reads_graph: ClassVar[bool] = True
     """False for a kind that is told graphs in the prompt's words alone."""
-    reads_boxes: ClassVar[bool] = False
-    """True for a kind that is told where a graph's objects are."""
 
     kind: Annotated[str, Meta(description="how the graph reaches the generator")]
     seed: Annotated[

@@ -6,6 +6,7 @@ shows how to add one.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -180,11 +181,13 @@ def branched(kind: Any, transformer: Any, **sizes: Any) -> Any:
     """
     if getattr(transformer, "is_quantized", False):
         raise ParamsError("backbone.quantisation: a ControlNet copies the transformer's weights as they are; set it to null")
+    known = {name: value for name, value in transformer.config.items() if name in signature(kind.__init__).parameters}
     with torch.random.fork_rng(devices=[]):
-        made = kind.from_config({**{k: v for k, v in transformer.config.items() if not k.startswith("_")}, **sizes})
-    copied = made.load_state_dict(transformer.state_dict(), strict=False)
-    weights = dict(made.named_parameters())
-    if random := [name for name in copied.missing_keys if name in weights and weights[name].any()]:
+        made = kind.from_config({**known, **sizes})
+    theirs = transformer.state_dict()
+    own = {name: theirs[name] for name, value in made.state_dict().items() if name in theirs and theirs[name].shape == value.shape}
+    made.load_state_dict(own, strict=False)
+    if random := [name for name, weight in made.named_parameters() if name not in own and weight.any()]:
         raise ParamsError(f"ControlNet: the transformer has no {random[0]} to copy; name fewer blocks")
     return made
 

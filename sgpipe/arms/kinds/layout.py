@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -29,8 +29,6 @@ Arrows = Annotated[bool, Meta(description="the layout image shows each triple as
 
 class LayoutOptions(ArmOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What an arm that is told boxes may say."""
-
-    reads_boxes: ClassVar[bool] = True
 
     boxes: Boxes = "oracle"
     arrows: Arrows = False

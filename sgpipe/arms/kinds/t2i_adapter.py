@@ -3,7 +3,7 @@
 The network is diffusers' `T2IAdapter`, of one scale, since all blocks of a transformer work on one grid of tokens. Its features
 `[B, C, h, w]`, one position a token, go through a 1×1 convolution for each chosen block, zero at first, and are added to the image
 rows behind that block, ω times; several adapters are composed by adding theirs, each with its ω, as in the paper. The paper adds
-to the scales of a U-Net's encoder; for transformers diffusers has no such adapter. Folder `t2i_adapter` of the adapter is what `T2IAdapter` loads.
+to the scales of a U-Net's encoder; for transformers diffusers has no such adapter. Folder `t2i_adapter` is what `T2IAdapter` loads.
 """
 
 import shutil
@@ -98,7 +98,7 @@ class T2iAdapter(LayoutAdapter):
     def resolve(cls, key: str, options: T2iAdapterOptions, sections: Sections) -> T2iAdapterSettings:
         """The options, blocks as indices. Raises `ParamsError` for blocks that the transformer lacks, or none."""
         count = sections.backbone.double_blocks
-        evenly = Blocks(tuple(sorted({index * count // DEPTHS for index in range(DEPTHS)})))
+        evenly = Blocks(tuple(sorted({index * (count - 1) // DEPTHS for index in range(DEPTHS)})))
         indices = (options.blocks or evenly).resolve(count, f"{key}.blocks")
         if not indices:
             raise ParamsError(f"{key}.blocks: got none; name the blocks that features are added behind, or null")
