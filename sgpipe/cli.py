@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sgpipe.arms.cli import generate
+from sgpipe.arms.cli import compose, generate
 from sgpipe.doctor.cli import doctor
 from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
@@ -40,6 +40,7 @@ app.add_typer(sgdiff_app, name="sgdiff")
 app.command("doctor")(doctor)
 app.command("generate")(generate)
 app.command("playground")(playground)
+app.command("compose")(compose)
 
 ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]
 

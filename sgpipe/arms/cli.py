@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+Parts = Annotated[list[str], typer.Argument(help="folders of adapters of kind t2i_adapter, each with its weight: FOLDER=ω")]
 Adapter = Annotated[Path | None, typer.Option(help="folder of an adapter, as outputs/lora/graph/adapter; none draws the base")]
 
 
@@ -57,10 +58,12 @@ def generate(
     tokenizers = open_tokenizers(backbone)
     tokens = tokenizers.prompts([text]) + tokenizers.names(texts_of([scene]))
     said = unknown_tokens(tokens)
-    if any(scene.boxes):
-        said.append("the boxes of the graph are not used: no adapter here reads them")
+    about = {} if adapter is None else read_about(adapter)
+    shown = about.get("settings", {}).get("boxes")
+    if any(scene.boxes) and shown != "oracle":
+        said.append(f"the boxes of the graph are not used: the adapter {'proposes its own' if shown else 'reads none'}")
     if adapter is not None:
-        said += uncovered(scene, text, read_about(adapter).get(TRAINED_ON))
+        said += uncovered(scene, text, about.get(TRAINED_ON))
     if strict and (cut := describe(tokens)):
         said.append(cut)
     if strict and said:
@@ -73,3 +76,21 @@ def generate(
     seeds = range(seed, seed + count)
     images = generator.sample([text] * count, [scene if adapter else None] * count, seeds, steps=steps, size=size)
     print(*write_images(images, seeds, out), sep="\n")
+
+
+def compose(adapters: Parts, out: Annotated[Path, typer.Option(help="folder to write")]) -> None:
+    """Make one adapter of several of kind t2i_adapter, whose features are added with the weights ω given here."""
+    from sgpipe.arms.kinds.t2i_adapter import compose as write
+    from sgpipe.errors import ParamsError
+
+    given: dict[Path, float] = {}
+    for text in adapters:
+        folder, _, weight = text.rpartition("=")
+        try:
+            given[Path(folder)] = float(weight)
+        except ValueError:
+            raise ParamsError(f"compose: got {text!r}; write FOLDER=ω, as outputs/lora/boxes/adapter=0.5") from None
+    if len(given) < 2:
+        raise ParamsError(f"compose: got {', '.join(adapters)}; name two different folders or more")
+    write(given, out)
+    print(out)

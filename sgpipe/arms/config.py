@@ -54,6 +54,10 @@ class ArmOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     seed: Annotated[
         Annotated[int, Meta(ge=0, lt=1 << 32)] | None, Meta(description="training seed of this arm; null takes `train.seed`")
     ] = None
+    learning_rate: Annotated[
+        Annotated[float, Meta(gt=0.0)] | None,
+        Meta(description="peak learning rate of this arm; null takes `train.optimiser.learning_rate`"),
+    ] = None
 
 
 class LoraOptions(ArmOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):

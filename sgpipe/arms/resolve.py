@@ -96,6 +96,7 @@ def resolve(name: str, options: ArmOptions, sections: Sections) -> Arm:
         given,
         seed=given.seed if options.seed is None else options.seed,
         keep_epochs=tuple(sorted(given.keep_epochs)),
+        optimiser=replace(given.optimiser, learning_rate=options.learning_rate or given.optimiser.learning_rate),
         losses=_losses(given.losses),
         times=_times(given.times),
     )

@@ -6,6 +6,7 @@ shows how to add one.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -23,6 +24,11 @@ from sgpipe.errors import ModelError, ParamsError
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """v `[B, C, h, w]` of latents `[B, C, h, w]` at times `[B]`."""
+
+Residuals = Callable[[Tensor, Mapping[str, Any]], Sequence[Sequence[Tensor] | None]]
+"""What is added to the image rows behind blocks, for latents `[B, C, h, w]` and the transformer's own arguments: `[B, N, D]` by
+place, one list for each of `Family.residual_inputs`. A list as long as the blocks of its stream has one for each; a shorter one is
+spread over them as diffusers' transformer does for a ControlNet."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ class TextCondition:
         pooled, mask = (None if part is None else part[:count] for part in (self.pooled, self.mask))
         return replace(self, states=self.states[:count], pooled=pooled, mask=mask, before=before)
 
+    residuals: Residuals | None = None
+    """What is added beside the text; only for a family that has `residual_inputs`."""
+
     @property
     def attended(self) -> Tensor:
         """The mask `[B, T]`, all true where there is none."""
@@ -69,7 +78,9 @@ class TextCondition:
         )
 
     def rows(self) -> list[Self]:
-        """The samples of the batch, each a batch of one."""
+        """The samples of the batch, each a batch of one. Raises `ValueError` for one with residuals, which are of the batch."""
+        if self.residuals is not None:
+            raise ValueError("a condition with residuals is of one batch and has no rows")
         before: list[Any] = [None] * len(self.states) if self.before is None else self.before.rows()
         parts = (self.states, self.pooled, self.mask)
         columns: list[list[Any]] = [[None] * len(self.states) if x is None else list(x.split(1)) for x in parts]
@@ -82,8 +93,10 @@ class TextCondition:
         are left out, and a mask that is true throughout is None.
 
         Raises `ValueError` where some have a pooled vector and others none, or not as many rows before the prompt's, or rows that
-        enter elsewhere.
+        enter elsewhere, or residuals.
         """
+        if any(part.residuals is not None for part in parts):
+            raise ValueError("conditions with residuals, which are of their batch, do not go into one batch")
         if len({part.pooled is None for part in parts}) > 1:
             raise ValueError("conditions with and without a pooled vector do not go into one batch")
         if len(entries := {(part.prepended, part.enter) for part in parts}) > 1:
@@ -184,6 +197,25 @@ def check_sizes(config: Mapping[str, Any], names: Sequence[str]) -> None:
         raise ModelError(f"transformer/config.json: {', '.join(odd)}: a whole number from 1 is needed")
 
 
+def branched(kind: Any, transformer: Any, **sizes: Any) -> Any:
+    """A ControlNet of diffusers' class `kind` and these sizes, whose first blocks and embeddings are copies of a transformer's.
+
+    Not by `from_transformer`: SD3's writes the sizes into the transformer's own configuration. Raises `ParamsError` for a block of
+    which the transformer has only a part, and for quantised weights.
+    """
+    if getattr(transformer, "is_quantized", False):
+        raise ParamsError("backbone.quantisation: a ControlNet copies the transformer's weights as they are; set it to null")
+    known = {name: value for name, value in transformer.config.items() if name in signature(kind.__init__).parameters}
+    with torch.random.fork_rng(devices=[]):
+        made = kind.from_config({**known, **sizes})
+    theirs = transformer.state_dict()
+    own = {name: theirs[name] for name, value in made.state_dict().items() if name in theirs and theirs[name].shape == value.shape}
+    made.load_state_dict(own, strict=False)
+    if random := [name for name, weight in made.named_parameters() if name not in own and weight.any()]:
+        raise ParamsError(f"ControlNet: the transformer has no {random[0]} to copy; name fewer blocks")
+    return made
+
+
 class TextEncoders(Protocol):
     """The text encoders of a family, loaded."""
 
@@ -217,6 +249,9 @@ class Family(Protocol):
     """The pipeline has its language model compute logits, which nobody reads and which take memory."""
     prompt_first: bool = False
     """The transformer is given a prompt's own rows, then those before it in a condition, and rows that nobody attends to last."""
+    residual_inputs: tuple[str, ...] = ()
+    """Arguments of the transformer that take what is added to the image rows behind double- and single-stream blocks; none for a
+    family without a ControlNet here."""
     map_variants: tuple[str, ...] = ("ours",)
     """Definitions of concept maps that there are for it, as `maps.variant` names them."""
 
@@ -281,6 +316,23 @@ class Family(Protocol):
             f"graph_tokens.enter: {self.pipeline} takes graph tokens before its first block alone; set it to 0, or take a model of "
             "FLUX.1 or SD3"
         )
+
+    def residuals(self, condition: TextCondition, latents: Tensor, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What `velocity` hands the transformer beside `inputs`: the condition's residuals, nothing without."""
+        if condition.residuals is None:
+            return {}
+        return dict(zip(self.residual_inputs, condition.residuals(latents, inputs), strict=True))
+
+    def controlnet(self, transformer: Any, blocks: int, single_blocks: int) -> Any:
+        """diffusers' ControlNet of the family, with the transformer's weights in its first blocks and zeros where it is joined on.
+
+        It takes the arguments of the transformer and `controlnet_cond`, the control image as `image_input` gives it.
+        """
+        raise ModelError(f"{self.pipeline}: no ControlNet of this family here; valid: FluxPipeline, StableDiffusion3Pipeline")
+
+    def image_input(self, latents: Tensor) -> Tensor:
+        """Latents `[B, C, h, w]` in the form that the transformer is given."""
+        return latents
 
     def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance (Ho & Salimans 2022, eq. 6) of velocities `[B, C, h, w]`: v_∅ + s (v_c − v_∅).

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Self
 
@@ -62,8 +62,9 @@ class Denoiser:
         guidance (Ho & Salimans 2022): `Family.guided` of this velocity and that of `unconditional`, the one row of the empty
         prompt; None and 1 are one forward. It runs a second forward of B samples, within `aside`, rather than one of 2B: the empty
         prompt's rows need no padding and no mask beside graph tokens, so that they are the same whatever the batch is given, and a
-        step takes the memory of an unguided one. Raises `ModelError` if a scale or `unconditional` is missing where it is
-        needed, or the scale is not valid. Gradients flow if they are enabled.
+        step takes the memory of an unguided one. Residuals are in both, as in diffusers' ControlNet pipelines.
+        Raises `ModelError` if a scale or `unconditional` is missing where it is needed, or the scale is not valid. Gradients flow
+        if they are enabled.
         """
         scale = self.layout.classifier_free(guidance)
         if self.layout.guidance and guidance is None:
@@ -83,7 +84,8 @@ class Denoiser:
             raise ModelError(f"guidance: got {scale:g}; classifier-free guidance needs the condition of the empty prompt, too")
         velocity = forward(condition)
         with aside():
-            return self.family.guided(velocity, forward(TextCondition.cat([unconditional] * len(latents))), scale)
+            empty = replace(TextCondition.cat([unconditional] * len(latents)), residuals=condition.residuals)
+            return self.family.guided(velocity, forward(empty), scale)
 
     def prefix(self, latents: Tensor, t: Tensor, condition: TextCondition, stop: int, guidance: float | None = None) -> Rows:
         """Rows before block `stop` of latents `[B, C, h, w]` at times `[B]` under prompts; what enters the text there is left out.

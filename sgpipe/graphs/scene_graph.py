@@ -88,18 +88,24 @@ class SceneGraph:
                 raise DataError(f"predicate {predicate!r} is not in the {what}; {suggestion(predicate, table)}")
 
     def reversed(self) -> Self:
-        """The same objects with subject and object of every triple exchanged: g⁻ of a graph of directional triples."""
-        return type(self)(self.objects, tuple((o, p, s) for s, p, o in self.triples), self.boxes)
+        """The same objects with subject and object of every triple exchanged: g⁻ of a graph of directional triples.
+
+        The ends of one triple exchange boxes; where several are turned, those of their ends are unknown.
+        """
+        boxes = _moved(self.boxes, self.triples, len(self.triples) == 1)
+        return type(self)(self.objects, tuple((o, p, s) for s, p, o in self.triples), boxes)
 
     def negated(self, kind: str, predicate: str) -> Self:
         """g⁻: the first triple with its ends exchanged (`swap`) or with another predicate (`replace`), the others as they are.
 
-        Objects are numbered by their first mention in the triples, those without a triple last.
+        Objects are numbered by their first mention in the triples, those without a triple last. The first triple's ends exchange
+        boxes for a `swap`, else theirs are unknown: boxes are where an object is by its graph.
         Raises `DataError` for another kind and a graph without triples.
         """
         if kind not in ("swap", "replace") or not self.triples:
             raise DataError(f"graph `{self}`: no negative of kind {kind!r}; valid: swap, replace, of a graph with a triple")
         (s, _, o), *others = self.triples
+        boxes = _moved(self.boxes, self.triples[:1], kind == "swap")
         triples = ((o, predicate, s) if kind == "swap" else (s, predicate, o), *others)
         mentioned = [index for s, _, o in triples for index in (s, o)]
         order = list(dict.fromkeys([*mentioned, *range(len(self.objects))]))
@@ -107,7 +113,7 @@ class SceneGraph:
         return type(self)(
             tuple(self.objects[index] for index in order),
             tuple((place[s], p, place[o]) for s, p, o in triples),
-            tuple(self.boxes[index] for index in order) if self.boxes else (),
+            tuple(boxes[index] for index in order) if boxes else (),
         )
 
     @classmethod
@@ -123,6 +129,14 @@ class SceneGraph:
 
     def __str__(self) -> str:
         return "; ".join(map(", ".join, self.named))
+
+
+def _moved(boxes: tuple[Box | None, ...], triples: Iterable[Triple], exchanged: bool) -> tuple[Box | None, ...]:
+    """Boxes with those of each triple's ends exchanged, or None."""
+    found = list(boxes)
+    for s, _, o in triples if boxes else ():
+        found[s], found[o] = (found[o], found[s]) if exchanged else (None, None)
+    return tuple(found)
 
 
 def combinations_of(triples: Iterable[Triple]) -> set[tuple[str, str]]:

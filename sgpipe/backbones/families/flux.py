@@ -9,7 +9,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sgpipe.backbones.base import Family, Layout, TextCondition, TextEncoders, check_sizes
+from sgpipe.backbones.base import Family, Layout, TextCondition, TextEncoders, branched, check_sizes
 from sgpipe.backbones.block_taps import BlockCall
 from sgpipe.backbones.blockwise import BlockForward, Rows
 from sgpipe.backbones.config import Backbone
@@ -109,6 +109,7 @@ class Flux(Family):
     text_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     name_parts = ("text_encoder_2", "tokenizer_2")
     longest = 512
+    residual_inputs = ("controlnet_block_samples", "controlnet_single_block_samples")
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
         check_sizes(transformer, _SIZES)
@@ -145,18 +146,27 @@ class Flux(Family):
         height, width = latents.shape[-2:]
         tokens = pack(latents)
         scale = None if guidance is None else torch.full([len(latents)], guidance, device=latents.device, dtype=torch.float32)
-        velocity = transformer(
-            hidden_states=tokens,
-            encoder_hidden_states=condition.states,
-            pooled_projections=condition.pooled,
-            timestep=_times(t, latents),
-            guidance=scale,
-            img_ids=image_ids(height // 2, width // 2, tokens),
-            txt_ids=tokens.new_zeros(condition.states.shape[1], 3),
-            joint_attention_kwargs=condition.joint_attention(tokens.shape[1]),
-            return_dict=False,
-        )[0]
+        inputs = {
+            "hidden_states": tokens,
+            "encoder_hidden_states": condition.states,
+            "pooled_projections": condition.pooled,
+            "timestep": _times(t, latents),
+            "guidance": scale,
+            "img_ids": image_ids(height // 2, width // 2, tokens),
+            "txt_ids": tokens.new_zeros(condition.states.shape[1], 3),
+            "joint_attention_kwargs": condition.joint_attention(tokens.shape[1]),
+            "return_dict": False,
+        }
+        velocity = transformer(**inputs, **self.residuals(condition, latents, inputs))[0]
         return unpack(velocity, height, width)
+
+    def controlnet(self, transformer: Any, blocks: int, single_blocks: int) -> Any:
+        from diffusers import FluxControlNetModel
+
+        return branched(FluxControlNetModel, transformer, num_layers=blocks, num_single_layers=single_blocks)
+
+    def image_input(self, latents: Tensor) -> Tensor:
+        return pack(latents)
 
     def by_blocks(self, transformer: Any) -> BlockForward:
         return FluxForward(transformer)

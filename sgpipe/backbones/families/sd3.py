@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from sgpipe.backbones.base import Family, Layout, TextCondition, TextEncoders, check_sizes
+from sgpipe.backbones.base import Family, Layout, TextCondition, TextEncoders, branched, check_sizes
 from sgpipe.backbones.block_taps import Attended, attention
 from sgpipe.backbones.blockwise import BlockForward, Rows
 from sgpipe.backbones.config import Backbone
@@ -135,6 +135,7 @@ class StableDiffusion3(Family):
     text_parts = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
     name_parts = ("text_encoder_3", "tokenizer_3")
     longest = 512
+    residual_inputs = ("block_controlnet_hidden_states",)
     map_variants = ("ours", "official_sd3")
 
     def layout(self, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layout:
@@ -184,14 +185,22 @@ class StableDiffusion3(Family):
     def velocity(self, transformer: Any, latents: Tensor, t: Tensor, condition: TextCondition, guidance: float | None) -> Tensor:
         """See `Family`. `guidance` is None: SD3 is guided by a second, negative prompt, not by an input."""
         image_tokens = latents.shape[-2] * latents.shape[-1] // transformer.config.patch_size**2
-        return transformer(
-            hidden_states=latents,
-            encoder_hidden_states=condition.states,
-            pooled_projections=condition.pooled,
-            timestep=t.float() * 1000,
-            joint_attention_kwargs=condition.joint_attention(image_tokens, image_first=True),
-            return_dict=False,
-        )[0]
+        inputs = {
+            "hidden_states": latents,
+            "encoder_hidden_states": condition.states,
+            "pooled_projections": condition.pooled,
+            "timestep": t.float() * 1000,
+            "joint_attention_kwargs": condition.joint_attention(image_tokens, image_first=True),
+            "return_dict": False,
+        }
+        return transformer(**inputs, **self.residuals(condition, latents, inputs))[0]
+
+    def controlnet(self, transformer: Any, blocks: int, single_blocks: int) -> Any:
+        """See `Family`. It takes the control image shifted as latents are, and the prompt's pooled vector."""
+        from diffusers import SD3ControlNetModel
+
+        plain = {"extra_conditioning_channels": 0, "force_zeros_for_pooled_projection": False}
+        return branched(SD3ControlNetModel, transformer, num_layers=blocks, **plain)
 
     def by_blocks(self, transformer: Any) -> BlockForward:
         return SD3Forward(transformer)
