@@ -3,9 +3,11 @@
 from sgpipe.arms.kinds.base import Kind
 from sgpipe.arms.kinds.graph_lora import GraphLora
 from sgpipe.arms.kinds.graph_tokens import TokensAlone
+from sgpipe.arms.kinds.relation_injection import RelationInjection
 from sgpipe.arms.kinds.sgdiff import SgDiffArm
 from sgpipe.arms.kinds.text_lora import TextLora
 
 KINDS: dict[str, type[Kind]] = {
     "graph_lora": GraphLora, "text_lora": TextLora, "graph_tokens": TokensAlone, "sgdiff": SgDiffArm,
+    "relation_injection": RelationInjection,
 }  # fmt: skip
