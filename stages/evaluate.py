@@ -4,6 +4,7 @@ from sgpipe.datasets.tables import read_table
 from sgpipe.evaluation.arms import arm_figures, read_metrics
 from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
 from sgpipe.evaluation.diversity import diversity_figures
+from sgpipe.evaluation.groups import image_groups
 from sgpipe.evaluation.judged import image_files, read_features, read_ground_truth, read_judged
 from sgpipe.evaluation.quality import quality_figures
 from sgpipe.evaluation.samples import QUALITY
@@ -30,6 +31,8 @@ def main() -> None:
         found["diversity"] = diversity_figures(verdicts, qualified, files, features)
         seen = read_table(JUDGED / "quality.parquet", QUALITY)
         found["quality"] = quality_figures(seen, found["arms"], found["diversity"], statistics.seed)
+        if groups := image_groups(verdicts, qualified, losses):
+            found["groups"] = groups
         found["feature_judge"] = None if features is None else features.judge
         with new_folder(EVALUATION) as folder:
             write_json(rows, folder / "predicates.json", DIGITS)

@@ -54,6 +54,10 @@ class ArmOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     seed: Annotated[
         Annotated[int, Meta(ge=0, lt=1 << 32)] | None, Meta(description="training seed of this arm; null takes `train.seed`")
     ] = None
+    triples: Annotated[
+        Annotated[tuple[str, ...], Meta(min_length=1)] | None,
+        Meta(description="train triples, by id, that this arm is trained on alone, repeated to as many as the others have"),
+    ] = None
 
 
 class LoraOptions(ArmOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):

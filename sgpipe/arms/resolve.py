@@ -24,7 +24,7 @@ from sgpipe.training.config import Conditions, Losses, Margin, Preference, Ranki
 class Arm:
     """What one arm trains, in canonical form: equal meanings are equal here.
 
-    `settings` are those of its kind; `maps` is None where no loss reads saliency maps.
+    `settings` are those of its kind; `maps` is None where no loss reads saliency maps, `triples` where it is trained on all.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Arm:
     settings: Struct
     train: Train
     maps: Maps | None = None
+    triples: tuple[str, ...] | None = None
 
     @property
     def kind_class(self) -> type[Kind]:
@@ -54,7 +55,8 @@ class Arm:
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         parts = {"settings": self.settings, "train": self.train, "maps": self.maps}
-        return {"arm": self.name, "kind": self.kind, **{key: to_builtins(part) for key, part in parts.items()}}
+        only = {} if self.triples is None else {"triples": list(self.triples)}
+        return {"arm": self.name, "kind": self.kind, **{key: to_builtins(part) for key, part in parts.items()}, **only}
 
     @classmethod
     def read(cls, plain: Mapping[str, Any], source: str) -> "Arm":
@@ -68,6 +70,7 @@ class Arm:
             decode("settings", plain["settings"], KINDS[kind].settings, source),
             decode("train", plain["train"], Train, source),
             None if maps is None else decode("maps", maps, Maps, source),
+            tuple(plain["triples"]) if "triples" in plain else None,
         )
 
 
@@ -100,7 +103,8 @@ def resolve(name: str, options: ArmOptions, sections: Sections) -> Arm:
             train, conditions=Conditions(neutral=0.0, relational=1.0), optimiser=replace(train.optimiser, token_lr_multiplier=1.0)
         )
     settings = KINDS[options.kind].resolve(f"arms.{name}", options, with_fields(sections, train=train))
-    return Arm(name, options.kind, settings, train, _maps(train.losses, sections.maps))
+    triples = None if options.triples is None else tuple(sorted(set(options.triples)))
+    return Arm(name, options.kind, settings, train, _maps(train.losses, sections.maps), triples)
 
 
 def _losses(losses: Losses) -> Losses:

@@ -106,8 +106,7 @@ def _where(table: pa.Table, column: str, value: str) -> pa.Table:
 
 def _by_network(table: pa.Table, reference: Mapping[str, NDArray[np.float32]], source: str, seed: int) -> dict[str, Any]:
     """Figures of the images of one source, rows of `QUALITY`."""
-    rows, found = _where(table, "source", source), {}
-    found["images"] = 0
+    rows, found = _where(table, "source", source), dict[str, Any](images=0)
     for network in dict.fromkeys(rows["network"].to_pylist()):
         own = _where(rows, "network", network)
         frechet, kernel, score = NAMES[network]

@@ -88,9 +88,8 @@ class RelationInjection(PartsAdapter):
         lora = resolve_lora(key, LoraOptions(kind=options.kind, **given), sections)
         if not lora.blocks.indices and not lora.single_blocks.indices:
             raise ParamsError(f"{key}: kind relation_injection trains LoRA, and lora.blocks is none; name blocks or drop the arm")
-        parts = {"lora": ("to_k", "to_q"), SUBJECT: ("to_v",)}
-        loras = {name: replace(lora, targets=targets) for name, targets in parts.items()}
-        return InjectionSettings(**loras, graph_tokens=sections.graph_tokens, **own)
+        relation, subject = (replace(lora, targets=targets) for targets in (("to_k", "to_q"), ("to_v",)))
+        return InjectionSettings(lora=relation, subject=subject, graph_tokens=sections.graph_tokens, **own)
 
     @classmethod
     def _open(cls, settings: InjectionSettings, base: Base, folder: Path | None) -> Self:
