@@ -1,9 +1,13 @@
 """The tables of the evaluation, from stored images and verdicts: nothing is sampled or judged."""
 
+from sgpipe.datasets.tables import read_table
 from sgpipe.evaluation.arms import arm_figures, read_metrics
 from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
 from sgpipe.evaluation.diversity import diversity_figures
+from sgpipe.evaluation.groups import image_groups
 from sgpipe.evaluation.judged import image_files, read_features, read_ground_truth, read_judged
+from sgpipe.evaluation.quality import quality_figures
+from sgpipe.evaluation.samples import QUALITY
 from sgpipe.evaluation.sampling_plan import BASE
 from sgpipe.evaluation.summary import evaluation_figures
 from sgpipe.params.load import read_params, to_builtins
@@ -25,6 +29,10 @@ def main() -> None:
         found, rows = evaluation_figures(verdicts, qualified, files)
         found["ground_truth"] = read_ground_truth(curated, JUDGED)
         found["diversity"] = diversity_figures(verdicts, qualified, files, features)
+        seen = read_table(JUDGED / "quality.parquet", QUALITY)
+        found["quality"] = quality_figures(seen, found["arms"], found["diversity"], statistics.seed)
+        if groups := image_groups(verdicts, qualified, losses):
+            found["groups"] = groups
         found["feature_judge"] = None if features is None else features.judge
         with new_folder(EVALUATION) as folder:
             write_json(rows, folder / "predicates.json", DIGITS)

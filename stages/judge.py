@@ -12,7 +12,8 @@ from sgpipe.datasets.images import ImageStore, open_images
 from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table, write_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.calibration import ground_truth_figures, questions
-from sgpipe.evaluation.config import JudgeParams
+from sgpipe.evaluation.config import JudgeParams, Quality
+from sgpipe.evaluation.extractors import Extractor, Features, feature_maker, merge_features, open_extractor, quality_identity
 from sgpipe.evaluation.judge_factory import judge_identity, open_judge
 from sgpipe.evaluation.judging import Work, ground_truth_images, judge_maker, merge_verdicts
 from sgpipe.evaluation.samples import FILE, ImageFile
@@ -33,11 +34,13 @@ def main(
 ) -> None:
     """Let every judge see every image; killed at any point, the same command goes on. Nothing is sampled."""
     config, backbone, compute, data = read_params(JudgeParams, Backbone, Compute, Data)
+    quality = read_params(Quality) if images == IMAGES else Quality()  # epochs are compared by what judges say alone
     who = {name: judge_identity(name, each) for name, each in config.judges.items()}
     files = {file.arm: file for file in (ImageFile(path.parent) for path in sorted(images.glob(f"*/{FILE}")))}
     if not files:
         raise DataError(f"{images}: no arm's images there; run `dvc repro sample_base sample_images`")
-    cases = read_evaluation_triples(read_table(TRIPLES_FILE, TRIPLES), read_table(NEGATIVES_FILE, NEGATIVES))
+    triples = read_table(TRIPLES_FILE, TRIPLES)
+    cases = read_evaluation_triples(triples, read_table(NEGATIVES_FILE, NEGATIVES))
     known = {case.triple_id for case in cases}
     for file in files.values():
         if not known.issuperset(file.items["triple_id"].unique().to_pylist()):
@@ -47,7 +50,8 @@ def main(
             )
     work = Work(cases, files, questions(cases), tuple(config.judges))
     processes, store = start(compute), ImageStore(open_images(data))
-    shards = work.shards(config.shard_size)
+    shards, features = work.shards(config.shard_size), Features.of(quality, files, cases, triples)
+    feature_shards = features.shards(config.shard_size)
 
     def open_maker() -> Make:
         return judge_maker(
@@ -57,15 +61,24 @@ def main(
             config.batch_size,
         )
 
+    def open_features() -> Make:
+        def open_network(name: str) -> Extractor:
+            return open_extractor(name, quality, features.classes, processes.device)
+
+        return feature_maker(features, open_network, store, backbone.resolution, config.batch_size)
+
     inputs = [TRIPLES_FILE, NEGATIVES_FILE, *(file.path.parent for file in files.values())]
-    plain = {"judge": to_builtins(config), "judges": who, "images": store.signature(), "side": backbone.resolution}
+    asked = {"judge": to_builtins(config), "judges": who, "quality": quality_identity(quality), "reference": quality.reference}
+    plain = {**asked, "images": store.signature(), "side": backbone.resolution}
     with working("judge", plain, {"judge": config}, inputs, processes) as (state, recorded):
         run_shards(shards, state, processes, open_maker, "image")
+        run_shards(feature_shards, state, processes, open_features, "image")
         if processes.is_main:
             said = merge_verdicts(work, shards, state)
             with new_folder(out) as folder:
                 for name in ("verdicts", "calibration", "rejects", "features"):
                     write_table(getattr(said, name), folder / f"{name}.parquet")
+                write_table(merge_features(feature_shards, state), folder / "quality.parquet")
             truth = ground_truth_figures(len(cases), said.rejects)
             if said.rejects.num_rows:
                 reasons = ", ".join(f"{name}: {count}" for name, count in truth["rejected_by_reason"].items())

@@ -94,6 +94,7 @@ def main() -> None:
             ),
             Section("judges", "Judges", tables=[tables.calibrations(found), tables.by_predicate(rows, known, arms)]),
             Section("sensitivity", "Sensitivity", tables=[tables.sensitivity(found), tables.diversity(found)]),
+            Section("quality", "Quality", tables=[tables.quality(found), tables.published_quality()]),
             missing("ablation", "Ablation", [ablation], "dvc repro ablation")
             or Section("ablation", "Ablation", tables=[tables.ablation(read_metrics(ablation))]),
             Section(

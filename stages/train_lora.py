@@ -33,6 +33,7 @@ from sgpipe.tracking.git import said
 from sgpipe.training.controls import CONDITIONS
 from sgpipe.training.examples import Sources, read_data
 from sgpipe.training.fit import draw_samples, fit
+from sgpipe.training.groups import group_figures
 from sgpipe.training.loop import Training
 from sgpipe.training.objective import Probe
 from stages import LORA, METRICS, PLOTS, RESOLVED
@@ -128,6 +129,7 @@ def main(arm: Annotated[str, typer.Option(help="which of `arms` to train")]) -> 
                 for epochs, own in shorter.items():
                     shutil.copytree(own / "adapter", new / f"epoch-{epochs}")
             plots, stem, found = PLOTS / "lora" / arm, stage.replace("@", "-"), figures(training)
+            found |= group_figures(training) if chosen.triples is not None else {}
             history, engine = training.history, training.engine
             controls = [{"step": e["step"], **e["losses"], "preferred": e["preferred"]} for e in history.controls]
             write_rows(controls, plots / "controls.csv")

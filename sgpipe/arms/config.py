@@ -58,6 +58,10 @@ class ArmOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         Annotated[float, Meta(gt=0.0)] | None,
         Meta(description="peak learning rate of this arm; null takes `train.optimiser.learning_rate`"),
     ] = None
+    triples: Annotated[
+        Annotated[tuple[str, ...], Meta(min_length=1)] | None,
+        Meta(description="train triples, by id, that this arm is trained on alone, repeated to as many as the others have"),
+    ] = None
 
 
 class LoraOptions(ArmOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):

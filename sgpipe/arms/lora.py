@@ -117,8 +117,10 @@ def target_modules(layout: Layout, lora: Lora) -> list[str]:
     return names
 
 
-def attach(transformer: Any, names: Sequence[str], lora: Lora, seed: int) -> dict[str, nn.Parameter]:
+def attach(transformer: Any, names: Sequence[str], lora: Lora, seed: int, adapter: str = NAME) -> dict[str, nn.Parameter]:
     """Inject LoRA into `names` and nothing else; everything else is frozen. The trainable weights by name, in float32.
+
+    Of several adapters of a transformer, by peft's name `adapter`, the last one is active.
 
     Down-projections start as Kaiming-uniform draws that depend on the seed and the module's name, up-projections at 0, so the
     model's function does not change. Raises `ModelError` if peft matched other modules than those asked for.
@@ -127,10 +129,10 @@ def attach(transformer: Any, names: Sequence[str], lora: Lora, seed: int) -> dic
     if not names:
         return {}
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(names), bias="none")
-    transformer.add_adapter(config, adapter_name=NAME)
+    transformer.add_adapter(config, adapter_name=adapter)
     weights: dict[str, nn.Parameter] = {}
     for name, parameter in transformer.named_parameters():
-        if ".lora_" not in name:
+        if ".lora_" not in name or f".{adapter}." not in name:
             continue
         parameter.data = parameter.data.float()
         if ".lora_A." in name and parameter.device.type != "meta":
@@ -160,9 +162,10 @@ class LoraLayers:
     weights: dict[str, nn.Parameter]
     first: int = 0
     """The first block that carries it, single-stream blocks after double-stream ones."""
+    adapter: str = NAME
 
     @classmethod
-    def open(cls, base: Base, lora: Lora, folder: Path | None) -> Self:
+    def open(cls, base: Base, lora: Lora, folder: Path | None, adapter: str = NAME) -> Self:
         """On the blocks and targets of `lora`, with the weights in `folder`; for None fresh, as `attach` says.
 
         Raises `ModelError` for a file that is damaged or holds others.
@@ -174,7 +177,7 @@ class LoraLayers:
             lora.single_blocks.resolve(layout.single_blocks, ""),
         )
         first = min([*double, *(layout.double_blocks + index for index in single), layout.double_blocks + layout.single_blocks])
-        made = cls(transformer, lora, tuple(names), attach(transformer, names, lora, base.seed), first)
+        made = cls(transformer, lora, tuple(names), attach(transformer, names, lora, base.seed, adapter), first, adapter)
         if folder is not None and made.weights:
             state, wanted = load_tensors(folder / LORA_FILE), made.tensors()
             check_state(state, wanted, folder / LORA_FILE, "blocks and rank are those in adapter.json; fetch it again")
@@ -185,7 +188,7 @@ class LoraLayers:
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """The weights by their names in a file: that of the pipeline's part before, that of peft's adapter left out."""
-        return {f"{_PREFIX}.{name.replace(f'.{NAME}.', '.')}": weight for name, weight in self.weights.items()}
+        return {f"{_PREFIX}.{name.replace(f'.{self.adapter}.', '.')}": weight for name, weight in self.weights.items()}
 
     def save(self, folder: Path) -> None:
         """Write what `load_lora_weights` of the family's pipeline takes; nothing without weights."""

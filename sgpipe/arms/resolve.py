@@ -24,7 +24,7 @@ from sgpipe.training.config import Conditions, Losses, Margin, Preference, Ranki
 class Arm:
     """What one arm trains, in canonical form: equal meanings are equal here.
 
-    `settings` are those of its kind; `maps` is None where no loss reads saliency maps.
+    `settings` are those of its kind; `maps` is None where no loss reads saliency maps, `triples` where it is trained on all.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Arm:
     settings: Struct
     train: Train
     maps: Maps | None = None
+    triples: tuple[str, ...] | None = None
 
     @property
     def kind_class(self) -> type[Kind]:
@@ -58,7 +59,8 @@ class Arm:
         tokens = plain["settings"].get("graph_tokens", {})
         if not tokens.get("enter"):
             tokens.pop("enter", None)
-        return {"arm": self.name, "kind": self.kind, **plain}
+        only = {} if self.triples is None else {"triples": list(self.triples)}
+        return {"arm": self.name, "kind": self.kind, **plain, **only}
 
     @classmethod
     def read(cls, plain: Mapping[str, Any], source: str) -> "Arm":
@@ -72,6 +74,7 @@ class Arm:
             decode("settings", plain["settings"], KINDS[kind].settings, source),
             decode("train", plain["train"], Train, source),
             None if maps is None else decode("maps", maps, Maps, source),
+            tuple(plain["triples"]) if "triples" in plain else None,
         )
 
 
@@ -105,7 +108,8 @@ def resolve(name: str, options: ArmOptions, sections: Sections) -> Arm:
             train, conditions=Conditions(neutral=0.0, relational=1.0), optimiser=replace(train.optimiser, token_lr_multiplier=1.0)
         )
     settings = KINDS[options.kind].resolve(f"arms.{name}", options, with_fields(sections, train=train))
-    return Arm(name, options.kind, settings, train, _maps(train.losses, sections.maps))
+    triples = None if options.triples is None else tuple(sorted(set(options.triples)))
+    return Arm(name, options.kind, settings, train, _maps(train.losses, sections.maps), triples)
 
 
 def _losses(losses: Losses) -> Losses:

@@ -25,6 +25,7 @@ def check_parameters(params: Path, sections: Mapping[str, Any]) -> list[Finding]
     """Block sets against the backbone, every arm, and the models of judges and tower, by the stages' own checks."""
     from sgpipe.arms.kinds.base import Sections
     from sgpipe.arms.resolve import resolve
+    from sgpipe.evaluation.extractors import quality_identity
     from sgpipe.evaluation.judge_factory import judge_identity
     from sgpipe.graph_encoder.tower import tower_identity
     from sgpipe.params.show import spelled_out
@@ -35,6 +36,7 @@ def check_parameters(params: Path, sections: Mapping[str, Any]) -> list[Finding]
         *(partial(resolve, name, options, read) for name, options in arms.items()),
         *(partial(judge_identity, *named) for named in sections["judge"].judges.items()),
         partial(tower_identity, sections["graph_encoder"]),
+        partial(quality_identity, sections["quality"]),
     ]
     findings = [finding for check in checks for finding in refused(check, "parameters")]
     return findings or [ok("parameters", f"{params}: {len(sections)} sections, {len(arms)} arms")]

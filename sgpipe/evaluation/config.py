@@ -174,3 +174,40 @@ class JudgeParams(Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"judges: got the name {name!r}; valid are letters, digits and _")
         if self.headline not in self.judges:
             raise ValueError(f"headline: got {self.headline!r}; valid: {', '.join(self.judges)}")
+
+
+class Quality(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `quality`. By which networks the quality of images is measured, beside ground-truth ones. The images are those that
+    count for an arm; nothing is sampled for them.
+    """
+
+    tower: Annotated[
+        str | None,
+        Meta(
+            description="open_clip model that is no judge: `local-dir:<folder>`, `hf-hub:<id>`, or an architecture with "
+            "`pretrained`; null leaves its figures out"
+        ),
+    ] = None
+    pretrained: Annotated[str | None, Meta(description="published tag or checkpoint path of the architecture's weights")] = None
+    inception: Annotated[
+        str | None,
+        Meta(
+            description="file of the published Inception network as TorchScript (inception-2015-12-05.pt), by which FID, KID and "
+            "Inception Score are defined; null leaves them out"
+        ),
+    ] = None
+    files: Annotated[str, Meta(min_length=1, description="folder of weights that DVC watches, presets/hub where there is none")] = (
+        "presets/hub"
+    )
+    reference: Annotated[int, Meta(ge=2, description="at most so many crops of train triples, which images are compared with")] = (
+        5000
+    )
+
+    def __post_init__(self) -> None:
+        if self.pretrained and not self.tower:
+            raise ValueError(f"pretrained: got {self.pretrained!r} without a tower; name the architecture in tower")
+        if self.tower and not (self.pretrained or ":" in self.tower):
+            raise ValueError(
+                f"pretrained: missing; architecture {self.tower!r} needs a tag or a checkpoint path, or give tower as "
+                "local-dir:<folder>"
+            )

@@ -46,6 +46,18 @@ FEATURES: Final = pa.schema([("arm", pa.string()), *_IMAGE, ("judge", pa.string(
 """A judge's embedding of an image, of length 1: float16 `[D]`, little-endian. As bytes, since Parquet writes lists of halves twenty
 times slower."""
 
+QUALITY: Final = pa.schema(
+    [("network", pa.string()), ("source", pa.string()), *_IMAGE, ("feature", pa.binary()), ("logits", pa.binary()),
+     ("clip_score", pa.float32())]
+)  # fmt: skip
+"""What a network of section `quality` makes of an image: features, and logits of its classes, float32, little-endian; and its CLIP
+score, null for a network without text.
+
+`source` is an arm, or `REAL` or `REFERENCE` (no prompt, graph and seed then).
+"""
+REAL, REFERENCE = ".real", ".reference"
+"""Ground-truth images: of the val triples that are evaluated, and of train triples."""
+
 
 def to_png(pixels: Pixels) -> bytes:
     """PNG of an image `[H, W, 3]`, 0–255."""

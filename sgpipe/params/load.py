@@ -46,6 +46,7 @@ SECTIONS: Final[dict[str, str]] = {
     "arms": "sgpipe.arms.config:Arms",
     "evaluate": "sgpipe.evaluation.config:Evaluate",
     "judge": "sgpipe.evaluation.config:JudgeParams",
+    "quality": "sgpipe.evaluation.config:Quality",
     "statistics": "sgpipe.evaluation.config:Statistics",
     "ablation": "sgpipe.evaluation.config:Ablation",
     "localise": "sgpipe.localisation.config:Localise",

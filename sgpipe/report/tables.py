@@ -7,6 +7,8 @@ from typing import Any, get_args
 from sgpipe.errors import DataError
 from sgpipe.evaluation.config import HEADLINE, Graph, Prompt
 from sgpipe.evaluation.diversity import FEWEST_TRIPLES
+from sgpipe.evaluation.published import PUBLISHED
+from sgpipe.evaluation.quality import FEWEST_IMAGES, NAMES
 from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH
 from sgpipe.evaluation.sensitivity import CHANCE
 from sgpipe.evaluation.summary import OWN
@@ -159,6 +161,51 @@ def diversity(found: Mapping[str, Any]) -> Table:
         f"as diverse as the base, 0 the same image from every seed. A dash: fewer than {FEWEST_TRIPLES} such triples; "
         f"the base has pairs on {reference['triples'] if reference else 0}.",
     )
+
+
+def quality(found: Mapping[str, Any]) -> Table:
+    """Quality of each arm's images beside ground-truth ones, and the published figures of other systems."""
+    of = found["quality"]
+    rows = {"ground-truth images": of["real"], **{f"{arm}, {row['prompt']} prompt": row for arm, row in of["arms"].items()}}
+    columns = [name for names in NAMES.values() for name in names if any(name in row for row in rows.values())]
+
+    def cell(row: Mapping[str, Any], name: str) -> str:
+        if f"{name}_deviation" in row:
+            return f"{figure(row[name])} ± {figure(row[f'{name}_deviation'])}"
+        return figure(row.get(name)) + ("*" if row["few_images"] and row.get(name) is not None else "")
+
+    shown = [
+        (
+            *(label, str(row["images"]), *(cell(row, name) for name in columns), figure(row.get("clip_score"), 1)),
+            *(figure(row.get(name), 2) for name in ("pixels_ratio", "features_ratio")),
+            figure(row.get("duplicates")),
+        )
+        for label, row in rows.items()
+    ]
+    return Table(
+        "Quality of the images",
+        ("images of", "n", *(name.replace("_", " ") for name in columns), "CLIP score", "MSE of seeds to base", "features to base",
+         "duplicates"),
+        tuple(shown),
+        f"Compared with {of['reference_images']} crops of train triples; of each arm the images that count for it. Figures named "
+        "after the tower are Fréchet distance, kernel distance and Inception Score by an open_clip model's features, no FID of "
+        f"Inception. * fewer than {FEWEST_IMAGES} images on one side: biased upwards, and comparable only at equal numbers.",
+    )  # fmt: skip
+
+
+def published_quality() -> Table:
+    """Published figures, by data set and size."""
+    rows = sorted(PUBLISHED, key=lambda row: (row.data != "Visual Genome", row.pixels or 0))
+    return Table(
+        "Published, other protocols: no row here compares with one above",
+        ("system", "data", "pixels", "Inception Score", "FID", "stated in"),
+        tuple(
+            (*(row.system, row.data, "–" if row.pixels is None else str(row.pixels)), row.inception_score,
+             "–" if row.fid is None else str(row.fid), row.source)
+            for row in rows
+        ),
+        "Numbers of images, reference sets and resizing differ or are not stated.",
+    )  # fmt: skip
 
 
 def calibrations(found: Mapping[str, Any]) -> Table:

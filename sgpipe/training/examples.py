@@ -1,7 +1,7 @@
 """What is trained on and validated on: triples with their negatives, prompts by condition, and latents."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,19 @@ class Data:
     latents: LatentCache
     prompts: PromptCache
     names: NameTable
+
+    def only(self, triples: Sequence[str]) -> "Data":
+        """The same with these train triples alone, repeated to as many as there are now. Raises `DataError` for any other id."""
+        chosen = {each.triple_id: each for each in self.train}
+        if missing := [name for name in triples if name not in chosen]:
+            raise DataError(f"arms: triples: {missing[0]}: no train triple with latents has this id; outputs/curated lists them")
+        repeats = -(-len(self.train) // len(triples))
+        return replace(self, train=(tuple(chosen[name] for name in triples) * repeats)[: len(self.train)])
+
+    @property
+    def different(self) -> tuple[Example, ...]:
+        """The train triples, each once."""
+        return tuple({each.triple_id: each for each in self.train}.values())
 
 
 def read_data(sources: Sources, backbone: Backbone) -> Data:

@@ -90,6 +90,7 @@ def fit(
 
     Raises `DataError` before the first step where a prompt is missing that any step could take.
     """
+    data = data if arm.triples is None else data.only(arm.triples)
     model = build(denoiser, backbone, arm, data.names.rms)
     in_words = ("relational", "conflicting", "neutral")
     check_prompts(data, in_words if model.mode == "text" else list(arm.train.conditions.shares()))

@@ -138,7 +138,7 @@ class Training:
         latents = data.latents.latents([each.triple_id for each in examples])
         drawn = torch.randn(train.batch_size, *latents.shape[1:], generator=generator(train.seed, "noise", number))
         device = self.model.denoiser.device
-        noised = Noised(examples, latents.to(device), drawn[share].to(device), t[share].to(device))
+        noised = Noised(examples, latents.to(device), drawn[share].to(device), t[share].to(device), number)
         mode = self.model.mode
         positive, negative = (controls.spoken(name, examples, kinds[share], mode) for name in ("graph", "negative"))
         return noised, positive, negative

@@ -92,6 +92,8 @@ class Noised:
     latents: Tensor
     noise: Tensor
     t: Tensor
+    number: int = 0
+    """Of the batch within the training."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,12 @@ class Objective:
         return self.model.finished(prefix, self.model.condition(spoken.graphs, spoken.texts, prompts, self.data.names), of)
 
     def __call__(self, noised: Noised, positive: Spoken, negative: Spoken) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts `[B]` by name, detached: `flow`, `negative`, `preferred` and every term with a weight."""
+        """The loss, and its parts `[B]` by name, detached: `flow`, `negative`, `preferred` every term with a weight, and the
+        arm's own (`Adapter.training`)."""
         terms, batch = self.losses, len(noised.latents)
         spoken = positive + negative if terms.contrastive else positive
-        velocity, maps = self._with_maps(noised, spoken) if terms.maps else (self.velocity(noised, spoken), {})
+        with self.model.adapter.training(noised.number, [each.graph for each in noised.examples]) as own_terms:
+            velocity, maps = self._with_maps(noised, spoken) if terms.maps else (self.velocity(noised, spoken), {})
         target = velocity_target(noised.latents, noised.noise).to(velocity.device)
         flow = sample_losses(velocity[:batch], target)
         parts = {"flow": flow}
@@ -178,6 +182,9 @@ class Objective:
             weights = relation_weights(seen, *velocity.shape[-2:])
             parts["saliency"] = saliency_weighted(velocity[:batch], target, weights)
             total = total + terms.saliency.weight * parts["saliency"]
+        for name, term in own_terms(velocity[:batch], target).items():
+            parts[name] = term
+            total = total + term
         return total.mean(), {name: part.detach() for name, part in parts.items()}
 
     @torch.no_grad()

@@ -126,6 +126,7 @@ def tiny_params() -> dict[str, Any]:
         "batch_size": 8,
         "shard_size": 40,
     }
+    params["quality"] = {"tower": "local-dir:models/clip", "files": "models/clip"}
     params["statistics"] |= {"resamples": 200}
     params["ablation"] = {"epochs": [1, 2], "runs": ["graph"]}
     del params["train"], params["arms"]  # nothing is trained, so that steps and epochs need not follow these

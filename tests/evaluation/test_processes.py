@@ -29,5 +29,5 @@ def test_two_processes_draw_and_judge_what_one_does(tmp_path: Path) -> None:
     params["judge"] |= {"shard_size": 16}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     alone = made(tmp_path, None)
-    assert len(alone) == 5
+    assert len(alone) == 6
     assert made(tmp_path, "torchrun --nproc-per-node 2") == alone

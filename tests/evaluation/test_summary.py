@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sgpipe.arms.groups import GROUPS
 from sgpipe.errors import DataError
 from sgpipe.evaluation.ablation import ablation_figures
 from sgpipe.evaluation.arms import arm_figures
 from sgpipe.evaluation.calibration import calibrations, questions
 from sgpipe.evaluation.config import Judge as Named
 from sgpipe.evaluation.config import JudgeParams, Statistics
+from sgpipe.evaluation.groups import image_groups
 from sgpipe.evaluation.judges import Judge
 from sgpipe.evaluation.samples import CALIBRATION, FILE, SAMPLES, VERDICTS, ImageFile, to_png, write_image_file
 from sgpipe.evaluation.sampling_plan import EvaluationTriple, SampleRequest, plan
@@ -340,3 +342,18 @@ def test_verdicts_of_other_seeds_are_refused(world: tuple, cases: list[Evaluatio
 def test_calibrations_are_by_judge(world: tuple) -> None:
     found = calibrations(world[1].answers)
     assert list(found) == ["oracle", "blind"] and list(found["oracle"]) == list(found["blind"])
+
+
+def test_groups_of_an_arm_trained_on_one_relation_make_up_the_whole(world: tuple, cases: list[EvaluationTriple]) -> None:
+    verdicts, qualified, files, _ = world
+    found = image_groups(verdicts, qualified, {"graph": {"trained_predicates": ["left of"]}, "text_only": {}})
+    groups = found["graph"]
+    assert found.keys() == {"graph"} and sum(each["triples"] for each in groups.values()) == len(cases)
+    left = [row for row, case in enumerate(cases) if case.predicate == "left of"]
+    truth = verdicts.scored(Condition("graph", "neutral", "positive"), "oracle").choices[left]
+    assert groups["same_relation"]["direction_accuracy"] == pytest.approx(np.mean(truth))
+    whole = evaluation_figures(verdicts, qualified, files)[0]["arms"]["graph"]["neutral"]["positive"]
+    counts = [groups[name]["direction_accuracy_images"] for name in GROUPS]
+    assert sum(counts) == whole["direction_accuracy_images"] and min(counts) > 0
+    mean = sum(n * groups[name]["direction_accuracy"] for n, name in zip(counts, GROUPS, strict=True)) / sum(counts)
+    assert mean == pytest.approx(whole["direction_accuracy"]) and groups["other_relations"]["objects_present"] == 1.0

@@ -4,6 +4,7 @@ from sgpipe.arms.kinds.base import Kind
 from sgpipe.arms.kinds.controlnet import ControlNet
 from sgpipe.arms.kinds.graph_lora import GraphLora
 from sgpipe.arms.kinds.graph_tokens import TokensAlone
+from sgpipe.arms.kinds.relation_injection import RelationInjection
 from sgpipe.arms.kinds.sgdiff import SgDiffArm
 from sgpipe.arms.kinds.t2i_adapter import T2iAdapter
 from sgpipe.arms.kinds.text_lora import TextLora
@@ -11,4 +12,5 @@ from sgpipe.arms.kinds.text_lora import TextLora
 KINDS: dict[str, type[Kind]] = {
     "graph_lora": GraphLora, "text_lora": TextLora, "graph_tokens": TokensAlone, "sgdiff": SgDiffArm,
     "controlnet": ControlNet, "t2i_adapter": T2iAdapter,
+    "relation_injection": RelationInjection,
 }  # fmt: skip

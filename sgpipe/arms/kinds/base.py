@@ -6,7 +6,7 @@ and what computes are imported inside the methods that need them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
     from sgpipe.backbones.base import TextCondition
     from sgpipe.backbones.denoiser import Denoiser
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 InjectionMode = Literal["text", "prepend", "residual"]
 """How a graph reaches the transformer: in the prompt's words alone, or by something beside them, which is made of the graph
 (`prepend`), or also of the rows of its names in the prompt (`residual`)."""
+
+OwnTerms = Callable[["Tensor", "Tensor"], Mapping[str, "Tensor"]]
+"""Terms `[B]` of a kind's own loss, of velocity and target."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,14 @@ class Adapter(Kind):
     def off(self) -> AbstractContextManager[None]:
         """Within the body the transformer is the base, to the bit."""
         return nullcontext()
+
+    def training(self, number: int, graphs: "Sequence[SceneGraph]") -> "AbstractContextManager[OwnTerms]":
+        """Around the forward of batch `number` of the training, whose examples have these graphs.
+
+        Within the body `condition` is called once. What it yields makes of velocity and target `[B, C, h, w]` of the examples under
+        their graphs terms `[B]` by name, the same names for every batch, which are added to the loss; none unless it is overridden.
+        """
+        return nullcontext(lambda velocity, target: {})
 
     def modules(self) -> "list[nn.Module]":
         """The modules it adds beside the transformer: those among its attributes."""

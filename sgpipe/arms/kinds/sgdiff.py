@@ -43,8 +43,9 @@ class SgDiffArm(External):
                 f"{key}: kind sgdiff samples with a trained generator; set sgdiff.checkpoint to the folder that "
                 "`sgpipe sgdiff import` wrote"
             )
-        if options.seed is not None:
-            raise ParamsError(f"{key}.seed: got {options.seed}; kind sgdiff is not trained with the arms; leave it out")
+        for name in ("seed", "triples"):
+            if (value := getattr(options, name)) is not None:
+                raise ParamsError(f"{key}.{name}: got {value}; kind sgdiff is not trained with the arms; leave it out")
         return SgDiffSettings(given.checkpoint, given.steps, given.eta)
 
     @classmethod
