@@ -112,17 +112,27 @@ def backbone_of(about: Mapping[str, Any], source: Path) -> Backbone:
 def load_adapter(folder: Path, denoiser: Denoiser, backbone: Backbone) -> ArmModel:
     """`denoiser` with the adapter in `folder`, frozen. Raises `ModelError` for an adapter of another base, or a damaged one."""
     about = read_about(folder)
+    check_base(folder, about, denoiser.family, backbone)
+    return open_adapter(folder, about, denoiser, backbone)
+
+
+def check_base(folder: Path, about: Mapping[str, Any], family: Family, backbone: Backbone) -> None:
+    """Raises `ModelError` where an adapter was trained on another base than `backbone`, or is none: a generator of its own."""
     if about["base"] is None:
         raise ModelError(
             f"{folder}: arm of kind {about['kind']}, a generator of its own and no adapter; sample it by its own command "
             f"(`sgpipe {about['kind']} sample`)"
         )
-    found = base_identity(backbone, denoiser.family)
+    found = base_identity(backbone, family)
     if about["base"] != found:
         raise ModelError(
             f"{folder}: trained on another base than {backbone.model} (by the hash of transformer and text encoder); give the "
             f"model it was trained on ({about['backbone']['model']}), or train again"
         )
+
+
+def open_adapter(folder: Path, about: Mapping[str, Any], denoiser: Denoiser, backbone: Backbone) -> ArmModel:
+    """As `load_adapter`, of a base that is known to be the right one."""
     arm = Arm.read(about, str(folder / ABOUT))
     denoiser.transformer.requires_grad_(False)
     base = Base(denoiser, backbone, arm.train.seed, text_scale=1.0)
