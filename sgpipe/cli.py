@@ -12,12 +12,13 @@ from sgpipe.doctor.cli import doctor
 from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
 from sgpipe.report.cli import app as report_app
+from sgpipe.report.maps_cli import maps
 from sgpipe.runs.command import call
 from sgpipe.sgdiff.cli import app as sgdiff_app
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Structure-aware scene-graph conditioning of diffusion transformers.",
 )
@@ -38,6 +39,7 @@ app.add_typer(report_app, name="report")
 app.add_typer(sgdiff_app, name="sgdiff")
 app.command("doctor")(doctor)
 app.command("generate")(generate)
+app.command("maps")(maps)
 
 ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]
 
