@@ -12,13 +12,15 @@ from sgpipe.doctor.cli import doctor
 from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
 from sgpipe.playground.cli import playground
+from sgpipe.report.adapter_cli import app as adapter_app
 from sgpipe.report.cli import app as report_app
+from sgpipe.report.maps_cli import maps
 from sgpipe.runs.command import call
 from sgpipe.sgdiff.cli import app as sgdiff_app
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Structure-aware scene-graph conditioning of diffusion transformers.",
 )
@@ -34,6 +36,7 @@ params_app = _group("params", "Read and check params.yaml.")
 pipeline_app = _group("pipeline", "What changed since a stage ran.")
 state_app = _group("state", "Working states of stages that were interrupted.")
 tracking_app = _group("tracking", "MLflow, as a view of git and DVC.")
+app.add_typer(adapter_app, name="adapter")
 app.add_typer(fetch_app, name="fetch")
 app.add_typer(report_app, name="report")
 app.add_typer(sgdiff_app, name="sgdiff")
@@ -41,6 +44,7 @@ app.command("doctor")(doctor)
 app.command("generate")(generate)
 app.command("playground")(playground)
 app.command("compose")(compose)
+app.command("maps")(maps)
 
 ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]
 

@@ -3,6 +3,7 @@
 - `pytorch_lora_weights.safetensors`: taken by `load_lora_weights` of the family's pipeline; absent without LoRA.
 - `graph_tokens.safetensors`: projector, roles, gate; absent where graphs are not read.
 - `graph_encoder/`: the encoder that the tokens read, where they read one.
+- `README.md`: the model card, without figures (`sgpipe adapter card`).
 - `adapter.json`: arm, kind, settings, training, base, counts, and the names and predicates of its training triples; nothing of
   when, where or by which commit it was trained.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from sgpipe.arms.card import CARD, card_text
 from sgpipe.arms.kinds.base import Adapter, Base
 from sgpipe.arms.lora import count
 from sgpipe.arms.model import ArmModel
@@ -77,17 +79,15 @@ def save_adapter(folder: Path, model: ArmModel, arm: Arm, backbone: Backbone, fa
     """Write an adapter's folder; the same weights give the same bytes. `facts` go into `adapter.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     model.adapter.save(folder)
-    write_json(
-        {
-            **arm.plain(),
-            **facts,
-            "backbone": to_builtins(backbone),
-            "base": base_identity(backbone, model.denoiser.family),
-            **counts(model),
-        },
-        folder / ABOUT,
-        digits=None,
-    )
+    about = {
+        **arm.plain(),
+        **facts,
+        "backbone": to_builtins(backbone),
+        "base": base_identity(backbone, model.denoiser.family),
+        **counts(model),
+    }
+    write_json(about, folder / ABOUT, digits=None)
+    (folder / CARD).write_text(card_text(about, model.denoiser.family.pipeline), encoding="utf-8")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -112,17 +112,27 @@ def backbone_of(about: Mapping[str, Any], source: Path) -> Backbone:
 def load_adapter(folder: Path, denoiser: Denoiser, backbone: Backbone) -> ArmModel:
     """`denoiser` with the adapter in `folder`, frozen. Raises `ModelError` for an adapter of another base, or a damaged one."""
     about = read_about(folder)
+    check_base(folder, about, denoiser.family, backbone)
+    return open_adapter(folder, about, denoiser, backbone)
+
+
+def check_base(folder: Path, about: Mapping[str, Any], family: Family, backbone: Backbone) -> None:
+    """Raises `ModelError` where an adapter was trained on another base than `backbone`, or is none: a generator of its own."""
     if about["base"] is None:
         raise ModelError(
             f"{folder}: arm of kind {about['kind']}, a generator of its own and no adapter; sample it by its own command "
             f"(`sgpipe {about['kind']} sample`)"
         )
-    found = base_identity(backbone, denoiser.family)
+    found = base_identity(backbone, family)
     if about["base"] != found:
         raise ModelError(
             f"{folder}: trained on another base than {backbone.model} (by the hash of transformer and text encoder); give the "
             f"model it was trained on ({about['backbone']['model']}), or train again"
         )
+
+
+def open_adapter(folder: Path, about: Mapping[str, Any], denoiser: Denoiser, backbone: Backbone) -> ArmModel:
+    """As `load_adapter`, of a base that is known to be the right one."""
     arm = Arm.read(about, str(folder / ABOUT))
     denoiser.transformer.requires_grad_(False)
     base = Base(denoiser, backbone, arm.train.seed, text_scale=1.0)

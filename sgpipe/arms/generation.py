@@ -1,6 +1,6 @@
 """Images of prompts with graphs, by a generator and an adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -160,7 +160,7 @@ class GraphGenerator:
         if not given:
             with self.adapter.off():
                 return self.denoiser.sample(encoded, seeds, size, steps, self.guidance, unconditional=empty)
-        condition = self.adapter.condition(given, prompts, encoded, self._table(given))
+        condition = self.adapter.condition(given, prompts, encoded, add_names(self._names, self.texts.concepts, given))
         return self.adapter.sample(condition, encoded, seeds, size, steps, self.guidance, empty)
 
     @cached_property
@@ -168,18 +168,24 @@ class GraphGenerator:
         """The other side of classifier-free guidance, encoded once."""
         return self.texts.prompts([""]).to(self.denoiser.device)
 
-    def _table(self, graphs: Sequence[SceneGraph]) -> NameTable:
-        """Vectors of all names and phrases in the graphs."""
-        new = [text for text in ["", *texts_of(graphs)] if text not in self._names]
-        if new:
-            rows = self.texts.concepts(new)
-            mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
-            self._names |= name_table(pad_sequence(rows, batch_first=True), mask, new).vectors
-        return NameTable(self._names)
-
 
 def _shape(graph: SceneGraph | None) -> tuple[int, int] | None:
     """Graphs of equal shape have equally many tokens and need no mask."""
     if graph is None:
         return None
     return len(graph.triples), len({index for s, _, o in graph.triples for index in (s, o)})
+
+
+def add_names(
+    known: dict[str, Tensor], concepts: Callable[[Sequence[str]], list[Tensor]], graphs: Sequence[SceneGraph]
+) -> NameTable:
+    """Vectors of all names and phrases in the graphs, and of those in `known`, to which they are added.
+
+    `concepts` is that of `TextEncoders`.
+    """
+    new = [text for text in ["", *texts_of(graphs)] if text not in known]
+    if new:
+        rows = concepts(new)
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+        known |= name_table(pad_sequence(rows, batch_first=True), mask, new).vectors
+    return NameTable(known)

@@ -198,6 +198,11 @@ class LoraLayers:
         about = {f"{_PREFIX}.{key}": value for key, value in about.items()}
         write_tensors(self.tensors(), folder / LORA_FILE, {"lora_adapter_metadata": json.dumps(about, sort_keys=True)})
 
+    def scale(self, strength: float) -> None:
+        """Multiply all updates: W + s·(α/r) B A."""
+        for name in self.names:
+            self.transformer.get_submodule(name).set_scale(NAME, strength)
+
     @contextmanager
     def off(self) -> Iterator[None]:
         """Within the body the transformer runs without LoRA, to the bit."""

@@ -334,6 +334,14 @@ class Family(Protocol):
         """Latents `[B, C, h, w]` in the form that the transformer is given."""
         return latents
 
+    def pipeline_time(self, given: Mapping[str, Any]) -> float:
+        """t in [0, 1] of a forward that the family's own pipeline makes with these keyword arguments."""
+        raise ModelError(f"{self.pipeline}: graphs are not given to this pipeline itself; sample by `sgpipe generate`")
+
+    def pipeline_inputs(self, given: Mapping[str, Any], condition: TextCondition, layout: Layout) -> dict[str, Any]:
+        """These keyword arguments with another condition: what `velocity` would hand over beside latents and time."""
+        raise ModelError(f"{self.pipeline}: graphs are not given to this pipeline itself; sample by `sgpipe generate`")
+
     def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance (Ho & Salimans 2022, eq. 6) of velocities `[B, C, h, w]`: v_∅ + s (v_c − v_∅).
 

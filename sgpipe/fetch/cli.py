@@ -53,17 +53,13 @@ def visual_genome(
     if triples and annotations_only:
         raise ParamsError("--annotations-only and --triples exclude each other: the latter fetches images only")
     http = session(connections, retries)
-    try:
-        if triples:
-            summary = fetch_images(root, wanted_images(triples, images_table, images_url), http, connections)
-        else:
-            archives = {} if annotations_only else catalogue.IMAGE_ARCHIVES
-            files = _under(annotations_url, catalogue.ANNOTATIONS[release])
-            files |= _under(images_url or catalogue.IMAGES_URL, archives)
-            summary = fetch_archives(root, files, http, pinned=not unpinned)
-    except KeyboardInterrupt:
-        typer.echo(f"{root}: stopped; run the same command again to continue", err=True)
-        raise typer.Exit(130) from None
+    if triples:
+        summary = fetch_images(root, wanted_images(triples, images_table, images_url), http, connections)
+    else:
+        archives = {} if annotations_only else catalogue.IMAGE_ARCHIVES
+        files = _under(annotations_url, catalogue.ANNOTATIONS[release])
+        files |= _under(images_url or catalogue.IMAGES_URL, archives)
+        summary = fetch_archives(root, files, http, pinned=not unpinned)
     rejected = len(summary.rejects)
     typer.echo(f"{root}: {summary.fetched} fetched, {summary.present} already there, {rejected} could not be had")
     if summary.rejects:

@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sgpipe.errors import SgpipeError
-from sgpipe.runs.atomic import DIGITS, defined, write_json
-from sgpipe.runs.code import begin_stage, check_unchanged
-from sgpipe.runs.state import config_hash, die_with_parent
 
 if TYPE_CHECKING:
     from sgpipe.tracking.run import StageRun
@@ -44,9 +41,16 @@ def one_line(error: Exception) -> str | None:
 
 
 def call(app: Callable[[], Any]) -> None:
-    """Run a typer app or a function; an error that a user can mend ends in one line and exit code 2, in stages and command."""
+    """Run a typer app or a function; an error that a user can mend ends in one line and exit code 2, in stages and command.
+
+    Stopped by Ctrl-C it says how to go on and ends with 130, as typer makes it.
+    """
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == 130:
+            print("stopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
+        raise
     except Exception as error:
         said = one_line(error)
         if said is None:
@@ -61,6 +65,9 @@ def run(main: Callable[..., None]) -> None:
     As `call` does; besides the process dies with its parent, and the stage's code is compared at its start and end, but not for
     what is no stage, and for a call for help.
     """
+    from sgpipe.runs.code import begin_stage, check_unchanged
+    from sgpipe.runs.state import die_with_parent
+
     die_with_parent()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
@@ -86,6 +93,9 @@ def write_metrics(values: dict[str, Any], path: Path, config: Any, recorded: "St
 
     Floats get `DIGITS` significant digits. A figure that is not finite is undefined: it becomes null, with a warning on stderr.
     """
+    from sgpipe.runs.atomic import DIGITS, defined, write_json
+    from sgpipe.runs.state import config_hash
+
     write_json({**defined(values, path), "config": config_hash(config)}, path, DIGITS)
     if recorded is not None:
         recorded.log_metrics(values)

@@ -17,6 +17,7 @@ from msgspec import Struct
 from sgpipe.arms.config import ArmOptions, Lora
 from sgpipe.attention_maps.config import Maps
 from sgpipe.backbones.config import Backbone
+from sgpipe.errors import ParamsError
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.sgdiff.config import SgDiffParams
 from sgpipe.training.config import Train
@@ -162,6 +163,10 @@ class Adapter(Kind):
         their graphs terms `[B]` by name, the same names for every batch, which are added to the loss; none unless it is overridden.
         """
         return nullcontext(lambda velocity, target: {})
+
+    def set_strength(self, strength: float) -> None:
+        """Multiply what it adds to the transformer's weights; 1 is as trained. Raises `ParamsError` where that is nothing."""
+        raise ParamsError(f"set_strength: got {strength:g}; an adapter of kind {type(self).__name__} has no weights to scale")
 
     def modules(self) -> "list[nn.Module]":
         """The modules it adds beside the transformer: those among its attributes."""

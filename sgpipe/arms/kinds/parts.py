@@ -84,3 +84,9 @@ class PartsAdapter(Adapter):
     def off(self) -> AbstractContextManager[None]:
         """LoRA is switched off."""
         return nullcontext() if self.lora is None else self.lora.off()
+
+    def set_strength(self, strength: float) -> None:
+        """LoRA's updates are multiplied; tokens stay as they are."""
+        if self.lora is None or not self.lora.weights:
+            return super().set_strength(strength)
+        self.lora.scale(strength)

@@ -171,6 +171,16 @@ class Flux(Family):
     def by_blocks(self, transformer: Any) -> BlockForward:
         return FluxForward(transformer)
 
+    def pipeline_time(self, given: Mapping[str, Any]) -> float:
+        return float(given["timestep"][0])
+
+    def pipeline_inputs(self, given: Mapping[str, Any], condition: TextCondition, layout: Layout) -> dict[str, Any]:
+        """See `Family`. The pipeline's positions of text are as many as its own rows."""
+        masked = condition.joint_attention(given["hidden_states"].shape[1])
+        attention = {**(given["joint_attention_kwargs"] or {}), **(masked or {})}
+        ids = given["txt_ids"].new_zeros(condition.states.shape[1], 3)
+        return {**given, "encoder_hidden_states": condition.states, "txt_ids": ids, "joint_attention_kwargs": attention}
+
     def sigmas(self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
         """See `Family`; a dynamic shift depends on the number of packed image tokens."""
         return euler_times(steps, layout.grid(resolution) ** 2, scheduler)

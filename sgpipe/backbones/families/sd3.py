@@ -205,6 +205,16 @@ class StableDiffusion3(Family):
     def by_blocks(self, transformer: Any) -> BlockForward:
         return SD3Forward(transformer)
 
+    def pipeline_time(self, given: Mapping[str, Any]) -> float:
+        return float(given["timestep"][0]) / 1000
+
+    def pipeline_inputs(self, given: Mapping[str, Any], condition: TextCondition, layout: Layout) -> dict[str, Any]:
+        """See `Family`. A mask needs the processors of `prepare`."""
+        height, width = given["hidden_states"].shape[-2:]
+        masked = condition.joint_attention(height * width // layout.patch**2, image_first=True)
+        attention = {**(given["joint_attention_kwargs"] or {}), **(masked or {})}
+        return {**given, "encoder_hidden_states": condition.states, "joint_attention_kwargs": attention}
+
     def sigmas(self, steps: int, layout: Layout, resolution: int, scheduler: Mapping[str, Any]) -> NDArray[np.float32]:
         """See `Family`. The pipeline leaves the grid to the scheduler, which ends close to 0 (`shift` 3, 4 steps: at 0.009)."""
         if scheduler.get("use_dynamic_shifting"):
