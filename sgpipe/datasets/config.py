@@ -5,13 +5,25 @@ from typing import Annotated, Literal, get_args
 from msgspec import Meta, Struct
 
 
+class Gqa(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is read of GQA."""
+
+    left_right: Annotated[
+        float,
+        Meta(ge=0.0, le=1.0, description="share of the pairs that keep `left of` and `right of`, which GQA derived from boxes"),
+    ] = 1.0
+    seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the choice of these pairs")] = 0
+
+
 class Data(Struct, frozen=True, forbid_unknown_fields=True):
     """Section `data`. Where the scene graphs and images are, and who reads them."""
 
     kind: Annotated[
         str,
         Meta(
-            min_length=1, description="visual_genome, or what another package brings by an entry point of the group sgpipe.datasets"
+            min_length=1,
+            description="visual_genome, coco_stuff, gqa, folder, or what another package brings by an entry point of the group "
+            "sgpipe.datasets",
         ),
     ] = "visual_genome"
     root: Annotated[str, Meta(min_length=1, description="folder of annotations and images, in the layout of the kind")] = "data"
@@ -19,6 +31,7 @@ class Data(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["auto", "v1.4", "v1.2", "v1.0"],
         Meta(description="layout of Visual Genome's JSON files; auto tells them apart by content, a name refuses any other"),
     ] = "auto"
+    gqa: Annotated[Gqa, Meta(description="what is read of GQA")] = Gqa()
 
 
 GeometricClass = Literal["left of", "right of", "above", "below", "in"]
