@@ -13,4 +13,8 @@ def open_other(data: Data) -> DataSet:
         from sgpipe.datasets.gqa import Gqa
 
         return Gqa(root, data.gqa)
+    if data.kind == "coco_stuff":
+        from sgpipe.datasets.coco_stuff import CocoStuff
+
+        return CocoStuff(root, data.coco_stuff)
     return brought(data)

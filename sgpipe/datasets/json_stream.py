@@ -29,9 +29,15 @@ _LONGEST_TOKEN: Final = 16
 class NoText:
     """In place of a string with half of a surrogate pair, or of bytes that are no UTF-8."""
 
+    def __repr__(self) -> str:
+        return "(no Unicode)"
+
 
 class NoNumber:
     """In place of NaN and of infinities."""
+
+    def __repr__(self) -> str:
+        return "(no finite number)"
 
 
 class JsonStream:

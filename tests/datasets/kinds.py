@@ -19,11 +19,14 @@ NAMES = ("cat", "dog", "man", "bus")
 
 @dataclass(frozen=True)
 class Kind:
-    """A data set's files by name, as JSON values; `records` gives what may be damaged of a file: a list or an object of records."""
+    """A data set's files by name, as JSON values; `records` gives what may be damaged of a file: a list or an object of records;
+    `text` is a string in one of them.
+    """
 
     name: str
     files: Callable[[int], dict[str, Any]]
     records: Callable[[Any], Any] = lambda value: value
+    text: str = "cat"
 
     def write(self, root: Path, files: dict[str, Any]) -> Path:
         for name, value in files.items():
@@ -55,4 +58,53 @@ def _gqa(count: int) -> dict[str, Any]:
     return {"train_sceneGraphs.json": dict(halves[: count // 2]), "val_sceneGraphs.json": dict(halves[count // 2 :])}
 
 
-KINDS = {kind.name: kind for kind in (Kind("visual_genome", _visual_genome), Kind("gqa", _gqa))}
+def compressed(counts: list[int]) -> str:
+    """Run lengths as COCO's text."""
+    text = ""
+    for n, count in enumerate(counts):
+        value, more = count - (counts[n - 2] if n > 2 else 0), True
+        while more:
+            low, value = value & 31, value >> 5
+            more = value != (-1 if low & 16 else 0)
+            text += chr(48 + low + 32 * more)
+    return text
+
+
+def rectangle(x: int, y: int, w: int, h: int, width: int, height: int) -> list[int]:
+    """Run lengths of a box down the columns of an image."""
+    columns = [h, height - h] * (w - 1) + [h]
+    return [x * height + y, *columns, width * height - x * height - y - sum(columns)]
+
+
+def _coco_stuff(count: int) -> dict[str, Any]:
+    draw = np.random.default_rng(0)
+    things = [{"id": n + 1, "name": name} for n, name in enumerate(NAMES)]
+    stuff = [{"id": 92 + n, "name": name} for n, name in enumerate(("sky-other", "grass"))] + [{"id": 183, "name": "other"}]
+    images = [{"id": n, "width": 64, "height": 48, "coco_url": f"http://images/{n:012}.jpg"} for n in range(1, count + 1)]
+    of_things: list[dict[str, Any]] = []
+    of_stuff: list[dict[str, Any]] = []
+    for image in images:
+        for n in range(int(draw.integers(2, 7))):
+            x, y, w, h = (int(draw.integers(low, high)) for low, high in ((0, 30), (0, 20), (2, 30), (2, 25)))
+            box = {"id": 10 * image["id"] + n, "image_id": image["id"], "bbox": [x, y, w, h], "iscrowd": 0}
+            if n % 2:
+                counts = rectangle(x, y, w, h, 64, 48)
+                mask = {"size": [48, 64], "counts": compressed(counts) if n % 4 == 1 else counts}
+                of_stuff.append({**box, "category_id": (92, 93, 183)[n % 3], "segmentation": mask})
+            else:
+                corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+                of_things.append({**box, "category_id": 1 + n % 4, "segmentation": [corners]})
+    return {
+        "annotations/instances_train2017.json": {"images": images, "annotations": of_things, "categories": things},
+        "annotations/stuff_train2017.json": {"images": images, "categories": stuff, "annotations": of_stuff},
+    }
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("visual_genome", _visual_genome),
+        Kind("gqa", _gqa),
+        Kind("coco_stuff", _coco_stuff, lambda value: value["annotations"], "http://images/000000000001.jpg"),
+    )
+}
