@@ -1,7 +1,8 @@
 """COCO's annotation files as arrays of objects: instances, stuff with masks, panoptic segments."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ from sgpipe.errors import DataError
 
 SEGMENT: Final = 1 << 40
 """Added to the ids of panoptic segments, which are colours and may be an instance's id."""
-_AT_ONCE: Final = 4096
+_AT_ONCE: Final = 2048
 
 
 class CocoImage(Struct):
@@ -118,37 +119,41 @@ def _objects(
     """The objects of a file; its images are added to `images`. Of panoptic segments only stuff is taken with `stuff_alone`."""
     panoptic, categories = path.name.startswith("panoptic"), dict[int, Category]()
     parts: list[tuple[NDArray, ...]] = []
-    pending: list[_Annotation] = []
-    places: list[int] = []
+    pending: list[tuple[int, _Annotation]] = []
+    waiting: deque[tuple[list[tuple[int, _Annotation]], Future]] = deque()
 
-    def flush() -> None:
-        centres, faulty = centroids([each.segmentation for each in pending])
-        boxes = np.array([each.bbox for each in pending], np.float64).reshape(-1, 4)
+    def collect() -> None:
+        some, future = waiting.popleft()
+        centres, faulty = future.result()
+        boxes = np.array([each.bbox for _, each in some], np.float64).reshape(-1, 4)
         centres = np.where(np.isnan(centres), boxes[:, :2] + boxes[:, 2:] / 2, centres)
-        for n in np.flatnonzero(faulty):
-            invalid.append(Invalid(places[n], pending[n].image_id, pending[n].id, "segmentation: its runs do not fill its size"))
-        numbers = np.array([(each.id, each.image_id, each.category_id) for each in pending], np.int64).reshape(-1, 3)
+        for place, each in (some[n] for n in np.flatnonzero(faulty)):
+            invalid.append(Invalid(place, each.image_id, each.id, "segmentation: its runs do not fill its size"))
+        numbers = np.array([(each.id, each.image_id, each.category_id) for _, each in some], np.int64).reshape(-1, 3)
         parts.append((numbers[~faulty], boxes[~faulty], centres[~faulty]))
-        pending.clear()
-        places.clear()
 
-    for key, place, value in _lists(path, ["images", "annotations", "categories"], progress):
-        if key == "categories":
-            category = _category(path, value, place)
-            categories[category.id] = category
-        elif key == "images":
-            if images is not None:
-                images.append(_image(value, place))
-        else:
-            for each in _panoptic(value, place) if panoptic else [_annotation(value, place)]:
-                if isinstance(each, Invalid):
-                    invalid.append(each)
-                else:
-                    pending.append(each)
-                    places.append(place)
+    with ThreadPoolExecutor(1) as pool:  # NumPy works on masks while the next text is scanned
+        for key, place, value in _lists(path, ["images", "annotations", "categories"], progress):
+            if key == "categories":
+                category = _category(path, value, place)
+                categories[category.id] = category
+            elif key == "images":
+                if images is not None:
+                    images.append(_image(value, place))
+            else:
+                for each in _panoptic(value, place) if panoptic else [_annotation(value, place)]:
+                    if isinstance(each, Invalid):
+                        invalid.append(each)
+                    else:
+                        pending.append((place, each))
             if len(pending) >= _AT_ONCE:
-                flush()
-    flush()
+                waiting.append((pending, pool.submit(centroids, [each.segmentation for _, each in pending])))
+                pending = []
+            if len(waiting) > 2:
+                collect()
+        waiting.append((pending, pool.submit(centroids, [each.segmentation for _, each in pending])))
+        while waiting:
+            collect()
     numbers, boxes, centres = (np.concatenate(each) for each in zip(*parts, strict=True))
     unknown = ~np.isin(numbers[:, 2], list(categories))
     invalid += [Invalid(-1, int(image), int(id_), f"category {number} is not listed") for id_, image, number in numbers[unknown]]

@@ -65,77 +65,81 @@ def _of_polygons(masks: list[Polygons]) -> NDArray[np.float64]:
 
 
 def _of_runs(masks: list[Runs]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """A sum over the pixels of a mask is one of prefix sums at the ends of its runs: plus where a run of the mask ends, which are
+    the odd ones, minus where it begins.
+    """
     counts, lengths = _counts(masks)
     first = np.cumsum(lengths) - lengths
     height, width = np.array([mask.size for mask in masks], np.int64).T
-    ends = np.cumsum(counts)
+    ends = np.cumsum(counts, dtype=np.int64)
     ends -= np.repeat(ends[first] - counts[first], lengths)
-    last = ends[first + lengths - 1]
-    faulty = (last != height * width) | (np.minimum.reduceat(counts, first) < 0)
-    run = np.arange(len(counts)) - np.repeat(first, lengths)
-    rows = np.repeat(height, lengths)
-    shown = (run % 2 == 1) & ~np.repeat(faulty, lengths)
-    sums = [
-        np.add.reduceat(np.where(shown, up_to(ends, rows) - up_to(ends - counts, rows), 0), first) for up_to in (_columns, _rows)
-    ]
-    area = np.add.reduceat(np.where(shown, counts, 0), first)
-    centres = np.stack(sums, axis=1) / np.maximum(area, 1)[:, None] + 0.5
-    centres[area == 0] = np.nan
+    last = first + lengths - 1
+    faulty = (ends[last] != height * width) | (np.minimum.reduceat(counts, first) < 0)
+    sign = np.ones(len(counts), np.float64)
+    sign[np.flatnonzero((np.arange(len(counts)) - np.repeat(first, lengths)) % 2 == 0)] = -1.0
+    sign[last[lengths % 2 == 1]] = 0.0  # what follows the mask to the end
+    rows = np.repeat(height, lengths).astype(np.float64)
+    at = ends.astype(np.float64)
+    whole = np.floor(at / rows)
+    rest = at - whole * rows
+    area = np.add.reduceat(sign * at, first)
+    columns = sign * whole * (rows * 0.5 * (whole - 1.0) + rest)
+    down = sign * 0.5 * (whole * rows * (rows - 1.0) + rest * (rest - 1.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        centres = np.stack([np.add.reduceat(each, first) / area + 0.5 for each in (columns, down)], axis=1)
+    centres[(area == 0) | faulty] = np.nan
     return centres, faulty
 
 
-def _columns(pixels: NDArray[np.int64], height: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sum of the columns of the first so many pixels, which run down the columns."""
-    whole, rest = pixels // height, pixels % height
-    return height * (whole * (whole - 1) // 2) + rest * whole
-
-
-def _rows(pixels: NDArray[np.int64], height: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sum of the rows of the first so many pixels."""
-    whole, rest = pixels // height, pixels % height
-    return whole * (height * (height - 1) // 2) + rest * (rest - 1) // 2
-
-
-def _counts(masks: list[Runs]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _counts(masks: list[Runs]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Run lengths of all masks one after the other, and how many each has; -1 stands for a text that is none.
 
     COCO's text (its API's `maskApi.c`): a number is a group of characters from 48 on, five bits each, lowest first, bit 6
     says that another follows and bit 5 of the last one is the sign; from the fourth number on it is the difference to the last but
     one.
     """
-    texts = [mask.counts.encode() if isinstance(mask.counts, str) else b"" for mask in masks]
-    texts = [text if text.isascii() and (text[-1:] or b"p")[0] < 80 and min(text, default=0) >= 48 else b"" for text in texts]
-    code = np.frombuffer(b"".join(texts), np.uint8).astype(np.int64) - 48
+    texts = [mask.counts.encode("utf-8", "replace") if isinstance(mask.counts, str) else b"" for mask in masks]
     sizes = np.array([len(text) for text in texts])
-    ends = np.flatnonzero(code & 32 == 0)
-    begins = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
-    shift = 5 * np.minimum(np.arange(len(code)) - np.repeat(begins, ends - begins + 1), 7)
-    values = np.add.reduceat((code & 31) << shift, begins) if len(code) else np.zeros(0, np.int64)
-    values -= np.where(code[ends] & 16 > 0, np.int64(32) << shift[ends], 0)
-    of_text = np.bincount(np.repeat(np.arange(len(texts)), sizes)[ends], minlength=len(texts))
-    lengths, parts, at = np.zeros(len(masks), np.int64), [], 0
+    code = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
+    if (len(code) and code.max() > 63) or any(text and text[-1] >= 80 for text in texts):
+        bad = [bool(text) and (text[-1] >= 80 or min(text) < 48 or max(text) > 111) for text in texts]
+        masks = [Runs(mask.size, []) if odd else mask for mask, odd in zip(masks, bad, strict=True)]
+        return _counts(masks)
+    ends = np.flatnonzero(code < 32)
+    begins = np.concatenate([[-1], ends[:-1]])[: len(ends)] + 1
+    extra = ends - begins
+    low = code & np.uint8(31)
+    values = low[begins].astype(np.int64)
+    for place in range(1, min(int(extra.max(initial=0)), 6) + 1):
+        longer = np.flatnonzero(extra >= place)
+        values[longer] += low[begins[longer] + place].astype(np.int64) << 5 * place
+    negative = np.flatnonzero(low[ends] & np.uint8(16))
+    values[negative] -= np.int64(32) << 5 * np.minimum(extra[negative], 6)
+    bounds = np.searchsorted(ends, np.cumsum(sizes))  # numbers of the texts so far
+    of_text = np.diff(bounds, prepend=0)
     values = _summed(values, of_text[of_text > 0])
-    for n, mask in enumerate(masks):
-        own = np.array(mask.counts if isinstance(mask.counts, list) else values[at : at + of_text[n]], np.int64)
-        at += of_text[n]
-        parts.append(own if len(own) else np.array([-1]))
-        lengths[n] = len(parts[-1])
-    return np.concatenate(parts), lengths
+    if len(values) and of_text.all():
+        return values, of_text
+    parts = [
+        np.array(mask.counts or [-1], np.int64) if isinstance(mask.counts, list) or not count else values[bound - count : bound]
+        for mask, bound, count in zip(masks, bounds.tolist(), of_text.tolist(), strict=True)
+    ]
+    return np.concatenate(parts), np.array(list(map(len, parts)))
 
 
 def _summed(values: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """From the fourth on, each number of a text is the sum of itself and of what the last but one has become."""
-    if not len(values):
-        return values
     first = np.cumsum(lengths) - lengths
-    place = np.arange(len(values)) - np.repeat(first, lengths)
-    result = values.copy()
-    for parity in (0, 1):
-        mine = np.flatnonzero((place % 2 == parity) & (place > 0))
-        if len(mine):
-            owner = np.repeat(np.arange(len(lengths)), lengths)[mine]
-            total = np.cumsum(values[mine])
-            begins = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
-            before = (total - values[mine])[begins]
-            result[mine] = total - np.repeat(before, np.diff(np.append(begins, len(mine))))
+    # laid out so that texts begin at even places: odd and even numbers are then columns of two
+    room = lengths + lengths % 2
+    begin = np.cumsum(room) - room
+    places = np.arange(len(values)) + np.repeat(begin - first, lengths)
+    padded = np.zeros(int(room.sum()), np.int64)
+    padded[places] = values
+    padded[begin] = 0
+    two = np.cumsum(padded.reshape(-1, 2), axis=0)
+    before = np.concatenate([np.zeros((1, 2), np.int64), two])[begin // 2]
+    two -= np.repeat(before, room // 2, axis=0)
+    result = two.reshape(-1)[places]
+    result[first] = values[first]
     return result

@@ -106,7 +106,8 @@ class JsonStream:
             else:
                 if end < len(self._text) or not self._more():
                     break
-        odd = _MAY_BE_NO_TEXT.search(self._text, self._at, end)
+        text = self._text[self._at : end]
+        odd = not (text.isascii() and "\\u" not in text) and _MAY_BE_NO_TEXT.search(text)
         self._at = end
         return _marked(value) if odd else value
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from sgpipe.datasets import rows
 from sgpipe.datasets.base import Batch, Finite, Id, Invalid, Pixels, Work, convert_whole
 from sgpipe.datasets.tables import ATTRIBUTES
-from sgpipe.relations.aliases import PredicateMap, plain_name
+from sgpipe.relations.aliases import REMEMBERED, PredicateMap, plain_name
 
 AT_ONCE = 1024
+_plain = lru_cache(REMEMBERED)(plain_name)
 IMAGE_UNKNOWN = "image unknown"
 T = TypeVar("T")
 
@@ -121,7 +123,7 @@ def _chunk(
     items = _items(file, index, ids, codes, counts, [each.reason for each in flat])
     raw_names = [each.name for each in flat]
     boxes = np.array([each.box for each in flat], dtype=np.float64).reshape(-1, 4)
-    names = pa.array(map(plain_name, raw_names), pa.string())
+    names = pa.array(map(_plain, raw_names), pa.string())
     objects = rows.Objects.of(_numbers(each.object_id for each in flat), names, boxes, width[items.owner], height[items.owner])
     keep, kept, rejected = rows.object_tables(items, objects, raw_names, boxes, damaged)
     derived = rows.geometric_relations(work.geometric, kept, objects.boxes[keep])
@@ -158,7 +160,7 @@ def _attributes(objects: list[ObjectRecord], images: NDArray[np.int64]) -> pa.Ta
     said = [
         (each.object_id, image, attribute)
         for each, image in zip(objects, images.tolist(), strict=True)
-        for attribute in dict.fromkeys(map(plain_name, each.attributes))
+        for attribute in dict.fromkeys(map(_plain, each.attributes))
         if attribute
     ]
     if not said:
