@@ -1,9 +1,10 @@
 """What a data set is: records of images, objects and relations that become tables, and files of images by id.
 
-Visual Genome is built in; other packages bring theirs by an entry point of the group `sgpipe.datasets`, a function from `Data`
+Some are built in (`KINDS`); other packages bring theirs by an entry point of the group `sgpipe.datasets`, a function from `Data`
 to a `DataSet`. Annotations and images are two protocols, so that a stage which shows images depends on no reader of annotations.
 """
 
+import sys
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -20,10 +21,13 @@ from sgpipe.errors import ParamsError
 PLUGINS: Final = "sgpipe.datasets"
 """Entry point group of data sets that other packages bring."""
 VISUAL_GENOME: Final = "visual_genome"
+KINDS: Final = (VISUAL_GENOME, "coco_stuff", "gqa", "folder")
+"""The kinds that are built in."""
 ID_BITS: Final = 44
 Id = Annotated[int, Meta(ge=0, lt=1 << ID_BITS)]
 """Ids are non-negative and below 2^44, so that an id and a position within a batch fit one int64 key."""
 Pixels = Annotated[int, Meta(ge=1, lt=1 << 31)]
+Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 MISSING: Final = -1
 Progress = Callable[[Path, int], None]
 """Called with the file and the number of its bytes that are done."""
@@ -44,7 +48,8 @@ class Invalid:
 class Batch:
     """What became of some records of one kind in `file`: `read` items = `kept` rows + `rejects` rows.
 
-    `kept` has the schema of the kind's table, `images` without its split; `geometric` are relations derived from kept objects.
+    `kept` has the schema of the kind's table, `images` without its split; `geometric` are relations derived from kept objects,
+    `attributes` those of kept objects.
     """
 
     kind: Literal["images", "objects", "relations"]
@@ -53,6 +58,7 @@ class Batch:
     kept: pa.Table
     rejects: pa.Table
     geometric: pa.Table | None = None
+    attributes: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def brought(data: Data) -> DataSet:
     there = entry_points(group=PLUGINS)
     if data.kind not in there.names:
         raise ParamsError(
-            f"data.kind: got {data.kind!r}; valid: {', '.join((VISUAL_GENOME, *sorted(there.names)))}; other packages bring data "
+            f"data.kind: got {data.kind!r}; valid: {', '.join((*KINDS, *sorted(there.names)))}; other packages bring data "
             f"sets by an entry point of the group {PLUGINS} (`pip install -e .` again where one was just added)"
         )
     return there[data.kind].load()(data)
@@ -123,6 +129,16 @@ def decode_whole(text: bytes | Raw, kind: type[T]) -> T:
         if "got `float`" not in str(error):
             raise
         return msgspec.convert(_whole(msgspec.json.decode(text)), kind)
+
+
+def convert_whole(value: Any, kind: type[T]) -> T:
+    """Plain values as `kind`, whole floats as in `decode_whole`. Raises `msgspec.ValidationError`."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error):
+            raise
+        return msgspec.convert(_whole(value), kind)
 
 
 def _whole(value: Any) -> Any:

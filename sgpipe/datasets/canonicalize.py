@@ -13,21 +13,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sgpipe.datasets.base import VISUAL_GENOME, Batch, DataSet, Progress, Work, brought
+from sgpipe.datasets.base import VISUAL_GENOME, Batch, DataSet, Progress, Work
+from sgpipe.datasets.built_in import open_other
 from sgpipe.datasets.config import Canonicalize, Data
 from sgpipe.datasets.splits import Splitter
-from sgpipe.datasets.tables import IMAGES, OBJECTS, REJECTS, RELATIONS, TableWriter
+from sgpipe.datasets.tables import ATTRIBUTES, IMAGES, OBJECTS, REJECTS, RELATIONS, TableWriter
 from sgpipe.errors import DataError
 from sgpipe.relations.predicates import PREDICATES
 from sgpipe.runs.atomic import atomic_path
 
 SCHEMAS = {"images": IMAGES, "objects": OBJECTS, "relations": RELATIONS, "rejects": REJECTS}
+ATTRIBUTES_FILE = "attributes.parquet"
 
 
 def open_data_set(data: Data) -> DataSet:
     """The data set that params.yaml names. Raises `ParamsError` for an unknown kind."""
     if data.kind != VISUAL_GENOME:
-        return brought(data)
+        return open_other(data)
     from sgpipe.datasets.visual_genome.data_set import VisualGenome
 
     return VisualGenome(Path(data.root), data.release)
@@ -79,7 +81,9 @@ def counts(column: pa.ChunkedArray) -> dict[str, int]:
 def canonicalize(
     data_set: DataSet, out: Path, params: Canonicalize, workers: int = 1, progress: Progress = lambda path, done: None
 ) -> dict[str, Any]:
-    """Write the four tables of a data set into `out` and return the metrics. The bytes do not depend on `workers`.
+    """Write the tables of a data set into `out`, `attributes` where it says any, and return the metrics.
+
+    The bytes do not depend on `workers`.
 
     Raises `DataError` for damage that reaches beyond a record, and where no image or no relation is kept; the tables of an
     earlier run are then left as they were.
@@ -92,8 +96,12 @@ def canonicalize(
         paths = {name: stack.enter_context(atomic_path(out / f"{name}.parquet")) for name in SCHEMAS}
         with ExitStack() as writing:
             writers = {name: writing.enter_context(TableWriter(paths[name], SCHEMAS[name])) for name in SCHEMAS}
+            writers["attributes"] = writing.enter_context(TableWriter(folder / ATTRIBUTES_FILE, ATTRIBUTES))
             work = Work(folder, params.geometric, workers, progress)
             metrics = _tables(data_set, work, Splitter(params.splits), writers)
+        (out / ATTRIBUTES_FILE).unlink(missing_ok=True)
+        if metrics.get("attributes"):
+            (folder / ATTRIBUTES_FILE).rename(out / ATTRIBUTES_FILE)
     return {**metrics, **about}
 
 
@@ -112,6 +120,8 @@ def _tables(data_set: DataSet, work: Work, splitter: Splitter, writers: dict[str
             tallies[batch.kind].add(batch)
             if batch.geometric is not None:
                 geometric.write(batch.geometric)
+            if batch.attributes is not None:
+                writers["attributes"].write(batch.attributes)
             if batch.kind == "relations":
                 classes.update(counts(kept["predicate"]))
     if not images.kept:
@@ -142,6 +152,8 @@ def _tables(data_set: DataSet, work: Work, splitter: Splitter, writers: dict[str
         "objects": objects.metrics("objects"),
         "geometric": {name: derived[name] for name in PREDICATES if derived[name]},
     }
+    if writers["attributes"].rows:
+        metrics["attributes"] = writers["attributes"].rows
     rejected = metrics["rejected"] + metrics["images"]["rejected"] + metrics["objects"]["rejected"]
     if (writers["relations"].rows, writers["rejects"].rows) != (relations.kept + derived.total(), rejected):
         raise DataError("relations or rejects: rows written differ from rows counted; a fault of the program, please report it")

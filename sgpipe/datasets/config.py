@@ -5,13 +5,44 @@ from typing import Annotated, Literal, get_args
 from msgspec import Meta, Struct
 
 
+class Gqa(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is read of GQA."""
+
+    left_right: Annotated[
+        float,
+        Meta(ge=0.0, le=1.0, description="share of the pairs that keep `left of` and `right of`, which GQA derived from boxes"),
+    ] = 1.0
+    seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the choice of these pairs")] = 0
+
+
+class CocoStuff(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is read of COCO-Stuff, as sg2im and SGDiff do by default."""
+
+    min_objects: Annotated[int, Meta(ge=1, description="images with fewer objects that are large enough are left out")] = 3
+    max_objects: Annotated[int, Meta(ge=1, description="images with more of them are left out")] = 8
+    min_area: Annotated[
+        float, Meta(ge=0.0, lt=1.0, description="objects whose box is no larger than this fraction of the image are left out")
+    ] = 0.02
+    other: Annotated[bool, Meta(description="keep the class `other`, which stands for whatever has no class")] = False
+    masks: Annotated[
+        bool, Meta(description="directions from the centroids of masks where there are masks; else from the centres of boxes")
+    ] = True
+    seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of each object's partner in a relation")] = 0
+
+    def __post_init__(self) -> None:
+        if self.min_objects > self.max_objects:
+            raise ValueError(f"min_objects: got min_objects {self.min_objects}, max_objects {self.max_objects}; lower it")
+
+
 class Data(Struct, frozen=True, forbid_unknown_fields=True):
     """Section `data`. Where the scene graphs and images are, and who reads them."""
 
     kind: Annotated[
         str,
         Meta(
-            min_length=1, description="visual_genome, or what another package brings by an entry point of the group sgpipe.datasets"
+            min_length=1,
+            description="visual_genome, coco_stuff, gqa, folder, or what another package brings by an entry point of the group "
+            "sgpipe.datasets",
         ),
     ] = "visual_genome"
     root: Annotated[str, Meta(min_length=1, description="folder of annotations and images, in the layout of the kind")] = "data"
@@ -19,6 +50,8 @@ class Data(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["auto", "v1.4", "v1.2", "v1.0"],
         Meta(description="layout of Visual Genome's JSON files; auto tells them apart by content, a name refuses any other"),
     ] = "auto"
+    coco_stuff: Annotated[CocoStuff, Meta(description="what is read of COCO-Stuff")] = CocoStuff()
+    gqa: Annotated[Gqa, Meta(description="what is read of GQA")] = Gqa()
 
 
 GeometricClass = Literal["left of", "right of", "above", "below", "in"]

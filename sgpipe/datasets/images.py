@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from sgpipe.datasets.base import VISUAL_GENOME, ImageFiles, brought
+from sgpipe.datasets.base import VISUAL_GENOME, ImageFiles
+from sgpipe.datasets.built_in import open_other
 from sgpipe.datasets.config import Data
 from sgpipe.errors import DataError
 from sgpipe.relations.boxes import Box
@@ -79,7 +80,7 @@ def same_aspect_ratio(size: tuple[int, int], annotated: tuple[int, int]) -> bool
 def open_images(data: Data) -> ImageFiles:
     """The images of the data set that params.yaml names. Raises `ParamsError` for an unknown kind."""
     if data.kind != VISUAL_GENOME:
-        return brought(data)
+        return open_other(data)
     from sgpipe.datasets.visual_genome.images import VisualGenomeImages
 
     return VisualGenomeImages(Path(data.root))

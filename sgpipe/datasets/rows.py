@@ -21,7 +21,8 @@ from sgpipe.runs.hashing import hashed
 
 REASONS = (
     "kept", "invalid", "image unknown", "image repeated", "id missing", "name empty", "name invalid", "box empty",
-    "box outside image", "self-loop", "id repeated", "relation repeated", "object unknown",
+    "box outside image", "self-loop", "id repeated", "relation repeated", "object unknown", "class left out", "object too small",
+    "too few objects", "too many objects", "share of left and right",
 )  # fmt: skip
 """Why a record is dropped, apart from its predicate; the first that holds is given. Index 0 is no reason."""
 CODE = {reason: code for code, reason in enumerate(REASONS)}
@@ -53,16 +54,24 @@ def _rejects(file: str, invalid: Sequence[Invalid], **columns: Any) -> pa.Table:
 
 
 def image_tables(
-    file: str, index: list[int], images: NDArray[np.int64], urls: list[str | None], seen: set[int], invalid: Sequence[Invalid]
+    file: str,
+    index: list[int],
+    images: NDArray[np.int64],
+    urls: list[str | None],
+    seen: set[int],
+    invalid: Sequence[Invalid],
+    faults: NDArray | None = None,
 ) -> tuple[NDArray[np.bool_], pa.Table, pa.Table]:
     """Which images were met before, rows of `images.parquet` but for the split, and rejects. The others are added to `seen`.
 
-    `images` `[3, N]` are ids, widths and heights in pixels of the records with these indices in the file.
+    `images` `[3, N]` are ids, widths and heights in pixels of the records with these indices in the file; `faults` codes of reasons
+    against images that are met for the first time.
     """
     again = repeated(images[0]) | np.fromiter((image_id in seen for image_id in images[0].tolist()), np.bool_, len(urls))
-    keep, drop = np.flatnonzero(~again), np.flatnonzero(again)
+    codes = np.where(again, CODE["image repeated"], np.zeros(len(urls), np.int64) if faults is None else faults)
+    keep, drop = np.flatnonzero(codes == 0), np.flatnonzero(codes)
+    seen.update(images[0].tolist())
     ids, widths, heights = images[:, keep]
-    seen.update(ids.tolist())
     columns = {
         "image_id": ids,
         "width": widths.astype(np.int32),
@@ -71,7 +80,7 @@ def image_tables(
     }
     rejects = _rejects(
         file, invalid,
-        record=[index[i] for i in drop], image_id=images[0, drop], reason=["image repeated"] * len(drop),
+        record=[index[i] for i in drop], image_id=images[0, drop], reason=[REASONS[code] for code in codes[drop]],
         raw=[f"{width} x {height}" for _, width, height in images[:, drop].T],
     )  # fmt: skip
     return again, pa.table(columns, schema=_UNSPLIT), rejects
@@ -185,8 +194,11 @@ def relation_tables(
     joined: NDArray[np.int64],
     ends: Objects,
     invalid: Sequence[Invalid] = (),
+    sources: list[str] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
-    """Rows of `relations.parquet` and rejects. `joined` `[2, N]` are the rows of `ends` that are subjects and objects."""
+    """Rows of `relations.parquet` and rejects. `joined` `[2, N]` are the rows of `ends` that are subjects and objects; `sources`
+    say where each relation comes from, all `annotated` where they are left out.
+    """
     first, last = subject, object_ = joined
     predicate = np.fromiter(map(codes_of.of, raw), np.int64, len(raw))
     faults: list[tuple[NDArray, Any]] = [
@@ -215,7 +227,7 @@ def relation_tables(
         "predicate": _CLASS_NAMES.take(pa.array(predicate[keep] // 2)),
         "object": ends.names.take(pa.array(object_[keep])),
         "raw_predicate": raws.take(pa.array(keep)),
-        "source": pa.repeat("annotated", len(keep)),
+        "source": pa.repeat("annotated", len(keep)) if sources is None else pa.array(sources, pa.string()).take(pa.array(keep)),
         **_relation_columns(subject[keep], object_[keep], ends.ids, ends.boxes),
     }
     told = (ends.names.take(pa.array(first[drop])), raws.take(pa.array(drop)), ends.names.take(pa.array(last[drop])))

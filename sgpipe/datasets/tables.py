@@ -29,6 +29,8 @@ _ids, _texts, _reals = _columns(pa.int64()), _columns(pa.string()), _columns(pa.
 
 IMAGES: Final = pa.schema([*_ids("image_id"), ("width", pa.int32()), ("height", pa.int32()), *_texts("url", "split")])
 OBJECTS: Final = pa.schema([*_ids("object_id", "image_id"), *_texts("name", "raw_name"), *_reals(*BOX)])
+ATTRIBUTES: Final = pa.schema([*_ids("object_id", "image_id"), *_texts("attribute")])
+"""What a data set says of an object beside its name; written for data sets that say any."""
 RELATIONS: Final = pa.schema(
     [
         *_ids("relationship_id", "image_id", "subject_id", "object_id"),

@@ -97,7 +97,7 @@ JUNK = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_records_of_any_wrong_type_are_rejected_not_fatal(sample: Path, tmp_path: Path, data: st.DataObject) -> None:
     """Values anywhere below the first record are replaced or removed; every item read is kept or rejected."""
@@ -123,7 +123,7 @@ def _damage(records: list[Any], data: st.DataObject) -> None:
         node[key] = data.draw(JUNK)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damaged_bytes_end_well_or_in_one_line(sample: Path, tmp_path: Path, data: st.DataObject) -> None:
     root = tmp_path / "bytes"

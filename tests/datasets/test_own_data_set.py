@@ -252,5 +252,7 @@ def test_the_doctor_asks_it_what_is_missing(brought: None, tmp_path: Path) -> No
 
 def test_an_unknown_kind_lists_the_valid_ones(brought: None, tmp_path: Path) -> None:
     for opened in (open_data_set, open_images):
-        with pytest.raises(ParamsError, match=r"data.kind: got 'gqa'; valid: visual_genome, scenes; .*sgpipe.datasets"):
-            opened(Data("gqa", str(tmp_path)))
+        with pytest.raises(
+            ParamsError, match=r"got 'vrd'; valid: visual_genome, coco_stuff, gqa, folder, scenes; .*sgpipe.datasets"
+        ):
+            opened(Data("vrd", str(tmp_path)))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sgpipe.datasets.base import Batch, Work
+from sgpipe.datasets.image_files import cut_off
 from sgpipe.datasets.visual_genome.images import VisualGenomeImages
 from sgpipe.datasets.visual_genome.passes import at_once, read_pass, span_workers
 from sgpipe.datasets.visual_genome.records import Release, detect_release
@@ -25,19 +26,13 @@ class VisualGenome(VisualGenomeImages):
         super().__init__(root)
         self._wanted = release
 
-    def remedy(self, triples: Path | None = None) -> str:
-        """The command that gets all, or the images of these triples alone."""
-        images = f" --triples {triples}" if triples else ""
-        return f"sgpipe fetch visual-genome --root {self.root}{images}"
-
     def annotations(self) -> list[Path]:
         """The three files, and the alias files, which may be absent."""
         return [self.root / name for name in (*FILES, *ALIASES)]
 
     def damage(self) -> list[str]:
         """What a look at both ends of each JSON list shows to be wrong."""
-        found = {path: _damage(path) for path in (self.root / name for name in FILES)}
-        return [f"{path}: {problem}" for path, problem in found.items() if problem is not None]
+        return cut_off([self.root / name for name in FILES], b"[", b"]")
 
     @cached_property
     def release(self) -> Release:
@@ -70,16 +65,3 @@ class VisualGenome(VisualGenomeImages):
             np.save(setup.folder / "owners.npy", owners)
             owners[:] = -1
             yield from read_pass(relationships, submit_of("relationships"), ahead, owners, work.progress)
-
-
-def _damage(path: Path) -> str | None:
-    if not path.is_file():
-        return "no such file"
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
-        stream.seek(max(0, size - 64))
-        end = stream.read().rstrip()
-    if not start.startswith(b"["):
-        return f"not a JSON list; it begins with {start[:24]!r}"
-    return None if end.endswith(b"]") else "cut off; it does not end with ]"

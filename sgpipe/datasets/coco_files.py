@@ -1,0 +1,198 @@
+"""COCO's annotation files as arrays of objects: instances, stuff with masks, panoptic segments."""
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from sgpipe.datasets.base import Finite, Id, Invalid, Pixels, Progress
+from sgpipe.datasets.coco_masks import Mask, centroids
+from sgpipe.datasets.json_stream import JsonStream
+from sgpipe.datasets.records import read_item
+from sgpipe.errors import DataError
+
+SEGMENT: Final = 1 << 40
+"""Added to the ids of panoptic segments, which are colours and may be an instance's id."""
+_AT_ONCE: Final = 2048
+
+
+class CocoImage(Struct):
+    """An entry of `images`."""
+
+    id: Id
+    width: Pixels
+    height: Pixels
+    coco_url: str | None = None
+
+
+class Category(Struct):
+    """An entry of `categories`; only panoptic files tell things from stuff."""
+
+    id: Id
+    name: str
+    isthing: int = 1
+
+
+class _Annotation(Struct):
+    id: Id
+    image_id: Id
+    category_id: Id
+    bbox: tuple[Finite, Finite, Finite, Finite]
+    segmentation: Mask = None
+
+
+class _Segment(Struct):
+    id: Id
+    category_id: Id
+    bbox: tuple[Finite, Finite, Finite, Finite]
+
+
+class _Panoptic(Struct):
+    image_id: Id
+    segments_info: list[Any]
+
+
+@dataclass(frozen=True)
+class CocoObjects:
+    """Objects of several images `[N]`: ids, images, class names, boxes `[N, 4]` and centres `[N, 2]`, of masks where there are."""
+
+    ids: NDArray[np.int64]
+    images: NDArray[np.int64]
+    names: list[str]
+    boxes: NDArray[np.float64]
+    centres: NDArray[np.float64]
+
+
+@dataclass
+class CocoSplit:
+    """What was read of one split."""
+
+    images: list[CocoImage | Invalid]
+    objects: CocoObjects
+    invalid: dict[Path, list[Invalid]]
+
+
+def _lists(path: Path, names: Iterable[str], progress: Progress) -> Iterator[tuple[str, int, Any]]:
+    """Key, place and value of each element of these lists of a file, in its order; each must be there."""
+    missing = dict.fromkeys(names)
+    with JsonStream(path, progress) as stream:
+        for key in stream.members():
+            if key in missing:
+                del missing[key]
+                for place, value in enumerate(stream.elements()):
+                    yield key, place, value
+            else:
+                stream.value()
+    if missing:
+        raise DataError(f"{path}: no list `{next(iter(missing))}` in it; this is no annotation file of COCO, get it again")
+
+
+def _image(value: Any, place: int) -> CocoImage | Invalid:
+    return read_item(value, CocoImage, place, None)
+
+
+def read_images(path: Path) -> Iterator[CocoImage | Invalid]:
+    """The entries of `images`."""
+    return (_image(value, place) for key, place, value in _lists(path, ["images"], lambda path, done: None))
+
+
+def read_split(files: list[Path], progress: Progress) -> CocoSplit:
+    """The images of the first file, and the objects of both."""
+    images: list[CocoImage | Invalid] = []
+    invalid: dict[Path, list[Invalid]] = defaultdict(list)
+    found = [_objects(path, images if path == files[0] else None, len(files) > 1, invalid[path], progress) for path in files]
+    ids, owners, boxes, centres = (
+        np.concatenate([getattr(each, name) for each in found]) for name in ("ids", "images", "boxes", "centres")
+    )
+    return CocoSplit(images, CocoObjects(ids, owners, [name for each in found for name in each.names], boxes, centres), invalid)
+
+
+def _objects(
+    path: Path, images: list[CocoImage | Invalid] | None, stuff_alone: bool, invalid: list[Invalid], progress: Progress
+) -> CocoObjects:
+    """The objects of a file; its images are added to `images`. Of panoptic segments only stuff is taken with `stuff_alone`."""
+    panoptic, categories = path.name.startswith("panoptic"), dict[int, Category]()
+    parts: list[tuple[NDArray, ...]] = []
+    pending: list[tuple[int, _Annotation]] = []
+    waiting: deque[tuple[list[tuple[int, _Annotation]], Future]] = deque()
+
+    def collect() -> None:
+        some, future = waiting.popleft()
+        centres, faulty = future.result()
+        boxes = np.array([each.bbox for _, each in some], np.float64).reshape(-1, 4)
+        centres = np.where(np.isnan(centres), boxes[:, :2] + boxes[:, 2:] / 2, centres)
+        for place, each in (some[n] for n in np.flatnonzero(faulty)):
+            invalid.append(Invalid(place, each.image_id, each.id, "segmentation: its runs do not fill its size"))
+        numbers = np.array([(each.id, each.image_id, each.category_id) for _, each in some], np.int64).reshape(-1, 3)
+        parts.append((numbers[~faulty], boxes[~faulty], centres[~faulty]))
+
+    with ThreadPoolExecutor(1) as pool:  # NumPy works on masks while the next text is scanned
+        for key, place, value in _lists(path, ["images", "annotations", "categories"], progress):
+            if key == "categories":
+                category = _category(path, value, place)
+                categories[category.id] = category
+            elif key == "images":
+                if images is not None:
+                    images.append(_image(value, place))
+            else:
+                for each in _panoptic(value, place) if panoptic else [_annotation(value, place)]:
+                    if isinstance(each, Invalid):
+                        invalid.append(each)
+                    else:
+                        pending.append((place, each))
+            if len(pending) >= _AT_ONCE:
+                waiting.append((pending, pool.submit(centroids, [each.segmentation for _, each in pending])))
+                pending = []
+            if len(waiting) > 2:
+                collect()
+        waiting.append((pending, pool.submit(centroids, [each.segmentation for _, each in pending])))
+        while waiting:
+            collect()
+    numbers, boxes, centres = (np.concatenate(each) for each in zip(*parts, strict=True))
+    unknown = ~np.isin(numbers[:, 2], list(categories))
+    invalid += [Invalid(-1, int(image), int(id_), f"category {number} is not listed") for id_, image, number in numbers[unknown]]
+    things = [number for number, each in categories.items() if each.isthing] if panoptic and stuff_alone else []
+    keep = ~unknown & ~np.isin(numbers[:, 2], things)
+    names = [_name(categories[number].name) for number in numbers[keep, 2].tolist()]
+    return CocoObjects(numbers[keep, 0], numbers[keep, 1], names, boxes[keep], centres[keep])
+
+
+def _name(category: str) -> str:
+    """A class's name; what panoptic merged bears the name of its parts."""
+    return category.removesuffix("-merged")
+
+
+def _annotation(value: Any, place: int) -> _Annotation | Invalid:
+    owner = value.get("image_id") if isinstance(value, dict) else None
+    return read_item(value, _Annotation, place, owner if isinstance(owner, int) and 0 <= owner < SEGMENT else None)
+
+
+def _panoptic(value: Any, place: int) -> Iterator[_Annotation | Invalid]:
+    found = read_item(value, _Panoptic, place, None)
+    if isinstance(found, Invalid):
+        yield found
+        return
+    for each in found.segments_info:
+        segment = read_item(each, _Segment, place, found.image_id)
+        if isinstance(segment, Invalid):
+            yield segment
+        else:
+            yield _Annotation(SEGMENT + segment.id, found.image_id, segment.category_id, segment.bbox)
+
+
+def read_categories(path: Path) -> list[Category]:
+    """The entries of `categories`. Raises `DataError` for a damaged one."""
+    return [_category(path, value, place) for _, place, value in _lists(path, ["categories"], lambda path, done: None)]
+
+
+def _category(path: Path, value: Any, place: int) -> Category:
+    category = read_item(value, Category, place, None)
+    if isinstance(category, Invalid):
+        raise DataError(f"{path}: category {place}: {category.raw}; the file is damaged, get it again")
+    return category
