@@ -265,6 +265,11 @@ class _Told:
         if self._made is None or self._made[0] is not states:
             own = TextCondition(states[-count:], pooled[-count:])
             made = self.model.condition(self.graphs, self.texts, own, self.names)
+            if made.before is not None or made.residuals is not None:
+                raise ModelError(
+                    "the adapter acts inside the transformer (tokens that enter behind its first block, or what is added to image "
+                    "rows), where a pipeline's forward takes nothing; sample by `sgpipe generate`"
+                )
             if len(states) > count:
                 negative = TextCondition(states[:-count], pooled[:-count], prepended=made.prepended)
                 made = TextCondition.cat([negative, made])
