@@ -111,11 +111,13 @@ class ControlNet(LayoutAdapter):
 
     @classmethod
     def load(cls, settings: ControlNetSettings, base: Base, folder: Path) -> Self:
+        from torch import nn
+
         from sgpipe.arms.lora import load_tensors
         from sgpipe.graph_encoder.checkpoints import load_strictly
 
         made = cls(settings, base)
         path = folder / FOLDER / WEIGHTS
         load_strictly(made.module, load_tensors(path), path)
-        made.module.to(base.denoiser.dtype)
+        nn.Module.to(made.module, base.denoiser.dtype)  # diffusers' own `to` warns of every cast
         return made

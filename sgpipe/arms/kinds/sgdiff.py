@@ -36,14 +36,14 @@ class SgDiffArm(External):
 
     @classmethod
     def resolve(cls, key: str, options: ArmOptions, sections: Sections) -> SgDiffSettings:
-        """Section `sgdiff`. Raises `ParamsError` without a checkpoint, and for a training seed."""
+        """Section `sgdiff`. Raises `ParamsError` without a checkpoint, and for a training seed or learning rate."""
         given = sections.sgdiff
         if given is None or given.checkpoint is None:
             raise ParamsError(
                 f"{key}: kind sgdiff samples with a trained generator; set sgdiff.checkpoint to the folder that "
                 "`sgpipe sgdiff import` wrote"
             )
-        for name in ("seed", "triples"):
+        for name in ("seed", "triples", "learning_rate"):
             if (value := getattr(options, name)) is not None:
                 raise ParamsError(f"{key}.{name}: got {value}; kind sgdiff is not trained with the arms; leave it out")
         return SgDiffSettings(given.checkpoint, given.steps, given.eta)
