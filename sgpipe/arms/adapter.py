@@ -121,7 +121,7 @@ def check_base(folder: Path, about: Mapping[str, Any], family: Family, backbone:
     if about["base"] is None:
         raise ModelError(
             f"{folder}: arm of kind {about['kind']}, a generator of its own and no adapter; sample it by its own command "
-            f"(`sgpipe {about['kind']} sample`)"
+            f"(`{Arm.read(about, str(folder / ABOUT)).kind_class.command}`)"  # type: ignore[attr-defined]
         )
     found = base_identity(backbone, family)
     if about["base"] != found:

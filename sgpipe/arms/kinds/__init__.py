@@ -2,6 +2,7 @@
 
 from sgpipe.arms.kinds.base import Kind
 from sgpipe.arms.kinds.controlnet import ControlNet
+from sgpipe.arms.kinds.feature_injection import FeatureInjection
 from sgpipe.arms.kinds.graph_lora import GraphLora
 from sgpipe.arms.kinds.graph_tokens import TokensAlone
 from sgpipe.arms.kinds.relation_injection import RelationInjection
@@ -11,6 +12,6 @@ from sgpipe.arms.kinds.text_lora import TextLora
 
 KINDS: dict[str, type[Kind]] = {
     "graph_lora": GraphLora, "text_lora": TextLora, "graph_tokens": TokensAlone, "sgdiff": SgDiffArm,
-    "controlnet": ControlNet, "t2i_adapter": T2iAdapter,
-    "relation_injection": RelationInjection,
+    "controlnet": ControlNet, "t2i_adapter": T2iAdapter, "relation_injection": RelationInjection,
+    "feature_injection": FeatureInjection,
 }  # fmt: skip

@@ -110,7 +110,10 @@ class Kind(ABC):
 
 
 class External(Kind):
-    """An arm that is a generator of its own, trained elsewhere, whose images are judged beside the others'."""
+    """An arm that is a generator of its own, trained elsewhere or not at all, whose images are judged beside the others'."""
+
+    command: ClassVar[str] = "dvc repro sample_images"
+    """What samples it."""
 
     @classmethod
     @abstractmethod

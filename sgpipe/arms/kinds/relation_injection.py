@@ -11,6 +11,7 @@ Its recipe of videos, for images with graphs:
   in the batch are positives; appearances, and features of other classes (the paper trains one), are negatives.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -96,7 +97,9 @@ class RelationInjection(PartsAdapter):
         from sgpipe.arms.lora import NAME, LoraLayers
 
         subject = LoraLayers.open(base, settings.subject, None if folder is None else folder / SUBJECT, SUBJECT)
-        made = super()._open(settings, base, folder)  # the relation LoRA is the active one
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # there are to be two
+            made = super()._open(settings, base, folder)  # the relation LoRA is the active one
         for weight in subject.weights.values():
             weight.requires_grad_(True)
         made.subject, made.how, made._seed, made._active = subject, settings, base.seed, NAME

@@ -33,6 +33,7 @@ class SgDiffArm(External):
 
     options = ArmOptions
     settings = SgDiffSettings
+    command = "sgpipe sgdiff sample"
 
     @classmethod
     def resolve(cls, key: str, options: ArmOptions, sections: Sections) -> SgDiffSettings:
