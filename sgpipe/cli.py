@@ -11,6 +11,7 @@ from sgpipe.arms.cli import generate
 from sgpipe.doctor.cli import doctor
 from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
+from sgpipe.localisation.cli import localise
 from sgpipe.report.cli import app as report_app
 from sgpipe.runs.command import call
 from sgpipe.sgdiff.cli import app as sgdiff_app
@@ -38,6 +39,7 @@ app.add_typer(report_app, name="report")
 app.add_typer(sgdiff_app, name="sgdiff")
 app.command("doctor")(doctor)
 app.command("generate")(generate)
+app.command("localise")(localise)
 
 ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]
 

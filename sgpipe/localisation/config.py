@@ -56,6 +56,10 @@ class Localise(Struct, frozen=True, forbid_unknown_fields=True):
             "put the mean over samples in place of what it adds"
         ),
     ] = ("skip", "text", "graph", "mean")
+    heads: Annotated[
+        int,
+        Meta(ge=0, description="attention heads that are patched, those of the largest attribution by gradient; 0 looks at none"),
+    ] = 20
     steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to image")] = 4
     guidance: Annotated[
         Annotated[float, Meta(ge=0)] | None,

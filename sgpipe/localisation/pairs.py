@@ -70,6 +70,24 @@ def items_of(cases: Sequence[EvaluationTriple], pairs: int | None, seeds: Sequen
     return found
 
 
+def items_of_graph(graph: SceneGraph, prompt: str | None, seeds: Sequence[int]) -> list[Item]:
+    """One triple, the first of a graph, with several noises, which are those of these seeds in `sgpipe generate`; `prompt` is what
+    is said beside the graph, None its names alone. The control is the triple itself.
+
+    Raises `ParamsError` for a graph without a triple, or whose first one says the same with its names exchanged.
+    """
+    if not graph.triples:
+        raise ParamsError('--graph: got a graph without a triple; write "subject, predicate, object"')
+    predicate = graph.named[0][1]
+    if predicate not in INVERSE:
+        valid = ", ".join(INVERSE)
+        raise ParamsError(f"--graph: got the relation {predicate!r}, which has no inverse to compare it with; valid: {valid}")
+    negative = graph.negated("swap", predicate)
+    prompts = {"neutral": prompt or words(graph, "neutral"), "relational": words(graph), "conflicting": words(negative)}
+    case = EvaluationTriple("", 0, (0.0, 0.0, 0.0, 0.0), graph, negative, "swap", prompts)
+    return [Item(case, case, seed, seed) for seed in seeds]
+
+
 @dataclass(frozen=True)
 class Told:
     """What one run of one item is told."""
@@ -108,6 +126,8 @@ class Conditions:
 
     told: TextCondition
     plain: TextCondition
+    texts: Sequence[str]
+    """What each sample is told in words."""
     word_rows: Mapping[Rows, list[range | None]]
     """Rows of `told` that hold a word, by sample; None where its text does not say it."""
 
@@ -150,7 +170,7 @@ def conditions(generator: GraphGenerator, tokenizers: Tokenizers, items: Sequenc
             at = next(iter(mentions.get(one.words.get(kind, ""), [])), None)
             inside = at is not None and start + at.stop <= condition.states.shape[1]
             found.append(range(start + at.start, start + at.stop) if at is not None and inside else None)
-    return Conditions(condition, plain, spans)
+    return Conditions(condition, plain, texts, spans)
 
 
 def take(condition: TextCondition, samples: Tensor) -> TextCondition:
