@@ -12,7 +12,9 @@ def localise(
     adapter: Annotated[Path | None, typer.Option(help="folder of an adapter; without one the base is told in words")] = None,
     model: Annotated[Path, typer.Option(help="pipeline folder")] = Path("models/mini-flux"),
     out: Annotated[Path, typer.Option(help="PNG to write")] = Path("outputs/localised.png"),
-    rows: Annotated[str, typer.Option(help="with commas: image, text, prompt, graph, subject, relation, object")] = "image,text",
+    rows: Annotated[
+        str, typer.Option(help="with commas: image, text, prompt, graph, subject, relation, object, pooled")
+    ] = "image,text",
     blocks: Annotated[str, typer.Option(help="double-stream blocks")] = "all",
     single_blocks: Annotated[str, typer.Option(help="single-stream blocks")] = "all",
     seed: Annotated[int, typer.Option(min=0, help="of the first noise")] = 0,
@@ -63,6 +65,10 @@ def localise(
     labels = [f"double {index}" if index < double else f"single {index - double}" for index in indices]
     out.parent.mkdir(parents=True, exist_ok=True)
     case = items[0].case
-    title = f"{case.graph}  into  {case.negative_graph}\n{told.texts[0]!r}, {count} noises"
+    positive, negative = told.texts[0], told.texts[len(items)]
+    said = (
+        f"{positive!r}\ninto {negative!r}" if positive != negative else f"{case.graph}  into  {case.negative_graph}\n{positive!r}"
+    )
+    title = f"{said}, {count} noises"
     draw(effect_maps(runs, indices, kinds), labels, [runs.times[step] for step in runs.active], title, out)
     print(out)

@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 from sgpipe.backbones.config import each_once
 from sgpipe.params.blocks import LayerGroup
 
-Rows = Literal["image", "text", "prompt", "graph", "subject", "relation", "object"]
+Rows = Literal["image", "text", "prompt", "graph", "subject", "relation", "object", "pooled"]
 Contrast = Literal["denoising", "noising", "control"]
 Ablated = Literal["skip", "text", "graph", "mean"]
 
@@ -39,7 +39,7 @@ class Localise(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             min_length=1,
             description="rows that are patched: the image's, all of the text stream, of these the prompt's, the graph tokens, or "
-            "those of a word",
+            "those of a word; pooled: no rows, but the pooled vector that modulates the blocks after this one",
         ),
     ] = ("image", "text")
     contrasts: Annotated[

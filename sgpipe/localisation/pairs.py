@@ -137,7 +137,15 @@ class Conditions:
         before, count = self.told.prepended, self.told.states.shape[1]
         if rows == "graph" and not before:
             raise ParamsError("localise.rows: got graph; the runs have no graph tokens: take it out, or name an adapter with them")
-        whole = {"text": range(count), "prompt": range(before, count), "graph": range(before), "image": range(0)}
+        if rows == "pooled" and self.told.pooled is None:
+            raise ParamsError("localise.rows: got pooled; this family has no pooled vector: take it out")
+        whole = {
+            "pooled": range(0),
+            "text": range(count),
+            "prompt": range(before, count),
+            "graph": range(before),
+            "image": range(0),
+        }
         if rows in whole:
             return [list(whole[rows])] * len(self.told.states)
         found = [list(span) for span in self.word_rows.get(rows, []) if span is not None]
@@ -173,7 +181,8 @@ def conditions(generator: GraphGenerator, tokenizers: Tokenizers, items: Sequenc
     return Conditions(condition, plain, texts, spans)
 
 
-def take(condition: TextCondition, samples: Tensor) -> TextCondition:
-    """The condition of the samples at these places `[B]`."""
-    pooled, mask = (None if part is None else part[samples] for part in (condition.pooled, condition.mask))
+def take(condition: TextCondition, samples: Tensor, pooled_of: Tensor | None = None) -> TextCondition:
+    """The condition of the samples at these places `[B]`, with the pooled vectors of `pooled_of` `[B]`, by default their own."""
+    pooled = None if condition.pooled is None else condition.pooled[samples if pooled_of is None else pooled_of]
+    mask = None if condition.mask is None else condition.mask[samples]
     return replace(condition, states=condition.states[samples], pooled=pooled, mask=mask)

@@ -16,6 +16,7 @@ from sgpipe.localisation.runs import Runs, sample_of
 from tests.localisation.conftest import Make, Open
 
 EVERYTHING = Place("denoising", ("image", "text"))
+TOLD_IN_WORDS = Place("denoising", ("image", "text", "pooled"))
 
 
 def walked(runs: Runs) -> tuple[list[AtStep], Tensor]:
@@ -42,6 +43,16 @@ def test_all_rows_give_the_donors_sample_and_own_rows_the_own(runs: Open) -> Non
             moved, _ = effects(made, at, block, [EVERYTHING, Place("null", ("text",)), backwards])
             assert torch.equal(moved.projected[0], moved.squared[0]) and torch.equal(moved.projected[2], moved.squared[2])
             assert (moved.squared > 0).all() and not moved.projected[1].any()
+
+
+def test_prompts_differ_in_the_pooled_vector_too(runs: Open) -> None:
+    """With it all rows of any block give the donor's sample, and without it they do not: it modulates what comes after."""
+    made, _ = runs(None)
+    steps, ends = walked(made)
+    for block in range(made.count):
+        whole, rows, null = samples(made, steps, block, [TOLD_IN_WORDS, EVERYTHING, Place("null", ("image", "text", "pooled"))])
+        assert torch.equal(whole, ends[sample_of(made, "positive")]) and not torch.equal(rows, whole)
+        assert torch.equal(null, ends[sample_of(made, "negative")])
 
 
 def test_parts_of_the_rows_add_up(runs: Open) -> None:
