@@ -117,7 +117,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of the two tables, item by item."""
+    """Rows of the three tables, item by item; heads alone need no judge."""
 
     items: Sequence[Item]
     judge: Judge | None
@@ -157,7 +157,10 @@ def _known(score: float) -> float | None:
 
 
 def intervene(runs: Runs, plan: Plan, items: Sequence[Item], judge: Judge, tick: Callable[[int], object]) -> dict[str, pa.Table]:
-    """Tables `EFFECTS` and `SAMPLES` of these items. Raises `ParamsError` where the plan asks for what the runs do not have."""
+    """Tables `EFFECTS`, `SAMPLES` and, of attributions, `HEADS` of these items.
+
+    Raises `ParamsError` where the plan asks for what the runs do not have.
+    """
     config, found = plan.config, _Rows(items, judge, [], [], [])
     if not runs.active:
         raise ParamsError(
