@@ -38,7 +38,9 @@ def strongest(heads: pa.Table, count: int) -> dict[str, list[Head]]:
         return [(b, h) for b, h, _ in sums.sort(pl.col("projected"), "block", "head", descending=[True, False, False]).iter_rows()]
 
     every = ranked(rows)
-    first, second = (ranked(rows.filter(pl.col("triple_id").is_in(sorted(half))))[:count] for half in halves(rows["triple_id"]))
+    first, second = (
+        ranked(rows.filter(pl.col("triple_id").is_in(sorted(half))))[:count] for half in halves(rows["triple_id"].to_list())
+    )
     others = every[count:]
     drawn = np.random.default_rng(0).permutation(len(others))[:count].tolist()
     found = {f"{block}.{head}": [(block, head)] for block, head in every[:count]}
@@ -56,7 +58,7 @@ def head_figures(heads: pa.Table, sets: Mapping[str, Sequence[Head]], bootstrap:
             own = {"block": block, "head": head}
             estimate, patched = (effect(bootstrap, rows.filter(**own, set=kind)) for kind in ("attribution", "head"))
             alone.append({**own, **bounds("attribution", estimate), **bounds("effect", patched)})
-    named = dict(zip(("first", "second"), halves(rows["triple_id"]), strict=True))
+    named = dict(zip(("first", "second"), halves(rows["triple_id"].to_list()), strict=True))
     found: dict[str, Any] = {}
     for name in (each for each in SETS if each in sets):
         here = rows.filter(set=name)

@@ -29,7 +29,7 @@ from sgpipe.localisation.config import Localise
 from sgpipe.localisation.figures import SETS
 from sgpipe.localisation.heads import Head, attributions, patched_heads
 from sgpipe.localisation.pairs import Item, conditions, texts_of_runs
-from sgpipe.localisation.patching import PATCHED, Place, effects, patched_samples, walk
+from sgpipe.localisation.patching import PATCHED, Kind, Place, effects, patched_samples, walk
 from sgpipe.localisation.runs import Runs, sample_of
 from sgpipe.runs.shards import Make, Shard, Tick
 
@@ -97,7 +97,8 @@ class Plan:
     @property
     def places(self) -> list[Place]:
         """Contrasts × rows; those of the null, which are not sampled, last."""
-        return [Place(contrast, (rows,)) for contrast in (*self.config.contrasts, "null") for rows in self.config.rows]
+        contrasts: list[Kind] = [*self.config.contrasts, "null"]
+        return [Place(contrast, (rows,)) for contrast in contrasts for rows in self.config.rows]
 
     @property
     def sampled(self) -> int:
@@ -197,10 +198,10 @@ def intervene(runs: Runs, plan: Plan, items: Sequence[Item], judge: Judge, tick:
             found.add_samples(runs.images(part), plain[PATCHED[place.contrast][0]], **said)
         tick(runs.items)
     for group, blocks in plan.ablated:
-        for kind in config.ablations:
-            images = runs.images(ablated_samples(runs, blocks, kind, step_means))
-            block = blocks[0] if group is None else None
-            found.add_samples(images, plain["positive"], method="ablation", kind=kind, group=group, block=block)
+        alone = blocks[0] if group is None else None
+        for ablated in config.ablations:
+            images = runs.images(ablated_samples(runs, blocks, ablated, step_means))
+            found.add_samples(images, plain["positive"], method="ablation", kind=ablated, group=group, block=alone)
             tick(runs.items)
     return {
         "effects": pa.Table.from_pylist(found.effects, schema=EFFECTS),
