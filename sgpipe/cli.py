@@ -11,6 +11,7 @@ from sgpipe.arms.cli import compose, generate
 from sgpipe.doctor.cli import doctor
 from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
+from sgpipe.localisation.cli import localise
 from sgpipe.playground.cli import playground
 from sgpipe.report.adapter_cli import app as adapter_app
 from sgpipe.report.cli import app as report_app
@@ -45,6 +46,7 @@ app.command("generate")(generate)
 app.command("playground")(playground)
 app.command("compose")(compose)
 app.command("maps")(maps)
+app.command("localise")(localise)
 
 ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]
 

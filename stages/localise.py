@@ -1,5 +1,6 @@
 """Which blocks the generator uses for a relation: patched and ablated blocks, and what the judge says of the samples."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,15 +17,15 @@ from sgpipe.evaluation.sampling import check_adapter
 from sgpipe.evaluation.sampling_plan import read_evaluation_triples
 from sgpipe.evaluation.statistics import Bootstrap
 from sgpipe.localisation.config import Localise
-from sgpipe.localisation.figures import localisation_figures
-from sgpipe.localisation.measure import EFFECTS, SAMPLES, Plan, open_maker
+from sgpipe.localisation.figures import head_figures, localisation_figures, strongest
+from sgpipe.localisation.measure import EFFECTS, HEADS, SAMPLES, Opened, Plan
 from sgpipe.localisation.pairs import items_of
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
-from sgpipe.runs.shards import Make, cut, run_shards
+from sgpipe.runs.shards import Shard, cut, run_shards
 from sgpipe.runs.state import config_hash, file_hash
 from stages import METRICS, NEGATIVES_FILE, TRIPLES_FILE
 from stages._stage import working
@@ -46,9 +47,7 @@ def main() -> None:
     items = items_of(read_evaluation_triples(triples, negatives), config.pairs, config.seeds)
     shards = cut("items", len(items) * plan.units, config.shard_size * plan.units)
 
-    def opened() -> Make:
-        return open_maker(backbone, plan, items, judges, processes.device, compute.offload)
-
+    opened = Opened(backbone, plan, items, judges, processes.device, compute.offload)
     plain = {
         "localise": to_builtins(config),
         "groups": {name: list(blocks) for name, blocks in plan.groups.items()},
@@ -59,18 +58,27 @@ def main() -> None:
     sections = {"localise": config, "backbone": backbone, "judge": judges, "statistics": statistics}
     inputs = [TRIPLES_FILE, NEGATIVES_FILE, *([adapter] if adapter else [])]
     with working("localise", plain, sections, inputs, processes) as (state, recorded):
-        run_shards(shards, state, processes, opened, "intervention")
+        run_shards(shards, state, processes, opened.maker, "intervention")
+        heads = _read(shards, state, "heads", HEADS)
+        sets = strongest(heads, config.heads) if config.heads else {}
+        by_item = cut("heads", len(items), config.shard_size) if sets else []
+        run_shards(by_item, state, processes, lambda: opened.head_maker(sets), "triple")
         if processes.is_main:
-            tables = {
-                name: pa.concat_tables(pq.read_table(state / shard.name / f"{name}.parquet") for shard in shards).cast(schema)
-                for name, schema in (("effects", EFFECTS), ("samples", SAMPLES))
-            }
-            with new_folder(OUT) as folder:
-                for name, table in tables.items():
-                    write_table(table, folder / f"{name}.parquet")
+            effects, samples = _read(shards, state, "effects", EFFECTS), _read(shards, state, "samples", SAMPLES)
             bootstrap = Bootstrap(statistics.resamples, statistics.confidence, statistics.seed)
-            found = localisation_figures(tables["effects"], tables["samples"], plan.groups, bootstrap)
+            found = localisation_figures(effects, samples, plan.groups, bootstrap)
+            if sets:
+                heads = pa.concat_tables([heads, _read(by_item, state, "heads", HEADS)])
+                found |= head_figures(heads, sets, bootstrap)
+            with new_folder(OUT) as folder:
+                for name, table in (("effects", effects), ("samples", samples), ("heads", heads)):
+                    write_table(table, folder / f"{name}.parquet")
             write_metrics({"judge": judges.headline, **found}, METRICS / "localisation.json", plain, recorded)
+
+
+def _read(shards: Sequence[Shard], state: Path, name: str, schema: pa.Schema) -> pa.Table:
+    """A table of all finished shards, in their order."""
+    return pa.concat_tables(pq.read_table(state / shard.name / f"{name}.parquet") for shard in shards).cast(schema)
 
 
 if __name__ == "__main__":

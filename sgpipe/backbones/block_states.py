@@ -12,7 +12,6 @@ Shapes: B samples, N image rows (Z-Image: with the image's padding), T text rows
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -66,16 +65,12 @@ def text_places(family: Family, condition: TextCondition) -> Tensor:
     return ((order + condition.prepended) % count).argsort(dim=1)
 
 
-@cache
-def _signature(kind: type[nn.Module]) -> inspect.Signature:
-    return inspect.signature(kind.forward)
-
-
 class _AroundHook(ModelHook):
     """Stands around the forward of one block."""
 
     def __init__(self, around: Around, family: Family, patches: int) -> None:
         super().__init__()
+        self.signature: inspect.Signature | None = None
         self.around, self.family, self.patches = around, family, patches
         self.paused = False
 
@@ -93,7 +88,8 @@ class _AroundHook(ModelHook):
         """What the transformer calls in place of the block."""
         if self.paused:
             return self.fn_ref.original_forward(*args, **kwargs)
-        given = _signature(type(block)).bind(block, *args, **kwargs).arguments
+        self.signature = self.signature or inspect.signature(type(block).forward)
+        given = self.signature.bind(block, *args, **kwargs).arguments
         (own, _), (first, states) = list(given.items())[:2]
         del given[own]
         text = given.get(_TEXT)

@@ -88,6 +88,7 @@ def ablated_samples(runs: Runs, blocks: Sequence[int], kind: Ablated, step_means
     for part in sample_of(runs, "positive").split(runs.batch_size):
         latents = runs.start(part)
         for step in range(runs.steps):
+            around: dict[int, Around]
             if kind == "skip":
                 around = dict.fromkeys(blocks, _skipped)
             elif kind == "mean":

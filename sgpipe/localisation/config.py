@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 from sgpipe.backbones.config import each_once
 from sgpipe.params.blocks import LayerGroup
 
-Rows = Literal["image", "text", "prompt", "graph", "subject", "relation", "object"]
+Rows = Literal["image", "text", "prompt", "graph", "subject", "relation", "object", "pooled"]
 Contrast = Literal["denoising", "noising", "control"]
 Ablated = Literal["skip", "text", "graph", "mean"]
 
@@ -39,7 +39,7 @@ class Localise(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             min_length=1,
             description="rows that are patched: the image's, all of the text stream, of these the prompt's, the graph tokens, or "
-            "those of a word",
+            "those of a word; pooled: no rows, but the pooled vector that modulates the blocks after this one",
         ),
     ] = ("image", "text")
     contrasts: Annotated[
@@ -56,6 +56,10 @@ class Localise(Struct, frozen=True, forbid_unknown_fields=True):
             "put the mean over samples in place of what it adds"
         ),
     ] = ("skip", "text", "graph", "mean")
+    heads: Annotated[
+        int,
+        Meta(ge=0, description="attention heads that are patched, those of the largest attribution by gradient; 0 looks at none"),
+    ] = 20
     steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to image")] = 4
     guidance: Annotated[
         Annotated[float, Meta(ge=0)] | None,

@@ -1,7 +1,7 @@
 """Figures of the interventions: each with its interval by bootstrap over triples."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -10,8 +10,63 @@ import pyarrow as pa
 from sgpipe.evaluation.calibration import choices
 from sgpipe.evaluation.statistics import Bootstrap, Estimate, Floats
 from sgpipe.evaluation.summary import bounds
+from sgpipe.runs.hashing import hashed, text_ids
 
+Head = tuple[int, int]
+"""Block, in the order of a forward, and number of the head in it."""
 _ITEM = ["triple_id", "seed"]
+
+
+SETS: Final = ("first_half", "second_half", "random")
+"""Sets of heads: the strongest by attribution over either half of the triples, and as many others."""
+
+
+def halves(triple_ids: Sequence[str]) -> tuple[set[str], set[str]]:
+    """The triples in two halves by hash of their ids; the first has one more where their number is odd."""
+    names = sorted(set(triple_ids))
+    order = np.argsort(hashed(0, "halves", text_ids(names)), kind="stable").tolist()
+    return {names[i] for i in order[::2]}, {names[i] for i in order[1::2]}
+
+
+def strongest(heads: pa.Table, count: int) -> dict[str, list[Head]]:
+    """From rows `attribution` of `HEADS` what is patched: each of the `count` heads of the largest attribution, as
+    `<block>.<head>`, and the sets of `SETS` of as many. Those of `random` are none of the first."""
+    rows = pl.DataFrame(heads)
+
+    def ranked(part: pl.DataFrame) -> list[Head]:
+        sums = part.group_by("block", "head").agg(pl.col("projected").sum())
+        return [(b, h) for b, h, _ in sums.sort(pl.col("projected"), "block", "head", descending=[True, False, False]).iter_rows()]
+
+    every = ranked(rows)
+    first, second = (
+        ranked(rows.filter(pl.col("triple_id").is_in(sorted(half))))[:count] for half in halves(rows["triple_id"].to_list())
+    )
+    others = every[count:]
+    drawn = np.random.default_rng(0).permutation(len(others))[:count].tolist()
+    found = {f"{block}.{head}": [(block, head)] for block, head in every[:count]}
+    found |= {"first_half": first, "second_half": second, "random": [others[i] for i in drawn]}
+    return {name: each for name, each in found.items() if each}
+
+
+def head_figures(heads: pa.Table, sets: Mapping[str, Sequence[Head]], bootstrap: Bootstrap) -> dict[str, Any]:
+    """`heads`: each patched head with attribution and effect; `head_sets`: each set's heads, and its effect on either half of the
+    triples; `overlap`, the share of heads that both halves found (of their union)."""
+    rows = pl.DataFrame(heads)
+    alone = []
+    for name, ((block, head), *_) in sets.items():
+        if name not in SETS:
+            own = {"block": block, "head": head}
+            estimate, patched = (effect(bootstrap, rows.filter(**own, set=kind)) for kind in ("attribution", "head"))
+            alone.append({**own, **bounds("attribution", estimate), **bounds("effect", patched)})
+    named = dict(zip(("first", "second"), halves(rows["triple_id"].to_list()), strict=True))
+    found: dict[str, Any] = {}
+    for name in (each for each in SETS if each in sets):
+        here = rows.filter(set=name)
+        on = {half: effect(bootstrap, here.filter(pl.col("triple_id").is_in(sorted(ids)))) for half, ids in named.items()}
+        figures = {key: value for half, each in on.items() for key, value in bounds(f"effect_{half}", each).items()}
+        found[name] = {"heads": [f"{block}.{head}" for block, head in sets[name]], **figures}
+    first, second = (set(sets[name]) for name in SETS[:2])
+    return {"heads": alone, "head_sets": found, "head_overlap": len(first & second) / len(first | second)}
 
 
 def _grid(rows: pl.DataFrame, column: str) -> Floats:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -17,6 +18,7 @@ from sgpipe.backbones.base import Layout
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import open_tokenizers, pipeline_parts
 from sgpipe.backbones.source import locate
+from sgpipe.backbones.truncation import Tokenizers
 from sgpipe.datasets.tables import write_table
 from sgpipe.errors import ParamsError
 from sgpipe.evaluation.config import JudgeParams
@@ -24,8 +26,10 @@ from sgpipe.evaluation.judge_factory import open_judge
 from sgpipe.evaluation.judges import Judge
 from sgpipe.localisation.ablation import ablated_samples, means
 from sgpipe.localisation.config import Localise
+from sgpipe.localisation.figures import SETS
+from sgpipe.localisation.heads import Head, attributions, patched_heads
 from sgpipe.localisation.pairs import Item, conditions, texts_of_runs
-from sgpipe.localisation.patching import PATCHED, Place, effects, patched_samples, walk
+from sgpipe.localisation.patching import PATCHED, Kind, Place, effects, patched_samples, walk
 from sgpipe.localisation.runs import Runs, sample_of
 from sgpipe.runs.shards import Make, Shard, Tick
 
@@ -42,6 +46,19 @@ EFFECTS: Final = pa.schema(
     ]
 )
 """Terms of an effect's two sums (`patching`), of each item, place and step."""
+HEADS: Final = pa.schema(
+    [
+        *_ITEM,
+        ("set", pa.string()),
+        ("block", pa.int64()),
+        ("head", pa.int64()),
+        ("step", pa.int64()),
+        ("projected", pa.float64()),
+        ("squared", pa.float64()),
+    ]
+)
+"""Likewise of heads, g⁺ into g⁻: estimated by gradient (`set` is `attribution`), patched alone (`head`), or as one with the others
+of a set, without block and head."""
 SAMPLES: Final = pa.schema(
     [
         *_ITEM,
@@ -80,7 +97,8 @@ class Plan:
     @property
     def places(self) -> list[Place]:
         """Contrasts × rows; those of the null, which are not sampled, last."""
-        return [Place(contrast, (rows,)) for contrast in (*self.config.contrasts, "null") for rows in self.config.rows]
+        contrasts: list[Kind] = [*self.config.contrasts, "null"]
+        return [Place(contrast, (rows,)) for contrast in contrasts for rows in self.config.rows]
 
     @property
     def sampled(self) -> int:
@@ -100,21 +118,29 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of the two tables, item by item."""
+    """Rows of the three tables, item by item; heads alone need no judge."""
 
     items: Sequence[Item]
-    judge: Judge
+    judge: Judge | None
     effects: list[dict[str, Any]]
     samples: list[dict[str, Any]]
+    heads: list[dict[str, Any]]
+
+    def add_heads(self, kind: str, head: Head | None, step: int, projected: Tensor, squared: Tensor) -> None:
+        block, number = head or (None, None)
+        for item, a, b in zip(self.items, projected.tolist(), squared.tolist(), strict=True):
+            said = {"set": kind, "block": block, "head": number, "step": step}
+            self.heads.append({**_id(item), **said, "projected": a, "squared": b})
 
     def add_effects(self, places: Sequence[Place], block: int, step: int, projected: Tensor, squared: Tensor) -> None:
         for place, up, down in zip(places, projected.tolist(), squared.tolist(), strict=True):
             said = {"contrast": place.contrast, "rows": "+".join(place.rows), "block": block, "step": step}
             values = zip(self.items, up, down, strict=True)
-            self.effects += [{**_id(item), **said, "projected": a, "squared": b} for item, a, b in values]
+            self.effects.extend({**_id(item), **said, "projected": a, "squared": b} for item, a, b in values)
 
     def add_samples(self, images: NDArray[np.uint8], reference: NDArray[np.uint8], **said: Any) -> None:
         """One image of each item, in their order."""
+        assert self.judge is not None
         scores = self.judge.scores(images, [(item.case.positive, item.case.negative) for item in self.items])
         apart = (images.astype(float) - reference) / 255
         distance = np.sqrt(np.square(apart).mean(axis=(1, 2, 3)))
@@ -132,8 +158,11 @@ def _known(score: float) -> float | None:
 
 
 def intervene(runs: Runs, plan: Plan, items: Sequence[Item], judge: Judge, tick: Callable[[int], object]) -> dict[str, pa.Table]:
-    """Tables `EFFECTS` and `SAMPLES` of these items. Raises `ParamsError` where the plan asks for what the runs do not have."""
-    config, found = plan.config, _Rows(items, judge, [], [])
+    """Tables `EFFECTS`, `SAMPLES` and, of attributions, `HEADS` of these items.
+
+    Raises `ParamsError` where the plan asks for what the runs do not have.
+    """
+    config, found = plan.config, _Rows(items, judge, [], [], [])
     if not runs.active:
         raise ParamsError(
             f"localise.steps: got {config.steps}; the adapter works at none of their times "
@@ -150,6 +179,10 @@ def intervene(runs: Runs, plan: Plan, items: Sequence[Item], judge: Judge, tick:
         ends = at.latents
         if at.step < runs.steps and "mean" in config.ablations:
             step_means.append(means(runs, at.latents[both], at.step, both))
+        if at.records and config.heads:
+            estimates, squared = attributions(runs, at)
+            for head, values in estimates.items():
+                found.add_heads("attribution", head, at.step, values, squared)
         for block in plan.blocks if at.records else ():
             made, velocities = effects(runs, at, block, places)
             found.add_effects(places, block, at.step, *made)
@@ -165,40 +198,81 @@ def intervene(runs: Runs, plan: Plan, items: Sequence[Item], judge: Judge, tick:
             found.add_samples(runs.images(part), plain[PATCHED[place.contrast][0]], **said)
         tick(runs.items)
     for group, blocks in plan.ablated:
-        for kind in config.ablations:
-            images = runs.images(ablated_samples(runs, blocks, kind, step_means))
-            block = blocks[0] if group is None else None
-            found.add_samples(images, plain["positive"], method="ablation", kind=kind, group=group, block=block)
+        alone = blocks[0] if group is None else None
+        for ablated in config.ablations:
+            images = runs.images(ablated_samples(runs, blocks, ablated, step_means))
+            found.add_samples(images, plain["positive"], method="ablation", kind=ablated, group=group, block=alone)
             tick(runs.items)
     return {
         "effects": pa.Table.from_pylist(found.effects, schema=EFFECTS),
         "samples": pa.Table.from_pylist(found.samples, schema=SAMPLES),
+        "heads": pa.Table.from_pylist(found.heads, schema=HEADS),
     }
 
 
-def open_maker(
-    backbone: Backbone, plan: Plan, items: Sequence[Item], judges: JudgeParams, device: torch.device, offload: str = "none"
-) -> Make:
-    """What fills a shard, `units` per item, with `effects.parquet` and `samples.parquet`. Generator and judge are loaded."""
-    adapter = Path(plan.config.adapter) if plan.config.adapter else None
-    generator = GraphGenerator.load(
-        locate(backbone, pipeline_parts(backbone)),
-        adapter,
-        device=str(device),
-        backbone=backbone,
-        guidance=plan.config.guidance,
-        offload=offload,
-        ahead=texts_of_runs(items),
-    )
-    judge = open_judge(judges.headline, judges.judges[judges.headline], device)
-    tokenizers = open_tokenizers(backbone)
+def confirm_heads(runs: Runs, items: Sequence[Item], sets: Mapping[str, Sequence[Head]], tick: Tick) -> dict[str, pa.Table]:
+    """Table `HEADS` of sets of heads, each patched as one; a set of a single head is named `head`."""
+    rows: list[dict[str, Any]] = []
+    found = _Rows(items, None, [], [], rows)
+    for at in walk(runs, ["negative"]):
+        if at.records:
+            for name, (projected, squared) in patched_heads(runs, at, sets).items():
+                alone = sets[name][0] if name not in SETS else None
+                found.add_heads("head" if alone else name, alone, at.step, projected, squared)
+    tick(len(items))
+    return {"heads": pa.Table.from_pylist(rows, schema=HEADS)}
 
-    def make(shard: Shard, folder: Path, tick: Tick) -> None:
-        own = items[shard.start // plan.units : shard.stop // plan.units]
-        told = conditions(generator, tokenizers, own, backbone.max_sequence_length)
-        seeds = [item.noise_seed for item in own]
-        runs = Runs(generator, told, seeds, backbone.resolution, plan.config.steps, plan.config.batch_size)
-        for name, table in intervene(runs, plan, own, judge, tick).items():
-            write_table(table, folder / f"{name}.parquet")
 
-    return make
+@dataclass
+class Opened:
+    """Generator and judge of the stage, loaded when first needed."""
+
+    backbone: Backbone
+    plan: Plan
+    items: Sequence[Item]
+    judges: JudgeParams
+    device: torch.device
+    offload: str = "none"
+
+    @cached_property
+    def _generator(self) -> GraphGenerator:
+        return GraphGenerator.load(
+            locate(self.backbone, pipeline_parts(self.backbone)),
+            Path(self.plan.config.adapter) if self.plan.config.adapter else None,
+            device=str(self.device),
+            backbone=self.backbone,
+            guidance=self.plan.config.guidance,
+            offload=self.offload,
+            ahead=texts_of_runs(self.items),
+        )
+
+    @cached_property
+    def _tokenizers(self) -> Tokenizers:
+        return open_tokenizers(self.backbone)
+
+    def runs(self, items: Sequence[Item]) -> Runs:
+        """Runs of some items."""
+        config, backbone = self.plan.config, self.backbone
+        told = conditions(self._generator, self._tokenizers, items, backbone.max_sequence_length)
+        return Runs(self._generator, told, [i.noise_seed for i in items], backbone.resolution, config.steps, config.batch_size)
+
+    def maker(self) -> Make:
+        """What fills a shard, `units` per item, with the three tables."""
+        judge = open_judge(self.judges.headline, self.judges.judges[self.judges.headline], self.device)
+
+        def make(shard: Shard, folder: Path, tick: Tick) -> None:
+            own = self.items[shard.start // self.plan.units : shard.stop // self.plan.units]
+            for name, table in intervene(self.runs(own), self.plan, own, judge, tick).items():
+                write_table(table, folder / f"{name}.parquet")
+
+        return make
+
+    def head_maker(self, sets: Mapping[str, Sequence[Head]]) -> Make:
+        """What fills a shard of items with `confirm_heads`."""
+
+        def make(shard: Shard, folder: Path, tick: Tick) -> None:
+            own = self.items[shard.start : shard.stop]
+            for name, table in confirm_heads(self.runs(own), own, sets, tick).items():
+                write_table(table, folder / f"{name}.parquet")
+
+        return make

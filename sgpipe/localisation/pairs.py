@@ -70,6 +70,24 @@ def items_of(cases: Sequence[EvaluationTriple], pairs: int | None, seeds: Sequen
     return found
 
 
+def items_of_graph(graph: SceneGraph, prompt: str | None, seeds: Sequence[int]) -> list[Item]:
+    """One triple, the first of a graph, with several noises, which are those of these seeds in `sgpipe generate`; `prompt` is what
+    is said beside the graph, None its names alone. The control is the triple itself.
+
+    Raises `ParamsError` for a graph without a triple, or whose first one says the same with its names exchanged.
+    """
+    if not graph.triples:
+        raise ParamsError('--graph: got a graph without a triple; write "subject, predicate, object"')
+    predicate = graph.named[0][1]
+    if predicate not in INVERSE:
+        valid = ", ".join(INVERSE)
+        raise ParamsError(f"--graph: got the relation {predicate!r}, which has no inverse to compare it with; valid: {valid}")
+    negative = graph.negated("swap", predicate)
+    prompts = {"neutral": prompt or words(graph, "neutral"), "relational": words(graph), "conflicting": words(negative)}
+    case = EvaluationTriple("", 0, (0.0, 0.0, 0.0, 0.0), graph, negative, "swap", prompts)
+    return [Item(case, case, seed, seed) for seed in seeds]
+
+
 @dataclass(frozen=True)
 class Told:
     """What one run of one item is told."""
@@ -108,6 +126,8 @@ class Conditions:
 
     told: TextCondition
     plain: TextCondition
+    texts: Sequence[str]
+    """What each sample is told in words."""
     word_rows: Mapping[Rows, list[range | None]]
     """Rows of `told` that hold a word, by sample; None where its text does not say it."""
 
@@ -117,7 +137,15 @@ class Conditions:
         before, count = self.told.prepended, self.told.states.shape[1]
         if rows == "graph" and not before:
             raise ParamsError("localise.rows: got graph; the runs have no graph tokens: take it out, or name an adapter with them")
-        whole = {"text": range(count), "prompt": range(before, count), "graph": range(before), "image": range(0)}
+        if rows == "pooled" and self.told.pooled is None:
+            raise ParamsError("localise.rows: got pooled; this family has no pooled vector: take it out")
+        whole = {
+            "pooled": range(0),
+            "text": range(count),
+            "prompt": range(before, count),
+            "graph": range(before),
+            "image": range(0),
+        }
         if rows in whole:
             return [list(whole[rows])] * len(self.told.states)
         found = [list(span) for span in self.word_rows.get(rows, []) if span is not None]
@@ -150,10 +178,11 @@ def conditions(generator: GraphGenerator, tokenizers: Tokenizers, items: Sequenc
             at = next(iter(mentions.get(one.words.get(kind, ""), [])), None)
             inside = at is not None and start + at.stop <= condition.states.shape[1]
             found.append(range(start + at.start, start + at.stop) if at is not None and inside else None)
-    return Conditions(condition, plain, spans)
+    return Conditions(condition, plain, texts, spans)
 
 
-def take(condition: TextCondition, samples: Tensor) -> TextCondition:
-    """The condition of the samples at these places `[B]`."""
-    pooled, mask = (None if part is None else part[samples] for part in (condition.pooled, condition.mask))
+def take(condition: TextCondition, samples: Tensor, pooled_of: Tensor | None = None) -> TextCondition:
+    """The condition of the samples at these places `[B]`, with the pooled vectors of `pooled_of` `[B]`, by default their own."""
+    pooled = None if condition.pooled is None else condition.pooled[samples if pooled_of is None else pooled_of]
+    mask = None if condition.mask is None else condition.mask[samples]
     return replace(condition, states=condition.states[samples], pooled=pooled, mask=mask)

@@ -22,7 +22,7 @@ from typing import Final, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sgpipe.backbones.block_states import Around, Block, BlockRows, resuming
+from sgpipe.backbones.block_states import Block, BlockRows, resuming
 from sgpipe.localisation.config import Contrast, Rows
 from sgpipe.localisation.pairs import RUNS
 from sgpipe.localisation.runs import Recorded, Runs, sample_of
@@ -52,6 +52,8 @@ class Chosen:
     """`[B]`, bool."""
     all_text: Tensor
     """`[B]`, bool: every text row of a block, padding too."""
+    pooled: Tensor
+    """`[B]`, bool: no rows, but the pooled vector."""
     text: list[tuple[Tensor, Tensor]]
     """Of each sample the places of the recipient's rows, and of the donor's that replace them."""
 
@@ -74,12 +76,13 @@ def chosen(runs: Runs, kinds: Sequence[tuple[Rows, ...]], recipients: Tensor, do
     places = {kind: runs.conditions.places(kind) for several in set(kinds) for kind in several}
     image = torch.tensor(["image" in several for several in kinds])
     whole = torch.tensor(["text" in several for several in kinds])
+    pooled = torch.tensor(["pooled" in several for several in kinds])
     text = []
     for several, into, source in zip(kinds, recipients.tolist(), donors.tolist(), strict=True):
         pairs = [pair for kind in several if kind != "text" for pair in zip(places[kind][into], places[kind][source], strict=False)]
         rows = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
         text.append((runs.text_places[into][rows[:, 0]], runs.text_places[source][rows[:, 1]]))
-    return Chosen(image, whole, text)
+    return Chosen(image, whole, pooled, text)
 
 
 class Effects(NamedTuple):
@@ -113,15 +116,6 @@ class Batch:
         for part in torch.arange(len(self.items)).split(self.runs.batch_size):
             kinds = [self.places[each // self.runs.items].rows for each in part.tolist()]
             yield part, chosen(self.runs, kinds, self.recipients[part], self.donors[part])
-
-
-def replacing(choice: Chosen, donor: BlockRows) -> Around:
-    """Around a block: what it hands on, with rows of `donor`."""
-
-    def around(block: Block, rows: BlockRows) -> BlockRows:
-        return choice.patched(block(rows), donor)
-
-    return around
 
 
 class _Enough(Exception):
@@ -179,7 +173,8 @@ def effects(runs: Runs, at: AtStep, block: int, places: Sequence[Place]) -> tupl
         goals = torch.cat([sample_of(runs, "positive" if name == "negative" else "negative")[:1] for name in names])
         states = [record.blocks[block] for record in records]
         rows = choice.patched(_gather(states, into), _gather(states, batch.donors[part]))
-        made = runs.velocity(at.latents[into], at.step, into, resuming(block, rows))
+        pooled_of = torch.where(choice.pooled, batch.donors[part], into)
+        made = runs.velocity(at.latents[into], at.step, into, resuming(block, rows), pooled_of)
         own, goal = (
             torch.stack([record.velocity[each] for record, each in zip(records, samples.tolist(), strict=True)])
             for samples in (into, goals + batch.items[part])
@@ -213,8 +208,9 @@ def patched_samples(
         latents = runs.next(start[into], first[part], runs.active[0])
         for step in range(runs.active[0] + 1, runs.steps):
             if step in runs.active:
-                donor = states_after(runs, block, latents, step, source)
-                velocity = runs.velocity(latents, step, into, {block: replacing(choice, donor)})
+                own, donor = (states_after(runs, block, latents, step, samples) for samples in (into, source))
+                patched = resuming(block, choice.patched(own, donor))
+                velocity = runs.velocity(latents, step, into, patched, torch.where(choice.pooled, source, into))
             else:
                 velocity = runs.velocity(latents, step, into)
             latents = runs.next(latents, velocity, step)

@@ -81,14 +81,25 @@ class Runs:
         drawn = noise([self.seeds[each % self.items] for each in samples.tolist()], denoiser.layout.latent_shape(self.resolution))
         return drawn.to(denoiser.device, dtype)
 
-    @torch.no_grad()
-    def velocity(self, latents: Tensor, step: int, samples: Tensor, around: Arounds | None = None) -> Tensor:
-        """v `[B, C, h, w]` of latents at a step, as samples `[B]` are told there; guided as the generator is."""
+    def velocity(
+        self,
+        latents: Tensor,
+        step: int,
+        samples: Tensor,
+        around: Arounds | None = None,
+        pooled_of: Tensor | None = None,
+        grad: bool = False,
+    ) -> Tensor:
+        """v `[B, C, h, w]` of latents at a step, as samples `[B]` are told there; guided as the generator is.
+
+        The pooled vectors are those of samples `pooled_of` `[B]`, where they are given. With `grad` gradients flow.
+        """
         generator, arm = self.generator, self.generator.adapter
         works = step in self.active
-        given = take(self.conditions.told if works else self.conditions.plain, samples)
+        given = take(self.conditions.told if works else self.conditions.plain, samples, pooled_of)
         t = torch.full([len(latents)], self.times[step])
         with (
+            torch.set_grad_enabled(grad),
             nullcontext() if works or arm is None else arm.off(),
             block_states(generator.denoiser, self.resolution, around or {}) as paused,
         ):

@@ -1,0 +1,39 @@
+"""`sgpipe localise`: an image for a person, and what it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sgpipe.backbones.config import Backbone
+from sgpipe.cli import app
+from sgpipe.errors import ParamsError
+from tests.tiny import SIDE
+
+DOG = "dog, left of, cat"
+
+
+def test_the_base_is_shown_in_words(backbone: Backbone, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "map.png"
+    asked = ["--graph", DOG, "--model", backbone.model, "--size", str(SIDE), "--count", "1", "--steps", "2"]
+    done = CliRunner().invoke(app, ["localise", *asked, "--rows", "image, relation", "--out", str(out)], catch_exceptions=False)
+    assert done.exit_code == 0 and out.name in done.stdout
+    with Image.open(out) as image:
+        assert np.asarray(image.convert("L")).std() > 20
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--graph", "", "--size", "32"], "--graph: got a graph without a triple"),
+        (["--graph", "dog, near, cat", "--size", "32"], "which has no inverse to compare it with; valid: .*left of"),
+        (["--graph", DOG], "--size is needed without an adapter"),
+        (["--graph", DOG, "--size", "32", "--prompt", "a dog"], "--prompt stands beside a graph that an adapter reads"),
+        (["--graph", DOG, "--size", "32", "--rows", "words"], r"--rows\.rows.*got 'words'.*valid: image, text"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(given: list[str], says: str, backbone: Backbone) -> None:
+    with pytest.raises(ParamsError, match=says):
+        CliRunner().invoke(app, ["localise", "--model", backbone.model, *given], catch_exceptions=False)
