@@ -1,0 +1,1 @@
+"""Which blocks a relation goes through, by intervention: patching, ablation, heads."""
