@@ -30,7 +30,7 @@ def test_the_pipeline_does_not_know_the_drawn_world() -> None:
 
 LAYERS = (
     ("relations", "runs", "params", "tracking", "optim"), ("datasets",), ("graphs",), ("backbones",), ("attention_maps",),
-    ("probes", "graph_encoder"), ("sgdiff",), ("arms",), ("training",), ("evaluation",), ("report",),
+    ("probes", "graph_encoder"), ("sgdiff",), ("arms",), ("training",), ("evaluation",), ("localisation",), ("report",),
     ("doctor", "fetch", "cli", "presets"),
 )  # fmt: skip
 """Packages by what they may import: those before them, and beside them in a layer."""

@@ -133,10 +133,12 @@ def group_rows(
         best = probes.get("best", {}).get(name)
         row: dict[str, Any] = {"group": name, "blocks": list(blocks)}
         row |= _figure("map_probe", probes["cells"][best["probe"]][best["feature"]][name]["selectivity"] if best else None)
-        own = next((each for each in words.get("groups", ()) if each["group"] == name and each["word"] == "object"), {})
+        own: Mapping[str, Any] = next(
+            (each for each in words.get("groups", ()) if each["group"] == name and each["word"] == "object"), {}
+        )
         row |= _figure("object_probe", *(own.get(f"selectivity{end}") for end in ("", "_low", "_high")))
         rows = [each for each in localisation.get("rows", ()) if each["group"] == name]
-        zeroed = next((each for each in rows if (each["method"], each["kind"]) == ("ablation", "text")), {})
+        zeroed: Mapping[str, Any] = next((each for each in rows if (each["method"], each["kind"]) == ("ablation", "text")), {})
         lost = [zeroed.get(f"direction_accuracy{end}") for end in ("", "_high", "_low")]
         row |= _figure("text_zeroing", *(None if None in (each, unpatched) else unpatched - each for each in lost))
         for part in ("text", "image"):

@@ -35,15 +35,18 @@ Floats = NDArray[np.float64]
 def word_spans(tokenizers: Tokenizers, text: str, subject: str, predicate: str | None, object_: str) -> dict[str, range]:
     """Rows of the encoder of names that hold each word of a prompt: the relation's is its phrase, absent for None.
 
-    Words are looked for in this order, each after the one before. Raises `DataError` for one that the prompt does not say whole.
+    Words are looked for in this order, each after the one before; without a relation the prompt names the two in any order. Raises
+    `DataError` for one that the prompt does not say whole.
     """
     said = {"subject": subject, **({"relation": phrase(predicate)} if predicate else {}), "object": object_}
-    found, after = {}, 0
+    found: dict[str, range] = {}
+    after = 0
     for name, word in said.items():
-        span = next((each for each in tokenizers.mentions(text, [word])[word] if each.start >= after), None)
+        mentions = (each for each in tokenizers.mentions(text, [word])[word] if each not in found.values())
+        span = next((each for each in mentions if each.start >= after), None)
         if span is None:
             raise DataError(f"prompt {text!r}: its {name} {word!r} is not among its tokens; see backbone.max_sequence_length")
-        found[name], after = span, span.stop
+        found[name], after = span, span.stop if predicate else 0
     return found
 
 
@@ -142,16 +145,17 @@ def word_figures(rows: WordRows, pairs: Pairs, names: Mapping[str, Tensor], conf
     embedded = named[pairs.of_row[rows.triples]]
     parts = [split(pairs, groups, config.folds, config.seed, repeat) for repeat in range(config.seeds)]
     places = [{part: told[each.rows(rows.triples[told], part)] for part in ("train", "val", "test")} for each in parts]
-    every = [{part: each.rows(rows.triples, part) for part in ("test",)} for each in parts]
+    every = [each.rows(rows.triples, "test") for each in parts]
     tested = np.concatenate([each["test"] for each in places])
     by_names = np.concatenate([ridge(embedded, rows.labels, p["train"], p["val"], p["test"]) for p in places])
     right_by_names = (by_names == rows.labels[tested]).astype(float)
     of_group = groups.of_triple[rows.triples[tested]]
     mixed = [shuffled(rows.labels, rows.triples, each, config.seed + n) for n, each in enumerate(parts)]
-    found, gains = [], {word: [] for word in WORDS}
+    found: list[dict[str, Any]] = []
+    gains: dict[str, list[Floats]] = {word: [] for word in WORDS}
     for place, vectors in enumerate(rows.vectors):
         for word, own in vectors.items():
-            there = np.isfinite(own).all(axis=1)
+            there = np.flatnonzero(~np.isnan(own[:, 0]))
             answers = np.concatenate([ridge(own, rows.labels, p["train"], p["val"], p["test"]) for p in places])
             right = (answers == rows.labels[tested]).astype(float)
             chance = [
@@ -161,10 +165,10 @@ def word_figures(rows: WordRows, pairs: Pairs, names: Mapping[str, Tensor], conf
             by_chance = np.concatenate(chance).astype(float)
             controls = {"shuffled": float(by_chance.mean()), "names": float(right_by_names.mean())}
             gain = right - (right_by_names if controls["names"] >= controls["shuffled"] else by_chance)
-            asked = [each["test"][there[each["test"]]] for each in every]
+            asked = [each[np.isin(each, there)] for each in every]
             traced = np.concatenate([ridge(own, rows.labels, p["train"], p["val"], a) for p, a in zip(places, asked, strict=True)])
-            low, high = interval(right, of_group, config.resamples, config.seed)  # type: ignore[arg-type]
-            least, most = interval(gain, of_group, config.resamples, config.seed)  # type: ignore[arg-type]
+            low, high = interval(right, of_group, config.resamples, config.seed)
+            least, most = interval(gain, of_group, config.resamples, config.seed)
             found.append({
                 "word": word, "block": place - 1, "accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high,
                 "controls": controls, "selectivity": float(gain.mean()), "selectivity_low": least, "selectivity_high": most,
@@ -194,7 +198,7 @@ def group_figures(
         for word, gain in gains.items():
             inside = [index + 1 for index in indices if index + 1 < len(gain)]
             mean = gain[inside].mean(axis=0)
-            low, high = interval(mean, of_group, config.resamples, config.seed)  # type: ignore[arg-type]
+            low, high = interval(mean, of_group, config.resamples, config.seed)
             found.append(
                 {"group": name, "word": word, "selectivity": float(mean.mean()), "selectivity_low": low, "selectivity_high": high}
             )

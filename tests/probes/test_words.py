@@ -27,7 +27,11 @@ def test_words_stand_where_the_prompt_says_them() -> None:
     }  # fmt: skip
     twice = word_spans(tokenizers, relational_prompt("dog", "left of", "dog"), "dog", "left of", "dog")
     assert twice["object"].start > twice["relation"].start > twice["subject"].start
-    assert set(word_spans(tokenizers, neutral_prompt("dog", "cat"), "dog", None, "cat")) == {"subject", "object"}
+    for ends in (("dog", "cat"), ("cat", "dog")):
+        text = neutral_prompt(*ends)
+        both = word_spans(tokenizers, text, ends[0], None, ends[1])
+        assert [[text.split()[i] for i in both[name]] for name in ("subject", "object")] == [[ends[0]], [ends[1]]]
+    text = relational_prompt("dog", "left of", "cat")
     with pytest.raises(DataError, match="its relation 'above' is not among its tokens"):
         word_spans(tokenizers, text, "dog", "above", "cat")
 
