@@ -142,7 +142,7 @@ def group_rows(
         lost = [zeroed.get(f"direction_accuracy{end}") for end in ("", "_high", "_low")]
         row |= _figure("text_zeroing", *(None if None in (each, unpatched) else unpatched - each for each in lost))
         for part in ("text", "image"):
-            moved = next(
+            moved: Mapping[str, Any] = next(
                 (each for each in rows if (each["method"], each["kind"], each["rows"]) == ("patching", "denoising", part)), {}
             )
             row |= _figure(f"patching_{part}", *(moved.get(f"effect{end}") for end in ("", "_low", "_high")))
