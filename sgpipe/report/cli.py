@@ -15,12 +15,16 @@ Evaluation = Annotated[Path, typer.Option(help="metrics of the evaluation")]
 def readme_table(
     evaluation: Evaluation = Path("metrics/evaluation.json"),
     sweep: Annotated[Path, typer.Option(help="metrics of a sweep; left out if absent")] = Path("metrics/sweep.json"),
+    joint: Annotated[Path, typer.Option(help="metrics of `sgpipe report localisation`; left out if absent")] = Path(
+        "metrics/localisation_table.json"
+    ),
     readme: Annotated[Path, typer.Option(help="file with the markers")] = Path("README.md"),
     check: Annotated[bool, typer.Option("--check", help="change nothing, fail if the table is another one")] = False,
 ) -> None:
     """Write the tables of the README between their markers."""
     from sgpipe.evaluation.arms import read_metrics
-    from sgpipe.report.tables import replace_table, short_headline
+    from sgpipe.report.tables import begin, replace_table, short_headline
+    from sgpipe.report.tables import localisation as joint_table
     from sgpipe.report.tables import sweep as sweep_table
 
     if not readme.is_file():
@@ -29,6 +33,8 @@ def readme_table(
     after = replace_table(before, "evaluation", short_headline(read_metrics(evaluation)).markdown())
     if sweep.is_file():
         after = replace_table(after, "sweep", sweep_table(read_metrics(sweep)).markdown())
+    if joint.is_file() and begin("localisation") in after:
+        after = replace_table(after, "localisation", joint_table(read_metrics(joint)).markdown())
     if after == before:
         print(f"{readme}: already in step")
     elif check:
@@ -36,6 +42,51 @@ def readme_table(
     else:
         readme.write_text(after, encoding="utf-8")
         print(f"{readme}: written")
+
+
+@app.command("localisation")
+def localisation_command(
+    metrics: Annotated[Path, typer.Option(help="folder of metrics: probes, word_probes, localisation, placement")] = Path(
+        "metrics"
+    ),
+    outputs: Annotated[Path, typer.Option(help="folder with word_probes and localisation, for the ranks of blocks")] = Path(
+        "outputs"
+    ),
+    resamples: Annotated[int, typer.Option(min=100, help="bootstrap resamples of triples")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the resamples")] = 0,
+) -> None:
+    """Write metrics/localisation_table.json, where relations are read, written and used by block, and print it; what was not
+    measured is left out.
+    """
+    import polars as pl
+
+    from sgpipe.attention_maps.config import Maps
+    from sgpipe.backbones.config import Backbone
+    from sgpipe.evaluation.arms import read_metrics
+    from sgpipe.localisation.table import group_rows, of_patching, of_words, of_zeroed_text, rank_correlations, verdict
+    from sgpipe.params.load import read_params
+    from sgpipe.report.tables import localisation as joint_table
+    from sgpipe.runs.atomic import DIGITS, write_json
+
+    backbone, maps = read_params(Backbone, Maps)
+    groups = {
+        name: each.resolve(backbone.double_blocks, backbone.single_blocks, f"maps.groups.{name}")
+        for name, each in maps.groups.items()
+    }
+    parts = [metrics / f"{name}.json" for name in ("probes", "word_probes", "localisation", "placement")]
+    if not any(path.is_file() for path in parts):
+        raise SgpipeError(f"{metrics}: none of {', '.join(path.name for path in parts)} is there; run `dvc repro localise`")
+    methods = {}
+    if (gains := outputs / "word_probes/gains.parquet").is_file():
+        methods["object_probe"] = of_words(pl.read_parquet(gains), "object", resamples, seed)
+    if (effects := outputs / "localisation/effects.parquet").is_file():
+        moved, samples = pl.read_parquet(effects), pl.read_parquet(outputs / "localisation/samples.parquet")
+        methods["text_zeroing"] = of_zeroed_text(samples, resamples, seed + 1)
+        methods |= {f"patching_{rows}": of_patching(moved, rows, resamples, seed + 2) for rows in ("text", "image")}
+    rows = group_rows(groups, *(read_metrics(path) if path.is_file() else {} for path in parts))
+    found = {"rows": rows, "correlations": rank_correlations(methods), "verdict": verdict(rows)}
+    write_json(found, metrics / "localisation_table.json", DIGITS)
+    print(joint_table(found).markdown())
 
 
 @app.command("headline")

@@ -12,6 +12,7 @@ from sgpipe.evaluation.quality import FEWEST_IMAGES, NAMES
 from sgpipe.evaluation.sampling_plan import BASE, NO_GRAPH
 from sgpipe.evaluation.sensitivity import CHANCE
 from sgpipe.evaluation.summary import OWN
+from sgpipe.localisation.table import COLUMNS as METHODS
 
 
 @dataclass(frozen=True)
@@ -311,6 +312,23 @@ def sweep(found: Mapping[str, Any]) -> Table:
         f"`{found['judge']}`. 95 % intervals over training seeds and triples, which are crossed (Hillis 2007); of a single "
         f"training seed over triples alone. Experiments: {names}.",
     )
+
+
+def localisation(found: Mapping[str, Any]) -> Table:
+    """The table of `rows`, `correlations` and `verdict`, for the page and the README."""
+    shown = [name for name in METHODS if any(row.get(name) is not None for row in found["rows"])]
+    rows = [
+        (
+            f"{row['group']} blocks {min(row['blocks'])}–{max(row['blocks'])}",
+            *(with_interval(row, name, 2).replace(" [–, –]", "") for name in shown),
+        )
+        for row in found["rows"]
+    ]
+    said = found["verdict"]
+    rows.append(("“middle layers carry too little”", *(said.get(name, "–") for name in shown)))
+    ranks = "; ".join(f"{each['sentence']} (ρ {with_interval(each, 'rho', 2)})" for each in found["correlations"])
+    note = "95 % intervals by bootstrap over triples or groups of them. " + (f"Ranks of blocks: {ranks}." if ranks else "")
+    return Table("", ("", *(METHODS[name] for name in shown)), tuple(rows), note.strip())
 
 
 GRAPHS = {"positive": "g⁺", "negative": "g⁻", "empty": "empty graph", "shuffled": "another triple's graph"}

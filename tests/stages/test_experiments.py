@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EARLY = (
     "canonicalize", "curate", "negatives", "cache_prompts", "cache_negative_prompts", "cache_latents", "graph_encoder",
     "saliency", "saliency_noised", "saliency_sheets", "probe@middle", "probe_table",
+    "probe_words",
 )  # fmt: skip
 LATE = (
     "train_lora@graph", "sample_images@graph", "sample_epochs@graph-1", "sample_epochs@graph-2", "judge", "judge_epochs",

@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "negatives": set(),
     "probe": {*DENOISING, "scipy", "sklearn"},
     "probe_table": {"matplotlib"},
+    "probe_words": {*DENOISING, "scipy", "sklearn"},
     "report": {"matplotlib", "polars", "scipy"},
     "resolve": {"torch"},
     "saliency": DENOISING,
