@@ -4,18 +4,22 @@ Visual Genome is built in; other packages bring theirs by an entry point of the 
 to a `DataSet`. Annotations and images are two protocols, so that a stage which shows images depends on no reader of annotations.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
-import pyarrow as pa
 from msgspec import Meta, Raw
 
 from sgpipe.datasets.config import Data, Geometric
 from sgpipe.errors import ParamsError
+
+if TYPE_CHECKING:  # processes that decode JSON import this module, and have no use for tables
+    import pyarrow as pa
 
 PLUGINS: Final = "sgpipe.datasets"
 """Entry point group of data sets that other packages bring."""
