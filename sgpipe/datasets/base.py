@@ -49,6 +49,7 @@ class Batch:
     """What became of some records of one kind in `file`: `read` items = `kept` rows + `rejects` rows.
 
     `kept` has the schema of the kind's table, `images` without its split; `geometric` are relations derived from kept objects.
+    `endpoints` counts subjects and objects of relations by the file that describes them, where there are several.
     """
 
     kind: Literal["images", "objects", "relations"]
@@ -57,6 +58,7 @@ class Batch:
     kept: pa.Table
     rejects: pa.Table
     geometric: pa.Table | None = None
+    endpoints: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.datasets.base import MISSING, Invalid
-from sgpipe.datasets.visual_genome.lookup import Entries, Lookup
+from sgpipe.datasets.visual_genome.lookup import Lookup, lookups
 from sgpipe.datasets.visual_genome.records import ImageRecord, ObjectRecord, ObjectsRecord, RelationshipsRecord, decode
 from sgpipe.datasets.visual_genome.spans import Span
 
@@ -98,7 +98,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Relations:
-    """Relationships of a span. `found` `[N, 2]` are the entries of the lookup that subject and object are, or -1; those without an
+    """Relationships of a span. `found` `[N, 2]` are the entries of the lookups that subject and object are, or -1; those without an
     entry stand in `own`, in this order, as the relationships describe them.
     """
 
@@ -149,7 +149,7 @@ def column(records: Sequence[Any], name: str, dtype: Any = np.int64) -> NDArray:
 def read_spans(spans: Sequence[Span], kind: Kind, keys: tuple[str, str, str], folder: Path, seen: Collection[int] = ()) -> Columns:
     """The columns of spans that follow each other.
 
-    `keys` name the ids of images, objects and relationships; `folder` holds the lookup. Ends of relationships are not looked up
+    `keys` name the ids of images, objects and relationships; `folder` holds the lookups. Ends of relationships are not looked up
     where an earlier record has their image, or `seen` does. Raises `Malformed` where a span is no JSON list. The spans are small,
     so that a span's records stay in the processor's cache.
     """
@@ -161,7 +161,7 @@ def read_spans(spans: Sequence[Span], kind: Kind, keys: tuple[str, str, str], fo
 
 
 def _read(spans: Sequence[Span], kind: Kind, keys: tuple[str, str, str], folder: Path, met: set[int]) -> Iterator[Columns]:
-    lookup = Lookup(folder) if kind == "relationships" else None
+    known = lookups(folder) if kind == "relationships" else []
     for span in spans:
         decoded = decode(span.read(), _RECORDS[kind], keys[0])
         records = decoded.records
@@ -179,20 +179,27 @@ def _read(spans: Sequence[Span], kind: Kind, keys: tuple[str, str, str], folder:
             usable = [image not in met and not met.add(image) for image in images.tolist()]  # type: ignore[func-returns-value]
             owner = np.where(usable, np.arange(len(images)), -1).repeat(counts)
             ends = [end for item in flat for end in (item.subject, item.object)]
-            assert lookup is not None
-            rows = _found(ends, column(ends, keys[1]), owner.repeat(2), lookup.of(images))
+            rows = _found(ends, column(ends, keys[1]), images, owner.repeat(2), known)
             own = Described.of([ends[row] for row in np.flatnonzero(rows < 0).tolist()], keys[1])
             items = Relations(column(flat, keys[2]), Texts.of([item.predicate for item in flat]), rows.reshape(-1, 2), own)
         index = np.array(decoded.index, dtype=np.int64)
         yield Columns(decoded.count, index, images, counts, decoded.invalid, items)
 
 
-def _found(ends: list[ObjectRecord], ids: NDArray, owner: NDArray, entries: Entries) -> NDArray[np.int64]:
-    """The lookup's entry of each end, by its id, else by one merged into it; -1 where there is none, or no `owner`."""
-    rows = entries.find(owner, ids)
-    rows[(ids == MISSING) | (owner < 0)] = -1
-    for row in np.flatnonzero((rows < 0) & (owner >= 0)).tolist():
-        if merged := ends[row].merged_object_ids:
-            hits = entries.find(np.full(len(merged), owner[row]), np.array(merged, dtype=np.int64))
-            rows[row] = next((hit for hit in hits.tolist() if hit >= 0), -1)
+def _found(ends: list[ObjectRecord], ids: NDArray, images: NDArray, owner: NDArray, known: list[Lookup]) -> NDArray[np.int64]:
+    """The entry of each end, by its id, else by one merged into it; -1 where no lookup has it, or no `owner`.
+
+    Entries are numbered through all lookups, of which the first that knows an end counts.
+    """
+    rows, first = np.full(len(ends), -1), 0
+    for lookup in known:
+        entries = lookup.of(images)
+        left = (rows < 0) & (owner >= 0)
+        hits = np.where(left & (ids != MISSING), entries.find(owner, ids), -1)
+        for row in np.flatnonzero(left & (hits < 0)).tolist():
+            if merged := ends[row].merged_object_ids:
+                found = entries.find(np.full(len(merged), owner[row]), np.array(merged, dtype=np.int64))
+                hits[row] = next((hit for hit in found.tolist() if hit >= 0), -1)
+        rows[hits >= 0] = first + hits[hits >= 0]
+        first += len(lookup.entries)
     return rows

@@ -11,12 +11,14 @@ from sgpipe.datasets.visual_genome.columns import Columns, Kind, read_spans
 from sgpipe.datasets.visual_genome.images import VisualGenomeImages
 from sgpipe.datasets.visual_genome.lookup import LookupWriter
 from sgpipe.datasets.visual_genome.passes import Submit, at_once, processes, read_pass
-from sgpipe.datasets.visual_genome.records import Release, detect_release
+from sgpipe.datasets.visual_genome.records import Release, detect_release, older_objects
 from sgpipe.datasets.visual_genome.span_tables import ALIASES, Annotations, ImageTables
 from sgpipe.datasets.visual_genome.spans import Span
 from sgpipe.errors import DataError
 
 FILES = ("image_data.json", "objects.json", "relationships.json")
+OLDER = "objects_v1_2.json"
+"""v1.2's objects.json beside v1.4's files, which name objects that v1.4 itself lacks."""
 _SMALL = 32 << 20
 
 
@@ -33,12 +35,13 @@ class VisualGenome(VisualGenomeImages):
         return f"sgpipe fetch visual-genome --root {self.root}{images}"
 
     def annotations(self) -> list[Path]:
-        """The three files, and the alias files, which may be absent."""
-        return [self.root / name for name in (*FILES, *ALIASES)]
+        """The three files, and v1.2's objects and the alias files, which may be absent."""
+        return [self.root / name for name in (*FILES, OLDER, *ALIASES)]
 
     def damage(self) -> list[str]:
         """What a look at both ends of each JSON list shows to be wrong."""
-        found = {path: _damage(path) for path in (self.root / name for name in FILES)}
+        older = [OLDER] if (self.root / OLDER).is_file() else []
+        found = {path: _damage(path) for path in (self.root / name for name in (*FILES, *older))}
         return [f"{path}: {problem}" for path, problem in found.items() if problem is not None]
 
     @cached_property
@@ -52,12 +55,14 @@ class VisualGenome(VisualGenomeImages):
         return found
 
     def about(self) -> dict[str, Any]:
-        """The release."""
+        """The release. Raises `DataError` for objects of another release beside it that do not go with it."""
+        older_objects(self.root, OLDER, self.release)
         return {"release": self.release}
 
     def relations(self, work: Work) -> Generator[Batch, None, None]:
         """Images, then objects, then relations, each in the order of its file."""
         images, objects, relationships = (self.root / name for name in FILES)
+        older = older_objects(self.root, OLDER, self.release)
         keys = ("id", "id", "id") if self.release == "v1.0" else ("image_id", "object_id", "relationship_id")
 
         def reading(kind: Kind, submit: Submit) -> Callable[[Sequence[Span]], Future[Columns]]:
@@ -72,8 +77,12 @@ class VisualGenome(VisualGenomeImages):
         workers = work.workers if size > _SMALL else 1
         ahead = 2 * workers if workers > 1 else 1  # so that no process waits
         with processes(workers) as submit:
-            with LookupWriter(work.folder) as lookup:
+            with LookupWriter(work.folder / FILES[1]) as lookup:
                 yield from read_pass(objects, reading("objects", submit), ahead, annotations.objects(lookup), work.progress)
+            if older is not None:
+                with LookupWriter(work.folder / OLDER) as lookup:
+                    for _ in read_pass(older, reading("objects", submit), ahead, annotations.objects(lookup), work.progress):
+                        pass  # objects that v1.4 took away are ends of its relationships and nothing else
             yield from read_pass(relationships, reading("relationships", submit), ahead, annotations.relations(), work.progress)
 
 

@@ -16,6 +16,9 @@ from sgpipe.datasets.base import ID_BITS
 ENTRY: Final = np.dtype([("id", np.int64), ("object_id", np.int64), ("name", np.int32), ("box", np.float32, 4)])
 """An id, its own or merged, of an object; the object's own id, the number of its name, and its box."""
 
+NAMES: Final = ("objects.json", "objects_v1_2.json")
+"""Lookups by the file that their objects are of."""
+
 
 def find_sorted(known: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Index of each value in `known`, which is sorted; -1 where it is not there."""
@@ -26,10 +29,11 @@ def find_sorted(known: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[
 
 
 class LookupWriter:
-    """Appends entries to a folder's lookup; each image's must come at once."""
+    """Writes entries to a new folder, a lookup; each image's must come at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        folder.mkdir()
         self._stream = (folder / "entries.bin").open("wb")
         self._parts = [np.zeros((3, 0), dtype=np.int64)]
         self._length = 0
@@ -66,6 +70,11 @@ class Entries:
         """Numbers of the entries with these ids in the images of these indices; -1 where there is none."""
         at = find_sorted(self.keys, (image << ID_BITS) | np.maximum(ids, 0))
         return np.append(self.rows, -1)[at]
+
+
+def lookups(folder: Path) -> list["Lookup"]:
+    """The lookups that were written into a folder, in the order in which an id is looked for in them."""
+    return [Lookup(folder / name) for name in NAMES if (folder / name).is_dir()]
 
 
 class Lookup:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sgpipe.datasets import rows
 from sgpipe.datasets.base import Batch, Work
 from sgpipe.datasets.visual_genome.columns import Columns, Described, Images, Objects, Relations, Texts, read_spans
-from sgpipe.datasets.visual_genome.lookup import ENTRY, Lookup, LookupWriter, find_sorted
+from sgpipe.datasets.visual_genome.lookup import ENTRY, NAMES, LookupWriter, find_sorted, lookups
 from sgpipe.datasets.visual_genome.spans import Span
 from sgpipe.relations.aliases import PredicateMap, canonical_names, read_aliases
 
@@ -96,9 +96,15 @@ class Annotations:
             found: Relations = columns.items
             items, position = self._items(spans, columns)
             row = found.found.reshape(-1)
-            is_own = row < 0
+            files = lookups(self._work.folder)
+            starts = np.cumsum([0, *(len(lookup.entries) for lookup in files)])
+            source = np.searchsorted(starts, row, side="right") - 1
+            is_own = source < 0
             own = self._checked(found.own, position.repeat(2)[is_own])
-            entries = Lookup(self._work.folder).entries[row[~is_own]]
+            entries = np.empty(len(row), dtype=ENTRY)
+            for number, lookup in enumerate(files):
+                entries[source == number] = lookup.entries[row[source == number] - starts[number]]
+            entries = entries[~is_own]
             names = np.empty(len(row), dtype=np.int32)
             names[is_own], names[~is_own] = len(listed) + found.own.names.codes, entries["name"]
             dictionary = pa.concat_arrays([listed, own.names.dictionary])
@@ -109,7 +115,9 @@ class Annotations:
             predicates = _texts(found.predicates, found.predicates.values)
             joined = np.arange(len(row)).reshape(-1, 2).T
             kept, rejects = rows.relation_tables(items, found.ids, predicates, self._codes_of, joined, ends, columns.invalid)
-            return Batch("relations", spans[0].path, len(found.ids) + len(columns.invalid), kept, rejects)
+            counts = [*np.bincount(source[~is_own], minlength=len(files)).tolist(), int(is_own.sum())]
+            endpoints = dict(zip((*NAMES[: len(files)], spans[0].path.name), counts, strict=True))
+            return Batch("relations", spans[0].path, len(found.ids) + len(columns.invalid), kept, rejects, endpoints=endpoints)
 
         return tables
 
