@@ -2,25 +2,27 @@
 
 108,077 images, 2.3 M relationships and 2.5 M objects, 1.1 GB of JSON with the real one's dirt: a fifth of the endpoints are
 not in objects.json, objects list ids merged into them, predicates come in capitals, inflections and with articles. Run
-`python -m benchmarks.canonicalize`; `--scale 0.1` makes a tenth of it, and `--check` fails above 20 s or 1 GiB.
+`python -m benchmarks.canonicalize`; `--scale 0.1` makes a tenth of it, `--against REV` compares with another revision in pairs of
+runs and writes metrics/data_cost.json, and `--check` fails above 20 s or 1 GiB, or above the bounds of the comparison.
 """
 
 import json
+import os
 import random
+import statistics
+import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 
-from sgpipe.datasets.canonicalize import canonicalize
-from sgpipe.datasets.config import Canonicalize
-from sgpipe.datasets.visual_genome.data_set import VisualGenome
+from sgpipe.runs.atomic import DIGITS, write_json
 
+TREE = Path(__file__).resolve().parent.parent
+MEASURED = ("seconds", "cpu_seconds", "peak_bytes")
+TIME_RATIO, MEMORY_RATIO = 0.55, 0.6
 IMAGES = 108_077
 SECONDS, BYTES = 20.0, 1 << 30
 _PREDICATES = [
@@ -191,46 +193,60 @@ def _endpoint(draw: random.Random, object_id: int, name: int, x: int, y: int, w:
     )
 
 
-class Peak(threading.Thread):
-    """Largest sum of the resident memory of this process and its children, and of what is theirs alone, in bytes."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.bytes = 0
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        process = psutil.Process()
-        finished = False
-        while not finished:
-            finished = self.done.wait(0.05)
-            total = 0
-            for each in [process, *process.children(recursive=True)]:
-                try:
-                    total += each.memory_info().rss
-                except psutil.Error:
-                    continue
-            self.bytes = max(self.bytes, total)
+def measure(root: Path, out: Path, workers: int, tree: Path = TREE) -> dict[str, Any]:
+    """Seconds, CPU seconds and peak memory of one run in a process of its own, by the code in `tree`, with its metrics."""
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    command = [sys.executable, str(TREE / "benchmarks/_canonicalize_once.py"), str(root), str(out), str(workers)]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def measure(root: Path, out: Path, workers: int) -> dict[str, Any]:
-    """Seconds, CPU seconds and peak memory of one run, with its metrics."""
-    peak = Peak()
-    peak.start()
-    cpu, start = psutil.Process().cpu_times(), time.perf_counter()
-    metrics = canonicalize(VisualGenome(root), out, Canonicalize(), workers=workers)
-    seconds = time.perf_counter() - start
-    peak.done.set()
-    peak.join()
-    after = psutil.Process().cpu_times()
-    spent = sum(getattr(after, name) - getattr(cpu, name) for name in ("user", "system", "children_user", "children_system"))
-    return {"seconds": seconds, "cpu_seconds": spent, "peak_bytes": peak.bytes, "metrics": metrics}
+def compare(root: Path, folder: Path, workers: int, revision: str, pairs: int) -> dict[str, Any]:
+    """Medians over pairs of runs of this tree and of `revision`, taken in turns, of the ratios of their time and memory."""
+    other, outs = folder / "other", (folder / "this", folder / "that")
+    other.mkdir()
+    archive = subprocess.run(["git", "-C", str(TREE), "archive", revision], check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-x", "-C", str(other)], input=archive, check=True)
+    runs: list[tuple[dict[str, Any], ...]] = []
+    for pair in range(pairs):
+        order = (0, 1) if pair % 2 == 0 else (1, 0)
+        found = {side: measure(root, outs[side], workers, (TREE, other)[side]) for side in order}
+        runs.append((found[0], found[1]))
+        this, that = runs[-1]
+        print(*(f"{name}: {this[name]:.4g} against {that[name]:.4g}" for name in MEASURED), sep=", ", flush=True)
+
+    def ratio(name: str) -> float:
+        return statistics.median(this[name] / that[name] for this, that in runs)
+
+    tables = sorted(path.name for path in outs[1].glob("*.parquet"))
+    same = all((outs[0] / name).read_bytes() == (outs[1] / name).read_bytes() for name in tables)
+    return {
+        **dict(zip(("time_ratio", "cpu_ratio", "memory_ratio"), map(ratio, MEASURED), strict=True)),
+        **{name: statistics.median(this[name] for this, _ in runs) for name in MEASURED},
+        **{f"{name}_of_revision": statistics.median(that[name] for _, that in runs) for name in MEASURED},
+        "pairs": pairs,
+        "revision": revision,
+        "same_bytes": same and runs[0][1]["metrics"].items() <= runs[0][0]["metrics"].items(),
+        "workers": workers,
+    }
+
+
+def add_figures(out: Path, key: str, figures: dict[str, Any]) -> None:
+    """Put the figures of one data set into a metrics file that holds those of others."""
+    known = json.loads(out.read_text()) if out.is_file() else {}
+    write_json({**known, key: figures}, out, DIGITS)
 
 
 def main(
     scale: Annotated[float, typer.Option(min=0.0001, help="share of Visual Genome's size")] = 1.0,
     workers: Annotated[int, typer.Option(min=1, help="worker processes")] = 2,
     folder: Annotated[Path | None, typer.Option(help="keep or reuse the generated data in this folder")] = None,
+    against: Annotated[str | None, typer.Option(help="git revision to compare with, in pairs of runs")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="pairs of runs of the comparison")] = 5,
+    out: Annotated[Path, typer.Option(help="metrics file of the comparison; figures of other data sets in it stay")] = Path(
+        "metrics/data_cost.json"
+    ),
     check: Annotated[bool, typer.Option("--check", help="fail if a bound is missed")] = False,
 ) -> None:
     """Generate, run, print."""
@@ -239,6 +255,14 @@ def main(
         if not (root / "relationships.json").exists():
             generate(root, max(1, round(IMAGES * scale)))
         size = sum((root / name).stat().st_size for name in ("image_data.json", "objects.json", "relationships.json"))
+        if against is not None:
+            figures = compare(root, Path(temporary), workers, against, pairs)
+            add_figures(out, "visual_genome", {**figures, "json_bytes": size})
+            print(json.dumps(figures, indent=2))
+            if check and (figures["time_ratio"] > TIME_RATIO or figures["memory_ratio"] > MEMORY_RATIO):
+                print(f"error: the bounds are {TIME_RATIO} of the time and {MEMORY_RATIO} of the memory", file=sys.stderr)
+                sys.exit(1)
+            return
         found = measure(root, Path(temporary) / "out", workers)
     metrics = found["metrics"]
     print(

@@ -4,19 +4,23 @@ Some are built in (`KINDS`); other packages bring theirs by an entry point of th
 to a `DataSet`. Annotations and images are two protocols, so that a stage which shows images depends on no reader of annotations.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
-import pyarrow as pa
 from msgspec import Meta, Raw
 
 from sgpipe.datasets.config import Data, Geometric
 from sgpipe.errors import ParamsError
+
+if TYPE_CHECKING:  # processes that decode JSON import this module, and have no use for tables
+    import pyarrow as pa
 
 PLUGINS: Final = "sgpipe.datasets"
 """Entry point group of data sets that other packages bring."""
@@ -49,7 +53,8 @@ class Batch:
     """What became of some records of one kind in `file`: `read` items = `kept` rows + `rejects` rows.
 
     `kept` has the schema of the kind's table, `images` without its split; `geometric` are relations derived from kept objects,
-    `attributes` those of kept objects.
+    `attributes` those of kept objects. `endpoints` counts subjects and objects of relations by the file that describes them, where
+    there are several.
     """
 
     kind: Literal["images", "objects", "relations"]
@@ -59,6 +64,7 @@ class Batch:
     rejects: pa.Table
     geometric: pa.Table | None = None
     attributes: pa.Table | None = None
+    endpoints: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def canonicalize(
 def _tables(data_set: DataSet, work: Work, splitter: Splitter, writers: dict[str, TableWriter]) -> dict[str, Any]:
     tallies = {name: Tally(data_set.root) for name in ("images", "objects", "relations")}
     images, objects, relations = tallies.values()
-    classes, derived = Counter[str](), Counter[str]()
+    classes, derived, endpoints = Counter[str](), Counter[str](), Counter[str]()
     with closing(data_set.relations(work)) as batches, TableWriter(work.folder / "geometric.parquet", RELATIONS) as geometric:
         for batch in batches:
             kept = batch.kept
@@ -124,6 +124,7 @@ def _tables(data_set: DataSet, work: Work, splitter: Splitter, writers: dict[str
                 writers["attributes"].write(batch.attributes)
             if batch.kind == "relations":
                 classes.update(counts(kept["predicate"]))
+                endpoints.update(batch.endpoints or {})
     if not images.kept:
         raise DataError(
             f"{images.source}: no record is usable: {images.rejections()}; a record needs an id, a width and a height in whole "
@@ -154,6 +155,8 @@ def _tables(data_set: DataSet, work: Work, splitter: Splitter, writers: dict[str
     }
     if writers["attributes"].rows:
         metrics["attributes"] = writers["attributes"].rows
+    if endpoints:
+        metrics["endpoints"] = dict(endpoints)
     rejected = metrics["rejected"] + metrics["images"]["rejected"] + metrics["objects"]["rejected"]
     if (writers["relations"].rows, writers["rejects"].rows) != (relations.kept + derived.total(), rejected):
         raise DataError("relations or rejects: rows written differ from rows counted; a fault of the program, please report it")

@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sgpipe.datasets.base import MISSING, Invalid
 from sgpipe.datasets.config import Geometric
 from sgpipe.datasets.tables import BOX, IMAGES, OBJECTS, REJECTS, RELATIONS
 from sgpipe.relations.aliases import REMEMBERED, PredicateMap
 from sgpipe.relations.boxes import clip, geometric_relation
-from sgpipe.relations.names import faulty_names
+from sgpipe.relations.names import name_fault
 from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
 from sgpipe.runs.hashing import hashed
 
@@ -27,6 +27,8 @@ REASONS = (
 """Why a record is dropped, apart from its predicate; the first that holds is given. Index 0 is no reason."""
 CODE = {reason: code for code, reason in enumerate(REASONS)}
 _CLASS_NAMES = pa.array(PREDICATES)
+Strings: TypeAlias = pa.Array | pa.ChunkedArray
+"""A column of strings; in an array with a dictionary each distinct one is checked or looked up once."""
 _UNSPLIT = IMAGES.remove(IMAGES.get_field_index("split"))
 """Columns of `images.parquet` that a data set gives; splits are assigned to all alike."""
 
@@ -40,6 +42,26 @@ def repeated(*columns: NDArray[np.int64]) -> NDArray[np.bool_]:
     result = np.zeros(len(order), dtype=bool)
     result[order[1:][same]] = True
     return result
+
+
+_fault = lru_cache(REMEMBERED)(name_fault)
+
+
+def _encoded(texts: Strings | list[str]) -> tuple[NDArray[np.int32], list[str]]:
+    """The number of each string among the distinct ones, and these."""
+    if isinstance(texts, list):
+        texts = pa.array(texts, pa.string())
+    if not isinstance(texts, pa.DictionaryArray):
+        texts = texts.dictionary_encode()
+    return texts.indices.to_numpy(), texts.dictionary.to_pylist()
+
+
+def _taken(texts: Strings | list[str], rows: NDArray[np.int64]) -> Strings:
+    """The strings of some rows, without a dictionary."""
+    if isinstance(texts, list):
+        texts = pa.array(texts, pa.string())
+    found = texts.take(pa.array(rows))
+    return found.dictionary_decode() if isinstance(found, pa.DictionaryArray) else found
 
 
 def _rejects(file: str, invalid: Sequence[Invalid], **columns: Any) -> pa.Table:
@@ -117,10 +139,11 @@ class Items:
     codes: NDArray[np.int64]
 
     @classmethod
-    def of(cls, file: str, index: list[int], images: NDArray, codes: NDArray, counts: list[int]) -> Self:
+    def of(cls, file: str, index: ArrayLike, images: NDArray, codes: NDArray, counts: ArrayLike) -> Self:
         """From the index in the file, image id, code and number of items of each record."""
-        owner = np.repeat(np.arange(len(counts)), np.array(counts, dtype=np.int64))
-        return cls(file, owner, np.array(index, dtype=np.int64)[owner], images[owner], codes[owner])
+        counts = np.asarray(counts, dtype=np.int64)
+        owner = np.arange(len(counts)).repeat(counts)
+        return cls(file, owner, np.asarray(index, dtype=np.int64)[owner], images[owner], codes[owner])
 
 
 @dataclass(frozen=True)
@@ -128,7 +151,7 @@ class Objects:
     """Objects, or ends of relations: ids, canonical names, boxes within their images `[N, 4]`, codes of reasons against them."""
 
     ids: NDArray[np.int64]
-    names: pa.ChunkedArray
+    names: Strings
     boxes: NDArray[np.float64]
     codes: NDArray[np.int64]
 
@@ -142,19 +165,21 @@ class Objects:
     def of(cls, ids: NDArray, names: pa.Array, boxes: NDArray, width: NDArray, height: NDArray) -> Self:
         """From boxes as annotated and the sizes of their images."""
         clipped = clip(boxes, width, height)
+        index, values = _encoded(names)
+        empty, faulty = (np.array(list(map(test, values)), dtype=bool)[index] for test in (lambda name: not name, _fault))
         reasons = {
             "id missing": ids == MISSING,
-            "name empty": pc.binary_length(names).to_numpy() == 0,
-            "name invalid": faulty_names(names),
+            "name empty": empty,
+            "name invalid": faulty,
             "box empty": (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0),
             "box outside image": (clipped[:, 2] <= 0) | (clipped[:, 3] <= 0),
         }
         codes = np.select(list(reasons.values()), [CODE[reason] for reason in reasons], 0)
-        return cls(ids, pa.chunked_array([names]), clipped, codes)
+        return cls(ids, names if isinstance(names, pa.DictionaryArray) else pa.chunked_array([names]), clipped, codes)
 
 
 def object_tables(
-    items: Items, objects: Objects, raw_names: list[str], given: NDArray, invalid: Sequence[Invalid] = ()
+    items: Items, objects: Objects, raw_names: Strings | list[str], given: NDArray, invalid: Sequence[Invalid] = ()
 ) -> tuple[NDArray[np.int64], pa.Table, pa.Table]:
     """Indices of what is kept, rows of `objects.parquet`, and rejects. `given` are the boxes as annotated."""
     ids = objects.ids
@@ -162,18 +187,17 @@ def object_tables(
     sound = np.flatnonzero(codes == 0)
     codes[sound[repeated(items.image[sound], ids[sound])]] = CODE["id repeated"]
     keep, drop = np.flatnonzero(codes == 0), np.flatnonzero(codes)
-    rows = pa.array(keep)
     columns: dict[str, Any] = {
         "object_id": ids[keep],
         "image_id": items.image[keep],
-        "name": objects.names.take(rows),
-        "raw_name": pa.array(raw_names, pa.string()).take(rows),
+        "name": _taken(objects.names, keep),
+        "raw_name": _taken(raw_names, keep),
     }
     columns |= {name: objects.boxes[keep, i].astype(np.float32) for i, name in enumerate(BOX)}
     rejects = _rejects(
         items.file, invalid,
         record=items.record[drop], image_id=items.image[drop], reason=[REASONS[code] for code in codes[drop]],
-        raw=[f"{ids[i]}: {raw_names[i]!r} {given[i].tolist()}" for i in drop],
+        raw=[f"{ids[i]}: {raw!r} {given[i].tolist()}" for i, raw in zip(drop, _taken(raw_names, drop).to_pylist(), strict=True)],
     )  # fmt: skip
     return keep, pa.table(columns, schema=OBJECTS), rejects
 
@@ -189,7 +213,7 @@ def _relation_columns(s: NDArray, o: NDArray, ids: NDArray, boxes: NDArray) -> d
 def relation_tables(
     items: Items,
     ids: NDArray[np.int64],
-    raw: list[str],
+    raw: Strings | list[str],
     codes_of: PredicateCodes,
     joined: NDArray[np.int64],
     ends: Objects,
@@ -200,7 +224,8 @@ def relation_tables(
     say where each relation comes from, all `annotated` where they are left out.
     """
     first, last = subject, object_ = joined
-    predicate = np.fromiter(map(codes_of.of, raw), np.int64, len(raw))
+    index, values = _encoded(raw)
+    predicate = np.array(list(map(codes_of.of, values)), dtype=np.int64)[index]
     faults: list[tuple[NDArray, Any]] = [
         (items.codes > 0, items.codes),
         (ids == MISSING, CODE["id missing"]),
@@ -219,18 +244,17 @@ def relation_tables(
     codes[sound[repeated(*said)]] = CODE["relation repeated"]
 
     keep, drop = np.flatnonzero(codes == 0), np.flatnonzero(codes)
-    raws = pa.array(raw, pa.string())
     columns: dict[str, Any] = {
         "relationship_id": ids[keep],
         "image_id": items.image[keep],
-        "subject": ends.names.take(pa.array(subject[keep])),
+        "subject": _taken(ends.names, subject[keep]),
         "predicate": _CLASS_NAMES.take(pa.array(predicate[keep] // 2)),
-        "object": ends.names.take(pa.array(object_[keep])),
-        "raw_predicate": raws.take(pa.array(keep)),
+        "object": _taken(ends.names, object_[keep]),
+        "raw_predicate": _taken(raw, keep),
         "source": pa.repeat("annotated", len(keep)) if sources is None else pa.array(sources, pa.string()).take(pa.array(keep)),
         **_relation_columns(subject[keep], object_[keep], ends.ids, ends.boxes),
     }
-    told = (ends.names.take(pa.array(first[drop])), raws.take(pa.array(drop)), ends.names.take(pa.array(last[drop])))
+    told = _taken(ends.names, first[drop]), _taken(raw, drop), _taken(ends.names, last[drop])
     rejects = _rejects(
         items.file, invalid,
         record=items.record[drop], image_id=items.image[drop],

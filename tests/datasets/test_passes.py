@@ -14,10 +14,9 @@ import pytest
 import sgpipe.datasets.visual_genome.spans as spans_module
 from sgpipe.datasets.canonicalize import canonicalize
 from sgpipe.datasets.config import Canonicalize, Geometric
+from sgpipe.datasets.visual_genome.columns import Columns
 from sgpipe.datasets.visual_genome.data_set import VisualGenome
-from sgpipe.datasets.visual_genome.passes import read_pass
-from sgpipe.datasets.visual_genome.span_rows import Rows
-from sgpipe.datasets.visual_genome.spans import Span
+from sgpipe.datasets.visual_genome.passes import Spans, read_pass
 from sgpipe.errors import SgpipeError
 from tests.datasets.canonical import Folder, check_conservation, many, parts, rows
 
@@ -33,6 +32,7 @@ def test_same_bytes_however_it_is_run(folder: Folder, tmp_path: Path, monkeypatc
     monkeypatch.setattr("sgpipe.datasets.visual_genome.data_set._SMALL", 0)
     canonicalize(VisualGenome(root), tmp_path / "c", params, workers=2)
     assert parts(tmp_path / "a") == parts(tmp_path / "c")
+    monkeypatch.setattr("sgpipe.datasets.visual_genome.passes.RUN", 3)
     for cut in ("guessed_spans", "exact_spans"):
         real = getattr(spans_module, cut)
         monkeypatch.setattr(f"sgpipe.datasets.visual_genome.passes.{cut}", lambda path, start, real=real: real(path, start, 300))
@@ -45,6 +45,7 @@ def test_the_order_of_the_files_does_not_matter(folder: Folder, tmp_path: Path, 
     images, objects, relations = many(40)
     canonicalize(VisualGenome(folder(image_data=images, objects=objects, relationships=relations)), tmp_path / "a", Canonicalize())
     order = np.random.default_rng(1).permutation(40)
+    monkeypatch.setattr("sgpipe.datasets.visual_genome.passes.RUN", 2)
     monkeypatch.setattr(
         "sgpipe.datasets.visual_genome.passes.guessed_spans", lambda path, start: spans_module.guessed_spans(path, start, 2000)
     )
@@ -72,11 +73,14 @@ def test_wrong_guesses_are_noticed(folder: Folder, tmp_path: Path, monkeypatch: 
 
 def test_a_repeated_image_record_is_rejected_across_spans(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, objects, relations = many(10)
+    root = folder(image_data=images, objects=[*objects, objects[0]], relationships=[*relations, relations[3]])
+    whole = canonicalize(VisualGenome(root), tmp_path / "whole", Canonicalize())
+    monkeypatch.setattr("sgpipe.datasets.visual_genome.passes.RUN", 2)
     monkeypatch.setattr(
         "sgpipe.datasets.visual_genome.passes.guessed_spans", lambda path, start: spans_module.guessed_spans(path, start, 10)
     )
-    root = folder(image_data=images, objects=[*objects, objects[0]], relationships=[*relations, relations[3]])
     metrics = canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize())
+    assert (metrics, parts(tmp_path / "out")) == (whole, parts(tmp_path / "whole"))
     assert metrics["objects"]["by_reason"]["image repeated"] == 6
     assert metrics["by_reason"]["image repeated"] == 5
     check_conservation(tmp_path / "out", metrics)
@@ -101,11 +105,11 @@ def test_killed_and_started_again_the_folder_is_the_same(sample: Path, tmp_path:
 
 
 def test_a_killed_worker_is_one_line(sample: Path) -> None:
-    def submit(span: Span, number: int, seen: frozenset[int]) -> Future[Rows]:
-        future: Future[Rows] = Future()
+    def submit(spans: Spans) -> Future[Columns]:
+        future: Future[Columns] = Future()
         future.set_exception(BrokenProcessPool("a child process terminated abruptly"))
         return future
 
     path = sample / "objects.json"
     with pytest.raises(SgpipeError, match=r"objects.json: a worker process was killed at byte 1, .*--workers"):
-        list(read_pass(path, submit, 2, np.zeros(0, dtype=np.int64), lambda path, done: None))
+        list(read_pass(path, submit, 2, lambda spans, columns: pytest.fail("read"), lambda path, done: None))

@@ -11,6 +11,7 @@ import pytest
 from sgpipe.datasets.canonicalize import canonicalize
 from sgpipe.datasets.config import Canonicalize, Splits
 from sgpipe.datasets.visual_genome.data_set import VisualGenome
+from sgpipe.errors import DataError
 from sgpipe.relations.aliases import UNKNOWN, PredicateMap
 
 RELEASES = {"v1_4": "v1.4", "v1_2": "v1.2", "v1_0": "v1.0"}
@@ -151,3 +152,46 @@ def test_the_official_chains_do_not_reach_a_class(reference_dir: Path) -> None:
     with_file, without = PredicateMap.load(path), PredicateMap.load()
     assert with_file.meaning("on top of").predicate == "on"
     assert all(with_file.meaning(alias) == meaning for alias, meaning in without.table.items())
+
+
+def test_ends_that_v1_4_lacks_are_found_in_v1_2_beside_it(real: Any, reference_dir: Path, tmp_path: Path) -> None:
+    """418 of the 1,516 relationships have an end that v1.4's objects.json lacks, 658 ends in all: v1.2's has every one of them."""
+    root = shutil.copytree(real["v1_4"][0], tmp_path / "data")
+    shutil.copyfile(reference_dir / "data/vg_real/v1_2/objects.json", root / "objects_v1_2.json")
+    metrics = canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize())
+    alone = real["v1_4"][2]
+    assert alone["endpoints"] == {"objects.json": 3032 - 658, "relationships.json": 658}
+    assert metrics["endpoints"] == {"objects.json": 3032 - 658, "objects_v1_2.json": 658, "relationships.json": 0}
+    assert metrics["objects"] == alone["objects"]
+    older = {
+        (image["image_id"], item["object_id"]): item
+        for image in json.loads((root / "objects_v1_2.json").read_text())
+        for item in image["objects"]
+    }
+    own = {row["object_id"] for row in pq.read_table(tmp_path / "out/objects.parquet").to_pylist()}
+    kept = pq.read_table(tmp_path / "out/relations.parquet").to_pylist()
+    ends = [
+        (row["image_id"], row[f"{side}_id"], row[f"{side[0]}w"], row[f"{side[0]}h"])
+        for row in kept
+        for side in ("subject", "object")
+    ]
+    lacking = [end for end in ends if end[1] not in own]
+    assert len(lacking) > 100
+    assert all(w <= older[image, number]["w"] and h <= older[image, number]["h"] for image, number, w, h in lacking)
+
+
+@pytest.mark.parametrize(("folder", "says"), [("v1_4", "these are of v1.4"), ("v1_0", "these are of v1.0, whose ids are others")])
+def test_objects_beside_it_of_another_release_are_refused(
+    real: Any, reference_dir: Path, tmp_path: Path, folder: str, says: str
+) -> None:
+    root = shutil.copytree(real["v1_4"][0], tmp_path / "data")
+    shutil.copyfile(reference_dir / f"data/vg_real/{folder}/objects.json", root / "objects_v1_2.json")
+    with pytest.raises(DataError, match=f"objects_v1_2.json: objects of v1.2 are needed, {says}"):
+        canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize())
+
+
+def test_older_objects_go_with_v1_4_alone(real: Any, reference_dir: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(real["v1_2"][0], tmp_path / "data")
+    shutil.copyfile(reference_dir / "data/vg_real/v1_2/objects.json", root / "objects_v1_2.json")
+    with pytest.raises(DataError, match=r"it goes with files of v1\.4, those beside it are of v1\.2"):
+        canonicalize(VisualGenome(root), tmp_path / "out", Canonicalize())

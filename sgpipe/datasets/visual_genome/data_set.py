@@ -1,21 +1,25 @@
 """Visual Genome as a data set: image_data.json, then objects.json, then relationships.json, in spans over several processes."""
 
-from collections.abc import Generator
-from functools import cached_property, partial
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from sgpipe.datasets.base import Batch, Work
 from sgpipe.datasets.image_files import cut_off
+from sgpipe.datasets.visual_genome.columns import Columns, Kind, read_spans
 from sgpipe.datasets.visual_genome.images import VisualGenomeImages
-from sgpipe.datasets.visual_genome.passes import at_once, read_pass, span_workers
-from sgpipe.datasets.visual_genome.records import Release, detect_release
-from sgpipe.datasets.visual_genome.span_rows import ALIASES, ImagesReader, Setup
+from sgpipe.datasets.visual_genome.lookup import LookupWriter
+from sgpipe.datasets.visual_genome.passes import Submit, at_once, processes, read_pass
+from sgpipe.datasets.visual_genome.records import Release, detect_release, older_objects
+from sgpipe.datasets.visual_genome.span_tables import ALIASES, Annotations, ImageTables
+from sgpipe.datasets.visual_genome.spans import Span
 from sgpipe.errors import DataError
 
 FILES = ("image_data.json", "objects.json", "relationships.json")
+OLDER = "objects_v1_2.json"
+"""v1.2's objects.json beside v1.4's files, which name objects that v1.4 itself lacks."""
 _SMALL = 32 << 20
 
 
@@ -27,12 +31,13 @@ class VisualGenome(VisualGenomeImages):
         self._wanted = release
 
     def annotations(self) -> list[Path]:
-        """The three files, and the alias files, which may be absent."""
-        return [self.root / name for name in (*FILES, *ALIASES)]
+        """The three files, and v1.2's objects and the alias files, which may be absent."""
+        return [self.root / name for name in (*FILES, OLDER, *ALIASES)]
 
     def damage(self) -> list[str]:
         """What a look at both ends of each JSON list shows to be wrong."""
-        return cut_off([self.root / name for name in FILES], b"[", b"]")
+        older = [OLDER] if (self.root / OLDER).is_file() else []
+        return cut_off([self.root / name for name in (*FILES, *older)], b"[", b"]")
 
     @cached_property
     def release(self) -> Release:
@@ -45,23 +50,32 @@ class VisualGenome(VisualGenomeImages):
         return found
 
     def about(self) -> dict[str, Any]:
-        """The release."""
+        """The release. Raises `DataError` for objects of another release beside it that do not go with it."""
+        older_objects(self.root, OLDER, self.release)
         return {"release": self.release}
 
     def relations(self, work: Work) -> Generator[Batch, None, None]:
         """Images, then objects, then relations, each in the order of its file."""
-        setup = Setup(self.root, work.folder, self.release, work.geometric)
         images, objects, relationships = (self.root / name for name in FILES)
-        reader = ImagesReader(setup)
-        yield from read_pass(images, partial(at_once, reader.rows), 1, np.zeros(0, dtype=np.int64), work.progress)
-        if not (count := reader.save()):
+        older = older_objects(self.root, OLDER, self.release)
+        keys = ("id", "id", "id") if self.release == "v1.0" else ("image_id", "object_id", "relationship_id")
+
+        def reading(kind: Kind, submit: Submit) -> Callable[[Sequence[Span]], Future[Columns]]:
+            return lambda spans: submit(read_spans, spans, kind, keys, work.folder)
+
+        found = ImageTables()
+        yield from read_pass(images, reading("images", at_once), 1, found.tables, work.progress)
+        if not (sizes := found.sizes()).size:
             return
-        owners = np.full(count, -1, dtype=np.int64)
+        annotations = Annotations(self.root, keys, sizes, work)
         size = sum(path.stat().st_size for path in (objects, relationships) if path.is_file())
         workers = work.workers if size > _SMALL else 1
         ahead = 2 * workers if workers > 1 else 1  # so that no process waits
-        with span_workers(setup, workers) as submit_of:
-            yield from read_pass(objects, submit_of("objects"), ahead, owners, work.progress)
-            np.save(setup.folder / "owners.npy", owners)
-            owners[:] = -1
-            yield from read_pass(relationships, submit_of("relationships"), ahead, owners, work.progress)
+        with processes(workers) as submit:
+            with LookupWriter(work.folder / FILES[1]) as lookup:
+                yield from read_pass(objects, reading("objects", submit), ahead, annotations.objects(lookup), work.progress)
+            if older is not None:
+                with LookupWriter(work.folder / OLDER) as lookup:
+                    for _ in read_pass(older, reading("objects", submit), ahead, annotations.objects(lookup), work.progress):
+                        pass  # objects that v1.4 took away are ends of its relationships and nothing else
+            yield from read_pass(relationships, reading("relationships", submit), ahead, annotations.relations(), work.progress)

@@ -1,26 +1,23 @@
-"""Objects of images by id, left on disk by the pass over objects.json and read back by the pass over relationships.json.
+"""Objects of images by id, on disk: written while objects.json is read, looked up while relationships.json is.
 
-One file for each span of objects.json, so memory does not grow with the data. Both files are ordered by image as published,
-so a span of relationships needs one or two of them; one that is not ordered needs more, and takes longer.
+An image's entries lie together, sorted by id, so a span of relationships reads what its images need, whatever order the files have,
+and memory holds 24 bytes per image.
 """
 
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Self
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from sgpipe.datasets.base import ID_BITS
-from sgpipe.datasets.rows import Objects
-from sgpipe.datasets.tables import BOX
 
-_HELD = 2
+ENTRY: Final = np.dtype([("id", np.int64), ("object_id", np.int64), ("name", np.int32), ("box", np.float32, 4)])
+"""An id, its own or merged, of an object; the object's own id, the number of its name, and its box."""
 
-
-def combined_keys(image: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One integer for a (record or image index within a span, id) pair."""
-    return (image << ID_BITS) | ids
+NAMES: Final = ("objects.json", "objects_v1_2.json")
+"""Lookups by the file that their objects are of."""
 
 
 def find_sorted(known: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -31,48 +28,68 @@ def find_sorted(known: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[
     return np.where(known[at] == values, at, -1)
 
 
-def write_lookup(path: Path, positions: NDArray, ids: NDArray, merged: NDArray, objects: pa.Table) -> None:
-    """Write one entry per object and per id merged into one. `merged` is `[M, 2]`: row of `objects`, merged id."""
-    rows = np.concatenate([np.arange(len(ids)), merged[:, 0]])
-    columns = {"position": positions[rows], "id": np.concatenate([ids, merged[:, 1]])}
-    columns |= {name: objects[name].take(pa.array(rows)) for name in ("object_id", "name", *BOX)}
-    table = pa.table(columns)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-
-
-class Lookups:
-    """The lookup files of a folder, of which the last two that were read stay in memory."""
+class LookupWriter:
+    """Writes entries to a new folder, a lookup; each image's must come at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._table = lru_cache(_HELD)(self._read)
+        folder.mkdir()
+        self._stream = (folder / "entries.bin").open("wb")
+        self._parts = [np.zeros((3, 0), dtype=np.int64)]
+        self._length = 0
 
-    @cached_property
-    def _owners(self) -> NDArray[np.int64]:
-        """Number of the file of each image by position, -1 for none; from `owners.npy`, written after the objects."""
-        return np.load(self._folder / "owners.npy")
+    def __enter__(self) -> Self:
+        return self
 
-    def _read(self, number: int) -> pa.Table:
-        with pa.OSFile(str(self._folder / f"objects-{number}.arrow"), "rb") as source:
-            return pa.ipc.open_file(source).read_all()
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        index = np.concatenate(self._parts, axis=1)
+        np.save(self._folder / "index.npy", index[:, np.argsort(index[0])])
 
-    def of(self, images: NDArray[np.int64]) -> tuple[NDArray[np.int64], Objects]:
-        """Entries of `images` (sorted positions): sorted keys, of an index into `images` and an object id, and their objects.
+    def write(self, images: NDArray[np.int64], entries: NDArray) -> None:
+        """Add entries of these images; of two with the same id the first counts."""
+        order = np.lexsort([entries["id"], images])
+        images, entries = images[order], entries[order]
+        again = np.zeros(len(images), dtype=bool)
+        again[1:] = (images[1:] == images[:-1]) & (entries["id"][1:] == entries["id"][:-1])
+        images, entries = images[~again], entries[~again]
+        self._stream.write(entries.tobytes())
+        unique, start, counts = np.unique(images, return_index=True, return_counts=True)
+        self._parts.append(np.stack([unique, self._length + start, counts]))
+        self._length += len(images)
 
-        An object's own id comes before a merged one.
-        """
-        owners = np.unique(self._owners[images])
-        tables = []
-        for owner in owners[owners >= 0].tolist():
-            table = self._table(owner)
-            tables.append(table.filter(pa.array(np.isin(table["position"].to_numpy(), images))))
-        if not tables:
-            empty = np.zeros(0, dtype=np.int64)
-            return empty, Objects(empty, pa.chunked_array([], pa.string()), np.zeros((0, 4)), empty)
-        table = pa.concat_tables(tables)
-        keys = combined_keys(np.searchsorted(images, table["position"].to_numpy()), table["id"].to_numpy())
-        unique, first = np.unique(keys, return_index=True)
-        table = table.take(pa.array(first))
-        boxes = np.stack([table[name].to_numpy() for name in BOX], axis=1).astype(np.float64)
-        return unique, Objects(table["object_id"].to_numpy(), table["name"], boxes, np.zeros(len(first), dtype=np.int64))
+
+@dataclass(frozen=True)
+class Entries:
+    """Keys of the entries of several images, sorted, and the entries' numbers."""
+
+    keys: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    def find(self, image: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of the entries with these ids in the images of these indices; -1 where there is none."""
+        at = find_sorted(self.keys, (image << ID_BITS) | np.maximum(ids, 0))
+        return np.append(self.rows, -1)[at]
+
+
+def lookups(folder: Path) -> list["Lookup"]:
+    """The lookups that were written into a folder, in the order in which an id is looked for in them."""
+    return [Lookup(folder / name) for name in NAMES if (folder / name).is_dir()]
+
+
+class Lookup:
+    """The lookup of a folder, all written; what it reads of the files counts as memory until it is gone."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "entries.bin"
+        self.entries = np.memmap(path, ENTRY, "r") if path.stat().st_size else np.zeros(0, dtype=ENTRY)
+        self._known, self._start, self._counts = np.load(folder / "index.npy", mmap_mode="r").view(np.ndarray)
+        self._ids = self.entries.view(np.ndarray)["id"]
+
+    def of(self, images: NDArray[np.int64]) -> Entries:
+        """Entries of some images."""
+        at = find_sorted(self._known, images)
+        start, counts = (np.append(values, 0)[at] for values in (self._start, self._counts))
+        owner = np.arange(len(images)).repeat(counts)
+        rows = np.arange(len(owner)) + (start - np.cumsum(counts) + counts).repeat(counts)
+        return Entries((owner << ID_BITS) | self._ids[rows], rows)

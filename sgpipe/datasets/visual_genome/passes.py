@@ -1,93 +1,76 @@
-"""One pass over a JSON file: its spans go to worker processes, the rows come back in the order of the file."""
+"""One pass over a JSON file: its spans go to worker processes, their tables come back in the order of the file."""
 
-import gc
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from sgpipe.datasets.base import Batch, Progress
 from sgpipe.datasets.visual_genome.records import Malformed, raw_records
-from sgpipe.datasets.visual_genome.span_rows import Rows, Setup, SpanReader
 from sgpipe.datasets.visual_genome.spans import Span, exact_spans, guessed_spans, list_start
 from sgpipe.errors import DataError, SgpipeError
 from sgpipe.runs.state import die_with_parent
 
-Submit = Callable[[Span, int, frozenset[int]], "Future[Rows]"]
-"""Starts the work on a span, given its number and the positions of images met before."""
-_reader: SpanReader
-"""A worker process's own."""
+if TYPE_CHECKING:
+    from sgpipe.datasets.base import Batch, Progress
 
 
-def _start(setup: Setup) -> None:
-    global _reader
-    die_with_parent()
-    gc.disable()  # records hold no cycles, and looking for them takes a tenth of the time
-    pa.set_cpu_count(1)
-    _reader = SpanReader(setup)
+Spans = Sequence[Span]
+RUN = 8
+"""Spans that are read and judged in one go: each is small for the processor's cache, the run large for vector arithmetic."""
+Submit = Callable[..., "Future[Any]"]
+"""Starts a function, whose first argument is a span, in another process."""
 
 
-def _work(kind: str, *span: object) -> Rows:
-    return getattr(_reader, kind)(*span)
-
-
-def at_once(work: Callable[..., Rows], *span: Any) -> "Future[Rows]":
-    """The rows of a span that is read now, in this process, as a future."""
-    future: Future[Rows] = Future()
+def at_once(work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+    """What a function returns, called now in this process, as a future."""
+    future: Future[Any] = Future()
     try:
-        future.set_result(work(*span))
+        future.set_result(work(*arguments))
     except Malformed as error:
         future.set_exception(error)
     return future
 
 
 @contextmanager
-def span_workers(setup: Setup, count: int) -> Iterator[Callable[[str], Submit]]:
-    """What submits spans of a kind, a method of `SpanReader`, to `count` processes, or to this one where `count` is 1."""
+def processes(count: int) -> Iterator[Submit]:
+    """What starts functions in `count` processes, or in this one where `count` is 1."""
     if count == 1:
-        reader = SpanReader(setup)
-        yield lambda kind: partial(at_once, getattr(reader, kind))
+        yield at_once
     else:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(count, spawn, _start, (setup,)) as pool:
-            yield lambda kind: partial(pool.submit, _work, kind)
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), die_with_parent) as pool:
+            yield pool.submit
 
 
-def read_pass(path: Path, submit: Submit, ahead: int, owners: NDArray[np.int64], progress: Progress) -> Iterator[Batch]:
-    """What became of the records of every span of `path`, in its order; `ahead` spans are in work at a time.
+def read_pass(
+    path: Path, submit: Callable[[Spans], "Future[Any]"], ahead: int, tables: Callable[[Spans, Any], "Batch"], progress: "Progress"
+) -> "Iterator[Batch]":
+    """What became of the records of every span of `path`, in its order; `ahead` runs of spans are read at a time.
 
-    `owners` receives the number of the span that has each image; an image met again is worked on with that knowledge.
-
+    `submit` starts the reading of a run, `tables` makes a batch of what was read, whose rejects count records from the run's first.
     Cuts are guessed; from the first that proves wrong, the file is followed exactly. Raises `DataError` with the record's
     index where the file itself is damaged.
     """
-    start, exact, records, number = list_start(path), False, 0, 0
+    import pyarrow.compute as pc
+
+    start, exact, records = list_start(path), False, 0
     while True:
         spans = exact_spans(path, start) if exact else guessed_spans(path, start)
         try:
-            for span, rows in _ordered(spans, submit, number, ahead):
-                again = rows.positions[owners[rows.positions] >= 0]
-                if len(again):
-                    rows = submit(span, number, frozenset(again.tolist())).result()
-                owners[rows.positions] = number
-                number += 1
-                rejects = rows.batch.rejects
+            for run, found in _ordered(spans, submit, ahead):
+                batch, last = tables(run, found), run[-1]
+                rejects = batch.rejects
                 at = rejects.schema.get_field_index("record")
-                yield replace(rows.batch, rejects=rejects.set_column(at, "record", pc.add(rejects["record"], records)))
-                records += rows.records
-                progress(path, span.end)
-                if not span.closed:
+                yield replace(batch, rejects=rejects.set_column(at, "record", pc.add(rejects["record"], records)))
+                records += found.count
+                progress(path, last.end)
+                if not last.closed:
                     raise DataError(f"{path}: cut short after record {records - 1}: the list is not closed; get the file again")
             return
         except Malformed as broken:
@@ -96,27 +79,26 @@ def read_pass(path: Path, submit: Submit, ahead: int, owners: NDArray[np.int64],
             start, exact = broken.span.start, True
 
 
-def _ordered(spans: Iterator[Span], submit: Submit, number: int, ahead: int) -> Iterator[tuple[Span, Rows]]:
-    waiting: deque[tuple[Span, Future[Rows]]] = deque()
+def _ordered(spans: Iterator[Span], submit: Callable[[Spans], "Future[Any]"], ahead: int) -> Iterator[tuple[Spans, Any]]:
+    waiting: deque[tuple[Spans, Future[Any]]] = deque()
     try:
         while True:
-            while len(waiting) < ahead and (span := next(spans, None)) is not None:
-                waiting.append((span, submit(span, number, frozenset())))
-                number += 1
+            while len(waiting) < ahead and (following := tuple(islice(spans, RUN))):
+                waiting.append((following, submit(following)))
             if not waiting:
                 return
-            span, future = waiting.popleft()
+            run, future = waiting.popleft()
             try:
-                rows = future.result()
+                found = future.result()
             except Malformed as error:
-                error.span = span
+                error.span = run[0]
                 raise
             except BrokenExecutor:
                 raise SgpipeError(
-                    f"{span.path}: a worker process was killed at byte {span.start}, most likely for want of memory; "
+                    f"{run[0].path}: a worker process was killed at byte {run[0].start}, most likely for want of memory; "
                     "give fewer --workers or more memory and run the same command again"
                 ) from None
-            yield span, rows
+            yield run, found
     finally:
         for _, future in waiting:
             future.cancel()

@@ -36,8 +36,8 @@ class ObjectRecord(Struct, gc=False, kw_only=True):
     name: str | None = None
     h: float
     object_id: Id = MISSING
-    merged_object_ids: list[Id] | None = None
-    names: list[str] | None = None
+    merged_object_ids: tuple[Id, ...] | None = None
+    names: tuple[str, ...] | None = None
     w: float
     y: float
     x: float
@@ -70,6 +70,8 @@ class RelationshipsRecord(Struct):
     id: Id = MISSING
 
 
+_LOOKED_AT = 4 << 20
+"""Bytes of objects.json that tell v1.4 from v1.2."""
 _NULL = Raw(b"null")
 
 
@@ -116,7 +118,8 @@ _ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>u[dD][89
 def decode(text: bytes | bytearray, kind: type[R], id_key: str) -> Decoded[R]:
     """Records of a JSON list; one with text that is no Unicode is invalid. Raises `Malformed` where the text is no JSON list."""
     try:
-        str(text, "utf-8")  # strings of fields that no struct names are skipped unread
+        if not text.isascii():
+            str(text, "utf-8")  # strings of fields that no struct names are skipped unread
         records = _DECODERS[kind].decode(text)
         if MISSING not in map(attrgetter(id_key), records):
             return Decoded(records, list(range(len(records))), len(records))
@@ -237,5 +240,21 @@ def detect_release(root: Path) -> Release:
         raise DataError(f"{root}: files of different releases: {shown}; object ids differ between v1.0 and the later ones")
     if found["objects.json"] == "id":
         return "v1.0"
-    span = next(guessed_spans(root / "objects.json", list_start(root / "objects.json")))
-    return "v1.4" if b'"merged_object_ids"' in span.read() else "v1.2"
+    return "v1.4" if _lists_merged(root / "objects.json") else "v1.2"
+
+
+def _lists_merged(path: Path) -> bool:
+    return b'"merged_object_ids"' in next(guessed_spans(path, list_start(path), _LOOKED_AT)).read()
+
+
+def older_objects(root: Path, name: str, release: Release) -> Path | None:
+    """The file of v1.2's objects beside v1.4's, if it is there. Raises `DataError` where these do not go together."""
+    path = root / name
+    if not path.is_file():
+        return None
+    if release != "v1.4":
+        raise DataError(f"{path}: it goes with files of v1.4, those beside it are of {release}; move it away")
+    if id_key(path, "objects") == "id" or _lists_merged(path):
+        found = "v1.4" if _lists_merged(path) else "v1.0, whose ids are others"
+        raise DataError(f"{path}: objects of v1.2 are needed, these are of {found}; get the right file or move it away")
+    return path

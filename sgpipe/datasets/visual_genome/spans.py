@@ -12,13 +12,15 @@ from pathlib import Path
 
 from sgpipe.errors import DataError
 
-SPAN_BYTES = 4 << 20
-"""Aimed size of a span; the memory in use is a small multiple of it, or of the largest single record."""
+SPAN_BYTES = 1 << 18
+"""Aimed size of a span; the memory in use is a multiple of it, or of the largest single record."""
 
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _SEPARATOR = re.compile(rb"\s*,\s*")
 _FIRST_KEY = re.compile(rb'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:', re.DOTALL)
 _LOOK = 1 << 20
+_WINDOW = 1 << 16
+"""First looked at, for a cut; more where there is none."""
 _LARGEST = 64 << 20
 """No record of an image is this large; a longer one has lost a quote or a bracket."""
 
@@ -76,10 +78,10 @@ def guessed_spans(path: Path, start: int, size: int = SPAN_BYTES) -> Iterator[Sp
         return
     boundary = re.compile(rb"\}\s*,\s*(?=\{\s*" + re.escape(first[1]) + rb"\s*:)")
     while True:
-        for look in range(start + size, length, _LOOK - 256):
-            if found := boundary.search(_read(path, look, _LOOK)):
+        for look in range(start + size, length, _WINDOW - 256):
+            if found := boundary.search(_read(path, look, _WINDOW)):
                 break
-            if look + _LOOK - 256 - start > 8 * size:
+            if look + _WINDOW - 256 - start > 8 * max(size, _LOOK):
                 yield from exact_spans(path, start, size)
                 return
         else:
@@ -94,7 +96,7 @@ def guessed_spans(path: Path, start: int, size: int = SPAN_BYTES) -> Iterator[Sp
 def exact_spans(path: Path, start: int, size: int = SPAN_BYTES) -> Iterator[Span]:
     """Spans from `start`, a true boundary, found by following every string and bracket; slower, right for any JSON text."""
     length = path.stat().st_size
-    window = size + _LOOK
+    window = size + _WINDOW
     while True:
         text = _read(path, start, window)
         depth, cut, closing = 0, None, None
@@ -121,7 +123,7 @@ def exact_spans(path: Path, start: int, size: int = SPAN_BYTES) -> Iterator[Span
         if cut is not None:
             yield Span(path, start, start + cut[0])
             start += cut[1]
-            window = size + _LOOK
+            window = size + _WINDOW
         elif window >= min(length, _LARGEST) or start + len(text) >= length:
             yield Span(path, start, start + len(text), closed=False)
             return
