@@ -17,9 +17,11 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from benchmarks._data_sets import measure_other
 from sgpipe.datasets.canonicalize import canonicalize
 from sgpipe.datasets.config import Canonicalize
 from sgpipe.datasets.visual_genome.data_set import VisualGenome
+from sgpipe.runs.atomic import write_json
 
 IMAGES = 108_077
 SECONDS, BYTES = 20.0, 1 << 30
@@ -227,13 +229,25 @@ def measure(root: Path, out: Path, workers: int) -> dict[str, Any]:
     return {"seconds": seconds, "cpu_seconds": spent, "peak_bytes": peak.bytes, "metrics": metrics}
 
 
+def keep(found: dict[str, dict[str, Any]]) -> None:
+    """Put these figures into metrics/data_cost.json, beside those of other data sets."""
+    path = Path("metrics/data_cost.json")
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    write_json({**before, **found}, path)
+    print(json.dumps(found))
+
+
 def main(
     scale: Annotated[float, typer.Option(min=0.0001, help="share of Visual Genome's size")] = 1.0,
     workers: Annotated[int, typer.Option(min=1, help="worker processes")] = 2,
     folder: Annotated[Path | None, typer.Option(help="keep or reuse the generated data in this folder")] = None,
     check: Annotated[bool, typer.Option("--check", help="fail if a bound is missed")] = False,
+    others: Annotated[list[str], typer.Option("--other", help="measure these alone: coco_stuff, gqa; repeatable")] = [],  # noqa: B006
 ) -> None:
     """Generate, run, print."""
+    if others:
+        keep({kind: measure_other(kind, scale) for kind in others})
+        return
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
         if not (root / "relationships.json").exists():
