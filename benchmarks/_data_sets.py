@@ -1,7 +1,7 @@
-"""COCO-Stuff train2017 and GQA train as large as they are, generated, and what `canonicalize` takes for them in a process of its own.
+"""COCO-Stuff train2017 and GQA train in full size, generated, and what `canonicalize` takes for each in a process of its own.
 
-Counts are the published ones: 118,287 images with 860,001 instances (polygons) and 747,458 stuff segments (run lengths); 74,942 scene
-graphs with 16 objects and 50 relations each, 88 % of them left and right.
+Counts are the published ones: 118,287 images with 860,001 instances (polygons) and 747,458 stuff segments (run lengths); 74,942
+scene graphs with 16 objects and 50 relations each, 88 % of them left and right.
 """
 
 import json
@@ -75,7 +75,7 @@ def coco_stuff(root: Path, scale: float) -> None:
     outlines = [json.dumps([[round(draw.random() * 600, 2) for _ in range(2 * draw.randint(8, 40))]]) for _ in range(200)]
     listed = ", ".join(
         f'{{"license": 3, "file_name": "{n:012}.jpg", "coco_url": "http://images.cocodataset.org/train2017/{n:012}.jpg", "height": '
-        f'{HEIGHT}, "width": {WIDTH}, "date_captured": "2013-11-14 11:18:45", "flickr_url": "http://farm9.staticflickr.com/{n}.jpg", '
+        f'{HEIGHT}, "width": {WIDTH}, "flickr_url": "http://farm9.staticflickr.com/8186/{n}.jpg", '
         f'"id": {n}}}'
         for n in range(1, images + 1)
     )
@@ -124,8 +124,8 @@ def gqa(root: Path, scale: float) -> None:
                 said[s].append(f'{{"name": "{draw.choice(_GQA_SAID)}", "object": "{100 * image + o}"}}')
             objects = ", ".join(
                 f'"{100 * image + n}": {{"name": "{draw.choice(_GQA_NAMES)}", "h": {draw.randrange(8, 300)}, "relations": '
-                f'[{", ".join(said[n])}], "w": {draw.randrange(8, 300)}, "attributes": ["white", "small"], "y": {draw.randrange(300)}, '
-                f'"x": {draw.randrange(300)}}}'
+                f'[{", ".join(said[n])}], "w": {draw.randrange(8, 300)}, "attributes": ["white", "small"], '
+                f'"y": {draw.randrange(300)}, "x": {draw.randrange(300)}}}'
                 for n in range(count)
             )
             comma = ", " if image > 1 else ""

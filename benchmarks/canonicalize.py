@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks._data_sets import measure_other
 from sgpipe.runs.atomic import DIGITS, write_json
 
 TREE = Path(__file__).resolve().parent.parent
@@ -248,8 +249,14 @@ def main(
         "metrics/data_cost.json"
     ),
     check: Annotated[bool, typer.Option("--check", help="fail if a bound is missed")] = False,
+    others: Annotated[list[str], typer.Option("--other", help="measure these alone: coco_stuff, gqa; repeatable")] = [],  # noqa: B006
 ) -> None:
     """Generate, run, print."""
+    if others:
+        for kind in others:
+            add_figures(out, kind, figures := measure_other(kind, scale))
+            print(kind, json.dumps(figures))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
         if not (root / "relationships.json").exists():

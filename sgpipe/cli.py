@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sgpipe.arms.cli import compose, generate
+from sgpipe.datasets.cli import app as data_app
 from sgpipe.doctor.cli import doctor
 from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
@@ -38,6 +39,7 @@ pipeline_app = _group("pipeline", "What changed since a stage ran.")
 state_app = _group("state", "Working states of stages that were interrupted.")
 tracking_app = _group("tracking", "MLflow, as a view of git and DVC.")
 app.add_typer(adapter_app, name="adapter")
+app.add_typer(data_app, name="data")
 app.add_typer(fetch_app, name="fetch")
 app.add_typer(report_app, name="report")
 app.add_typer(sgdiff_app, name="sgdiff")

@@ -17,4 +17,8 @@ def open_other(data: Data) -> DataSet:
         from sgpipe.datasets.coco_stuff import CocoStuff
 
         return CocoStuff(root, data.coco_stuff)
+    if data.kind == "folder":
+        from sgpipe.datasets.folder import Folder
+
+        return Folder(root, data.folder)
     return brought(data)

@@ -91,7 +91,7 @@ def _of_runs(masks: list[Runs]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]
     return centres, faulty
 
 
-def _counts(masks: list[Runs]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _counts(masks: list[Runs]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Run lengths of all masks one after the other, and how many each has; -1 stands for a text that is none.
 
     COCO's text (its API's `maskApi.c`): a number is a group of characters from 48 on, five bits each, lowest first, bit 6

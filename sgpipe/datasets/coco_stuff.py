@@ -20,6 +20,7 @@ from sgpipe.datasets.image_files import StoredImages, cut_off
 from sgpipe.datasets.records import IMAGE_UNKNOWN, ObjectRecord, Record, RelationRecord, batches
 from sgpipe.errors import DataError
 from sgpipe.relations.boxes import geometric_relation, sector
+from sgpipe.relations.predicates import PREDICATES
 from sgpipe.runs.hashing import hashed
 
 SPLITS: Final = ("train2017", "val2017")
@@ -140,6 +141,8 @@ class CocoStuff(StoredImages):
         if self._options.masks:
             points = [np.pad(objects.centres[side], ((0, 0), (0, 2))) for side in (s, o)]
             classes = np.where(classes == "in", classes, sector(*points))
+        if "surrounding" in PREDICATES:
+            classes, exchange = np.where(exchange, "surrounding", classes), np.zeros_like(exchange)
         s, o = np.where(exchange, o, s), np.where(exchange, s, o)
         told: dict[int, list[RelationRecord]] = defaultdict(list)
         columns = zip(images.tolist(), objects.ids[s].tolist(), classes.tolist(), objects.ids[o].tolist(), strict=True)

@@ -34,6 +34,14 @@ class CocoStuff(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"min_objects: got min_objects {self.min_objects}, max_objects {self.max_objects}; lower it")
 
 
+class Folder(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is read of a folder of own images."""
+
+    min_score: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="relations that SGG-Benchmark gave a lower score are left out")
+    ] = 0.1
+
+
 class Data(Struct, frozen=True, forbid_unknown_fields=True):
     """Section `data`. Where the scene graphs and images are, and who reads them."""
 
@@ -50,8 +58,13 @@ class Data(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["auto", "v1.4", "v1.2", "v1.0"],
         Meta(description="layout of Visual Genome's JSON files; auto tells them apart by content, a name refuses any other"),
     ] = "auto"
+    relations: Annotated[
+        str | None,
+        Meta(description="YAML list of own relation classes in the form of sgpipe/relations/relations.yaml; null: its 24 classes"),
+    ] = None
     coco_stuff: Annotated[CocoStuff, Meta(description="what is read of COCO-Stuff")] = CocoStuff()
     gqa: Annotated[Gqa, Meta(description="what is read of GQA")] = Gqa()
+    folder: Annotated[Folder, Meta(description="what is read of a folder of own images")] = Folder()
 
 
 GeometricClass = Literal["left of", "right of", "above", "below", "in"]

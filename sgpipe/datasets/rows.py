@@ -26,7 +26,6 @@ REASONS = (
 )  # fmt: skip
 """Why a record is dropped, apart from its predicate; the first that holds is given. Index 0 is no reason."""
 CODE = {reason: code for code, reason in enumerate(REASONS)}
-_CLASS_NAMES = pa.array(PREDICATES)
 Strings: TypeAlias = pa.Array | pa.ChunkedArray
 """A column of strings; in an array with a dictionary each distinct one is checked or looked up once."""
 _UNSPLIT = IMAGES.remove(IMAGES.get_field_index("split"))
@@ -248,7 +247,7 @@ def relation_tables(
         "relationship_id": ids[keep],
         "image_id": items.image[keep],
         "subject": _taken(ends.names, subject[keep]),
-        "predicate": _CLASS_NAMES.take(pa.array(predicate[keep] // 2)),
+        "predicate": pa.array(list(PREDICATES), pa.string()).take(pa.array(predicate[keep] // 2)),
         "object": _taken(ends.names, object_[keep]),
         "raw_predicate": _taken(raw, keep),
         "source": pa.repeat("annotated", len(keep)) if sources is None else pa.array(sources, pa.string()).take(pa.array(keep)),
@@ -283,7 +282,12 @@ def geometric_relations(params: Geometric, objects: pa.Table, boxes: NDArray) ->
     classes, exchange = geometric_relation(boxes[s], boxes[o])
     s, o = np.where(exchange, o, s), np.where(exchange, s, o)
     names = np.array(objects["name"].to_pylist(), dtype=object)
-    good = (size > 1) & (names[s] != names[o]) & np.isin(classes, params.classes) & (boxes[s] != boxes[o]).any(axis=1)
+    good = (
+        (size > 1)
+        & (names[s] != names[o])
+        & np.isin(classes, [name for name in params.classes if name in PREDICATE_INDEX])
+        & (boxes[s] != boxes[o]).any(axis=1)
+    )
     rows = np.flatnonzero(good)
     rows = rows[np.lexsort([rank[rows], first[rows]])]
     _, begin, many = np.unique(first[rows], return_index=True, return_counts=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sgpipe.graph_encoder.batches import GraphEncoding, Names, batch_graphs
 from sgpipe.graph_encoder.checkpoints import Encoder
-from sgpipe.graphs.negatives import DEFAULT_CONFUSIONS, replacements
+from sgpipe.graphs.negatives import default_confusions, replacements
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import INVERSE, PREDICATES, SYMMETRIC
 
@@ -67,7 +67,7 @@ def hard_negatives(graph: SceneGraph, rng: np.random.Generator) -> tuple[SceneGr
         before, after = graph.triples[:row], graph.triples[row + 1 :]
         if swapped is None and predicate not in SYMMETRIC and (object_, predicate, subject) not in stated:
             swapped = SceneGraph(graph.objects, (*before, (object_, predicate, subject), *after))
-        options = [name for name, _ in replacements(predicate, DEFAULT_CONFUSIONS, held)]
+        options = [name for name, _ in replacements(predicate, default_confusions(), held)]
         if predicate in INVERSE:
             options = [INVERSE[predicate]] if INVERSE[predicate] not in held else []
         if replaced is None and options:

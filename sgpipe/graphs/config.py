@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
 
@@ -59,7 +59,9 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
     ] = SUPPORTED
     train: Annotated[int, Meta(ge=0, description="train triples, a multiple of the number of classes")] = 800
     val: Annotated[int, Meta(ge=0, description="val triples, a multiple of the number of classes")] = 160
-    map_predicates: Annotated[tuple[str, ...], Meta(description="classes of the triples for the maps")] = PREDICATES
+    map_predicates: Annotated[tuple[str, ...], Meta(description="classes of the triples for the maps")] = field(
+        default_factory=lambda: tuple(PREDICATES)
+    )
     maps_per_class: Annotated[int, Meta(ge=0, description="triples for the maps, of each class")] = 700
     graph: Annotated[GraphSize, Meta(description="triples per scene graph of the train triples and of those for the maps")] = (
         GraphSize()

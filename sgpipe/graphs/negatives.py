@@ -9,7 +9,6 @@ the same two names.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
 
 import msgspec
 import numpy as np
@@ -25,7 +24,12 @@ from sgpipe.runs.hashing import fraction
 
 Confusions = Mapping[str, Mapping[str, float]]
 
-DEFAULT_CONFUSIONS: Final[Confusions] = {name: relation.confusions for name, relation in RELATIONS.items() if relation.confusions}
+
+def default_confusions() -> Confusions:
+    """Near classes by meaning, as the list of classes states them."""
+    return {name: relation.confusions for name, relation in RELATIONS.items() if relation.confusions}
+
+
 """Used until the probes' confusions are known: near classes by meaning, weighted by hand. Not a measurement."""
 
 
@@ -52,7 +56,7 @@ def replacements(predicate: str, confusions: Confusions, true: frozenset[str]) -
     A table's row that leaves nothing is followed by the built-in table, then by all other classes with equal weights.
     """
     held = (predicate, *true)
-    for row in (confusions.get(predicate, {}), DEFAULT_CONFUSIONS.get(predicate, {}), dict.fromkeys(PREDICATES, 1.0)):
+    for row in (confusions.get(predicate, {}), default_confusions().get(predicate, {}), dict.fromkeys(PREDICATES, 1.0)):
         allowed = [each for each in row.items() if each[1] > 0 and not any(may_hold(each[0], other) for other in held)]
         if allowed:
             return sorted(allowed, key=lambda item: (-item[1], PREDICATE_INDEX[item[0]]))
@@ -61,10 +65,10 @@ def replacements(predicate: str, confusions: Confusions, true: frozenset[str]) -
 
 def contradiction(subject: str, predicate: str, object_: str) -> tuple[str, str, str]:
     """What stands against a triple that is not turned itself: its swap for a directional class, else the class most like it that
-    cannot hold beside it (`DEFAULT_CONFUSIONS`)."""
+    cannot hold beside it (`default_confusions`)."""
     if predicate in DIRECTIONAL:
         return object_, predicate, subject
-    return subject, replacements(predicate, DEFAULT_CONFUSIONS, frozenset())[0][0], object_
+    return subject, replacements(predicate, default_confusions(), frozenset())[0][0], object_
 
 
 def stated(relations: Iterable[tuple[int, str, str, str]]) -> dict[tuple[int, str, str], set[str]]:
@@ -80,7 +84,7 @@ def stated(relations: Iterable[tuple[int, str, str, str]]) -> dict[tuple[int, st
 
 def negatives(triples: pa.Table, relations: pa.Table, params: Negatives) -> pa.Table:
     """One negative per triple, in the order of `triples`; `relations` are all canonical relations of their images."""
-    confusions = DEFAULT_CONFUSIONS if params.confusions is None else read_confusions(Path(params.confusions))
+    confusions = default_confusions() if params.confusions is None else read_confusions(Path(params.confusions))
     columns = ("image_id", "subject", "object", "predicate")
     held = stated(zip(*(relations[name].to_pylist() for name in columns), strict=True))
     draws = fraction(params.seed, "negatives", triples["image_id"].to_numpy(), triples["relationship_id"].to_numpy())

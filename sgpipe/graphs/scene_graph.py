@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -27,7 +27,10 @@ Triple = tuple[int, str, int]
 Box = tuple[float, float, float, float]
 """x, y, w, h as fractions of the image, origin at the top left."""
 
-_PHRASES: Final = {phrase(name): name for name in PREDICATES}
+
+def _class_of(words: str) -> str:
+    """The class that has this phrase, else the words themselves."""
+    return next((name for name in PREDICATES if phrase(name) == words), words)
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
@@ -179,7 +182,7 @@ def parse_graph(text: str, predicates: Collection[str] = PREDICATES) -> SceneGra
                 f'two of a name need JSON: {{"objects": [...], "triples": [[0, "{predicate}", 1]]}}'
             )
         ends = [numbers.setdefault(name, len(numbers)) for name in (subject, object_)]
-        triples.append((ends[0], _PHRASES.get(predicate, predicate), ends[1]))
+        triples.append((ends[0], _class_of(predicate), ends[1]))
     graph = SceneGraph(tuple(numbers), tuple(triples))
     graph.check_predicates(predicates)
     return graph
@@ -213,7 +216,7 @@ def _from_json(text: bytes, where: str, predicates: Collection[str]) -> SceneGra
     triples = [(s, plain_name(p), o) for s, p, o in written.triples]
     try:
         graph = SceneGraph(
-            tuple(map(plain_name, written.objects)), tuple((s, _PHRASES.get(p, p), o) for s, p, o in triples), tuple(written.boxes)
+            tuple(map(plain_name, written.objects)), tuple((s, _class_of(p), o) for s, p, o in triples), tuple(written.boxes)
         )
         graph.check_predicates(predicates)
     except DataError as error:

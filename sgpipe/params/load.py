@@ -19,6 +19,7 @@ from sgpipe.errors import ParamsError
 from sgpipe.params.blocks import Blocks, LayerGroup
 from sgpipe.params.check import check
 from sgpipe.params.moved import refuse_moved
+from sgpipe.relations.predicates import use_relations
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -227,7 +228,11 @@ def read_sections(path: Path, needed: Iterable[str]) -> dict[str, Any]:
             raise ParamsError(f"{path}: {given}: unknown section{_close(str(given), list(SECTIONS))}")
     if missing := [name for name in needed if name not in raw]:
         raise ParamsError(f"{path}: sections missing: {', '.join(missing)}; `git checkout {path}` restores the default")
-    found: dict[str, Any] = {name: decode(name, raw[name], section_type(name), str(path)) for name in SECTIONS if name in raw}
+    found: dict[str, Any] = {}
+    for name in (name for name in SECTIONS if name in raw):
+        found[name] = decode(name, raw[name], section_type(name), str(path))
+        if name == "data":  # the sections after it name relation classes
+            use_relations(found[name].relations)
     check(found, str(path))
     return found
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from sgpipe.errors import DataError
-from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
+from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES, own_relations
 
 _ENDS = string.punctuation + string.whitespace
 _ARTICLES = frozenset(("a", "an", "the"))
@@ -82,7 +82,12 @@ class Meaning:
 
 
 def read_table() -> tuple[dict[str, Meaning], frozenset[str]]:
-    """The alias table and the words that may be dropped. Raises `DataError` naming a line that cannot be used."""
+    """The alias table and the words that may be dropped. Raises `DataError` naming a line that cannot be used.
+
+    With own classes in force their names, phrases and aliases come first, and of the table the lines of classes that bear a name
+    of theirs.
+    """
+    own = own_relations()
     path = files("sgpipe.relations").joinpath("predicate_aliases.tsv")
     table: dict[str, Meaning] = {}
     dropped: set[str] = set()
@@ -102,9 +107,14 @@ def read_table() -> tuple[dict[str, Meaning], frozenset[str]]:
             table[alias] = Meaning(name, inverse=True)
         elif kind == "reject" and name:
             table[alias] = Meaning(None, reason=f"predicate: {name}")
+        elif own and kind != "reject":
+            continue
         else:
             valid = f"a class ({', '.join(PREDICATES)}), `inverse <class>`, `reject <name>` or `drop`"
             raise DataError(f"predicate_aliases.tsv: line {number}: {alias!r} has the meaning {meaning!r}; valid: {valid}")
+    for each, relation in own.items():
+        for text in (each, relation.phrase or each, *relation.aliases):
+            table[" ".join(text.lower().split())] = Meaning(each)
     return table, frozenset(dropped)
 
 

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import CodeError
+from sgpipe.params.load import PARAMS, UNUSED, read_yaml
 from sgpipe.runs.atomic import write_json
 from sgpipe.runs.closure import import_closure, source_at
 
 FOLDER = Path("outputs/code")
 LOCK = "requirements.lock"
+RELATIONS = "sgpipe/relations/predicates.py"
+"""A stage that runs this reads the file of own relation classes, where there is one."""
 AROUND = frozenset({"dvc", "filelock", "mlflow", "rich", "tqdm", "typer"})
 """Libraries that start, lock or show a run and touch none of its numbers: an upgrade of these reruns nothing."""
 COMPANIONS = {
@@ -105,7 +108,17 @@ def code_of(module: str, root: Path) -> Code:
         except FileNotFoundError:
             raise CodeError(f"{name} went away while it was read; run the same command again") from None
         modules[name] = digest[:16]
+    if RELATIONS in modules and (own := own_classes(root)) is not None:
+        modules[str(own)] = hashlib.sha256((root / own).read_bytes()).hexdigest()[:16]
     return Code(modules, _libraries(closure.foreign, pinned(root)))
+
+
+def own_classes(root: Path) -> Path | None:
+    """The file of own relation classes that params.yaml in `root` names and that is there."""
+    path = root / PARAMS
+    named = read_yaml(path).get("data") if path.is_file() else None
+    own = named.get("relations") if isinstance(named, dict) else None
+    return Path(own) if isinstance(own, str) and not own.startswith(UNUSED) and (root / own).is_file() else None
 
 
 def installed(names: Iterable[str]) -> dict[str, str | None]:

@@ -76,7 +76,7 @@ class Probe:
 
     logits: Callable[[Tensor, Tensor], Tensor]
     kinds: tuple[str, ...] = ("saliency",)
-    classes: tuple[str, ...] = PREDICATES
+    classes: Sequence[str] = PREDICATES
     side: int | None = None
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from PIL import Image
 
+from benchmarks._data_sets import compressed
 from sgpipe.datasets.base import DataSet
 from sgpipe.datasets.canonicalize import open_data_set
 from sgpipe.datasets.config import Data
@@ -20,18 +22,22 @@ NAMES = ("cat", "dog", "man", "bus")
 @dataclass(frozen=True)
 class Kind:
     """A data set's files by name, as JSON values; `records` gives what may be damaged of a file: a list or an object of records;
-    `text` is a string in one of them.
+    `text` is a string in one of them; `files_beside` are images that it reads, by name and size.
     """
 
     name: str
     files: Callable[[int], dict[str, Any]]
     records: Callable[[Any], Any] = lambda value: value
     text: str = "cat"
+    files_beside: Callable[[int], dict[str, tuple[int, int]]] = lambda count: {}
 
     def write(self, root: Path, files: dict[str, Any]) -> Path:
         for name, value in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(value if isinstance(value, bytes) else msgspec.json.encode(value))
+        for name, size in self.files_beside(20).items():
+            if not (root / name).is_file():
+                Image.new("RGB", size).save(root / name)
         return root
 
     def open(self, root: Path) -> DataSet:
@@ -56,18 +62,6 @@ def _gqa(count: int) -> dict[str, Any]:
         graphs[str(image)] = {"width": 640, "height": 480, "objects": objects}
     halves = list(graphs.items())
     return {"train_sceneGraphs.json": dict(halves[: count // 2]), "val_sceneGraphs.json": dict(halves[count // 2 :])}
-
-
-def compressed(counts: list[int]) -> str:
-    """Run lengths as COCO's text."""
-    text = ""
-    for n, count in enumerate(counts):
-        value, more = count - (counts[n - 2] if n > 2 else 0), True
-        while more:
-            low, value = value & 31, value >> 5
-            more = value != (-1 if low & 16 else 0)
-            text += chr(48 + low + 32 * more)
-    return text
 
 
 def rectangle(x: int, y: int, w: int, h: int, width: int, height: int) -> list[int]:
@@ -100,11 +94,24 @@ def _coco_stuff(count: int) -> dict[str, Any]:
     }
 
 
+def _folder(count: int) -> dict[str, Any]:
+    draw, records = np.random.default_rng(0), []
+    for image in range(1, count + 1):
+        objects = []
+        for n in range(3):
+            x, y, w, h = draw.integers(0, 30, 4).tolist()
+            objects.append({"name": NAMES[(image + n) % 4], "box": [x, y, w + 1, h + 1], "attributes": ["red"]})
+        said = [[n, WORDS[(image + n) % 5], (n + 1) % 3] for n in range(3)]
+        records.append({"image": f"{image:03}.png", "objects": objects, "relations": said})
+    return {"graphs.json": records}
+
+
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("visual_genome", _visual_genome),
         Kind("gqa", _gqa),
         Kind("coco_stuff", _coco_stuff, lambda value: value["annotations"], "http://images/000000000001.jpg"),
+        Kind("folder", _folder, files_beside=lambda count: {f"{n:03}.png": (64, 48) for n in range(1, count + 1)}),
     )
 }

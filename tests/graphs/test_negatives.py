@@ -9,7 +9,7 @@ import pytest
 
 from sgpipe.errors import DataError
 from sgpipe.graphs.config import Negatives
-from sgpipe.graphs.negatives import DEFAULT_CONFUSIONS, negatives, read_confusions, replacements, stated
+from sgpipe.graphs.negatives import default_confusions, negatives, read_confusions, replacements, stated
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC, may_hold, relational_prompt
 from tests.tiny import graph_columns
@@ -70,10 +70,10 @@ def test_the_first_triple_of_a_graph_is_turned_and_the_others_stay() -> None:
 
 
 def test_the_built_in_table_covers_what_is_not_directional_and_holds_no_true_classes() -> None:
-    assert set(DEFAULT_CONFUSIONS) == set(PREDICATES) - DIRECTIONAL
-    for predicate in DEFAULT_CONFUSIONS:
-        assert replacements(predicate, DEFAULT_CONFUSIONS, NONE)
-        assert not any(may_hold(name, predicate) for name in DEFAULT_CONFUSIONS[predicate]), predicate
+    assert set(default_confusions()) == set(PREDICATES) - DIRECTIONAL
+    for predicate in default_confusions():
+        assert replacements(predicate, default_confusions(), NONE)
+        assert not any(may_hold(name, predicate) for name in default_confusions()[predicate]), predicate
 
 
 def test_what_the_image_says_as_well_is_no_negative() -> None:

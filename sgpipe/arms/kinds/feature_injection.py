@@ -64,7 +64,7 @@ class FeatureInjection(External):
 
     @classmethod
     def resolve(cls, key: str, options: FeatureOptions, sections: Sections) -> FeatureSettings:
-        """The options; guidance is that of `train`. Raises `ParamsError` for a training seed, triples or a rate, and without blocks."""
+        """The options; guidance is that of `train`. Raises `ParamsError` for a seed, triples or a rate, and without blocks."""
         for name in ("seed", "triples", "learning_rate"):
             if (value := getattr(options, name)) is not None:
                 raise ParamsError(f"{key}.{name}: got {value}; kind feature_injection trains nothing; leave it out")
