@@ -1,5 +1,6 @@
 """The `sgpipe` command. Heavy modules are imported by the commands that need them."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -120,11 +121,15 @@ def dag_command() -> None:
 
 
 @state_app.command("list")
-def state_list() -> None:
+def state_list(as_json: Annotated[bool, typer.Option("--json", help="print them as JSON")] = False) -> None:
     """List the working states of stages that did not end: their age, size and whether one is running."""
     from sgpipe.runs.garbage import describe, states
 
-    for state in states(Path()):
+    found = states(Path())
+    if as_json:
+        shown = [{"folder": str(each.folder), "bytes": each.size, "seconds": each.age, "running": each.running} for each in found]
+        return print(json.dumps(shown))
+    for state in found:
         print(describe(state))
 
 
