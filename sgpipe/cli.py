@@ -15,6 +15,7 @@ from sgpipe.fetch.cli import app as fetch_app
 from sgpipe.report.adapter_cli import app as adapter_app
 from sgpipe.report.cli import app as report_app
 from sgpipe.report.maps_cli import maps
+from sgpipe.report.study_cli import study
 from sgpipe.runs.command import call
 from sgpipe.sgdiff.cli import app as sgdiff_app
 
@@ -43,6 +44,7 @@ app.add_typer(sgdiff_app, name="sgdiff")
 app.command("doctor")(doctor)
 app.command("generate")(generate)
 app.command("maps")(maps)
+app.command("study")(study)
 
 ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]
 
