@@ -1,5 +1,6 @@
 """The `sgpipe` command. Heavy modules are imported by the commands that need them."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from sgpipe.playground.cli import playground
 from sgpipe.report.adapter_cli import app as adapter_app
 from sgpipe.report.cli import app as report_app
 from sgpipe.report.maps_cli import maps
+from sgpipe.report.study_cli import study
 from sgpipe.runs.command import call
 from sgpipe.sgdiff.cli import app as sgdiff_app
 
@@ -49,6 +51,7 @@ app.command("playground")(playground)
 app.command("compose")(compose)
 app.command("maps")(maps)
 app.command("localise")(localise)
+app.command("study")(study)
 
 ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]
 
@@ -127,11 +130,15 @@ def dag_command() -> None:
 
 
 @state_app.command("list")
-def state_list() -> None:
+def state_list(as_json: Annotated[bool, typer.Option("--json", help="print them as JSON")] = False) -> None:
     """List the working states of stages that did not end: their age, size and whether one is running."""
     from sgpipe.runs.garbage import describe, states
 
-    for state in states(Path()):
+    found = states(Path())
+    if as_json:
+        shown = [{"folder": str(each.folder), "bytes": each.size, "seconds": each.age, "running": each.running} for each in found]
+        return print(json.dumps(shown))
+    for state in found:
         print(describe(state))
 
 

@@ -1,5 +1,6 @@
 """`sgpipe doctor`: what is missing before a long run, and what memory it will need."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ def doctor(
     batch_size: Annotated[int | None, typer.Option(min=1, help="triples per forward, instead of train.batch_size")] = None,
     gpu: Annotated[list[float] | None, typer.Option(help="GPU sizes to plan for, GiB")] = None,
     memory: Annotated[bool, typer.Option(help="plan the memory (a dry run; ~15 s at full size)")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print the findings alone, as JSON")] = False,
 ) -> None:
     """Say what a run would miss: data, weights, memory, disk, GPU, packages, DVC. Ends with 1 if something is missing.
 
@@ -34,7 +36,7 @@ def doctor(
     from sgpipe.params.blocks import Blocks
     from sgpipe.params.show import load_all
 
-    console, root, sections = Console(), params.parent, load_all(params)
+    console, root, sections = Console(stderr=as_json), params.parent, load_all(params)
     backbone, data = sections["backbone"], root / sections["data"].root
     placed = replace(sections["data"], root=str(data))
     device, found = sections["compute"].device, machine.gpus()
@@ -75,8 +77,15 @@ def doctor(
         *machine.check_quantisation(backbone, device in ("auto", "cuda") and bool(found)),
         *unplanned,
     ]
-    show(dict.fromkeys(findings), console)
-    if need is not None:
+    if as_json:
+        named = [
+            {"level": each.level.value, "area": each.area, "what": each.what, "remedy": each.remedy}
+            for each in dict.fromkeys(findings)
+        ]
+        print(json.dumps(named, indent=1, ensure_ascii=False))
+    else:
+        show(dict.fromkeys(findings), console)
+    if need is not None and not as_json:
         single = f" and single blocks {lora.single_blocks}" if lora.single_blocks.indices else ""
         console.print(
             f"{planned}: {need.sizes['transformer'].total:,} parameters in the transformer, {need.lora:,} in LoRA of rank "

@@ -258,6 +258,8 @@ def test_command(data, pipeline, tmp_path, repo_root, monkeypatch):
     result = CliRunner().invoke(app, [*words, "--no-memory"])
     assert "LoRA training" not in result.output
     assert result.exit_code == 1 and "missing" in result.output and "weights.bin" in result.output
+    read = json.loads(CliRunner().invoke(app, [*words, "--no-memory", "--json"]).stdout)
+    assert {each["level"] for each in read} >= {"ok", "missing"} and set(read[0]) == {"level", "area", "what", "remedy"}
     (tmp_path / "weights.bin").write_bytes(b"four")
 
     def output(*more: str) -> str:
