@@ -35,7 +35,7 @@ MarkPlace = Callable[[Size, Size, Offset], Box]
 
 @dataclass(frozen=True)
 class Row:
-    """One class: `front` is drawn last, `facing` says who looks to the object's side, with `sides` the mirror image is drawn, too."""
+    """One class: `front` comes last, `facing` says who looks to its side, with `sides` its mirror image is drawn, too."""
 
     subjects: tuple[str, ...]
     objects: tuple[str, ...]
@@ -85,7 +85,7 @@ def _behind_object(size: Size, other: Size, offset: Offset) -> Box:
 
 
 def _under_feet(size: Size, other: Size, offset: Offset) -> Box:
-    return 0, size[1], size[0], 1
+    return (size[0] - 2) // 2, size[1], 2, 1
 
 
 def _over_feet(size: Size, other: Size, offset: Offset) -> Box:
@@ -101,15 +101,15 @@ def _over_seam(size: Size, other: Size, offset: Offset) -> Box:
 
 
 def _down_gap(size: Size, other: Size, offset: Offset) -> Box:
-    return size[0] // 2, offset[1] + other[1], 1, max(1, -offset[1] - other[1])
+    return size[0] // 2, offset[1] + other[1], 1, -offset[1] - other[1]
 
 
 def _low_across_gap(size: Size, other: Size, offset: Offset) -> Box:
-    return size[0], size[1] - 2, max(1, offset[0] - size[0]), 1
+    return size[0], size[1] - 2, offset[0] - size[0], 1
 
 
 def _high_across_gap(size: Size, other: Size, offset: Offset) -> Box:
-    return size[0], max(0, offset[1]), max(1, offset[0] - size[0]), 1
+    return size[0], max(0, offset[1]), offset[0] - size[0], 1
 
 
 def _act(
@@ -174,6 +174,15 @@ def _mirrored(box: Box, width: int) -> Box:
     return width - box[0] - box[2], box[1], box[2], box[3]
 
 
+def mark_at(subject: str, predicate: str, object_: str, offset: Offset, left: bool) -> Box:
+    """The mark's box relative to the subject's corner, for any offset of the object's; `left` asks for the mirror image's."""
+    row, size, other = _ROWS[predicate], size_of(subject), size_of(object_)
+    assert row.mark is not None
+    if not left:
+        return row.mark(size, other, offset)
+    return _mirrored(row.mark(size, other, (size[0] - offset[0] - other[0], offset[1])), size[0])
+
+
 _FACING = {"none": (None, None), "subject": ("right", None), "both": ("right", "right"), "away": ("left", None)}
 _OTHER = {"right": "left", "left": "right", None: None}
 
@@ -190,11 +199,10 @@ def layouts(subject: str, predicate: str, object_: str) -> tuple[tuple[Layout, .
     for left in (False, True) if row.sides else (False,):
         way = []
         for dx, dy in row.offsets(s, o):
-            mark = None if row.mark is None else row.mark(size, other, (dx, dy))
             facing = _FACING[row.facing]
             if left:
-                mark = None if mark is None else _mirrored(mark, size[0])
                 dx, facing = size[0] - dx - other[0], (_OTHER[facing[0]], _OTHER[facing[1]])
+            mark = None if row.mark is None else mark_at(s, p, o, (dx, dy), left)
             if p == predicate:
                 way.append(Layout(dx, dy, left, mark, row.front, *facing))
             else:

@@ -157,3 +157,10 @@ def load(s: str, o: str) -> list[Offset]:
 def hanging(s: str, o: str) -> list[Offset]:
     (sw, _), (ow, oh) = size_of(s), size_of(o)
     return [(_middle(sw, ow), -oh - gap) for gap in (2, 3)]
+
+
+def shared_area(a: Box, b: Box) -> int:
+    """Area that two boxes share."""
+    across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    return max(0, across) * max(0, down)

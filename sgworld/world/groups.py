@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgworld.world.classes import Layout, layouts, open_triples, plausible, straight, unmarked_holds
-from sgworld.world.geometry import Box
+from sgworld.world.geometry import Box, shared_area
 from sgworld.world.held_out import held_out
 from sgworld.world.reading import reads_as_meant, stray_mark
 from sgworld.world.specification import CLASS, DISTANCE, ROLE, WAY, Mark, Triple
@@ -87,12 +87,6 @@ def nearest_first(u: float, count: int) -> list[int]:
     return sorted(range(count), key=lambda index: abs(index - chosen + 0.1))
 
 
-def _overlap(a: Box, b: Box) -> int:
-    across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    return max(0, across) * max(0, down)
-
-
 def _cells(a: Box, b: Box) -> list[tuple[int, int]]:
     """Cells that two boxes share."""
     columns = range(max(a[0], b[0]), min(a[0] + a[2], b[0] + b[2]))
@@ -105,7 +99,7 @@ def _visible(group: Group) -> bool:
     for place, name in enumerate(group.order):
         box = group.boxes[name]
         above = [group.boxes[other] for other in group.order[place + 1 :]] + marks
-        over = [other for other in above if _overlap(box, other)]
+        over = [other for other in above if shared_area(box, other)]
         if over and len(set(chain.from_iterable(_cells(box, other) for other in over))) > COVERED * box[2] * box[3]:
             return False
     return True
@@ -131,14 +125,14 @@ def _attached(group: Group, triple: Triple, layout: Layout) -> Group | None:
         if group.boxes and not all(fits(strangers(box[2:], size_of(new)), box, ends[new]) for _, box in others):
             return None
         for mark in group.marks:
-            if _overlap((mark.x, mark.y, mark.w, mark.h), ends[new]):
+            if shared_area((mark.x, mark.y, mark.w, mark.h), ends[new]):
                 return None
     marks = group.marks
     if layout.mark is not None:
         x, y, w, h = layout.mark
         mark = Mark(triple[1], sx + x, sy + y, w, h, layout.left)
         rect = (mark.x, mark.y, w, h)
-        if any(_overlap(rect, box) for _, box in others) or any(_overlap(rect, (m.x, m.y, m.w, m.h)) for m in marks):
+        if any(shared_area(rect, box) for _, box in others) or any(shared_area(rect, (m.x, m.y, m.w, m.h)) for m in marks):
             return None
         marks = (*marks, mark)
     front, back = (subject, object_) if layout.front == "subject" else (object_, subject)

@@ -5,7 +5,7 @@ from functools import cache
 from itertools import permutations
 
 from sgpipe.relations.predicates import INVERSE, SYMMETRIC
-from sgworld.world.classes import UNMARKED, layouts, straight, unmarked_holds
+from sgworld.world.classes import UNMARKED, layouts, mark_at, straight, unmarked_holds
 from sgworld.world.geometry import Box
 from sgworld.world.specification import Mark, Triple
 
@@ -18,14 +18,16 @@ Named = tuple[str, Box]
 def expected_marks(subject: str, kind: str, object_: str, dx: int, dy: int) -> tuple[tuple[int, Mark], ...]:
     """Marks of a class at an offset of its object's corner, relative to the subject's, each with the distance to what is drawn.
 
-    Empty where the offset is more than `REACH` cells from every drawn one.
+    Empty where the offset is more than `REACH` cells from every drawn one. The marks are those of that offset itself: a rope is as
+    long as the gap, and a gap of less than two cells has none.
     """
     found: dict[Mark, int] = {}
     for way in layouts(subject, kind, object_):
-        near = min(way, key=lambda layout: max(abs(layout.dx - dx), abs(layout.dy - dy)))
-        distance = max(abs(near.dx - dx), abs(near.dy - dy))
-        if near.mark is not None and distance <= REACH:
-            found[Mark(kind, *near.mark, near.left)] = distance
+        distance, near = min(((max(abs(each.dx - dx), abs(each.dy - dy)), each) for each in way), key=lambda each: each[0])
+        if distance <= REACH:
+            x, y, w, h = mark_at(subject, kind, object_, (dx, dy), near.left)
+            if w * h >= 2:
+                found[Mark(kind, x, y, w, h, near.left)] = distance
     return tuple((distance, mark) for mark, distance in found.items())
 
 

@@ -45,6 +45,18 @@ class _ScaledPen(Pen):
         return np.asarray(small.convert("RGBA"))
 
 
+def _outlined_sheep(p: Pen) -> None:
+    """A sheep whose wool has a dark outline: pale wool alone is hard to tell from a pale background."""
+    wool, line, face = (252, 250, 240), (96, 90, 110), (70, 62, 66)
+    for x in (4.5, 8, 12, 15):
+        p.box(x, 12, 2.4, 6, face, 0.8)
+    for grown, fill in ((1.5, line), (0.0, wool)):
+        for x, y in ((2.4, 4), (6, 2.6), (10.5, 2.6), (13, 5), (4, 7), (8, 7.4), (11.5, 7)):
+            p.oval(x - grown, y - grown, 6.5 + 2 * grown, 6.5 + 2 * grown, fill)
+    p.oval(15, 1.4, 8, 9.6, face)
+    p.oval(18.6, 4, 2, 2, (255, 255, 255))
+
+
 def size_of(name: str) -> tuple[int, int]:
     """Width and height of an object, cells. Raises `DataError` for a name that the world does not have."""
     if name not in SIZES:
@@ -58,7 +70,7 @@ def sprite(name: str, facing: str) -> Pixels:
     w, h = size_of(name)
     pictogram = PICTOGRAMS[name]
     pen = _ScaledPen(*pictogram.size)
-    pictogram.draw(pen)
+    (_outlined_sheep if name == "sheep" else pictogram.draw)(pen)
     pixels = pen.resized(w * CELL, h * CELL)
     return np.ascontiguousarray(pixels[:, ::-1]) if facing == "left" else pixels
 
