@@ -81,9 +81,15 @@ def _one_of(rng: np.random.Generator, weights: NDArray[np.float64]) -> int:
     return int(np.searchsorted(total, rng.random() * total[-1], side="right"))
 
 
-def _triples(rng: np.random.Generator, objects: int, loose: int) -> tuple[list[str], list[Triple]]:
+def _of_class(rng: np.random.Generator, predicate: str) -> Triple:
+    pairs, share, shares = class_shares()
+    subject, object_ = pairs[_one_of(rng, share * shares[:, PREDICATES.index(predicate)])]
+    return subject, predicate, object_
+
+
+def _triples(rng: np.random.Generator, objects: int, loose: int, predicate: str | None = None) -> tuple[list[str], list[Triple]]:
     """Names and triples of a scene, which may not fit one image; `loose` of the names are in no triple."""
-    triples = [sample_triple(rng)]
+    triples = [sample_triple(rng) if predicate is None else _of_class(rng, predicate)]
     names = [triples[0][0], triples[0][2]]
     while len(names) < objects:
         left = objects - len(names)
@@ -148,3 +154,17 @@ def sample_caption(
         except DataError:
             continue
     raise DataError(f"no caption of {objects or '2 to 4'} objects with {held or 'nothing'} held out was found in 10,000 draws")
+
+
+def sample_of_class(rng: np.random.Generator, predicate: str, objects: int | None = None) -> Caption:
+    """A relational caption that has a class among its relations, whatever is held out."""
+    count = objects or int(rng.choice(len(OBJECTS), p=OBJECTS)) + 2
+    loose = int(rng.binomial(count - 2, LOOSE))
+    while True:
+        names, triples = _triples(rng, count, loose, predicate)
+        try:
+            caption = Caption(tuple(names), tuple(triples))
+            compose(caption, rng.random(SLOTS))
+            return caption
+        except DataError:
+            continue
