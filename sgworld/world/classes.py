@@ -92,8 +92,8 @@ def _over_feet(size: Size, other: Size, offset: Offset) -> Box:
     return 0, size[1] - 1, size[0], 1
 
 
-def _under_object(size: Size, other: Size, offset: Offset) -> Box:
-    return offset[0] + (other[0] - 2) // 2, offset[1] + other[1], 2, 1
+def _on_hem(size: Size, other: Size, offset: Offset) -> Box:
+    return offset[0] + (other[0] - 2) // 2, offset[1] + other[1] - 1, 2, 1
 
 
 def _over_seam(size: Size, other: Size, offset: Offset) -> Box:
@@ -141,7 +141,7 @@ _ROWS: dict[str, Row] = {
     "holding": _act((*SMALL, "cat", "bird", "dog"), at.reached(0.5), _at_grip, front="object"),
     "eating": _act(FOOD, at.reached(0.3), _below_far_end, front="object"),
     "drinking": _act(VESSELS, at.reached(0.3), _over_far_end, front="object"),
-    "wearing": _act(CLOTHES, at.worn, _under_object, front="object"),
+    "wearing": _act(CLOTHES, at.worn, _on_hem, front="object"),
     "using": _act((*SMALL, "bike", "table", "chair", "bed"), at.beside(0, 1), _over_object),
     "playing with": _act((*SMALL, *LITTLE_ANIMALS, "bike"), at.beside(1, 2), _over_object),
     "looking at": _act(NAMES, at.beside(2, 3), _high_across_gap),

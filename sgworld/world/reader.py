@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 
 from sgpipe.errors import DataError
-from sgworld.world.classes import MARKED
+from sgworld.world.classes import MARKED, plausible
 from sgworld.world.geometry import Box, shared_area
 from sgworld.world.matching import Canvas, Found, find
 from sgworld.world.reading import expected_marks, unmarked_triple
@@ -46,10 +46,8 @@ def _marked(objects: list[Found], canvas: Canvas) -> list[tuple[int, str, int]]:
     """Triples of marks, clearest first: a pair has one mark, and where one stands no other does."""
     options = []
     for (s, subject), (o, object_) in permutations(enumerate(objects), 2):
-        if subject.name == object_.name:
-            continue
         dx, dy = round((object_.x - subject.x) / CELL), round((object_.y - subject.y) / CELL)
-        for kind in MARKED:
+        for kind in (each for each in MARKED if plausible(subject.name, each, object_.name)):
             for far, mark in expected_marks(subject.name, kind, object_.name, dx, dy):
                 x, y, w, h = subject.x + CELL * mark.x, subject.y + CELL * mark.y, CELL * mark.w, CELL * mark.h
                 clear = canvas.mark(kind, mark.w, mark.h, mark.mirrored, x, y)

@@ -5,7 +5,7 @@ from functools import cache
 from itertools import permutations
 
 from sgpipe.relations.predicates import INVERSE, SYMMETRIC
-from sgworld.world.classes import UNMARKED, layouts, mark_at, straight, unmarked_holds
+from sgworld.world.classes import UNMARKED, layouts, mark_at, plausible, straight, unmarked_holds
 from sgworld.world.geometry import Box
 from sgworld.world.specification import Mark, Triple
 
@@ -46,13 +46,13 @@ def unmarked_triple(first: Named, second: Named) -> tuple[bool, str] | None:
 
 
 def stray_mark(boxes: Mapping[str, Box], triples: Sequence[Triple], marks: Sequence[Mark]) -> bool:
-    """Whether a mark stands where it could as well belong to two objects that no triple joins."""
-    related = {frozenset((s, o)) for s, _, o in triples}
+    """Whether a mark stands where it could as well belong to two objects that are not related by its class."""
+    meant = {(frozenset((s, o)), p) for s, p, o in triples}
     for subject, object_ in permutations(boxes, 2):
-        if frozenset((subject, object_)) in related:
-            continue
         (x, y, _, _), (ox, oy, _, _) = boxes[subject], boxes[object_]
         for shown in marks:
+            if (frozenset((subject, object_)), shown.kind) in meant or not plausible(subject, shown.kind, object_):
+                continue
             for _, mark in expected_marks(subject, shown.kind, object_, ox - x, oy - y):
                 if max(abs(mark.x + x - shown.x), abs(mark.y + y - shown.y)) <= REACH:
                     return True
