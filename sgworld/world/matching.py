@@ -20,7 +20,7 @@ from sgworld.world.sprites import CELL, FACINGS, NAMES, SIDE, Pixels, mark_sprit
 
 SURE, UNSURE = 45.0, 130.0
 """Distance of two colours (Euclidean, 0–255 per channel) up to which a pixel agrees fully, and from which not at all."""
-AGREEMENT, VISIBLE = 0.64, 0.36
+AGREEMENT, VISIBLE = 0.64, 0.33
 """Least share of an object's visible pixels that agree, and least share of its pixels that nothing hides."""
 LEAST = 24.0
 """Least sum of agreement, in pixels that differ from the background as much as can be, that shows an object."""
@@ -64,26 +64,28 @@ class _Bank:
     def __init__(self, templates: Sequence[_Template]) -> None:
         self.templates = tuple(templates)
         height, width = (max(t.alpha.shape[axis] for t in templates) for axis in (0, 1))
-        colour, weight = torch.zeros(len(templates), 3, height, width), torch.zeros(len(templates), 1, height, width)
-        self.inside = torch.zeros(len(templates), SIDE, SIDE, dtype=torch.bool)
+        weight = torch.zeros(len(templates), 1, height, width)
+        colour = torch.zeros(len(templates), 3, height, width)
+        self._inside = torch.zeros(len(templates), SIDE, SIDE, dtype=torch.bool)
         for index, each in enumerate(templates):
             h, w = each.alpha.shape
             weight[index, 0, :h, :w] = torch.from_numpy(each.alpha)
             colour[index, :, :h, :w] = torch.from_numpy(each.colour * each.alpha)
-            self.inside[index, : SIDE - h + 1, : SIDE - w + 1] = True
-        self._colour, self._weight, self._pad = colour, weight, (0, width - 1, 0, height - 1)
-        self._square, self._area = colour.square().sum((1, 2, 3)), weight.sum((1, 2, 3))
+            self._inside[index, : SIDE - h + 1, : SIDE - w + 1] = True
+        self._error = torch.cat([-2 * colour, weight, colour.square().sum(1, keepdim=True)], 1)
+        self._weight, self._area = weight, weight.sum((1, 2, 3))[:, None, None]
+        self._pad = (0, width - 1, 0, height - 1)
 
     @torch.no_grad()
-    def places(self, images: torch.Tensor) -> list[list[tuple[int, int, int]]]:
-        """Of each image `[B, 3, 64, 64]` the places `(template, x, y)` of least error: of each template up to `_PLACES`, in as many
-        cells.
+    def places(self, images: torch.Tensor, free: torch.Tensor) -> list[list[tuple[int, int, int]]]:
+        """Of each image `[B, 3, 64, 64]` the places `(template, x, y)` of least error over pixels that are `free` `[B, 1, 64, 64]`.
+
+        Of each template up to `_PLACES`, in as many cells, at which enough of it is free.
         """
-        padded = F.pad(images, self._pad)
-        cross = F.conv2d(padded, self._colour)
-        energy = F.conv2d(padded.square().sum(1, keepdim=True), self._weight)
-        error = (energy - 2 * cross + self._square[:, None, None]) / self._area[:, None, None]
-        error = error.masked_fill(~self.inside, torch.inf)
+        known = F.pad(torch.cat([images * free, images.square().sum(1, keepdim=True) * free, free], 1), self._pad)
+        visible = F.conv2d(known[:, 4:], self._weight)
+        error = F.conv2d(known, self._error) / visible.clamp(min=1)
+        error = error.masked_fill(~self._inside | (visible < VISIBLE * self._area), torch.inf)
         blocks = error.unflatten(3, (-1, CELL)).unflatten(2, (-1, CELL)).transpose(3, 4).flatten(4).flatten(2, 3)
         values, inside = blocks.min(3)
         values, block = values.topk(_PLACES, largest=False)
@@ -247,9 +249,10 @@ def find(images: Pixels) -> list[tuple[list[Found], Canvas]]:
     """Objects of each image `[B, 64, 64, 3]`, 0–255, what is surest first, and where to look for marks."""
     planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
     tensor = torch.from_numpy(planes)
-    results = []
-    for image, objects, overlays in zip(planes, _objects().places(tensor), _overlays().places(tensor), strict=True):
-        free = np.ones((SIDE, SIDE), np.float32)
-        _hide_overlays(image, overlays, free)
-        results.append((_find_objects(image, objects, free), Canvas(image)))
-    return results
+    free = np.ones((len(planes), 1, SIDE, SIDE), np.float32)
+    for image, overlays, mask in zip(planes, _overlays().places(tensor, torch.from_numpy(free)), free, strict=True):
+        _hide_overlays(image, overlays, mask[0])
+    places = _objects().places(tensor, torch.from_numpy(free))
+    return [
+        (_find_objects(image, objects, mask[0]), Canvas(image)) for image, objects, mask in zip(planes, places, free, strict=True)
+    ]
