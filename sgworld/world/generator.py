@@ -1,9 +1,9 @@
 """Training of the world's FLUX: a rectified flow from the noise that means a scene to that scene.
 
 Three things make it learn in hours on two cores. A noise means one scene (`meaning`). The first blocks are taught to write where
-each object stands into the last features of its name's row, and in half of the samples the later ones are handed the true places there
-(teacher forcing), so that drawing is learned before reading is; the trained model is handed nothing. And a part of each batch is
-led by the model's own Euler steps, as in sampling.
+each object stands into the last features of its name's row, and in half of the samples the later ones are handed the true places
+there (teacher forcing), so that drawing is learned before reading is; the trained model is handed nothing. And a part of each batch
+is led by the model's own Euler steps, as in sampling.
 """
 
 from collections.abc import Sequence
@@ -175,8 +175,8 @@ class Phase:
 
 
 def fit(
-    model: FluxTransformer2DModel, pool: Sequence[Caption], encoders: FluxPipeline, vae: AutoencoderKL, folder: Path, phase: Phase, *,
-    seed: int, compiled: bool = True, average: float = 0.999,
+    model: FluxTransformer2DModel, pool: Sequence[Caption], encoders: FluxPipeline, vae: AutoencoderKL, folder: Path,
+    phase: Phase, *, seed: int, compiled: bool = True, average: float = 0.999,
 ) -> FluxTransformer2DModel:  # fmt: skip
     """Train for a phase from the last checkpoint in `folder`; returns the averaged model.
 

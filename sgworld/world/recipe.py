@@ -22,16 +22,20 @@ TOKENS = 32
 """Of a caption: four relations between four objects take 29."""
 
 
+SHALLOW = (Phase(2_500, READING), Phase(9_000, LEADING, decay=2_000))
+DEEP = Phase(950, LEADING, rate=5e-4, decay=750, forced=0.0)
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training. `shallow` is of six double-stream blocks, `deep` of all 19."""
+    """The numbers of a training. `shallow` phases are of six double-stream blocks, `deep` of all 19."""
 
     captions: int = 60_000
     language_steps: int = 600
     vae_images: int = 24_000
     vae_steps: int = 1_500
-    shallow: tuple[Phase, ...] = (Phase(2_500, READING), Phase(9_000, LEADING, decay=2_000))
-    deep: Phase = Phase(950, LEADING, rate=5e-4, decay=750, forced=0.0)
+    shallow: tuple[Phase, ...] = SHALLOW
+    deep: Phase = DEEP
 
 
 def _said_of(pool: list[Caption]) -> Callable[[np.random.Generator], str]:
