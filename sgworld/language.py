@@ -5,7 +5,7 @@ vector names the words of the caption. Neither task says who is subject and who 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,17 +34,17 @@ def words() -> list[str]:
     return sorted(set(text.split()))
 
 
-def t5_tokenizer() -> T5Tokenizer:
-    """Unigram tokenizer whose pieces are the language's words, and single letters for anything else."""
+def t5_tokenizer(tokens: int = TOKENS, marks: str = "") -> T5Tokenizer:
+    """Unigram tokenizer whose pieces are the language's words, punctuation `marks`, and single letters for anything else."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
     pieces += [(f"▁{word}", -2.0) for word in words()]
-    pieces += [(letter, -10.0) for letter in letters]
+    pieces += [(letter, -10.0) for letter in [*marks, *letters]]
     pieces += [(f"<extra_id_{index}>", 0.0) for index in reversed(range(_SENTINELS))]
-    return T5Tokenizer(vocab=pieces, extra_ids=_SENTINELS, model_max_length=TOKENS)
+    return T5Tokenizer(vocab=pieces, extra_ids=_SENTINELS, model_max_length=tokens)
 
 
-def clip_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
+def clip_tokenizer(captions: Sequence[str], tokens: int = TOKENS) -> CLIPTokenizer:
     """Byte-pair tokenizer with CLIP's word ends and special tokens, its merges learned from `captions`."""
     learned = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learned.normalizer = normalizers.Lowercase()
@@ -58,7 +58,7 @@ def clip_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
     )
     learned.train_from_iterator([*captions, "a b c d e f g h i j k l m n o p q r s t u v w x y z"], trainer)
     state = _bpe_state(learned)
-    return CLIPTokenizer(vocab=state[0], merges=state[1], model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=state[0], merges=state[1], model_max_length=tokens)
 
 
 def _bpe_state(tokenizer: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -94,7 +94,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             intermediate_size=2 * POOLED_WIDTH,
             num_hidden_layers=2,
             num_attention_heads=2,
-            max_position_embeddings=TOKENS,
+            max_position_embeddings=tokenizer.model_max_length,
             projection_dim=POOLED_WIDTH,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -104,8 +104,8 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def token_ids(tokenizer: T5Tokenizer | CLIPTokenizer, texts: Sequence[str]) -> Tensor:
-    """Token ids `[B, 16]`, padded."""
-    return tokenizer(list(texts), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
+    """Token ids `[B, T]`, padded to the tokenizer's own length."""
+    return tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 class _Reading(nn.Module):
@@ -125,20 +125,28 @@ class _Reading(nn.Module):
         return restored + F.binary_cross_entropy_with_logits(named, present) * 10
 
 
-def train_language(folder: Path, out: Path, *, seed: int, steps: int, batch: int) -> None:
-    """Pre-train both encoders and save them with their tokenizers as `out/{text_encoder,text_encoder_2,tokenizer,tokenizer_2}`."""
-    t5_tok = t5_tokenizer()
+def one_pair(rng: np.random.Generator) -> str:
+    """A caption of a training triple."""
+    return caption(rng, sample_triple(rng, unseen=False), rng.random() < NEUTRAL)
+
+
+def train_language(
+    folder: Path, out: Path, *, seed: int, steps: int, batch: int, say: Callable[[np.random.Generator], str] = one_pair,
+    tokens: int = TOKENS, marks: str = "",
+) -> None:  # fmt: skip
+    """Pre-train both encoders on what `say` says, and save them with their tokenizers as
+    `out/{text_encoder,text_encoder_2,tokenizer,tokenizer_2}`.
+    """
+    t5_tok = t5_tokenizer(tokens, marks)
     sample = np.random.default_rng((seed, 1 << 20))
-    clip_tok = clip_tokenizer(
-        [caption(sample, sample_triple(sample, unseen=False), sample.random() < NEUTRAL) for _ in range(20_000)]
-    )
+    clip_tok = clip_tokenizer([say(sample) for _ in range(20_000)], tokens)
     torch.manual_seed(seed)
     model = _Reading(build_t5(len(t5_tok)), build_clip(clip_tok), len(t5_tok))
     sentinel = t5_tok.convert_tokens_to_ids("<extra_id_0>")
 
     def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng((seed, step))
-        texts = [caption(rng, sample_triple(rng, unseen=False), rng.random() < NEUTRAL) for _ in range(batch)]
+        texts = [say(rng) for _ in range(batch)]
         ids = token_ids(t5_tok, texts)
         hidden = torch.rand(ids.shape, generator=step_generator(seed, step)) < MASKED
         masked = ids.masked_fill(hidden & (ids > 2), sentinel)

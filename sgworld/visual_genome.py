@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,15 @@ def annotate(rng: np.random.Generator, scene: Scene, image_id: int, ids: _Ids) -
     return ({"image_id": image_id, "objects": objects}, {"image_id": image_id, "relationships": relationships})
 
 
-def write_visual_genome(folder: Path, count: int, seed: int) -> None:
+def rendered(rng: np.random.Generator) -> tuple[Scene, NDArray[np.uint8]]:
+    """A scene and its pixels."""
+    scene = compose(rng)
+    return scene, render(scene)
+
+
+def write_visual_genome(
+    folder: Path, count: int, seed: int, draw: Callable[[np.random.Generator], tuple[Scene, NDArray[np.uint8]]] = rendered
+) -> None:
     """Write `image_data.json`, `objects.json`, `relationships.json`, `object_alias.txt` and `images.zip` (`VG_100K/<id>.png`).
 
     Image i depends on (seed, i) and on how many ids were given before it; the same numbers give the same bytes.
@@ -114,9 +123,9 @@ def write_visual_genome(folder: Path, count: int, seed: int) -> None:
     with atomic_path(folder / "images.zip") as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for index in tqdm(range(count), desc="rendering images", unit="image", mininterval=2):
             rng, image_id = np.random.default_rng((seed, 7, index)), index + 1
-            scene = compose(rng)
+            scene, pixels = draw(rng)
             member = f"VG_100K/{image_id}.png"
-            archive.writestr(zipfile.ZipInfo(member, (2000, 1, 1, 0, 0, 0)), _png(render(scene)))
+            archive.writestr(zipfile.ZipInfo(member, (2000, 1, 1, 0, 0, 0)), _png(pixels))
             images.append(
                 {
                     "image_id": image_id,

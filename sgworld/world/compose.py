@@ -1,0 +1,161 @@
+"""Scenes as a function of a caption and a vector u of `SLOTS` uniforms; see the slots in `specification`.
+
+Slots of choices are inverse distribution functions of equal shares, slots of places grow with x or y over the places that are free,
+each with equal weight. So for one u captions that differ little have scenes that do, and near u mostly near scenes. Where a
+caption leaves a class open, held-out triples and combinations are not meant.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgpipe.errors import DataError
+from sgworld.world.geometry import Box
+from sgworld.world.groups import Group, Link, U, disjoint, grown, nearest_first, strangers
+from sgworld.world.held_out import held_out
+from sgworld.world.reading import stray_mark
+from sgworld.world.specification import (
+    ANCHOR_X,
+    ANCHOR_Y,
+    BACKGROUND,
+    JOIN,
+    PAIR,
+    PLACE_X,
+    PLACE_Y,
+    SLOTS,
+    Caption,
+    Mark,
+    Placed,
+    Scene,
+)  # fmt: skip
+from sgworld.world.sprites import BACKGROUNDS, GRID, size_of
+
+UNRELATED = 0.2
+"""Chance of the third and the fourth object of a neutral caption to be related to nothing that stands."""
+TRIES = 4_000
+"""Arrangements of groups that are looked at before a caption counts as one that cannot be drawn."""
+_REACH = 2 * GRID
+
+
+def _neutral_links(names: Sequence[str], u: U) -> list[Link]:
+    """Which objects of a neutral caption relate: two of them, then each further one to one that stands, or to none."""
+    pairs = list(combinations(names, 2))
+    first = pairs[min(len(pairs) - 1, int(u[PAIR] * len(pairs)))]
+    links, standing = [Link(first[0], first[1], None, 0)], list(first)
+    for number, name in enumerate(other for other in names if other not in first):
+        if u[JOIN + number] >= UNRELATED:
+            share = (u[JOIN + number] - UNRELATED) / (1 - UNRELATED)
+            partner = standing[min(len(standing) - 1, int(share * len(standing)))]
+            links.append(Link(min(partner, name), max(partner, name), None, len(links)))
+        standing.append(name)
+    return links
+
+
+def _components(names: Sequence[str], links: Sequence[Link]) -> list[tuple[list[str], list[Link]]]:
+    """Groups of related objects, the first link's first; links of each in an order of growth, closing ones as soon as they can."""
+    left, found = list(links), []
+    while left:
+        inside, grown_by = {left[0].first, left[0].second}, [left.pop(0)]
+        while True:
+            ends = [len({link.first, link.second} & inside) for link in left]
+            if not any(ends):
+                break
+            link = left.pop(ends.index(2) if 2 in ends else ends.index(1))
+            inside |= {link.first, link.second}
+            grown_by.append(link)
+        found.append(([name for name in names if name in inside], grown_by))
+    related = {name for inside, _ in found for name in inside}
+    return found + [([name], []) for name in names if name not in related]
+
+
+def _free(group: Group, standing: Sequence[Group]) -> NDArray[np.bool_]:
+    """Where a group may go beside others `[x, y]`: shifts of its extent's corner over the grid."""
+    left, top, width, height = group.extent()
+    free = np.ones((GRID - width + 1, GRID - height + 1), bool)
+    rects = [((m.x, m.y, m.w, m.h), True) for m in group.marks] + [(box, False) for box in group.boxes.values()]
+    for other in standing:
+        for theirs, their_mark in [((m.x, m.y, m.w, m.h), True) for m in other.marks] + [(b, False) for b in other.boxes.values()]:
+            for mine, my_mark in rects:
+                rule = disjoint if my_mark or their_mark else strangers
+                x, y = mine[0] - left - theirs[0] + _REACH, mine[1] - top - theirs[1] + _REACH
+                free &= rule(theirs[2:], mine[2:])[x : x + free.shape[0], y : y + free.shape[1]]
+    return free
+
+
+def _moved(group: Group, x: int, y: int) -> Group:
+    """The group with its extent's corner at (x, y)."""
+    left, top, _, _ = group.extent()
+    dx, dy = x - left, y - top
+    boxes: dict[str, Box] = {name: (b[0] + dx, b[1] + dy, b[2], b[3]) for name, b in group.boxes.items()}
+    marks = tuple(Mark(m.kind, m.x + dx, m.y + dy, m.w, m.h, m.mirrored) for m in group.marks)
+    return Group(boxes, group.facing, group.triples, marks, group.order)
+
+
+def _places(free: NDArray[np.bool_], u_x: float, u_y: float) -> Iterator[tuple[int, int]]:
+    """Free places, the one of (u_x, u_y) first: columns by their number of free places, then rows; others by distance from it."""
+    counts = free.sum(1)
+    if not counts.any():
+        return
+    total = np.cumsum(counts)
+    x = int(np.searchsorted(total, min(int(u_x * total[-1]), total[-1] - 1), side="right"))
+    rows = np.flatnonzero(free[x])
+    y = int(rows[min(len(rows) - 1, int(u_y * len(rows)))])
+    yield x, y
+    places = np.argwhere(free)
+    for place in places[np.argsort(np.abs(places - (x, y)).sum(1), kind="stable")][1:]:
+        yield int(place[0]), int(place[1])
+
+
+def _arranged(standing: tuple[Group, ...], parts: Sequence[tuple[list[str], list[Link]]], u: U) -> Iterator[tuple[Group, ...]]:
+    """All ways to place what is left beside what stands, best first by the slots of u."""
+    if not parts:
+        yield standing
+        return
+    (names, links), rest = parts[0], parts[1:]
+    number = len(standing)
+    u_x, u_y = (u[ANCHOR_X], u[ANCHOR_Y]) if not number else (u[PLACE_X + number - 1], u[PLACE_Y + number - 1])
+    alone = Group({names[0]: (0, 0, *size_of(names[0]))}, {}, order=(names[0],))
+    for group in grown(Group({}, {}), links, u) if links else (alone,):
+        for x, y in _places(_free(group, standing), u_x, u_y):
+            yield from _arranged((*standing, _moved(group, x, y)), rest, u)
+
+
+def compose(caption: Caption, u: Sequence[float] | NDArray[np.floating]) -> Scene:
+    """The scene that a caption and u `[28]`, values in 0…1, mean.
+
+    Raises `DataError` for a vector of another length, and for a caption whose relations fit no image together.
+    """
+    values = [float(value) for value in u]
+    if len(values) != SLOTS or not all(0 <= value <= 1 for value in values):
+        raise DataError(f"u: got {len(values)} values; {SLOTS} between 0 and 1 are needed")
+    links = [Link(a, b, p, slot) for slot, (a, p, b) in enumerate(caption.relations)] or _neutral_links(caption.names, values)
+    parts = _components(caption.names, links)
+    for tried, groups in enumerate(_arranged((), parts, values)):
+        if tried >= TRIES:
+            break
+        kept = caption.relations or not held_out(triple for group in groups for triple in group.triples)
+        if kept and (len(groups) == 1 or not _strays(groups)):
+            return _scene(caption.names, groups, values)
+    said = "; ".join(" ".join(each) for each in caption.relations)
+    raise DataError(f"caption ({said or ', '.join(caption.names)}): its relations do not fit one image together")
+
+
+def _strays(groups: Sequence[Group]) -> bool:
+    """Whether a mark of one group could belong to an object of another."""
+    boxes = {name: box for group in groups for name, box in group.boxes.items()}
+    return stray_mark(boxes, [t for group in groups for t in group.triples], [m for group in groups for m in group.marks])
+
+
+def _scene(names: Sequence[str], groups: Sequence[Group], u: U) -> Scene:
+    index = {name: number for number, name in enumerate(names)}
+    boxes = {name: box for group in groups for name, box in group.boxes.items()}
+    facing = {name: way for group in groups for name, way in group.facing.items()}
+    return Scene(
+        nearest_first(u[BACKGROUND], len(BACKGROUNDS))[0],
+        tuple(Placed(name, *boxes[name], facing.get(name, "right")) for name in names),
+        tuple((index[s], p, index[o]) for group in groups for s, p, o in group.triples),
+        tuple(index[name] for group in groups for name in group.order),
+        tuple(mark for group in groups for mark in group.marks),
+    )

@@ -1,0 +1,82 @@
+"""From nothing to the world's checkpoints: which trainings, in which order, with which numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from diffusers import AutoencoderKL
+
+from sgworld.bank import Bank
+from sgworld.flux import DOUBLE_BLOCKS, SHALLOW_BLOCKS, assemble, build_transformer, deepen
+from sgworld.language import train_language
+from sgworld.vae import train_vae
+from sgworld.world.compose import compose
+from sgworld.world.examples import caption_pool
+from sgworld.world.generator import LEADING, READING, Phase, fit
+from sgworld.world.raster import render
+from sgworld.world.specification import SLOTS, Caption
+
+PARTS = ("language", "vae", "flux")
+TOKENS = 32
+"""Of a caption: four relations between four objects take 29."""
+
+
+SHALLOW = (Phase(2_500, READING), Phase(9_000, LEADING, decay=2_000))
+DEEP = Phase(950, LEADING, rate=5e-4, decay=750, forced=0.0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of a training. `shallow` phases are of six double-stream blocks, `deep` of all 19."""
+
+    captions: int = 60_000
+    language_steps: int = 600
+    vae_images: int = 24_000
+    vae_steps: int = 1_500
+    shallow: tuple[Phase, ...] = SHALLOW
+    deep: Phase = DEEP
+
+
+def _said_of(pool: list[Caption]) -> Callable[[np.random.Generator], str]:
+    return lambda rng: pool[int(rng.integers(len(pool)))].text(rng)
+
+
+def _images(pool: list[Caption], count: int, seed: int) -> Bank:
+    """Images of captions of the pool, held in memory."""
+    rng = np.random.default_rng(seed)
+    scenes = (compose(pool[index % len(pool)], rng.random(SLOTS)) for index in range(count))
+    return Bank(np.stack([render(scene) for scene in scenes]), [("", "", "")] * count)
+
+
+def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None) -> None:
+    """Train `parts` in order, working state in `state`, the pipeline in `out`.
+
+    A training that was interrupted continues with the same command; a finished one is not repeated.
+    """
+    recipe = recipe or Recipe()
+    pool = caption_pool(state, recipe.captions, 1)
+    languages, vae_folder = state / "language-out", state / "vae-out"
+    if "language" in parts:
+        train_language(
+            state / "language",
+            languages,
+            seed=2,
+            steps=recipe.language_steps,
+            batch=256,
+            say=_said_of(pool),
+            tokens=TOKENS,
+            marks=",",
+        )
+    if "vae" in parts:
+        images = _images(pool, recipe.vae_images, 3)
+        train_vae(images, state / "vae", vae_folder, seed=3, steps=recipe.vae_steps, batch=32, rate=2e-3)
+    if "flux" in parts:
+        vae = AutoencoderKL.from_pretrained(vae_folder).requires_grad_(False)
+        model = build_transformer(4, SHALLOW_BLOCKS)
+        encoders = assemble(languages, vae, model)
+        for number, phase in enumerate(recipe.shallow):
+            model = fit(model, pool, encoders, vae, state / f"shallow-{number}", phase, seed=4 + number)
+        deep = deepen(model, DOUBLE_BLOCKS, 4)
+        deep = fit(deep, pool, encoders, vae, state / "deep", recipe.deep, seed=14, average=0.995)
+        assemble(languages, vae, deep.half()).save_pretrained(out, safe_serialization=True)
