@@ -13,7 +13,7 @@ from sgworld.world.classes import ANIMATE, HANGERS, SEATS, SMALL, VEHICLES, plau
 from sgworld.world.compose import compose
 from sgworld.world.held_out import held_out
 from sgworld.world.reading import unmarked_triple
-from sgworld.world.specification import SLOTS, Caption, Scene, Triple
+from sgworld.world.specification import MOST_OBJECTS, SLOTS, Caption, Scene, Triple
 from sgworld.world.sprites import NAMES
 
 NEUTRAL = 0.4
@@ -132,8 +132,11 @@ def sample_caption(
 
     A neutral caption means no scene of held-out triples or combinations, whatever u. With `objects` it names so many.
     """
-    count = objects or int(rng.choice(len(OBJECTS), p=OBJECTS)) + 2
-    loose, silent = int(rng.binomial(count - 2, LOOSE)), rng.random() < neutral
+    least = 3 if held == "combination" else 2
+    count = objects or max(least, int(rng.choice(len(OBJECTS), p=OBJECTS)) + 2)
+    if not least <= count <= MOST_OBJECTS:
+        raise DataError(f"objects: got {count}; {least} to {MOST_OBJECTS} can be asked for with {held or 'nothing'} held out")
+    loose, silent = int(rng.binomial(count - least, LOOSE)), rng.random() < neutral
     for _ in range(10_000):
         names, triples = _triples(rng, count, loose)
         if held_out(triples) != held:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sgpipe.relations.predicates import INVERSE
 from sgworld import scenes
 from sgworld.visual_genome import write_visual_genome
 from sgworld.world.captions import sample_caption
@@ -23,8 +24,7 @@ SEEN = 0.2
 def draw(rng: np.random.Generator) -> Scene:
     """A scene of the data set; captions are only the way to it, so none is neutral."""
     held = list(HELD_OUT)[int(rng.choice(len(HELD_OUT), p=list(HELD_OUT.values())))]
-    objects = 3 + int(rng.random() < 0.5) if held == "combination" else None
-    return compose(sample_caption(rng, held=held, neutral=0.0, objects=objects), rng.random(SLOTS))
+    return compose(sample_caption(rng, held=held, neutral=0.0), rng.random(SLOTS))
 
 
 def incidental(scene: Scene) -> list[tuple[int, str, int]]:
@@ -44,6 +44,7 @@ def annotated(rng: np.random.Generator) -> tuple[scenes.Scene, Pixels]:
     """A scene with boxes in pixels and what an annotator notes, 1 to 4 triples; and its pixels."""
     scene = draw(rng)
     noted = [each for each in incidental(scene) if rng.random() < SEEN][: MOST_TRIPLES - len(scene.relations)]
+    noted = [each if rng.random() < 0.5 else (each[2], INVERSE[each[1]], each[0]) for each in noted]
     placed = tuple(
         scenes.Placed(each.name, CELL * each.x, CELL * each.y, CELL * each.w, CELL * each.h, each.facing) for each in scene.objects
     )

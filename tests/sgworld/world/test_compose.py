@@ -110,8 +110,11 @@ def test_held_out_is_never_meant_by_neutral_captions_and_found_on_request() -> N
         assert held_out(compose(caption, rng.random(SLOTS)).triples) is None
         assert held_out(sample_caption(rng, neutral=0.0).relations) is None
     assert held_out(sample_caption(rng, held="triple", neutral=0.0).relations) == "triple"
-    found = sample_caption(rng, held="combination", neutral=0.0, objects=3).relations
-    assert held_out(found) == "combination" and not any(map(held_out_triple, found))
+    for _ in range(12):
+        found = sample_caption(rng, held="combination", neutral=0.0, objects=3).relations
+        assert held_out(found) == "combination" and not any(map(held_out_triple, found))
+    with pytest.raises(DataError, match="3 to 4"):
+        sample_caption(rng, held="combination", objects=2)
     assert held_out_combination(found[0], found[1]) == held_out_combination(found[1][::-1], found[0])
 
 

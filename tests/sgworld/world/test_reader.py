@@ -1,5 +1,6 @@
 """The reader reads what is drawn, softened or not, abstains where a mark is missing, counts duplicates; data and judge."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,14 @@ def test_judge() -> None:
     scores = judge.scores(image, [said])[0]
     assert scores[:5].tolist() == [1, 0, 1, 1, 0] and np.isnan(scores[5])
     assert isinstance(judge, CountingJudge) and judge.duplicates(image, [["cat", "cup"]]).tolist() == [False]
+
+
+def test_the_certificate_is_reached(repo_root: Path) -> None:
+    kept = json.loads((repo_root / "metrics" / "world.json").read_text())
+    for kind in ("clean", "softened"):
+        assert kept[kind]["classes_reliable"] >= 22 and kept[kind]["duplicates_false"] <= 0.01
+    assert kept["class_known_by_names"] <= 0.18 and kept["neutral_largest_class"] <= 0.4
+    assert 0.45 <= kept["open_roles_first_is_subject"] <= 0.55
 
 
 def test_images_of_another_size_are_refused() -> None:
