@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "graph_encoder": {*DENOISING, "open_clip", "polars", "scipy"},
     "headline": set(),
     "judge": {"accelerate", "torch"},
-    "localise": {*DENOISING, "polars", "scipy"},
+    "localise": {*DENOISING, "peft", "polars", "scipy"},
     "negatives": set(),
     "probe": {*DENOISING, "scipy", "sklearn"},
     "probe_table": {"matplotlib"},

@@ -188,7 +188,7 @@ def test_every_stage_is_in_the_pipeline_and_depends_on_its_own_code() -> None:
 def test_what_the_digests_are_made_from_is_a_dependency_of_code() -> None:
     """Of every closure the packages, and the files that say what is installed and what is brought by entry points."""
     packages = {file.split("/")[0] for name in stage_modules(ROOT) for file in import_closure(name, ROOT).files}
-    assert {*packages, "requirements.lock", "pyproject.toml"} == set(stages()["code"]["deps"])
+    assert {*packages, "requirements.lock", "pyproject.toml", "${data.relations}"} == set(stages()["code"]["deps"])
 
 
 def test_params_are_sections_and_knobs_that_there_are() -> None:
