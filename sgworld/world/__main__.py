@@ -52,6 +52,23 @@ def sheet_command(out: Annotated[Path, typer.Option(help="image to write")] = Pa
     print(out)
 
 
+@app.command("train")
+def train_command(
+    out: Annotated[Path, typer.Option(help="pipeline folder to write")],
+    state: Annotated[Path, typer.Option(help="captions, checkpoints and logs; the same command goes on from there")] = Path(
+        "outputs/world_training"
+    ),
+    part: Annotated[list[str] | None, typer.Option(help="language, vae or flux; repeatable; all of them without it")] = None,
+) -> None:
+    """Train text encoders, VAE and generator of this world."""
+    from sgworld.world.recipe import PARTS, train
+
+    wanted = part or list(PARTS)
+    if unknown := [each for each in wanted if each not in PARTS]:
+        raise SgpipeError(f"--part: got {unknown[0]!r}; valid: {', '.join(PARTS)}")
+    train(state, out, tuple(wanted))
+
+
 def main() -> None:
     """Entry point: an error of this project ends in one line and exit code 2."""
     try:
