@@ -35,11 +35,13 @@ SWEEP_JOBS ?= 2
 DRAWN := -S 'evaluate.conditions.neutral=[positive,negative,shuffled]' -S 'evaluate.conditions.relational=[positive]' -S +compute.threads=1
 ARMS := -S '+arms.projector_only={kind: graph_tokens}' -S '+arms.random_blocks={kind: graph_lora, blocks: random}' \
   -S '+evaluate.adapters.projector_only=graphs' -S '+evaluate.adapters.random_blocks=graphs'
-# arms that are told boxes, ground truth and proposed
+# `make sweep LAYOUT=1`: also the arms that are told boxes, ground truth and proposed
+ifdef LAYOUT
 ARMS += -S '+arms.controlnet={kind: controlnet, learning_rate: 2e-3}' -S '+evaluate.adapters.controlnet=graphs' \
   -S '+arms.controlnet_proposed={kind: controlnet, learning_rate: 2e-3, boxes: proposed}' -S '+evaluate.adapters.controlnet_proposed=graphs' \
   -S '+arms.t2i={kind: t2i_adapter, learning_rate: 3e-3}' -S '+evaluate.adapters.t2i=graphs' \
   -S '+arms.t2i_proposed={kind: t2i_adapter, learning_rate: 3e-3, boxes: proposed}' -S '+evaluate.adapters.t2i_proposed=graphs'
+endif
 ALONE := -S '~arms.text_only' -S '~evaluate.adapters.text_only'
 
 sweep: data ## every arm and the predecessor's recipe with three training seeds as DVC experiments, and their table (70 minutes on two cores)
