@@ -1,4 +1,4 @@
-"""`sgpipe data`: whether a data set's files are sound, and COCO-Stuff's numbering of names."""
+"""`sgpipe data`: whether a data set's files are sound, and which row of SGDiff's encoders stands for which name."""
 
 import sys
 import tempfile
@@ -62,3 +62,43 @@ def coco_vocabulary(
     found = vocabulary(root)
     write_json(found, out)
     print(f"{out}: {len(found['object_idx_to_name'])} rows of objects, {len(found['pred_idx_to_name'])} of predicates")
+
+
+@app.command("sgdiff-vocabulary")
+def sgdiff_vocabulary_(
+    root: Annotated[Path, typer.Argument(help="folder with Visual Genome v1.4's three JSON files and two alias files")],
+    splits: Annotated[Path, typer.Option(help="sg2im's vg_splits.json: image ids of train, val and test")],
+    out: Annotated[
+        Path, typer.Option(help="vocabulary to write; the images that the rule keeps go to *_splits.json beside it")
+    ] = Path("vocab.json"),
+) -> None:
+    """Write which row of SGDiff's Visual Genome encoder (179 names, 46 predicates) stands for what, and the images of its data.
+
+    On the whole of Visual Genome the counts are compared with the published ones; exit code 1 if one differs.
+    """
+    from sgpipe.datasets.splits import read_split_file
+    from sgpipe.datasets.visual_genome.sgdiff_vocabulary import PUBLISHED, WHOLE, sgdiff_vocabulary
+    from sgpipe.errors import DataError
+    from sgpipe.runs.atomic import write_json
+
+    if not splits.is_file():
+        raise DataError(f"{splits}: no such split file; --splits takes sg2im's vg_splits.json, `sg2im/data` of its repository")
+    found = sgdiff_vocabulary(root, read_split_file(splits))
+    kept = out.with_name(f"{out.stem}_splits.json")
+    write_json(found.vocabulary(), out)
+    write_json(found.splits, kept)
+    if found.unread:
+        print(f"records that could not be read and count for nothing: {len(found.unread)}; the first: {found.unread[0]}")
+    print(f"{out}: {len(found.objects)} objects, {len(found.predicates)} predicates, and row 0 of either")
+    print(f"{kept}: {', '.join(f'{name} {len(ids):,}' for name, ids in found.splits.items())} images")
+    if not found.whole():
+        shown = ", ".join(f"{name} {found.images[name]:,} of {number:,}" for name, number in WHOLE.items())
+        print(f"these counts cannot be compared with the published ones, which are of all images; here are {shown}")
+    elif differences := found.differences():
+        print(
+            f"not as published: {', '.join(differences)}; SGDiff's weights do not go with this vocabulary; "
+            "`sgpipe fetch visual-genome` gets the five files of v1.4 and checks them"
+        )
+        sys.exit(1)
+    else:
+        print(f"as published: {', '.join(f'{name} {number:,}' for name, number in PUBLISHED.items())}")
