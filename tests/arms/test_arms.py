@@ -138,7 +138,7 @@ def test_an_arm_comes_back_from_json(kind: str) -> None:
         ({"a": {"blocks": 1}}, r"arms\.a\.kind: got None; valid: graph_lora, text_lora, graph_tokens"),
         ({"a": {"kind": "lora"}}, r"arms\.a\.kind: got 'lora'; valid: graph_lora"),
         ({"a": {"kind": "graph_lora", "blokcs": 1}}, r"arms\.a\.blokcs: unknown key; did you mean 'blocks'"),
-        ({"a": {"kind": "graph_tokens", "rank": 4}}, r"arms\.a\.rank: unknown key; valid: kind, seed"),
+        ({"a": {"kind": "graph_tokens", "rank": 4}}, r"arms\.a\.rank: unknown key; valid: kind, learning_rate, seed, triples"),
         ({"a": {"kind": "graph_lora", "rank": 0}}, r"arms\.a\.rank: got 0"),
         ({"a": {"kind": "graph_lora", "blocks": "9..3"}}, r"arms\.a\.blocks: got '9..3': .*write 3..9"),
         ({"a": {"kind": "graph_lora", "blocks": "rnd"}}, r"arms\.a\.blocks: got 'rnd': .*`none`, or `random`"),

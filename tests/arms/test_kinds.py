@@ -113,7 +113,9 @@ def test_a_new_kind_is_one_class_and_one_word(world: World, tmp_path: Path, monk
 
 
 def test_what_a_new_kind_may_say_is_its_own(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ParamsError, match=r"^params\.yaml: arms\.mine\.blocks: unknown key; valid: kind, learning_rate, seed, size, triples"):
+    with pytest.raises(
+        ParamsError, match=r"^params\.yaml: arms\.mine\.blocks: unknown key; valid: kind, learning_rate, seed, size, triples"
+    ):
         arm_of(world, Shift, monkeypatch, blocks="1..2")
     with pytest.raises(ParamsError, match=r"^arms\.mine\.size: got 0"):
         arm_of(world, Shift, monkeypatch, size=0)

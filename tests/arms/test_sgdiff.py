@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_other_files_than_were_resolved_are_refused(recorded: Path, checkpoint: 
 
 def test_it_is_no_adapter(recorded: Path) -> None:
     with pytest.raises(ModelError, match=r"arm of kind sgdiff, a generator of its own and no adapter.*`sgpipe sgdiff sample`"):
-        load_adapter(recorded, None, replace(BACKBONE))  # type: ignore[arg-type]
+        load_adapter(recorded, SimpleNamespace(family=None), replace(BACKBONE))  # type: ignore[arg-type]
 
 
 def test_its_row_has_no_control_losses(recorded: Path) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from sgpipe.arms.adapter import build
 from sgpipe.arms.config import Arms
-from sgpipe.arms.generation import GraphGenerator
+from sgpipe.arms.generation import GraphGenerator, add_names
 from sgpipe.arms.kinds.base import Sections
 from sgpipe.arms.resolve import resolve
 from sgpipe.attention_maps.extract import Observer, map_items
@@ -246,8 +246,8 @@ def test_an_adapters_images_are_those_of_the_pipeline_that_loads_it(world: World
         assert not torch.equal(plain.latents(prompts, [None, None], [5, 6], 3, SIDE), mine)
     encoded, empty = adapted.texts.prompts(prompts), adapted.texts.prompts([""])
     with torch.no_grad():
-        text = adapted.adapter.condition(graphs, prompts, encoded, adapted._table(graphs))
-        nothing = adapted.adapter.condition([SceneGraph()], [""], empty, adapted._table([SceneGraph()]))
+        text = adapted.adapter.condition(graphs, prompts, encoded, add_names({}, adapted.texts.concepts, graphs))
+        nothing = adapted.adapter.condition([SceneGraph()], [""], empty, add_names({}, adapted.texts.concepts, [SceneGraph()]))
     assert torch.equal(nothing.states, empty.states)
     pipeline = opened(world.backbone)
     pipeline.load_lora_weights(weights_of(adapted, request))

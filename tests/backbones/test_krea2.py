@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from sgpipe.arms.adapter import build
 from sgpipe.arms.config import Lora
-from sgpipe.arms.generation import GraphGenerator
+from sgpipe.arms.generation import GraphGenerator, add_names
 from sgpipe.arms.kinds.base import Sections
 from sgpipe.arms.lora import attach, count, target_modules
 from sgpipe.arms.model import ArmModel
@@ -305,7 +305,9 @@ def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> No
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5 * alone.abs().max().item(), rtol=0)
 
     assert generator.adapter is not None
-    text = generator.adapter.condition(GRAPHS[:1], prompts[:1], generator.texts.prompts(prompts[:1]), generator._table(GRAPHS[:1]))
+    text = generator.adapter.condition(
+        GRAPHS[:1], prompts[:1], generator.texts.prompts(prompts[:1]), add_names({}, generator.texts.concepts, GRAPHS[:1])
+    )
     pipeline = opened(backbone)
     given = {
         "prompt_embeds": text.states.unflatten(-1, (LAYERS, WIDTH)), "prompt_embeds_mask": text.attended, "height": SIDE,

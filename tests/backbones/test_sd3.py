@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sgpipe.arms.adapter import build
 from sgpipe.arms.config import Lora
-from sgpipe.arms.generation import GraphGenerator
+from sgpipe.arms.generation import GraphGenerator, add_names
 from sgpipe.arms.kinds.base import Sections
 from sgpipe.arms.lora import target_modules
 from sgpipe.arms.resolve import resolve
@@ -263,7 +263,7 @@ def test_from_caches_to_an_adapter_that_the_pipeline_loads(tmp_path: Path) -> No
 
     assert generator.adapter is not None
     encoded = generator.texts.prompts(prompts[:1])
-    text = generator.adapter.condition(graphs[:1], prompts[:1], encoded, generator._table(graphs[:1]))
+    text = generator.adapter.condition(graphs[:1], prompts[:1], encoded, add_names({}, generator.texts.concepts, graphs[:1]))
     pipeline = StableDiffusion3Pipeline.from_pretrained(backbone.model)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(tmp_path / "state" / "adapter")

@@ -10,7 +10,7 @@ from diffusers import FluxPipeline
 from PIL import Image
 from typer.testing import CliRunner
 
-from sgpipe.arms.generation import GraphGenerator
+from sgpipe.arms.generation import GraphGenerator, add_names
 from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families.flux import pack
@@ -62,7 +62,7 @@ def test_an_adapter_draws_what_it_drew_when_it_was_trained(world: World, whole: 
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(folder / "adapter")
     encoded = loaded.texts.prompts([prompt])
-    context = loaded.adapter.condition([graph], [prompt], encoded, loaded._table([graph]))
+    context = loaded.adapter.condition([graph], [prompt], encoded, add_names({}, loaded.texts.concepts, [graph]))
 
     def stop(pipeline: FluxPipeline, step: int, t: float, kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         pipeline._interrupt = step == 0  # the next time, 2/3, is below those it was trained at
@@ -86,7 +86,7 @@ def test_an_adapter_works_at_the_times_it_was_trained_at(world: World, whole: tu
     assert generator.adapter is not None and generator.adapter.times == (0.7, 1.0)
     graph, prompt = SceneGraph.of("dog", "left of", "cat"), neutral_prompt("dog", "cat")
     encoded = generator.texts.prompts([prompt])
-    context = generator.adapter.condition([graph], [prompt], encoded, generator._table([graph]))
+    context = generator.adapter.condition([graph], [prompt], encoded, add_names({}, generator.texts.concepts, [graph]))
     on: list[tuple[float, bool]] = []
     velocity = Denoiser.velocity
 
