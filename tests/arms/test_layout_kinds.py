@@ -1,7 +1,7 @@
 """Arms that are told boxes: untrained the base to the bit, diffusers' samples with the exported folder, and what they are shown."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -177,8 +177,17 @@ def test_a_controlnet_leaves_the_transformers_configuration_as_it_was(backbone: 
     assert torch.equal(made.transformer_blocks[0].attn.to_q.weight, denoiser.transformer.transformer_blocks[0].attn.to_q.weight)  # type: ignore[index,union-attr]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_and_run_again_it_ends_with_the_same_bytes(world: World, tmp_path: Path, kind: str) -> None:
+def test_killed_and_run_again_it_ends_with_the_same_bytes(world: World, tmp_path: Path, kind: str, one_thread: None) -> None:
+    """On one thread; on two, weights of a ControlNet were seen to differ by rounding, 6e-8."""
     arm, given = arm_of(world, kind, learning_rate=0.01), (world.backbone, world.data())
     assert arm.train.optimiser.learning_rate == 0.01
     whole = fit(arm, world.denoiser(), *given, tmp_path / "whole", ALONE, {})
