@@ -269,6 +269,9 @@ def test_what_is_missing_is_said(root: Path) -> None:
     with pytest.raises(ModelError, match="no such folder"):
         call(stages.judge.main)
     set_params(root, judge={"judges": {"exact": {"kind": "sgworld"}}, "headline": "exact"})
+    with pytest.raises(ModelError, match=r"quality\.tower: local-dir:models/clip: no such folder"):
+        call(stages.judge.main)
+    set_params(root, quality={"tower": None})
     call(stages.judge.main)
     with pytest.raises(DataError, match="judge exact has not seen text_only"):
         call(stages.evaluate.main)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EARLY = (
     "canonicalize", "curate", "negatives", "cache_prompts", "cache_negative_prompts", "cache_latents", "graph_encoder",
     "saliency", "saliency_noised", "saliency_sheets", "probe@middle", "probe_table",
-    "probe_words",
+    "probe_words", "localise",
 )  # fmt: skip
 LATE = (
     "train_lora@graph", "sample_images@graph", "sample_epochs@graph-1", "sample_epochs@graph-2", "judge", "judge_epochs",
@@ -88,6 +88,8 @@ def baseline(root: Path) -> Path:
         "train": train,
         "evaluate": {"adapters": {"graph": "graphs"}, "conditions": {"neutral": ["positive", "negative"]}, "seeds": [0]},
         "judge": {"judges": clip, "headline": "clip", "files": "models/clip"},
+        "quality": {"tower": None, "files": "models/clip"},
+        "localise": {"adapter": "presets/unused/adapter"},
         "statistics": {"resamples": 100},
         "ablation": {"epochs": [1, 2], "runs": ["graph"]},
         "report": {"random": 1, "sheets": []},
