@@ -4,6 +4,7 @@ import lzma
 import struct
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ _ARCHIVE_ERRORS = (
 """What `zipfile` and its decompressors raise for damaged archives, encryption, and methods that it does not know."""
 
 
-class StoredImages:
+class StoredImages(ABC):
     """`<folder>/<stem>.jpg` (or .png) under `root`, else of that name in an archive; a data set says folders, archives and stems.
 
     Archives are opened on first use; every process needs an object of its own.
@@ -38,9 +39,9 @@ class StoredImages:
         """The image that a file of this name shows; None where it is no image's name."""
         return int(stem) if stem.isascii() and stem.isdecimal() else None
 
+    @abstractmethod
     def remedy(self, triples: Path | None = None) -> str:
         """What to do where images are missing."""
-        raise NotImplementedError
 
     def __contains__(self, image_id: int) -> bool:
         return self._loose(image_id) is not None or self._packed(image_id) is not None

@@ -81,6 +81,11 @@ class Result:
     """By kind (`saliency`, `cross-attention`) and layer group."""
     warnings: tuple[str, ...]
 
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels."""
+        return self.panels[0].image.shape[0]
+
 
 def base_of(adapter: str) -> str | None:
     """The pipeline that an adapter was trained on, as its training named it; None for no adapter."""
@@ -243,15 +248,15 @@ def _sentence(statements: tuple[Triple, Triple], scores: tuple[float, ...]) -> s
     return f"{name}: {'yes' if scores[0] > 0 and other == statements[0] else 'no, neither way round'}"
 
 
-def as_command(request: Request) -> str:
-    """The shell command that draws the image under the graph, byte for byte (the base's without an adapter)."""
+def as_command(request: Request, size: int) -> str:
+    """The shell command that draws the image under the graph, of side `size` (the base's without an adapter)."""
     import shlex
 
     parts = ["sgpipe", "generate", "--model", request.model, "--prompt", request.text]
     if request.adapter != BASE:
         parts += ["--adapter", request.adapter, "--graph", _written(request.graph)]
     else:
-        parts += ["--size", "64"]
+        parts += ["--size", str(size)]
     return shlex.join([*parts, "--seed", str(request.seed), "--steps", str(request.steps), "--out", "image.png"])
 
 
@@ -267,7 +272,7 @@ def _written(graph: SceneGraph) -> str:
     return json.dumps({"objects": list(graph.objects), "triples": [list(triple) for triple in graph.triples]})
 
 
-def as_python(request: Request) -> str:
+def as_python(request: Request, size: int) -> str:
     """The same in Python."""
     adapter = "None" if request.adapter == BASE else f"Path({request.adapter!r})"
     graph = "None" if request.adapter == BASE else f"given_graph({_written(request.graph)!r})"
@@ -275,6 +280,6 @@ def as_python(request: Request) -> str:
         "from pathlib import Path\n\nfrom PIL import Image\n\n"
         "from sgpipe.arms.generation import GraphGenerator\nfrom sgpipe.graphs.scene_graph import given_graph\n\n"
         f"generator = GraphGenerator.load({request.model!r}, {adapter})\n"
-        f"image = generator.sample([{request.text!r}], [{graph}], [{request.seed}], steps={request.steps}, size=64)[0]\n"
+        f"image = generator.sample([{request.text!r}], [{graph}], [{request.seed}], steps={request.steps}, size={size})[0]\n"
         'Image.fromarray(image).save("image.png")\n'
     )

@@ -134,7 +134,7 @@ def _archive(history: Sequence[Result], folder: Path) -> str:
                 json.dumps(
                     {
                         "graph": str(asked.graph), "prompt": asked.text, "seed": asked.seed, "steps": asked.steps,
-                        "model": asked.model, "adapter": asked.adapter, "images": names, "command": as_command(asked),
+                        "model": asked.model, "adapter": asked.adapter, "images": names, "command": as_command(asked, result.size),
                         "verdicts": {panel.title: panel.verdicts for panel in result.panels},
                     }
                 )
@@ -160,7 +160,15 @@ def build_page(
         history = [*history, result][-HISTORY:]
         lines = [_line(each) for each in reversed(history)]
         archive = _archive(history, Path(mkdtemp(dir=folder)))
-        return shown_panels(result), shown_maps(result), as_command(request), as_python(request), lines, archive, history
+        return (
+            shown_panels(result),
+            shown_maps(result),
+            as_command(request, result.size),
+            as_python(request, result.size),
+            lines,
+            archive,
+            history,
+        )
 
     fonts = ["system-ui", "sans-serif"]
     theme = gr.themes.Default(font=fonts, font_mono=["monospace"])

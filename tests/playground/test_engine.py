@@ -69,15 +69,19 @@ def test_two_at_once_get_what_each_gets_alone(world: World, adapter: Path, engin
         assert all(np.array_equal(one.maps["saliency"][g], other.maps["saliency"][g]) for g in one.maps["saliency"])
 
 
-def test_the_copied_command_draws_the_same_image(world: World, adapter: Path, engine: Engine, tmp_path: Path) -> None:
-    request = asked(world, adapter)
-    words = shlex.split(as_command(request))
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_copied_command_draws_the_same_image(
+    world: World, adapter: Path, engine: Engine, tmp_path: Path, trained: bool
+) -> None:
+    request = asked(world, adapter if trained else BASE)
+    result = engine.answer(request)
+    words = shlex.split(as_command(request, result.size))
     out = tmp_path / "image.png"
     run = CliRunner().invoke(app, [*words[1:-1], str(out)])
     assert run.exit_code == 0, run.output
     image = np.asarray(Image.open(out)).astype(int)
-    assert np.abs(image - engine.answer(request).panels[1].image.astype(int)).max() <= 1
-    compile(as_python(request), "copied", "exec")
+    assert np.abs(image - result.panels[int(trained)].image.astype(int)).max() <= 1
+    compile(as_python(request, result.size), "copied", "exec")
 
 
 @pytest.mark.parametrize(
