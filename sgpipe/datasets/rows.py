@@ -63,6 +63,13 @@ def _taken(texts: Strings | list[str], rows: NDArray[np.int64]) -> Strings:
     return found.dictionary_decode() if isinstance(found, pa.DictionaryArray) else found
 
 
+def _without_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether boxes `[N, 4]` have no width or no height in the tables' float32, where a tiny side is 0."""
+    with np.errstate(over="ignore"):
+        sides = boxes[:, 2:].astype(np.float32)
+    return (sides[:, 0] <= 0) | (sides[:, 1] <= 0)
+
+
 def _rejects(file: str, invalid: Sequence[Invalid], **columns: Any) -> pa.Table:
     """Rows of `rejects.parquet`: `columns` of the records that were read, then those that could not be read at all."""
     count = len(columns["reason"])
@@ -170,8 +177,8 @@ class Objects:
             "id missing": ids == MISSING,
             "name empty": empty,
             "name invalid": faulty,
-            "box empty": (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0),
-            "box outside image": (clipped[:, 2] <= 0) | (clipped[:, 3] <= 0),
+            "box empty": _without_area(boxes),
+            "box outside image": _without_area(clipped),
         }
         codes = np.select(list(reasons.values()), [CODE[reason] for reason in reasons], 0)
         return cls(ids, names if isinstance(names, pa.DictionaryArray) else pa.chunked_array([names]), clipped, codes)

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgpipe.datasets.canonicalize import SCHEMAS, canonicalize
 from sgpipe.datasets.config import Canonicalize, Geometric, Splits
+from sgpipe.datasets.rows import _without_area
 from sgpipe.errors import DataError
 from tests.datasets.canonical import parts, rows
 from tests.datasets.kinds import KINDS, Kind
@@ -145,3 +147,8 @@ def test_text_and_numbers_that_no_table_holds_cost_their_item(kind: Kind, tmp_pa
         metrics = run(kind, kind.write(tmp_path / "data", hurt), tmp_path / "out")
         reasons = metrics["images"]["by_reason"] | metrics["objects"]["by_reason"]
         assert ("invalid" in reasons) == (new.count("\\") < 2), "an escaped backslash escapes nothing"
+
+
+def test_a_side_that_the_tables_cannot_hold_is_an_empty_box() -> None:
+    boxes = np.array([[0, 0, 2e-182, 3], [0, 0, 3, -1], [0, 0, 1e300, 1], [0, 0, 1, 1]])
+    assert _without_area(boxes).tolist() == [True, True, False, False]
