@@ -15,6 +15,10 @@ def _pairs(facts: Iterable[Fact]) -> set[frozenset[Fact]]:
     return {frozenset(two) for two in combinations(facts, 2)}
 
 
+def _ids(relations: pl.DataFrame) -> list[tuple[int, int]]:
+    return list(zip(relations["image_id"].to_list(), relations["relationship_id"].to_list(), strict=True))
+
+
 @dataclass(frozen=True)
 class KeptApart:
     """`rows`: which of the val graphs given to `of` are kept. `needed`: of each of their facts the train relation, by image and id,
@@ -60,12 +64,12 @@ class KeptApart:
                 continue
             rows.append(row)
             shown, apart, places = shown | added, now, more
-        ids = relations.select("image_id", "relationship_id").rows()
+        ids = _ids(relations)
         return cls(rows, {fact: ids[number] for fact, number in shown.items()}, frozenset(apart))
 
     def prepared(self, frame: pl.DataFrame, graphs: Sequence[SceneGraph]) -> pl.DataFrame:
         """Train candidates, whose graphs these are, without those that join what is kept apart, and which of them are `needed`."""
         kept = [not _pairs(graph.facts) & self.apart for graph in graphs]
         needed = set(self.needed.values())
-        flags = [ids in needed for ids in frame.select("image_id", "relationship_id").rows()]
+        flags = [ids in needed for ids in _ids(frame)]
         return frame.with_columns(needed=pl.Series(flags, dtype=pl.Boolean)).filter(pl.Series(kept, dtype=pl.Boolean))
