@@ -1,9 +1,9 @@
 """What the instrument can tell apart: learning curves of groups of blocks, and the differences that they would show.
 
 Groups: early, middle and late double-stream blocks (`maps.groups`), all of these, graph tokens without LoRA, and as many blocks as
-the middle group drawn anew for each training seed. Each is trained with every number of triples, rank and training seed to the
-largest number of steps; adapters of fewer steps are kept on the way, so the learning rate must be constant. Each adapter samples
-the same val graphs of one triple under neutral prompts with g⁺, from the same noise.
+the middle group drawn anew for each training seed. Each is trained with every number of triples (graphs of one), rank and
+training seed to the largest number of steps; adapters of fewer steps are kept on the way, so the learning rate must be constant.
+Each adapter samples the same val graphs of one triple under neutral prompts with g⁺, from the same noise.
 
 - `direction_accuracy`: of classes whose negative swaps the roles, of images where the judge chooses; the outcome of
   `separated_pairs` and `smallest_difference` (`sgpipe/evaluation/power.py`, intervals over training seeds crossed with triples).
@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 import typer
 from msgspec import structs
 
@@ -205,6 +206,7 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(who)
         backbone = self.sections["backbone"]
+        torch.compiler.reset()  # what is compiled for other blocks counts against the limit of recompilations
         fit(arm, Denoiser.load(backbone, self.processes.device), backbone, data, folder, self.processes, {})
         epochs = zip(arm.train.keep_epochs, sorted(self.design.steps), strict=True)
         table = pa.concat_tables(self._judged(steps, folder / f"epoch-{epoch}") for epoch, steps in epochs)
@@ -312,6 +314,7 @@ def main(
     judge = open_judge(judges.headline, judges.judges[judges.headline], processes.device)
     single = [case for case in cases if len(case.graph.triples) == 1]
     data = read_data(Sources(), sections["backbone"])
+    data = replace(data, train=tuple(each for each in data.train if len(each.graph.triples) == 1))
     bench = Bench(sections, design, data, single, tuple(range(sampling_seeds)), judge, processes, state)
     made = dict(trained(bench, minutes))
     crossed = Crossed(Bootstrap(statistics.resamples, statistics.confidence, statistics.seed))
