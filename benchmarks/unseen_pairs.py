@@ -2,8 +2,8 @@
 
 The val split has few pairs, and a model that is told nothing of the roles samples a pair much alike from every noise, so that a
 share of val images can lie far from a half by luck. Here each pair of names that no train or val triple has is asked once per axis
-(above/below, left of/right of, …), under a neutral prompt, judged by the headline's judge; and which of the 24 classes it sees
-there, which an empty graph should leave as the base has them. Nothing is chosen by these figures.
+(above/below, left of/right of, …) or class, under a neutral prompt, judged by the headline's judge; and which of the 24 classes it
+sees there and who is the subject, which an empty graph should leave as the base has them. Nothing is chosen by these figures.
 
 Run `python -m benchmarks.unseen_pairs --out metrics/unseen_pairs.json` after `dvc repro`.
 """
@@ -26,8 +26,9 @@ from sgpipe.evaluation.judge_factory import open_judge
 from sgpipe.evaluation.judges import Judge
 from sgpipe.evaluation.sampling import open_generator
 from sgpipe.evaluation.sampling_plan import BASE, EvaluationTriple, plan
-from sgpipe.evaluation.statistics import Bootstrap
+from sgpipe.evaluation.statistics import Bootstrap, Floats
 from sgpipe.evaluation.summary import bounds
+from sgpipe.graphs.negatives import contradiction
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.params.load import read_section
@@ -40,12 +41,13 @@ GRAPHS = ("positive", "negative", "empty")
 
 
 def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> list[EvaluationTriple]:
-    """One relation, by hash, of each axis and pair of names that no triple has; classes are the directional ones of the triples.
-
-    Raises `DataError` if there is no such pair.
+    """One relation, by hash, of each class (of two inverse ones together) and pair of names that no triple has; classes are those
+    of the triples. Raises `DataError` if there is no such pair.
     """
     seen = {frozenset(pair) for pair in zip(*(triples[n].to_pylist() for n in ("subject", "object")), strict=True)}
-    classes = set(triples["predicate"].to_pylist()) & set(INVERSE)
+    for names, related in zip(triples["objects"].to_pylist(), triples["triples"].to_pylist(), strict=True):
+        seen |= {frozenset((names[each["subject"]], names[each["object"]])) for each in related or ()}
+    classes = set(triples["predicate"].to_pylist())
     ids = [relations[name].to_numpy() for name in ("image_id", "relationship_id")]
     ranks = hashed(0, "unseen pairs", *ids)
     found: dict[Any, EvaluationTriple] = {}
@@ -56,55 +58,64 @@ def unseen(relations: pa.Table, triples: pa.Table, count: int | None = None) -> 
         if predicate not in classes or len(pair) < 2 or pair in seen:
             continue
         graph = SceneGraph.of(subject, predicate, object_)
-        order = (0, 1) if rank % 2 else (1, 0)
+        named = (0, 1) if rank % 2 else (1, 0)
+        kind, against = ("swap" if predicate in INVERSE else "replace"), contradiction(subject, predicate, object_)
         case = EvaluationTriple(
             f"{row['image_id']}-{row['relationship_id']}",
             row["image_id"],
             (0.0, 0.0, 0.0, 0.0),
             graph,
-            graph.negated("swap", predicate),
-            "swap",
-            {"neutral": words(graph, "neutral", order)},
+            graph.negated(kind, against[1]),
+            kind,
+            {"neutral": words(graph, "neutral", named)},
         )
-        found.setdefault((pair, frozenset((predicate, INVERSE[predicate]))), case)
+        found.setdefault((pair, frozenset((predicate, INVERSE.get(predicate, predicate)))), case)
     if not found:
-        raise DataError("every pair of names of a directional relation is in a train or val triple")
+        raise DataError("every pair of names of a relation is in a train or val triple")
     return list(found.values())[:count]
 
 
 def figures(images: NDArray[np.uint8], cases: list[EvaluationTriple], judge: Judge, statistics: Statistics) -> dict[str, Any]:
-    """Direction accuracy of g⁺ in images of the right kind of arrangement, and objects present, with intervals by pair.
+    """Direction accuracy of g⁺ in images of the right kind of arrangement, of classes whose negative swaps the roles, and objects
+    present, with intervals by pair; `classes`, and `first_is_subject` of the images whose class has a subject.
 
     `images` are those of all cases with one noise, then those with the next, and so on.
     """
     every = cases * (len(images) // len(cases))
     scores = judge.scores(images, [(case.positive, case.negative) for case in every])
     chosen = choices(scores[:, :1].astype(float), scores[:, 1:].astype(float)).reshape(-1, len(cases)).T
+    chosen = np.where(np.array([case.kind == "swap" for case in cases])[:, None], chosen, np.nan)
+    seen, first = _seen(images, every, judge)
     bootstrap = Bootstrap(statistics.resamples, statistics.confidence, statistics.seed)
     roles = bootstrap.mean(chosen)
     return {
         **bounds("direction_accuracy", roles),
         "direction_accuracy_images": roles.count,
         "objects_present": float(np.isfinite(scores).all(1).mean()),
-        "classes": classes(images, every, judge),
+        "classes": {name: float((seen == index).mean()) for index, name in enumerate(PREDICATES)},
+        **bounds("first_is_subject", bootstrap.mean(first.reshape(-1, len(cases)).T)),
     }
 
 
-def classes(images: NDArray[np.uint8], cases: list[EvaluationTriple], judge: Judge) -> dict[str, float]:
-    """Share of all images by the class that the judge scores highest, either way round; images without a positive score are left
-    out of every class."""
+def _seen(images: NDArray[np.uint8], cases: list[EvaluationTriple], judge: Judge) -> tuple[NDArray[np.int64], Floats]:
+    """Of each image the number of the class that the judge scores highest, either way round, -1 without a positive score; and 1
+    where the name that comes first in the alphabet is its subject, 0 where the other is, NaN where both are or neither."""
     statements = [[(s, name, o) for name in PREDICATES for s, o in (case.positive[::2], case.positive[::-2])] for case in cases]
-    scores = np.nan_to_num(judge.scores(images, statements)).reshape(len(cases), len(PREDICATES), 2).max(2)
-    seen = np.where(scores.max(1) > 0, scores.argmax(1), -1)
-    return {name: float((seen == index).mean()) for index, name in enumerate(PREDICATES)}
+    scores = np.nan_to_num(judge.scores(images, statements)).reshape(len(cases), len(PREDICATES), 2)
+    seen = np.where(scores.max((1, 2)) > 0, scores.max(2).argmax(1), -1)
+    told, turned = scores[np.arange(len(cases)), np.maximum(seen, 0)].T
+    alphabetical = np.array([case.positive[0] < case.positive[2] for case in cases])
+    first = np.where(told == turned, np.nan, (told > turned) == alphabetical)
+    return seen, first
 
 
 def left_as_it_was(base: dict[str, Any], empty: dict[str, Any]) -> dict[str, float]:
-    """How far an empty graph moves the base: of direction accuracy, and of the class whose share moves most."""
+    """How far an empty graph moves the base: of direction accuracy, of roles, and of the class whose share moves most."""
     moved = {name: abs(base["classes"][name] - empty["classes"][name]) for name in PREDICATES}
     largest = max(moved, key=moved.__getitem__)
     return {
         "direction_accuracy_difference": abs(base["direction_accuracy"] - empty["direction_accuracy"]),
+        "first_is_subject_difference": abs(base["first_is_subject"] - empty["first_is_subject"]),
         "largest_class_difference": moved[largest],
         "objects_present_difference": abs(base["objects_present"] - empty["objects_present"]),
     }

@@ -4,12 +4,13 @@ from sgpipe.datasets.tables import read_table
 from sgpipe.evaluation.arms import arm_figures, read_metrics
 from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
 from sgpipe.evaluation.diversity import diversity_figures
+from sgpipe.evaluation.graph_figures import graph_figures
 from sgpipe.evaluation.groups import image_groups
 from sgpipe.evaluation.judged import image_files, read_features, read_ground_truth, read_judged
 from sgpipe.evaluation.quality import quality_figures
 from sgpipe.evaluation.samples import QUALITY
 from sgpipe.evaluation.sampling_plan import BASE
-from sgpipe.evaluation.summary import evaluation_figures
+from sgpipe.evaluation.summary import Summary, evaluation_figures
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.atomic import DIGITS, new_folder, write_json
 from sgpipe.runs.command import run, write_metrics
@@ -33,6 +34,9 @@ def main() -> None:
         found["quality"] = quality_figures(seen, found["arms"], found["diversity"], statistics.seed)
         if groups := image_groups(verdicts, qualified, losses):
             found["groups"] = groups
+        if any(len(case.graph.triples) > 1 for case in verdicts.cases):
+            every, _ = read_judged(curated, NEGATIVES_FILE, JUDGED, evaluate, judges, statistics, named, with_seen=True)
+            found["graphs"] = graph_figures(Summary(every, qualified))
         found["feature_judge"] = None if features is None else features.judge
         with new_folder(EVALUATION) as folder:
             write_json(rows, folder / "predicates.json", DIGITS)

@@ -40,7 +40,8 @@ def main(
     if not files:
         raise DataError(f"{images}: no arm's images there; run `dvc repro sample_base sample_images`")
     triples = read_table(TRIPLES_FILE, TRIPLES)
-    cases = read_evaluation_triples(triples, read_table(NEGATIVES_FILE, NEGATIVES))
+    against = read_table(NEGATIVES_FILE, NEGATIVES)
+    val, cases = (read_evaluation_triples(triples, against, seen=seen) for seen in (0, None))
     known = {case.triple_id for case in cases}
     for file in files.values():
         if not known.issuperset(file.items["triple_id"].unique().to_pylist()):
@@ -48,16 +49,16 @@ def main(
                 f"{file.path}: images of triples that are not among the curated ones; DVC leaves the folder of an arm or epoch "
                 f"that is asked for no more: remove {file.path.parent}, or sample it again"
             )
-    work = Work(cases, files, questions(cases), tuple(config.judges))
+    work = Work(cases, files, questions(val), tuple(config.judges))
     processes, store = start(compute), ImageStore(open_images(data))
-    shards, features = work.shards(config.shard_size), Features.of(quality, files, cases, triples)
+    shards, features = work.shards(config.shard_size), Features.of(quality, files, val, triples)
     feature_shards = features.shards(config.shard_size)
 
     def open_maker() -> Make:
         return judge_maker(
             work,
             lambda name: open_judge(name, config.judges[name], processes.device),
-            lambda: ground_truth_images(cases, store, backbone.resolution),
+            lambda: ground_truth_images(val, store, backbone.resolution),
             config.batch_size,
         )
 
@@ -79,11 +80,11 @@ def main(
                 for name in ("verdicts", "calibration", "rejects", "features"):
                     write_table(getattr(said, name), folder / f"{name}.parquet")
                 write_table(merge_features(feature_shards, state), folder / "quality.parquet")
-            truth = ground_truth_figures(len(cases), said.rejects)
+            truth = ground_truth_figures(len(val), said.rejects)
             if said.rejects.num_rows:
                 reasons = ", ".join(f"{name}: {count}" for name, count in truth["rejected_by_reason"].items())
                 print(
-                    f"warning: ground truth of {said.rejects.num_rows} of {len(cases)} val triples cannot be read "
+                    f"warning: ground truth of {said.rejects.num_rows} of {len(val)} val triples cannot be read "
                     f"({reasons}); judges are calibrated on the others, and {out / 'rejects.parquet'} names these",
                     file=sys.stderr,
                 )

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from sgpipe.datasets.tables import RELATIONS, TRIPLES, read_table, write_table
 from sgpipe.graphs.config import Negatives
 from sgpipe.graphs.negatives import negatives
+from sgpipe.graphs.scene_graph import graphs_of
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.tracking.run import track
@@ -26,7 +27,9 @@ def main() -> None:
         made = negatives(positives, held, config)
         write_table(made, NEGATIVES_FILE)
         kinds = made["kind"].to_pylist()
-        rows = zip(positives["predicate"].to_pylist(), made["predicate"].to_pylist(), kinds, strict=True)
+        changed = zip(graphs_of(positives), made["changed"].to_pylist(), strict=True)
+        true_classes = [graph.triples[number][1] for graph, number in changed]
+        rows = zip(true_classes, made["predicate"].to_pylist(), kinds, strict=True)
         replaced = Counter(f"{true} -> {false}" for true, false, kind in rows if kind == "replace")
         counts = {"triples": made.num_rows, "by_kind": Counter(kinds), "replaced": replaced}
         write_metrics(counts, METRICS / "negatives.json", to_builtins(config), recorded)

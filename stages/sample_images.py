@@ -48,7 +48,7 @@ def main(
         out = Path("outputs/images_by_epoch") / name
     processes = start(compute)
     triples, negatives = read_table(TRIPLES_FILE, TRIPLES), read_table(NEGATIVES_FILE, NEGATIVES)
-    requests = plan(read_evaluation_triples(triples, negatives, config.per_class), conditions, config.seeds, given)
+    requests = plan(read_evaluation_triples(triples, negatives, config.per_class, config.seen), conditions, config.seeds, given)
     shards = cut("images", len(requests), config.shard_size)
     who = {
         "arm": name,

@@ -52,7 +52,8 @@ class GraphConditioner(nn.Module):
             embed = self.encoder.config.embed if self.encoder is not None else None
             self.tokenizer = GraphTokenizer(params, width, text_scale=base.text_scale, embed=embed)
             self.residual = GatedResidual() if params.injection == "residual" else None
-        self._tokenizers = base.denoiser.family.tokenizers(base.backbone) if self.residual is not None else None
+        by_words = self.residual is not None or params.names == "prompt"
+        self._tokenizers = base.denoiser.family.tokenizers(base.backbone) if by_words else None
         if self.encoder is not None:
             self.encoder.requires_grad_(params.train_encoder or params.encoder is None)
         self.to(base.denoiser.device)
@@ -89,15 +90,21 @@ class GraphConditioner(nn.Module):
         if self.encoder is not None:
             batch = batch_graphs(graphs, names if self.vocabulary is None else self.vocabulary)
             encoded = self.encoder(batch.to(text.states.device))
-        tokens = self.tokenizer(graphs, encoded, names)
-        if self.residual is None:
-            return prepend(tokens, text, self.params.enter)
-        words_from = max(text.states.shape[1] - self._word_rows, 0)  # without padding there are fewer
-        spans = [self._spans(*pair, words_from) for pair in zip(graphs, prompts.texts, strict=True)]
-        return replace(text, states=self.residual(tokens, text.states, spans))
+        spans: list[dict[int, range]] = []
+        if self._tokenizers is not None:
+            words_from = max(text.states.shape[1] - self._word_rows, 0)  # without padding there are fewer
+            spans = [self._spans(*pair, words_from) for pair in zip(graphs, prompts.texts, strict=True)]
+        if self.residual is not None:
+            return replace(text, states=self.residual(self.tokenizer(graphs, encoded, names), text.states, spans))
+        said = [
+            {i: rows[at.start : at.stop].float().mean(0) for i, at in own.items()}
+            for rows, own in zip(text.states, spans, strict=False)
+        ]
+        return prepend(self.tokenizer(graphs, encoded, names, said), text, self.params.enter)
 
     def _spans(self, graph: SceneGraph, text: str, words_from: int) -> dict[int, range]:
         """Rows of a condition that hold each named object; those of the encoder of names are the last, from `words_from` on."""
         assert self._tokenizers is not None
-        found = named_spans(graph, self._tokenizers.mentions(text, graph.objects))
+        mentions = self._tokenizers.mentions(text, graph.objects)
+        found = named_spans(graph, mentions, every=self.residual is not None)
         return {place: range(words_from + at.start, words_from + at.stop) for place, at in found.items()}

@@ -53,12 +53,15 @@ class Arm:
         return kind
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it. Tokens that enter at block 0 are not said to, as arms of before the knob: equal meanings are equal."""
+        """As JSON holds it. Tokens that enter at block 0, or with names read alone, are not said to, as arms of before these
+        knobs: equal meanings are equal."""
         parts = {"settings": self.settings, "train": self.train, "maps": self.maps}
         plain = {key: to_builtins(part) for key, part in parts.items()}
         tokens = plain["settings"].get("graph_tokens", {})
         if not tokens.get("enter"):
             tokens.pop("enter", None)
+        if tokens.get("names") == "alone":
+            tokens.pop("names")
         only = {} if self.triples is None else {"triples": list(self.triples)}
         return {"arm": self.name, "kind": self.kind, **plain, **only}
 

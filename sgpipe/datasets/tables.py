@@ -55,8 +55,8 @@ TRIPLES: Final = pa.schema(
 """Curated triples, each with its scene graph. `crop_*` is the region of the image that stands for the graph; `s*`/`o*` are boxes in
 full-image pixels. The graph is `objects` (names), their `boxes` (fractions of the crop) and `triples` by number of object, the
 row's own triple first."""
-NEGATIVES: Final = pa.schema(_texts("triple_id", "kind", "subject", "predicate", "object", "prompt"))
-"""What g⁻ says in the place of the graph's first triple, how it was made (`swap`, `replace`), and all of g⁻ in words."""
+NEGATIVES: Final = pa.schema([*_texts("triple_id", "kind", "subject", "predicate", "object", "prompt"), ("changed", pa.int32())])
+"""The triple of g⁻ in the place of the graph's triple number `changed`, how it was made (`swap`, `replace`), and g⁻ in words."""
 PROMPTS: Final = pa.schema(_texts("triple_id", "condition", "predicate", "prompt"))
 """Prompts of a triple: `relational`, `neutral` (no predicate), `wrong` (another relation) or `conflicting` (its negative's)."""
 PROMPT_INDEX: Final = pa.schema([*_texts("kind", "text", "shard"), *_ids("start", "count")])

@@ -39,6 +39,10 @@ class Evaluate(Struct, frozen=True, forbid_unknown_fields=True):
     per_class: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="val triples of each class that are evaluated; null takes all")
     ] = None
+    seen: Annotated[
+        int,
+        Meta(ge=0, description="train graphs of several triples that are sampled, too, to compare held-out combinations with them"),
+    ] = 0
     steps: Annotated[int, Meta(ge=1, description="Euler steps from noise to image")] = 4
     guidance: Annotated[
         Annotated[float, Meta(ge=0)] | None,
@@ -128,7 +132,8 @@ class Judge(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             pattern=r"^[a-z][a-z0-9_]*$",
             description="open_clip: an image-text model; zero_shot_detector: one of transformers (OWLv2, Grounding DINO) with box "
-            "geometry; or the name of a judge that an installed package brings (sgworld: the drawn world's exact detector)",
+            "geometry; or the name of a judge that an installed package brings (sgworld, sgworld_several: the exact readers of the "
+            "drawn worlds of one relation and of several)",
         ),
     ]
     model: Annotated[

@@ -55,6 +55,13 @@ def spread(values: Floats, draws: Floats, weights: Floats) -> tuple[float, float
     return float(np.sqrt(variance)), variance**2 / (own**2 / (runs - 1)) if own else np.inf
 
 
+def t_test(value: float, error: float, freedom: float) -> float:
+    """The two-sided p value of an estimate with this standard error; without error 0, or 1 for a value of 0."""
+    if error == 0:
+        return 0.0 if value else 1.0
+    return float(2 * stats.t.sf(abs(value) / error, freedom))
+
+
 @dataclass(frozen=True)
 class Crossed:
     """Estimates over training runs, each `[T, S]` of the same triples and sampling seeds, with crossed intervals.
@@ -81,10 +88,12 @@ class Crossed:
         """
         if len(first) == 1:
             return self.bootstrap.difference(first[0], second[0]), mcnemar(first[0], second[0]).clustered
-        found, error, freedom = self._over_runs(lambda means: means[0] - means[1], [first, second], IDENTITY)
-        if error == 0:
-            return found, 0.0 if found.value else 1.0
-        return found, float(2 * stats.t.sf(abs(found.value) / error, freedom))
+        found, error, freedom = self.difference_with_error(first, second)
+        return found, t_test(found.value, error, freedom)
+
+    def difference_with_error(self, first: Sequence[Floats], second: Sequence[Floats]) -> tuple[Estimate, float, float]:
+        """`difference` of several runs, its standard error and degrees of freedom; NaN of a single run or without a pair."""
+        return self._over_runs(lambda means: means[0] - means[1], [first, second], IDENTITY)
 
     def function(self, combine: Combine, arrays: Sequence[Sequence[Floats]], link: Link) -> Estimate:
         """`combine` of the means of several arrays, its interval on the scale of `link`; counts images finite in all."""

@@ -84,12 +84,14 @@ def diversity_figures(
 
     `pixels` (MSE, 0–255) and `features` (1 − cosine; left out where no judge gives features) are means over the `triples` with a
     pair. `pixels_ratio` and `features_ratio` are of the `compared_triples`, which have a pair here and in the reference; they are
-    null for fewer than `FEWEST_TRIPLES`, with a warning where the reference has no more. Raises `DataError` if an image or its
-    features are missing.
+    null for fewer than `FEWEST_TRIPLES`, with a warning where the reference has no more. Where there are graphs of several triples
+    `single` and `several` have the ratios of either kind of graph. Raises `DataError` if an image or its features are missing.
     """
     judge, wanted = qualified.judges.headline, qualified.statistics
     classes, bootstrap = qualified.used(judge), Bootstrap(wanted.resamples, wanted.confidence, wanted.seed)
     ids = [case.triple_id for case in verdicts.cases]
+    several = np.array([len(case.graph.triples) > 1 for case in verdicts.cases])[:, None]
+    groups = {"single": ~several, "several": several} if several.any() else {}
 
     def distances(condition: Condition) -> tuple[int, dict[str, Floats]]:
         """The number of pairs, and of each kind of distance the means `[T, 1]`."""
@@ -114,7 +116,11 @@ def diversity_figures(
     for condition, (pairs, own) in measured.items():
         entry: dict[str, Any] = {"triples": int(np.isfinite(own["pixels"]).sum()), "pairs": pairs, "base_pairs": base_pairs}
         for kind, values in own.items():
-            ratio = ratio_of_means(values, np.full_like(values, np.nan) if base is None else base[kind], bootstrap)
+            reference = np.full_like(values, np.nan) if base is None else base[kind]
+            ratio = ratio_of_means(values, reference, bootstrap)
             entry |= {kind: finite_mean(values), **bounds(f"{kind}_ratio", ratio), "compared_triples": ratio.count}
+            for group, rows in groups.items():
+                ratio = ratio_of_means(np.where(rows, values, np.nan), reference, bootstrap)
+                entry.setdefault(group, {}).update(**bounds(f"{kind}_ratio", ratio), compared_triples=ratio.count)
         found.setdefault(condition.arm, {}).setdefault(condition.prompt, {})[condition.graph] = entry
     return plain(found)

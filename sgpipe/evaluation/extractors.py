@@ -4,7 +4,7 @@
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -169,7 +169,7 @@ class Features:
         return cls(
             names,
             files,
-            {arm: _own_rows(file) for arm, file in files.items()},
+            {arm: _own_rows(file, known) for arm, file in files.items()},
             {REAL: [row for row in rows if row["triple_id"] in known], REFERENCE: chosen},
             {row["triple_id"]: row["prompt"] for row in rows},
         )
@@ -190,11 +190,12 @@ class Features:
         ]
 
 
-def _own_rows(file: ImageFile) -> NDArray[np.int64]:
-    """Rows of the condition that counts for the arm, under its own graph or words (`arms.headline_conditions`)."""
+def _own_rows(file: ImageFile, known: Collection[str]) -> NDArray[np.int64]:
+    """Rows of the known triples under the condition that counts for the arm (`arms.headline_conditions`)."""
     seen = set(zip(file.items["prompt"].to_pylist(), file.items["graph"].to_pylist(), strict=True))
     prompt, graph = headline_conditions({each: each for each in seen})[0]
     own = pc.and_(pc.equal(file.items["prompt"], prompt), pc.equal(file.items["graph"], graph))
+    own = pc.and_(own, pc.is_in(file.items["triple_id"], pa.array(sorted(known))))
     return np.flatnonzero(own.to_numpy(zero_copy_only=False))
 
 

@@ -18,16 +18,18 @@ from sgpipe.evaluation.verdicts import Verdicts
 
 def read_judged(
     curated: Path, negatives: Path, judged: Path, evaluate: Evaluate, judges: JudgeParams, statistics: Statistics,
-    arms: list[str],
+    arms: list[str], with_seen: bool = False,
 ) -> tuple[Verdicts, QualifiedJudges]:  # fmt: skip
-    """What judges said of these arms' images, and what the judges are worth.
+    """What judges said of these arms' images, of train graphs (`evaluate.seen`) where asked for, and what the judges are worth.
 
     Raises `DataError` where a judge of params.yaml has not seen an arm, or has not been calibrated on ground truth.
     """
-    cases = read_evaluation_triples(
-        read_table(curated / "triples.parquet", TRIPLES), read_table(negatives, NEGATIVES), evaluate.per_class
-    )
+    triples, against = read_table(curated / "triples.parquet", TRIPLES), read_table(negatives, NEGATIVES)
+    cases = read_evaluation_triples(triples, against, evaluate.per_class, evaluate.seen)
     table = read_table(judged / "verdicts.parquet", VERDICTS)
+    if evaluate.seen and not with_seen:
+        again = pa.array([case.triple_id for case in cases[-evaluate.seen :]])
+        cases, table = cases[: -evaluate.seen], table.filter(pc.invert(pc.is_in(table["triple_id"], again)))
     answers = read_table(judged / "calibration.parquet", CALIBRATION)
     table = table.filter(pc.is_in(table["arm"], pa.array(arms)))
     seen = set(zip(table["judge"].to_pylist(), table["arm"].to_pylist(), strict=True))

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import combinations
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +20,18 @@ BASE: Final = "base"
 """The arm without an adapter."""
 NO_GRAPH: Final = "none"
 """Stands for the graph of an arm that is given none."""
+Combination = Literal["seen", "held_out", "other"]
+"""Of a graph of several triples: every two of them are in one train graph, each is in a train graph but some two are in none
+together, or one of them is in none. A graph of one triple is `other`."""
 
 
 @dataclass(frozen=True)
 class EvaluationTriple:
     """A validation triple's graph and its negative, which swaps its roles (`swap`) or replaces its predicate (`replace`).
 
-    The triple is the first one of `graph`; the first one of `negative_graph` stands against it. `prompts` are those of sampling, by
-    condition. `new`: two classes meet at an object of the graph that do so in no train graph.
+    The triple is number `changed` of `graph`; that of `negative_graph` stands against it. `prompts` are those of sampling, by
+    condition. `new`: two classes meet at an object of the graph that do so in no train graph. `combination`: how training met the
+    graph's triples.
     """
 
     triple_id: str
@@ -37,16 +42,18 @@ class EvaluationTriple:
     kind: str
     prompts: Mapping[str, str]
     new: bool = False
+    changed: int = 0
+    combination: Combination = "other"
 
     @property
     def positive(self) -> Triple:
         """The triple by names."""
-        return self.graph.named[0]
+        return self.graph.named[self.changed]
 
     @property
     def negative(self) -> Triple:
         """What the negative graph says in its place."""
-        return self.negative_graph.named[0]
+        return self.negative_graph.named[self.changed]
 
     @property
     def predicate(self) -> str:
@@ -55,9 +62,10 @@ class EvaluationTriple:
 
     @property
     def statements(self) -> tuple[tuple[Triple, Triple], ...]:
-        """Of each triple of the graph what it says and what stands against it: g⁻ against the first, `contradiction` else."""
-        others = ((triple, contradiction(*triple)) for triple in self.graph.named[1:])
-        return (self.positive, self.negative), *others
+        """Of each triple what it says and what stands against it: first that which g⁻ changes, then the others, against which
+        stands their `contradiction`."""
+        others = (triple for number, triple in enumerate(self.graph.named) if number != self.changed)
+        return (self.positive, self.negative), *((triple, contradiction(*triple)) for triple in others)
 
 
 @dataclass(frozen=True)
@@ -73,44 +81,76 @@ class SampleRequest:
     scene: SceneGraph | None
 
 
-def read_evaluation_triples(triples: pa.Table, negatives: pa.Table, per_class: int | None = None) -> list[EvaluationTriple]:
+def _combination(graph: SceneGraph, trained: Mapping[Triple, set[int]]) -> Combination:
+    """See `Combination`; `trained` has the numbers of the train graphs of each fact."""
+    known = [trained.get(fact, set()) for fact in graph.facts]
+    if len(known) < 2 or not all(known):
+        return "other"
+    return "seen" if all(one & other for one, other in combinations(known, 2)) else "held_out"
+
+
+def read_evaluation_triples(
+    triples: pa.Table, negatives: pa.Table, per_class: int | None = None, seen: int | None = 0
+) -> list[EvaluationTriple]:
     """Validation triples with their negatives, in the table's order; with `per_class` that many of each, by hash of their ids.
 
-    Raises `DataError` if there are none, if one lacks a negative, or if a class has too few.
+    Behind them stand `seen` train graphs of several triples, by hash, to compare held-out combinations with; None takes all.
+    Raises `DataError` if there is no validation triple, if one lacks a negative, or for a class or train graphs that are too few.
     """
     chosen = triples.filter(pc.equal(triples["split"], "val"))
     if chosen.num_rows == 0:
         raise DataError("there are no val triples to evaluate; set curate.val and run `dvc repro curate`")
     against = {row["triple_id"]: row for row in negatives.to_pylist()}
-    trained = graphs_of(triples.filter(pc.equal(triples["split"], "train")))
-    seen = {combination for graph in trained for combination in combinations_of(graph.triples)}
-    cases = []
-    for row in chosen.to_pylist():
+    train = triples.filter(pc.equal(triples["split"], "train"))
+    trained = graphs_of(train)
+    met = {combination for graph in trained for combination in combinations_of(graph.triples)}
+    facts: dict[Triple, set[int]] = {}
+    for number, graph in enumerate(trained):
+        for fact in graph.facts:
+            facts.setdefault(fact, set()).add(number)
+
+    def case(row: Mapping[str, Any]) -> EvaluationTriple:
         if row["triple_id"] not in against:
             raise DataError(f"triple {row['triple_id']} has no negative; run `dvc repro negatives`")
         false, graph = against[row["triple_id"]], SceneGraph.of_row(row)
-        cases.append(
-            EvaluationTriple(
-                row["triple_id"],
-                row["image_id"],
-                (row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]),
-                graph,
-                graph.negated(false["kind"], false["predicate"]),
-                false["kind"],
-                {"neutral": row["neutral_prompt"], "relational": row["prompt"], "conflicting": false["prompt"]},
-                not combinations_of(graph.triples) <= seen,
-            )
+        return EvaluationTriple(
+            row["triple_id"],
+            row["image_id"],
+            (row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]),
+            graph,
+            graph.negated(false["kind"], false["predicate"], false["changed"]),
+            false["kind"],
+            {"neutral": row["neutral_prompt"], "relational": row["prompt"], "conflicting": false["prompt"]},
+            not combinations_of(graph.triples) <= met,
+            false["changed"],
+            _combination(graph, facts),
         )
-    if per_class is None:
+
+    cases = [case(row) for row in chosen.to_pylist()]
+    if per_class is not None:
+        cases = _of_each_class(cases, per_class)
+    if seen == 0:
         return cases
-    ranks = hashed(0, "evaluated", text_ids([case.triple_id for case in cases]))
-    of_class: dict[str, list[tuple[int, str]]] = {}
-    for rank, case in zip(ranks.tolist(), cases, strict=True):
-        of_class.setdefault(case.predicate, []).append((rank, case.triple_id))
+    again = [case(row) for row in train.filter(pc.greater(pc.list_value_length(train["triples"]), 1)).to_pylist()]
+    if seen is not None and len(again) < seen:
+        raise DataError(f"evaluate.seen: got {seen}; there are {len(again)} train graphs of several triples; lower it")
+    return cases + again if seen is None else cases + _by_hash(again)[:seen]
+
+
+def _by_hash(cases: Sequence[EvaluationTriple]) -> list[EvaluationTriple]:
+    ranks = hashed(0, "evaluated", text_ids([case.triple_id for case in cases])).tolist()
+    return [case for _, _, case in sorted(zip(ranks, range(len(cases)), cases, strict=True))]
+
+
+def _of_each_class(cases: Sequence[EvaluationTriple], per_class: int) -> list[EvaluationTriple]:
+    """The first of each class by hash, in the given order."""
+    of_class: dict[str, list[str]] = {}
+    for case in _by_hash(cases):
+        of_class.setdefault(case.predicate, []).append(case.triple_id)
     for predicate, several in of_class.items():
         if len(several) < per_class:
             raise DataError(f"evaluate.per_class: got {per_class}; class {predicate!r} has {len(several)} val triples")
-    kept = {name for several in of_class.values() for _, name in sorted(several)[:per_class]}
+    kept = {name for several in of_class.values() for name in several[:per_class]}
     return [case for case in cases if case.triple_id in kept]
 
 

@@ -1,6 +1,5 @@
 """The figures of the evaluation, from what judges said and from the images. Nothing is sampled or judged here."""
 
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +21,18 @@ from sgpipe.runs.atomic import defined, plain
 
 OWN = ("positive", NO_GRAPH)
 """Graphs that an arm is meant to be given: the triple's, or none for an arm without graphs."""
+
+
+def mean_of(edges: Floats) -> Floats:
+    """The mean `[T, S]` of the finite values of `[T, S, E]`; NaN where there is none."""
+    counted = np.isfinite(edges)
+    with np.errstate(invalid="ignore"):
+        return np.where(counted, edges, 0.0).sum(-1) / counted.sum(-1)
+
+
+def all_of(edges: Floats) -> Floats:
+    """1/0 `[T, S]`: whether all finite values of `[T, S, E]` are 1; NaN where there is none."""
+    return np.where(np.isfinite(edges).any(-1), (edges != 0).all(-1), np.nan)
 
 
 def bounds(name: str, estimate: Estimate) -> dict[str, float]:
@@ -76,22 +87,32 @@ class Summary:
     """Figures of the arms by the headline judge."""
 
     def __init__(self, verdicts: Verdicts, qualified: QualifiedJudges) -> None:
-        self._verdicts, self._qualified = verdicts, qualified
-        self._judge, wanted = qualified.judges.headline, qualified.statistics
-        self._bootstrap = Bootstrap(wanted.resamples, wanted.confidence, wanted.seed)
-        self.crossed = Crossed(self._bootstrap)
-        self.conditions = verdicts.conditions(self._judge)
+        self.verdicts, self._qualified = verdicts, qualified
+        self.judge, wanted = qualified.judges.headline, qualified.statistics
+        self.bootstrap = Bootstrap(wanted.resamples, wanted.confidence, wanted.seed)
+        self.crossed = Crossed(self.bootstrap)
+        self.conditions = verdicts.conditions(self.judge)
 
     def outcomes(self, condition: Condition, directional: bool = True) -> Floats:
         """1/0/NaN `[T, S]`: c⁺ or c⁻ chosen; NaN too for classes that the judge may not judge, and others than directional ones."""
-        mask = self._qualified.mask(self._judge, self._verdicts.cases, directional)
-        return np.where(mask[:, None], self._verdicts.scored(condition, self._judge).choices, np.nan)
+        mask = self._qualified.mask(self.judge, self.verdicts.cases, directional)
+        return np.where(mask[:, None], self.verdicts.scored(condition, self.judge).choices, np.nan)
 
     def present(self, condition: Condition) -> Floats | None:
-        """1/0 `[T, S]`: both objects seen; None where the judge is no detector and cannot say."""
-        if self._qualified.judges.judges[self._judge].kind == "open_clip":
+        """1/0 `[T, S]`: all objects of the graph's triples seen; None where the judge is no detector and cannot say."""
+        if self._qualified.judges.judges[self.judge].kind == "open_clip":
             return None
-        return np.isfinite(self._verdicts.scored(condition, self._judge).positive).astype(float)
+        return self.verdicts.scored(condition, self.judge).present
+
+    def edges(self, condition: Condition) -> Floats:
+        """1/0/NaN `[T, S, E]`: triples as g⁺ has them, a missing object counting as wrong; that which g⁻ changes comes first. NaN
+        past a graph's last and for classes that the judge may not judge."""
+        scored, used = self.verdicts.scored(condition, self.judge), self._qualified.used(self.judge)
+        right = np.concatenate([(scored.choices == 1)[..., None], scored.others], axis=-1)
+        judged = np.zeros((len(right), 1, right.shape[-1]), bool)
+        for row, case in enumerate(self.verdicts.cases):
+            judged[row, 0, : len(case.statements)] = [said[1] in used for said, _ in case.statements]
+        return np.where(judged, right, np.nan)
 
     def condition(self, condition: Condition) -> dict[str, Any]:
         """Objects present, roles as the graph g⁺ has them, any class right.
@@ -99,14 +120,14 @@ class Summary:
         `direction_accuracy` is of images with both objects in the right kind of arrangement (where the judge chooses), of
         directional classes; `accuracy` is of all classes that it may judge; both count c⁺, whatever graph was given.
         """
-        present, cases = self.present(condition), self._verdicts.cases
+        present, cases = self.present(condition), self.verdicts.cases
         found: dict[str, Any] = {} if present is None else {"objects_present": float(present.mean())}
         for name, directional in (("direction_accuracy", True), ("accuracy", False)):
-            mask = self._qualified.mask(self._judge, cases, directional)
+            mask = self._qualified.mask(self.judge, cases, directional)
             classes = {case.predicate for case, kept in zip(cases, mask, strict=True) if kept}
-            estimate = self._bootstrap.mean(self.outcomes(condition, directional))
+            estimate = self.bootstrap.mean(self.outcomes(condition, directional))
             found |= bounds(name, estimate)
-            found[f"{name}_corrected"] = self._qualified.corrected(self._judge, estimate, classes)
+            found[f"{name}_corrected"] = self._qualified.corrected(self.judge, estimate, classes)
             found[f"{name}_images"] = estimate.count
         return found | self.shares(condition)
 
@@ -117,34 +138,22 @@ class Summary:
         images with all of them so; `others_right`, triples that g⁻ leaves as they are; `edges_right_new`, `edges_right_seen`: of
         graphs with and without a combination of classes that no train graph has. `duplicates`: images with an object twice.
         """
-        scored, used = self._verdicts.scored(condition, self._judge), self._qualified.used(self._judge)
-        cases = self._verdicts.cases
-        first = np.array([case.predicate in used for case in cases])
-        further = np.zeros(scored.others.shape[::2], bool)
-        for row, case in enumerate(cases):
-            further[row, : len(case.statements) - 1] = [said[1] in used for said, _ in case.statements[1:]]
-        chosen = np.where(first[:, None], np.nan_to_num(scored.choices, nan=0.5), np.nan)
-        right = np.where(np.isnan(chosen), np.nan, chosen == 1)
-        found = bounds("right", self._bootstrap.mean(right))
-        found |= bounds("turned", self._bootstrap.mean(np.where(np.isnan(chosen), np.nan, chosen == 0)))
-        if further.any():
-            others = np.where(further[:, None], scored.others, np.nan)
+        scored, edges, cases = self.verdicts.scored(condition, self.judge), self.edges(condition), self.verdicts.cases
+        right, others = edges[..., 0], edges[..., 1:]
+        turned = np.where(np.isnan(right), np.nan, scored.choices == 0)
+        found = bounds("right", self.bootstrap.mean(right)) | bounds("turned", self.bootstrap.mean(turned))
+        if np.isfinite(others).any():
             several = np.array([len(case.statements) > 1 for case in cases])
-            edges = np.where(several[:, None, None], np.concatenate([right[..., None], others], -1), np.nan)
-            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # graphs of one triple have none
-                parts = {
-                    "edges_right": np.nanmean(edges, axis=-1),
-                    "graphs_right": np.nanmin(edges, axis=-1),
-                    "others_right": np.nanmean(others, axis=-1),
-                }
+            edges = np.where(several[:, None, None], edges, np.nan)
+            parts = {"edges_right": mean_of(edges), "graphs_right": all_of(edges), "others_right": mean_of(others)}
             new = np.array([case.new for case in cases])[:, None]
             if new.any():
                 parts["edges_right_new"] = np.where(new, parts["edges_right"], np.nan)
                 parts["edges_right_seen"] = np.where(new, np.nan, parts["edges_right"])
             for name, values in parts.items():
-                found |= bounds(name, self._bootstrap.mean(values))
+                found |= bounds(name, self.bootstrap.mean(values))
         if np.isfinite(scored.duplicates).any():
-            found |= bounds("duplicates", self._bootstrap.mean(scored.duplicates))
+            found |= bounds("duplicates", self.bootstrap.mean(scored.duplicates))
         return found
 
     def arms(self) -> dict[str, Any]:
@@ -161,13 +170,13 @@ class Summary:
         all classes and without a calibration.
         """
         found: dict[str, Any] = {}
-        mean = self._bootstrap.mean
+        mean = self.bootstrap.mean
         for shown in self.conditions:
             swapped = Condition(shown.arm, shown.prompt, "negative")
             if shown.graph != "positive" or swapped not in self.conditions:
                 continue
-            graphs, other_seed = distances(files[shown.arm], self._verdicts.cases, self._verdicts.seeds, shown.prompt)
-            ratio = self._bootstrap.function(lambda means: means[0] / means[1], [graphs, other_seed])
+            graphs, other_seed = distances(files[shown.arm], self.verdicts.cases, self.verdicts.seeds, shown.prompt)
+            ratio = self.bootstrap.function(lambda means: means[0] / means[1], [graphs, other_seed])
             entry: dict[str, Any] = {
                 "mse": float(graphs.mean()),
                 "mse_deviation": float(graphs.std()),
@@ -176,8 +185,8 @@ class Summary:
                 "judges": {},
             }
             for judge in self._qualified.judges.judges:
-                scores = self._verdicts.scored(shown, judge)
-                table = two_by_two(scores, self._verdicts.scored(swapped, judge))
+                scores = self.verdicts.scored(shown, judge)
+                table = two_by_two(scores, self.verdicts.scored(swapped, judge))
                 entry["judges"][judge] = {
                     **{name: mean(values).value for name, values in table.items()},
                     "images": int(np.isfinite(table["text"]).sum()),
@@ -234,7 +243,7 @@ class Summary:
 
     def needed(self, condition: Condition) -> dict[str, Any]:
         """Triples with one decided image each that show this direction accuracy against a half, and against no effect seen yet."""
-        share = self._bootstrap.mean(self.outcomes(condition)).value
+        share = self.bootstrap.mean(self.outcomes(condition)).value
         power, level = self._qualified.statistics.power, 1 - self._qualified.statistics.confidence
         return {
             "direction_accuracy": share,
@@ -250,21 +259,21 @@ class Summary:
         that have a pair. Classes that the judge may not judge have `used` false and no accuracy.
         """
         rows: list[dict[str, Any]] = []
-        used = self._qualified.used(self._judge)
+        used = self._qualified.used(self.judge)
         base = Condition(BASE, HEADLINE, NO_GRAPH)
-        of_case = np.array([case.predicate for case in self._verdicts.cases])[:, None]
+        of_case = np.array([case.predicate for case in self.verdicts.cases])[:, None]
         for condition in self.conditions:
             if condition.prompt != HEADLINE:
                 continue
             of_arm = []
-            for predicate in self._qualified.by_class[self._judge]:
+            for predicate in self._qualified.by_class[self.judge]:
                 row: dict[str, Any] = {**asdict(condition), "predicate": predicate, "used": predicate in used}
                 if predicate in used:
                     outcome = np.where(of_case == predicate, self.outcomes(condition, directional=False), np.nan)
-                    estimate = self._bootstrap.mean(outcome)
+                    estimate = self.bootstrap.mean(outcome)
                     row |= bounds("accuracy", estimate)
                     row["images"] = estimate.count
-                    row["corrected"] = self._qualified.corrected(self._judge, estimate, {predicate})
+                    row["corrected"] = self._qualified.corrected(self.judge, estimate, {predicate})
                     if condition.arm != BASE and base in self.conditions:
                         test = mcnemar(outcome, self.outcomes(base, directional=False))
                         row |= {"difference": test.difference, "p": test.clustered, "p_holm": np.nan}

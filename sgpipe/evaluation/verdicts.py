@@ -28,13 +28,15 @@ class Scored:
     """A judge's scores of c⁺ and c⁻ `[T, S]` on the images of a condition; NaN where it abstains.
 
     `others` `[T, S, E]`: for the graph's further triples 1 where it chooses what the graph says, 0 where it does not; NaN past the
-    last. `duplicates` `[T, S]`: 1 where it sees an object twice; NaN throughout for a judge that does not count.
+    last. `duplicates` `[T, S]`: 1 where it sees an object twice; NaN throughout for a judge that does not count. `present`
+    `[T, S]`: 1 where it abstains from no triple of the graph, 0 elsewhere.
     """
 
     positive: Floats
     negative: Floats
     others: Floats
     duplicates: Floats
+    present: Floats
 
     @property
     def choices(self) -> Floats:
@@ -63,12 +65,14 @@ class Verdicts:
         sizes = np.array([len(case.statements) for case in self.cases])
         first: list[Floats] = []
         others = np.full((len(sizes), len(self.seeds), int(sizes.max()) - 1), np.nan)
+        present = np.ones(others.shape[:2])
         for edge in range(int(sizes.max())):
             having = np.flatnonzero(sizes > edge)
             ids = [self.cases[index].triple_id for index in having]
             found = grid(rows.filter(edge=edge), ("positive", "negative", "duplicate"), ids, self.seeds)
             if found is None:
                 return None
+            present[having] *= np.isfinite(found[0])
             if edge == 0:
                 first = found
             else:
@@ -76,7 +80,7 @@ class Verdicts:
         if len(rows) != sizes.sum() * len(self.seeds):
             return None
         positive, negative, duplicates = first
-        return Scored(positive, negative, others, duplicates)
+        return Scored(positive, negative, others, duplicates, present)
 
     def conditions(self, judge: str) -> list[Condition]:
         """The conditions that the judge has seen, in a fixed order."""

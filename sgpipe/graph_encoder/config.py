@@ -86,17 +86,25 @@ class GraphTokens(Struct, frozen=True, forbid_unknown_fields=True):
     """Section `graph_tokens`. How a scene graph becomes tokens beside the prompt's."""
 
     layout: Annotated[
-        Literal["triple", "roles", "objects"],
+        Literal["triple", "roles", "objects", "edges"],
         Meta(
-            description="one token per triple; three of it (subject, predicate, object); or one per related object, which is "
-            "its name's frozen text embedding plus what its triples say of it"
+            description="one token per triple; three of it (subject, predicate, object); one per related object, which is its "
+            "name's frozen text embedding plus what its triples say of it; or one per related object, its name's alone, and "
+            "one per triple, made of both ends' names and a learned vector per predicate"
         ),
     ] = "objects"
+    names: Annotated[
+        Literal["alone", "prompt"],
+        Meta(
+            description="layouts objects and edges: an object's name as the text encoder reads it alone, or the mean of the "
+            "prompt's own rows that say it (alone where the prompt does not)"
+        ),
+    ] = "alone"
     relation: Annotated[
         Literal["table", "encoder"],
         Meta(
             description="layout objects: what a triple says of an object is a learned vector per (predicate, role), or is read "
-            "from the graph encoder; the other layouts always read the encoder"
+            "from the graph encoder; layout edges always has the table, triple and roles read the encoder"
         ),
     ] = "table"
     relation_scale: Annotated[
@@ -132,11 +140,14 @@ class GraphTokens(Struct, frozen=True, forbid_unknown_fields=True):
                 f"injection: residual adds to the words of objects, so it needs layout objects without global_token; "
                 f"got layout {self.layout}, global_token {str(self.global_token).lower()}"
             )
-        if self.layout != "objects" and self.relation != "encoder":
+        reads = {"triple": "encoder", "roles": "encoder", "edges": "table"}.get(self.layout, self.relation)
+        if self.relation != reads:
+            raise ValueError(f"relation: got {self.relation}; layout {self.layout} has {reads} alone: set relation to {reads}")
+        if self.names == "prompt" and (self.injection == "residual" or self.layout not in ("objects", "edges")):
             raise ValueError(
-                f"relation: layout {self.layout} reads the graph encoder; set relation to encoder, got {self.relation}"
+                f"names: got prompt with layout {self.layout}, injection {self.injection}; prepended tokens of the layouts objects "
+                "and edges alone carry names: set names to alone"
             )
-
         if not self.needs_encoder and (self.encoder or self.train_encoder):
             raise ValueError(
                 f"encoder: relation {self.relation} without global_token reads no graph encoder; set encoder to null and "

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from sgpipe.datasets.tables import CROP, ENDS
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.config import GraphEncoder
+from sgpipe.graphs.candidates import boxes_of, candidates
 from sgpipe.graphs.config import Curate
-from sgpipe.graphs.curate import boxes_of, candidates, crops
+from sgpipe.graphs.curate import crops
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.runs.hashing import fraction, text_ids
 

@@ -28,11 +28,12 @@ def prepend(tokens: Tokens, text: TextCondition, enter: int = 0) -> TextConditio
     return TextCondition(states, text.pooled, mask, text.prepended + tokens.states.shape[1], enter, before)
 
 
-def named_spans(graph: SceneGraph, mentions: Mapping[str, Sequence[range]]) -> dict[int, range]:
+def named_spans(graph: SceneGraph, mentions: Mapping[str, Sequence[range]], every: bool = True) -> dict[int, range]:
     """Which rows of a tokenised prompt stand for each related object of a graph: object number to positions.
 
     `mentions` are all rows that hold a name (`Tokenizers.mentions`). Longer names choose first ("hot dog" before "dog"), objects of
-    one name take its mentions in turn. Raises `DataError` for an object that the prompt does not mention.
+    one name take its mentions in turn. Raises `DataError` for an object that the prompt does not mention, unless not `every` one
+    must be there.
     """
     related = sorted({index for s, _, o in graph.triples for index in (s, o)})
     spans: dict[int, range] = {}
@@ -42,7 +43,7 @@ def named_spans(graph: SceneGraph, mentions: Mapping[str, Sequence[range]]) -> d
         if span is not None:
             spans[index] = span
             taken.update(span)
-        else:
+        elif every:
             raise DataError(
                 f"the prompt does not mention object {index}, {graph.objects[index]!r}, of the graph `{graph}`; "
                 f"residual injection adds to words, so name it in the prompt or set graph_tokens.injection to prepend"

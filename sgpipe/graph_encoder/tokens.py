@@ -6,15 +6,17 @@ With [s_t | r_t | o_t] the encoder's row of triple t, g its pooled vector, e(·)
 - `roles`    τ_t,k = c·(W_k LN(part k of the row) + ρ_k) for k = subject, predicate, object
 - `objects`  τ_i = e(name_i) + c·Σ f(t, role of i in t) over the triples of object i, where f is a learned vector for
              (predicate, role), or W_role LN[s_t | r_t | o_t]. An object without a triple has no token.
+- `edges`    τ_i = e(name_i) for every related object, then τ_t = c·(W LN[e(subject) | e(object)] + ρ + f(predicate of t))
 - the global token c·(W_g LN(g) + ρ_g), if asked for.
 
 A graph without triples has no token at all. Tokens of a graph are a set: FLUX.1 and SD3 give text no position. So that a
 graph of several triples says *which* two objects each relates, tokens of `roles`, and of `objects` with a table, carry a fixed
 code of their triple's number and of their role in it (`binding_codes`): the two ends of a triple are those with its codes.
-`triple` tokens, and `objects` that read the encoder, hold both ends already.
+`triple` and `edges` tokens, and `objects` that read the encoder, hold both ends already. e(name) may be the prompt's own
+(`GraphTokens.names`): the mean of its rows that say the name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,22 +91,32 @@ class GraphTokenizer(nn.Module):
         self.params, self.text = params, text
         self.register_buffer("text_scale", torch.tensor(float(text_scale)))
         scale, width = params.relation_scale, embed or 0
-        inputs = {"triple": [3 * width], "roles": [width] * 3, "objects": [3 * width] * 2}
-        read = inputs[params.layout] if params.relation == "encoder" else []
+        inputs = {"triple": [3 * width], "roles": [width] * 3, "objects": [3 * width] * 2, "edges": [2 * text]}
+        read = inputs[params.layout] if params.relation == "encoder" or params.layout == "edges" else []
         self.projections = nn.ModuleList(_Projection(into, text, scale) for into in read)
         if params.relation == "table":
-            self.table = nn.Parameter(torch.randn(len(PREDICATES), 2, text) * scale)
+            vectors = (len(PREDICATES), text) if params.layout == "edges" else (len(PREDICATES), 2, text)
+            self.table = nn.Parameter(torch.randn(vectors) * scale)
         if params.global_token:
             self.pooled = _Projection(width, text, scale)
 
-    def forward(self, graphs: Sequence[SceneGraph], encoded: GraphEncoding | None = None, names: NameTable | None = None) -> Tokens:
+    def forward(
+        self,
+        graphs: Sequence[SceneGraph],
+        encoded: GraphEncoding | None = None,
+        names: NameTable | None = None,
+        said: Sequence[Mapping[int, Tensor]] = (),
+    ) -> Tokens:
         """Tokens of `graphs`; `encoded` is what the graph encoder says of the same graphs in the same order.
 
-        `names` are needed where tokens carry the text embedding of names (layout `objects`, prepended). With `residual` the
-        states are what is to be added to the words, c·Σ f alone.
+        `names` are needed where tokens carry the text embedding of names (layouts `objects`, prepended, and `edges`); `said` has
+        for each graph vectors `[D]` that stand for those of some of its objects, by number. With `residual` the states are what
+        is to be added to the words, c·Σ f alone.
         """
         if self.params.layout == "objects":
-            states, graph, owner = self._object_tokens(graphs, encoded, names)
+            states, graph, owner = self._object_tokens(graphs, encoded, names, said)
+        elif self.params.layout == "edges":
+            states, graph, owner = self._edge_tokens(graphs, names, said)
         else:
             states, graph, owner = self._triple_tokens(graphs, encoded)
         if self.params.global_token:
@@ -137,31 +149,52 @@ class GraphTokenizer(nn.Module):
             states = states + self._bound(graph, 3).to(states)
         return self.text_scale * states.flatten(0, 1), graph.repeat_interleave(len(parts)), owners.flatten()
 
+    def _named(
+        self, graphs: Sequence[SceneGraph], objects: Tensor, names: NameTable | None, said: Sequence[Mapping[int, Tensor]]
+    ) -> Tensor:
+        """e(name) `[O, D]` of objects `[O, 2]`, each the number of its graph and its number in it."""
+        if names is None:
+            raise ModelError(f"graph tokens: layout {self.params.layout} needs the text embeddings of the names")
+        places, known = objects.tolist(), names.nodes([graphs[n].objects[i] for n, i in objects.tolist()])
+        own = [said[n].get(i) if said else None for n, i in places]
+        device = self.text_scale.device
+        rows = [row.to(device) if other is None else other.to(row.dtype) for row, other in zip(known, own, strict=True)]
+        return torch.stack(rows) if rows else known.to(device)
+
+    def _edge_tokens(
+        self, graphs: Sequence[SceneGraph], names: NameTable | None, said: Sequence[Mapping[int, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        graph, pairs, predicates = _table_rows(graphs)
+        objects, place = pairs.unique(dim=0, return_inverse=True)
+        named = self._named(graphs, objects, names, said)
+        ends = named[place.to(named.device)].reshape(len(graph), 2 * self.text)
+        edges = self.text_scale * (self.projections[0](ends.to(self.table.dtype)) + self.table[predicates.to(self.table.device)])
+        states = torch.cat([named.to(edges.dtype), edges])
+        return states, torch.cat([objects[:, 0], graph]), torch.cat([objects[:, 1], torch.full_like(graph, -1)])
+
     def _object_tokens(
-        self, graphs: Sequence[SceneGraph], encoded: GraphEncoding | None, names: NameTable | None
+        self,
+        graphs: Sequence[SceneGraph],
+        encoded: GraphEncoding | None,
+        names: NameTable | None,
+        prompted: Sequence[Mapping[int, Tensor]] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
         if self.params.relation == "encoder":
             encoded = _given(encoded)
             graph, ends = _relations(graphs, encoded.local.shape[1])
             rows = encoded.local[encoded.relation]
             said = torch.stack([projection(rows) for projection in self.projections], dim=1)
+            pairs = _ends(graph, ends)
         else:
-            graph, ends = _relations(graphs, None)
-            for each in graphs:
-                each.check_predicates(PREDICATES, "table of the graph tokens")
-            row = torch.tensor([PREDICATE_INDEX[p] for each in graphs for _, p, _ in each.triples], dtype=torch.long)
+            graph, pairs, row = _table_rows(graphs)
             said = self.table[row.to(self.table.device)]
             said = said + self._bound(graph, 2).to(said)
-        pairs = torch.stack([graph[:, None].expand(-1, 2), ends], dim=2).flatten(0, 1)
         objects, place = pairs.unique(dim=0, return_inverse=True)
         device = said.device
         states = said.new_zeros(len(objects), self.text).index_add(0, place.to(device), said.flatten(0, 1))
         states = self.text_scale * states
         if self.params.injection == "prepend":
-            if names is None:
-                raise ModelError("graph tokens: layout objects needs the text embeddings of the names")
-            known = names.nodes([graphs[n].objects[i] for n, i in objects.tolist()])
-            states = known.to(device, states.dtype) + states
+            states = self._named(graphs, objects, names, prompted).to(device, states.dtype) + states
         return states, objects[:, 0], objects[:, 1]
 
 
@@ -176,3 +209,17 @@ def _relations(graphs: Sequence[SceneGraph], most: int | None) -> tuple[Tensor, 
     kept = [(n, s, o) for n, each in enumerate(graphs) for s, _, o in each.triples[:most]]
     found = torch.tensor(kept, dtype=torch.long).reshape(-1, 3)
     return found[:, 0], found[:, 1:]
+
+
+def _ends(graph: Tensor, ends: Tensor) -> Tensor:
+    """Graph and number of both ends of each triple, `[2 T, 2]`, of graphs `[T]` and ends `[T, 2]`."""
+    return torch.stack([graph[:, None].expand(-1, 2), ends], dim=2).flatten(0, 1)
+
+
+def _table_rows(graphs: Sequence[SceneGraph]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all triples: the graph `[T]`, both `_ends`, and the predicate's row of a table `[T]`."""
+    graph, ends = _relations(graphs, None)
+    for each in graphs:
+        each.check_predicates(PREDICATES, "table of the graph tokens")
+    row = torch.tensor([PREDICATE_INDEX[p] for each in graphs for _, p, _ in each.triples], dtype=torch.long)
+    return graph, _ends(graph, ends), row

@@ -69,6 +69,15 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
     val_graph: Annotated[GraphSize, Meta(description="the same of the val triples")] = GraphSize()
     several: Annotated[int, Meta(ge=0, description="further val graphs, of `several_graph` triples, whatever their classes")] = 0
     several_graph: Annotated[GraphSize, Meta(description="triples of these")] = GraphSize(2, 3)
+    several_train: Annotated[int, Meta(ge=0, description="further train graphs of `several_graph` triples")] = 0
+    combinations: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="further val graphs of `several_graph` triples of `predicates`, each of which is a train triple while no "
+            "train graph has two of them: held-out combinations of triples",
+        ),
+    ] = 0
     whole: Annotated[
         bool, Meta(description="only graphs that name every object annotated in their image, so that an image shows what is told")
     ] = False
@@ -124,4 +133,8 @@ class Negatives(Struct, frozen=True, forbid_unknown_fields=True):
     choice: Annotated[
         Literal["hardest", "sampled"], Meta(description="the most frequent confusion, or one drawn with the counts as weights")
     ] = "sampled"
+    changes: Annotated[
+        Literal["first", "any"],
+        Meta(description="which triple of a graph of several g⁻ changes: that which it was chosen for, or one drawn by hash"),
+    ] = "first"
     seed: Annotated[int, Meta(ge=0, lt=1 << 32, description="seed of the draw")] = 0

@@ -1,6 +1,6 @@
-"""The negative graph g⁻ of every triple: subject and object swapped for a directional predicate, else another predicate.
+"""The negative graph g⁻ of every graph: subject and object of a triple swapped for a directional predicate, else another predicate.
 
-In a graph of several triples the first is turned and the others stay as they are.
+In a graph of several triples one is changed, and the others stay as they are.
 
 A swap is used only where it contradicts: never for a symmetric predicate. A replacement is taken from a table of confusions
 and must not hold as well: not a class that can be true beside the annotated one, nor one that the image's annotations give to
@@ -83,22 +83,24 @@ def stated(relations: Iterable[tuple[int, str, str, str]]) -> dict[tuple[int, st
 
 
 def negatives(triples: pa.Table, relations: pa.Table, params: Negatives) -> pa.Table:
-    """One negative per triple, in the order of `triples`; `relations` are all canonical relations of their images."""
+    """One negative per graph, in the order of `triples`; `relations` are all canonical relations of their images."""
     confusions = default_confusions() if params.confusions is None else read_confusions(Path(params.confusions))
     columns = ("image_id", "subject", "object", "predicate")
     held = stated(zip(*(relations[name].to_pylist() for name in columns), strict=True))
-    draws = fraction(params.seed, "negatives", triples["image_id"].to_numpy(), triples["relationship_id"].to_numpy())
+    ids = [triples[name].to_numpy() for name in ("image_id", "relationship_id")]
+    draws, places = (fraction(params.seed, what, *ids).tolist() for what in ("negatives", "changed triple"))
     rows = []
-    asked = zip(triples.select(["triple_id", *columns]).to_pylist(), graphs_of(triples), draws.tolist(), strict=True)
-    for row, graph, draw in asked:
-        subject, predicate, object_ = row["subject"], row["predicate"], row["object"]
-        true = frozenset(held.get((row["image_id"], subject, object_), set()) - {predicate})
+    asked = zip(triples["triple_id"].to_pylist(), ids[0].tolist(), graphs_of(triples), draws, places, strict=True)
+    for triple_id, image, graph, draw, place in asked:
+        changed = 0 if params.changes == "first" else int(place * len(graph.triples))
+        subject, predicate, object_ = graph.named[changed]
+        true = frozenset(held.get((image, subject, object_), set()) - {predicate})
         made = ("swap", object_, predicate, subject)
-        if predicate not in DIRECTIONAL or predicate in held.get((row["image_id"], object_, subject), ()):
+        if predicate not in DIRECTIONAL or predicate in held.get((image, object_, subject), ()):
             options = replacements(predicate, confusions, true) or replacements(predicate, confusions, frozenset())
             made = ("replace", subject, _pick(options, draw, params.choice), object_)
-        prompt = words(graph.negated(made[0], made[2]))
-        rows.append(dict(zip(NEGATIVES.names, (row["triple_id"], *made, prompt), strict=True)))
+        prompt = words(graph.negated(made[0], made[2], changed))
+        rows.append(dict(zip(NEGATIVES.names, (triple_id, *made, prompt, changed), strict=True)))
     return pa.Table.from_pylist(rows, schema=NEGATIVES)
 
 

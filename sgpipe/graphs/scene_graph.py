@@ -18,12 +18,14 @@ import msgspec
 from sgpipe.errors import DataError
 from sgpipe.relations.aliases import plain_name
 from sgpipe.relations.names import LONGEST, RULE, name_fault
-from sgpipe.relations.predicates import INVERSE, PREDICATES, phrase
+from sgpipe.relations.predicates import INVERSE, PREDICATES, SYMMETRIC, phrase
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Triple = tuple[int, str, int]
+Fact = tuple[str, str, str]
+"""A triple by names."""
 Box = tuple[float, float, float, float]
 """x, y, w, h as fractions of the image, origin at the top left."""
 
@@ -98,18 +100,22 @@ class SceneGraph:
         boxes = _moved(self.boxes, self.triples, len(self.triples) == 1)
         return type(self)(self.objects, tuple((o, p, s) for s, p, o in self.triples), boxes)
 
-    def negated(self, kind: str, predicate: str) -> Self:
-        """g⁻: the first triple with its ends exchanged (`swap`) or with another predicate (`replace`), the others as they are.
+    def negated(self, kind: str, predicate: str, changed: int = 0) -> Self:
+        """g⁻: triple `changed` with its ends exchanged (`swap`) or with another predicate (`replace`), the others as they are.
 
-        Objects are numbered by their first mention in the triples, those without a triple last. The first triple's ends exchange
+        Objects are numbered by their first mention in the triples, those without a triple last. The changed triple's ends exchange
         boxes for a `swap`, else theirs are unknown: boxes are where an object is by its graph.
-        Raises `DataError` for another kind and a graph without triples.
+        Raises `DataError` for another kind and a triple that the graph lacks.
         """
-        if kind not in ("swap", "replace") or not self.triples:
-            raise DataError(f"graph `{self}`: no negative of kind {kind!r}; valid: swap, replace, of a graph with a triple")
-        (s, _, o), *others = self.triples
-        boxes = _moved(self.boxes, self.triples[:1], kind == "swap")
-        triples = ((o, predicate, s) if kind == "swap" else (s, predicate, o), *others)
+        if kind not in ("swap", "replace") or not 0 <= changed < len(self.triples):
+            raise DataError(
+                f"graph `{self}`: no negative of kind {kind!r} of triple {changed}; valid: swap, replace, of one of its "
+                f"{len(self.triples)} triples, numbered from 0"
+            )
+        s, _, o = self.triples[changed]
+        boxes = _moved(self.boxes, self.triples[changed : changed + 1], kind == "swap")
+        turned = (o, predicate, s) if kind == "swap" else (s, predicate, o)
+        triples = (*self.triples[:changed], turned, *self.triples[changed + 1 :])
         mentioned = [index for s, _, o in triples for index in (s, o)]
         order = list(dict.fromkeys([*mentioned, *range(len(self.objects))]))
         place = {index: new for new, index in enumerate(order)}
@@ -130,8 +136,26 @@ class SceneGraph:
         """The triples with the names of their objects."""
         return tuple((self.objects[s], p, self.objects[o]) for s, p, o in self.triples)
 
+    @property
+    def named_facts(self) -> tuple[Fact, ...]:
+        """The named triples in one spelling each: of a class and its inverse one, of a symmetric class with its ends sorted."""
+        return tuple(map(_fact, self.named))
+
+    @property
+    def facts(self) -> frozenset[Fact]:
+        """`named_facts` as a set."""
+        return frozenset(self.named_facts)
+
     def __str__(self) -> str:
         return "; ".join(map(", ".join, self.named))
+
+
+def _fact(triple: tuple[str, str, str]) -> Fact:
+    subject, predicate, object_ = triple
+    if predicate in SYMMETRIC:
+        return min(subject, object_), predicate, max(subject, object_)
+    inverse = INVERSE.get(predicate, predicate)
+    return triple if predicate <= inverse else (object_, inverse, subject)
 
 
 def _moved(boxes: tuple[Box | None, ...], triples: Iterable[Triple], exchanged: bool) -> tuple[Box | None, ...]:

@@ -109,7 +109,7 @@ def told(item: Item, run: str, by_graph: bool) -> Told:
         graph = case.negative_graph if run == "negative" else case.graph
         return Told(case.prompts["neutral"], graph, {"subject": subject, "object": object_})
     said = INVERSE[predicate] if run == "negative" else predicate
-    graph = case.graph.negated("replace", said)
+    graph = case.graph.negated("replace", said, case.changed)
     return Told(words(graph), None, {"subject": subject, "relation": phrase(said), "object": object_})
 
 

@@ -17,22 +17,24 @@ from sgpipe.datasets.tables import NEGATIVES, PROMPTS, TRIPLES, read_table
 from sgpipe.errors import DataError
 from sgpipe.graph_encoder.open_vocabulary import NameTable, texts_of
 from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import concepts
 
 
 @dataclass(frozen=True)
 class Example:
-    """A triple's graph with its negative, and its prompts by condition."""
+    """A triple's graph with its negative, which changes its triple number `changed`, and its prompts by condition."""
 
     triple_id: str
     graph: SceneGraph
     negative: SceneGraph
     prompts: Mapping[str, str]
     concepts: tuple[str, ...]
+    changed: int = 0
 
     @property
     def predicate(self) -> str:
-        """Class of the graph's first triple, which the negative turns."""
-        return self.graph.triples[0][1]
+        """Class of the triple that the negative changes."""
+        return self.graph.triples[self.changed][1]
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,13 @@ def read_data(sources: Sources, backbone: Backbone) -> Data:
     return Data(parts[0], parts[1], latents, prompts, name_table(*prompts.concepts(texts), texts))
 
 
-def _example(row: Mapping[str, Any], said: Mapping[str, Mapping[str, str]], negatives: Mapping[str, Mapping[str, str]]) -> Example:
+def _example(row: Mapping[str, Any], said: Mapping[str, Mapping[str, str]], negatives: Mapping[str, Mapping[str, Any]]) -> Example:
     name, graph = row["triple_id"], SceneGraph.of_row(row)
     if name not in negatives:
         raise DataError(f"triple {name} has no negative; run `dvc repro negatives`")
-    negative = graph.negated(negatives[name]["kind"], negatives[name]["predicate"])
-    return Example(name, graph, negative, said.get(name, {}), tuple(row["concepts"]))
+    false = negatives[name]
+    negative = graph.negated(false["kind"], false["predicate"], false["changed"])
+    return Example(name, graph, negative, said.get(name, {}), concepts(*graph.named[false["changed"]]), false["changed"])
 
 
 def prompt_of(example: Example, condition: str) -> str:

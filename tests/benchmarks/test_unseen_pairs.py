@@ -1,5 +1,7 @@
 """Pairs that no triple names, each axis once, and figures of images whose content is known."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +13,7 @@ from sgpipe.errors import DataError
 from sgpipe.evaluation.config import Judge as Named
 from sgpipe.evaluation.config import Statistics
 from sgpipe.evaluation.judge_factory import open_judge
+from sgpipe.evaluation.sampling_plan import Triple
 from sgworld.scenes import pair_scene, render
 
 SAID = [
@@ -53,6 +56,34 @@ def test_a_pair_counts_once_per_axis_and_only_if_no_triple_names_it() -> None:
     assert unseen(table(RELATIONS, SAID), CHOSEN, 2) == cases[:2]
     with pytest.raises(DataError, match="every pair of names"):
         unseen(table(RELATIONS, SAID[3:4]), CHOSEN)
+
+
+def test_classes_without_an_inverse_have_cases_and_no_direction() -> None:
+    """Told as `cat touching dog`, seen as that or as `dog above cat`; roles are of the class that is seen."""
+    said = [("cat", "touching", "dog"), ("cat", "above", "dog"), ("dog", "on", "cat")]
+    cases = unseen(table(RELATIONS, said), table(TRIPLES, [("hat", "touching", "bed"), ("a", "on", "b"), ("a", "above", "b")]))
+    assert {(case.predicate, case.kind) for case in cases} == {("touching", "replace"), ("on", "replace"), ("above", "swap")}
+
+    class Told:
+        """Believes statements about the image of a case by its number."""
+
+        def scores(self, images: np.ndarray, statements: Sequence[Sequence[Triple]]) -> np.ndarray:
+            true = [said[image[0, 0, 0]] for image in images]
+            symmetric = [{t, (t[2], t[1], t[0])} if t[1] == "touching" else {t} for t in true]
+            return np.array([[s in t for s in each] for t, each in zip(symmetric, statements, strict=True)], np.float32)
+
+    shown = [said.index(case.positive) for case in cases]
+    found = figures(np.stack([np.full((4, 4, 3), number, np.uint8) for number in shown]), cases, Told(), Statistics())
+    assert found["direction_accuracy_images"] == 1, "of the one class whose negative swaps the roles"
+    assert {name for name, share in found["classes"].items() if share} == {"touching", "on", "above"}
+    assert found["first_is_subject"] == 0.5, "cat above dog, dog on cat; touching has no subject"
+
+
+def test_pairs_of_a_graphs_other_triples_are_seen() -> None:
+    chosen = CHOSEN.to_pylist()
+    chosen[0] |= {"objects": ["car", "tree", "cat", "dog"], "triples": [{"subject": 2, "predicate": "on", "object": 3}]}
+    cases = unseen(table(RELATIONS, SAID), pa.Table.from_pylist(chosen, schema=TRIPLES))
+    assert not any({"cat", "dog"} == {*case.positive[::2]} for case in cases) and cases
 
 
 def test_figures_of_drawn_pictures() -> None:

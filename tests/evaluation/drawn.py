@@ -98,7 +98,7 @@ def write_triples(root: Path, train: Sequence[tuple[str, str]] = (), val: Sequen
         )
         swapped = {"subject": triple[2], "predicate": predicate, "object": triple[0]}
         said = relational_prompt(triple[2], predicate, triple[0])
-        negatives.append({"triple_id": f"{number}-1", "kind": "swap", **swapped, "prompt": said})
+        negatives.append({"triple_id": f"{number}-1", "kind": "swap", **swapped, "prompt": said, "changed": 0})
     sizes = [{"image_id": row["image_id"], "width": PICTURE, "height": PICTURE} for row in rows]
     (root / "data/image_data.json").write_text(json.dumps(sizes))
     write_table(pa.Table.from_pylist(rows, schema=TRIPLES), root / "outputs/curated/triples.parquet")

@@ -1,7 +1,7 @@
 """Distances between seeds of arms whose images, verdicts and features are known."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -202,3 +202,18 @@ def test_without_features_their_distance_is_left_out(tmp_path: Path) -> None:
     table = tables.diversity({"diversity": {"graph": {"neutral": {"positive": row, "negative": row}}}, "feature_judge": None})
     assert table.rows == (("graph", "neutral", "positive", "100.0", "0.25 [0.25, 0.25]", "–", "–", "12", "12 of 12"),)
     assert "no judge gives any" in table.note
+
+
+def test_graphs_of_several_triples_have_a_ratio_of_their_own(tmp_path: Path) -> None:
+    """As free as the base on graphs of one triple, the same image from every seed on those of two; pooled it is in between."""
+    cases = [case(n) if n < 12 else case(n, "cup, left of, box; hat, left of, bed") for n in range(24)]
+    base, own_ = noise(0, 24), noise(1, 24)
+    own_.images[12:], own_.features[12:] = own_.images[12:, :1], own_.features[12:, :1]
+    both = {key: replace(arm, right=np.ones((24, 3, 2), bool)) for key, arm in ((BASE, base), (OWN, own_))}
+    row = own(figures(tmp_path, both, cases))
+    for kind in KINDS:
+        assert row["single"][f"{kind}_ratio"] == pytest.approx(1, abs=0.1) and row["several"][f"{kind}_ratio"] == 0
+        assert row[f"{kind}_ratio"] == pytest.approx(row["single"][f"{kind}_ratio"] / 2, abs=0.05)
+    assert row["single"]["compared_triples"] == row["several"]["compared_triples"] == 12
+    alone = own(figures(tmp_path / "one", {BASE: noise(0, 12), OWN: noise(1, 12)}))
+    assert "single" not in alone and "several" not in alone

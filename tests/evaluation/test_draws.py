@@ -73,7 +73,7 @@ def test_cases_are_the_val_triples(cases: list[EvaluationTriple]) -> None:
         }
         for i, case in enumerate(cases)
     ]
-    values = [(c.triple_id, c.kind, *c.negative, c.prompts["conflicting"]) for c in cases]
+    values = [(c.triple_id, c.kind, *c.negative, c.prompts["conflicting"], c.changed) for c in cases]
     negatives = pa.table(dict(zip(NEGATIVES.names, zip(*values, strict=True), strict=True)), schema=NEGATIVES)
     triples = pa.Table.from_pylist(rows)
     assert read_evaluation_triples(triples, negatives) == cases[1:]

@@ -314,7 +314,7 @@ def test_mse_is_that_of_the_pixels(world: tuple, cases: list[EvaluationTriple]) 
 
 def scored(positive: np.ndarray, negative: np.ndarray) -> Scored:
     """Scores of graphs of one triple by a judge that does not count."""
-    return Scored(positive, negative, np.empty((*positive.shape, 0)), np.full(positive.shape, np.nan))
+    return Scored(positive, negative, np.empty((*positive.shape, 0)), np.full(positive.shape, np.nan), np.isfinite(positive) * 1.0)
 
 
 def test_two_by_two_of_chance_and_of_certainty() -> None:

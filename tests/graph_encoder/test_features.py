@@ -15,7 +15,7 @@ from sgpipe.graph_encoder.config import GraphEncoder
 from sgpipe.graph_encoder.examples import Examples
 from sgpipe.graph_encoder.features import Features, check_shard, feature_maker
 from sgpipe.graph_encoder.tower import ImageTower, tower_identity
-from sgpipe.graphs.curate import candidates
+from sgpipe.graphs.candidates import candidates
 from sgpipe.runs.shards import Shard
 from tests.graph_encoder.world import CPU, CURATE, damaged, load, tables
 

@@ -223,6 +223,7 @@ def test_spans_find_the_words_of_objects() -> None:
     assert named_spans(graph, mentions) == {1: range(1, 3), 0: range(4, 5), 2: range(6, 7)}
     with pytest.raises(DataError, match="does not mention object 1, 'cat', of the graph `dog, on, cat`"):
         named_spans(SceneGraph.of("dog", "on", "cat"), mentions)
+    assert list(named_spans(SceneGraph.of("dog", "on", "cat"), mentions, every=False)) == [0]
     with pytest.raises(DataError, match="does not mention object 2, 'dog'"):
         named_spans(graph, {**mentions, "dog": mentions["dog"][:2]})
 

@@ -24,8 +24,9 @@ LAYOUTS = [
     GraphTokens(layout="objects", relation="encoder"),
     GraphTokens(layout="objects"),
     GraphTokens(layout="objects", injection="residual"),
+    GraphTokens(layout="edges"),
 ]
-COUNTS = [(2, 0, 5, 0), (3, 0, 12, 0), (2, 0, 3, 0), (2, 0, 3, 0), (2, 0, 3, 0)]
+COUNTS = [(2, 0, 5, 0), (3, 0, 12, 0), (2, 0, 3, 0), (2, 0, 3, 0), (2, 0, 3, 0), (3, 0, 7, 0)]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,30 @@ def test_a_graph_of_one_triple_has_no_code(names: NameTable) -> None:
     for alone in (made([ONE], None, names), made([SceneGraph(), ONE, MANY], None, names)):
         row = alone.counts.index(2)
         assert torch.equal(alone.states[row, :2], wanted)
+
+
+def test_an_edge_token_is_made_of_both_ends_names_and_its_predicate(names: NameTable) -> None:
+    made = tokenizer(GraphTokens(layout="edges"))
+    found = made([MANY, ONE], None, names)
+    assert found.counts == (7, 3) and found.owner.tolist() == [[1, 2, 3, -1, -1, -1, -1], [0, 1, -1, -1, -1, -1, -1]]
+    dog, cat = names.vectors["dog"], names.vectors["cat"]
+    assert torch.equal(found.states[0, :3], torch.stack([dog, cat, dog])), "an object's token is its name"
+    for row, (subject, predicate, object_) in enumerate(MANY.named):
+        ends = torch.cat([names.vectors[subject], names.vectors[object_]])
+        wanted = 1.5 * (made.projections[0](ends) + made.table[PREDICATE_INDEX[predicate]])
+        assert torch.allclose(found.states[0, 3 + row], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("params", [GraphTokens(), GraphTokens(layout="edges")])
+def test_what_a_prompt_says_stands_for_names_and_the_others_are_read_alone(params: GraphTokens, names: NameTable) -> None:
+    """As if the name's vector were another one, for this object of this graph alone."""
+    made, own = tokenizer(params), torch.arange(TEXT) / 5.0
+    plain = made([ONE, MANY], None, names)
+    found = made([ONE, MANY], None, names, [{0: own}, {}])
+    assert torch.equal(found.states[1], plain.states[1]) and torch.equal(found.states[0, 1], plain.states[0, 1])
+    other = NameTable(names.vectors | {"dog": own})
+    assert torch.allclose(found.states[0], made([ONE, MANY], None, other).states[0], atol=1e-6)
+    assert not torch.allclose(found.states[0, 0], plain.states[0, 0])
 
 
 def test_codes_of_triples_and_roles_are_all_different_and_of_size_one() -> None:
@@ -149,7 +174,10 @@ def test_more_triples_than_rows_keep_the_first(names: NameTable) -> None:
     [
         ({"injection": "residual", "layout": "roles", "relation": "encoder"}, "residual adds to the words of objects"),
         ({"injection": "residual", "global_token": True}, "without global_token; got layout objects"),
-        ({"layout": "triple"}, "layout triple reads the graph encoder; set relation to encoder, got table"),
+        ({"layout": "triple"}, "got table; layout triple has encoder alone: set relation to encoder"),
+        ({"layout": "edges", "relation": "encoder"}, "got encoder; layout edges has table alone: set relation to table"),
+        ({"names": "prompt", "injection": "residual"}, "layout objects, injection residual; .* set names to alone"),
+        ({"names": "prompt", "layout": "roles", "relation": "encoder"}, "layout roles, injection prepend"),
     ],
 )
 def test_parameters_that_contradict_are_refused(given: dict[str, object], said: str) -> None:

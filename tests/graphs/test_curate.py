@@ -10,8 +10,9 @@ import pytest
 
 from sgpipe.datasets.tables import IMAGES, RELATIONS, TRIPLES
 from sgpipe.errors import DataError
+from sgpipe.graphs.candidates import candidates
 from sgpipe.graphs.config import Crop, Curate, Quality
-from sgpipe.graphs.curate import candidates, curate
+from sgpipe.graphs.curate import curate
 from sgpipe.relations.predicates import PREDICATES, relational_prompt
 
 CLASSES = ("on", "left of", "wearing", "around/near")

@@ -10,9 +10,10 @@ from msgspec.structs import replace
 
 from sgpipe.datasets.tables import IMAGES, OBJECTS, RELATIONS
 from sgpipe.errors import DataError
+from sgpipe.graphs.candidates import combination_side, pair_sides
 from sgpipe.graphs.config import Curate, GraphSize, Quality
-from sgpipe.graphs.curate import choose, combination_side, curate, pair_sides
-from sgpipe.graphs.scene_graph import combinations_of, graphs_of
+from sgpipe.graphs.curate import choose, curate
+from sgpipe.graphs.scene_graph import SceneGraph, combinations_of, graphs_of
 
 NAMES = ("dog", "cat", "hat", "tree", "cup", "box", "bus", "car", "bed", "kite", "ball")
 CLASSES = ("on", "in", "riding", "wearing", "holding", "left of")
@@ -97,6 +98,59 @@ def test_classes_that_are_kept_for_validation_meet_in_no_train_graph() -> None:
         by_split[split] |= combinations_of(graph.triples)
     assert by_split["train"] and not any(combination_side(each, params) == "val" for each in by_split["train"])
     assert any(combination_side(each, params) == "val" for each in by_split["val"])
+
+
+def several_facts() -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Images of two triples over few names, so that the same triple stands in many images beside different others."""
+    relations, images = [], []
+    for image in range(400):
+        images.append({"image_id": image, "width": 100, "height": 100, "url": "", "split": "val" if image % 7 == 0 else "train"})
+        a, b, c = NAMES[image % 3], NAMES[3 + image // 3 % 3], NAMES[6 + image // 9 % 3]
+        said = [(a, CLASSES[image % 2], b), (b, CLASSES[2 + image // 2 % 2], c)][: 1 + image % 5 // 2]
+        for number, (s, predicate, o) in enumerate(said):
+            ends = {f"{end}{n}": v for end, x in (("s", 10), ("o", 40)) for n, v in zip("xywh", (x + number, 9, 9, 9), strict=True)}
+            ends |= {"sx": 40.0, "sy": 9.0} if number else {}
+            ids = {"subject_id": 10 * image + number, "object_id": 10 * image + number + 1}
+            relations.append(
+                {
+                    "relationship_id": 10 * image + number, "image_id": image, **ids, "subject": s, "predicate": predicate,
+                    "object": o, "raw_predicate": predicate, "source": "annotated", **ends,
+                }
+            )  # fmt: skip
+    return pa.Table.from_pylist(relations, schema=RELATIONS), pa.Table.from_pylist(images, schema=IMAGES), OBJECTS.empty_table()
+
+
+@pytest.mark.parametrize("dev", [0.0, 0.5])
+def test_held_out_combinations_are_of_train_triples_that_no_train_graph_joins(dev: float) -> None:
+    params = replace(
+        PARAMS, predicates=CLASSES[:4], train=20, val=4, combinations=4, several_train=150, several_graph=GraphSize(2, 2),
+        graph=GraphSize(1, 1), val_pairs=0.01, dev=dev,
+    )  # fmt: skip
+    relations, images, objects = several_facts()
+    made = curate(relations, images, params, objects)
+    of_split = {split: made.triples.filter(pc.equal(made.triples["split"], split)) for split in ("train", "val")}
+    trained = [graph.facts for graph in graphs_of(of_split["train"])]
+    held = [graph.facts for graph in graphs_of(of_split["val"]) if len(graph.triples) == 2]
+    assert len(held) == made.metrics["further"]["combinations"] == 4
+    assert sum(len(facts) == 2 for facts in trained) == made.metrics["further"]["several_train"] > 50
+    singly = set().union(*(facts for facts in trained if len(facts) == 1))
+    for facts in held:
+        assert facts <= singly and not any(facts <= each for each in trained)
+    images_of = {split: set(table["image_id"].to_pylist()) for split, table in of_split.items()}
+    assert not images_of["train"] & images_of["val"]
+    by_class = of_split["train"].slice(0, 20)["predicate"].to_pylist()
+    assert all(by_class.count(name) == 5 for name in CLASSES[:4]), "what must be shown comes first in its class, within its number"
+    plain = curate(relations, images, replace(params, combinations=0), objects).triples
+    assert any(facts <= each.facts for facts in held for each in graphs_of(plain.filter(pc.equal(plain["split"], "train")))), (
+        "without the knob training joins some of them"
+    )
+
+
+def test_facts_are_the_same_however_they_are_spelled() -> None:
+    graph = SceneGraph(("dog", "cat", "hat"), ((0, "right of", 1), (2, "touching", 0)))
+    other = SceneGraph(("cat", "dog", "hat"), ((0, "left of", 1), (1, "touching", 2)))
+    assert graph.facts == other.facts and len(graph.facts) == 2
+    assert graph.facts != graph.reversed().facts
 
 
 def test_a_class_and_its_inverse_are_one_in_a_combination() -> None:

@@ -45,6 +45,7 @@ def test_every_class_has_a_negative_of_the_right_kind(predicate: str) -> None:
             "predicate": predicate,
             "object": "cat",
             "prompt": relational_prompt("dog", predicate, "cat"),
+            "changed": 0,
         }
     else:
         assert (row["kind"], row["subject"], row["object"]) == ("replace", "cat", "dog")
@@ -67,6 +68,29 @@ def test_the_first_triple_of_a_graph_is_turned_and_the_others_stay() -> None:
     table = pa.Table.from_pylist([row | graph_columns(graph)])
     (made,) = negatives(table, table, Negatives()).to_pylist()
     assert made["prompt"] == "a photo of dog left of cat and hat on cat on a plain background"
+
+
+def test_any_triple_of_a_graph_may_be_the_one_that_changes() -> None:
+    """Drawn by hash: each about as often; the record names it, and the others stay. What the image says of *its* names counts."""
+    graph = SceneGraph(("cat", "dog", "hat", "bed"), ((0, "left of", 1), (2, "wearing", 0), (1, "below", 3)))
+    row = {"subject": "cat", "predicate": "left of", "object": "dog", **graph_columns(graph)}
+    table = pa.Table.from_pylist([{"triple_id": f"{n}-7", "image_id": n, "relationship_id": 7, **row} for n in range(300)])
+    said = [{"image_id": n, "subject": "hat", "predicate": "holding", "object": "cat"} for n in range(300)]
+    made = negatives(table, pa.Table.from_pylist(said), Negatives(changes="any", choice="hardest")).to_pylist()
+    assert {0.25 < [each["changed"] for each in made].count(place) / 300 < 0.42 for place in range(3)} == {True}
+    for each in made:
+        negative = graph.negated(each["kind"], each["predicate"], each["changed"])
+        assert [a == b for a, b in zip(graph.named, negative.named, strict=True)].count(False) == 1
+        assert (
+            negative.named[each["changed"]] == (each["subject"], each["predicate"], each["object"]) != graph.named[each["changed"]]
+        )
+        assert all(name in each["prompt"] for name in graph.objects)
+    turned = {each["changed"]: (each["kind"], each["subject"]) for each in made}
+    assert turned == {0: ("swap", "dog"), 1: ("replace", "hat"), 2: ("swap", "bed")}
+    assert not any(may_hold(each["predicate"], "holding") for each in made if each["changed"] == 1)
+    assert {each["changed"] for each in negatives(table, table, Negatives()).to_pylist()} == {0}
+    with pytest.raises(DataError, match="of one of its 3 triples"):
+        graph.negated("swap", "below", 3)
 
 
 def test_the_built_in_table_covers_what_is_not_directional_and_holds_no_true_classes() -> None:

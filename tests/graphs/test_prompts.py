@@ -55,9 +55,9 @@ def test_every_prompt_has_its_concepts_as_one_text():
 
 
 def test_conflicting_prompts_say_the_negative():
-    rows = [("1-2", "swap", "cat", "above", "dog", "a photo of cat above dog on a plain background")]
+    rows = [("1-2", "swap", "cat", "above", "dog", "a photo of cat above dog on a plain background", 0)]
     table = conflicting_prompts(pa.table(list(zip(*rows, strict=True)), schema=NEGATIVES))
-    assert table.to_pylist() == [{"triple_id": "1-2", "condition": "conflicting", "predicate": "above", "prompt": rows[0][-1]}]
+    assert table.to_pylist() == [{"triple_id": "1-2", "condition": "conflicting", "predicate": "above", "prompt": rows[0][-2]}]
 
 
 def test_texts_are_unique_and_sorted_and_include_the_empty_prompt():

@@ -12,8 +12,10 @@ from sgpipe.datasets.canonicalize import canonicalize
 from sgpipe.datasets.config import Canonicalize
 from sgpipe.datasets.tables import IMAGES, RELATIONS, TRIPLES, read_table, write_table
 from sgpipe.datasets.visual_genome.data_set import VisualGenome
+from sgpipe.graphs.candidates import pair_sides
 from sgpipe.graphs.config import Curate, GraphSize, Quality
-from sgpipe.graphs.curate import curate, grow, pair_sides
+from sgpipe.graphs.curate import curate
+from sgpipe.graphs.growth import grow
 from sgpipe.graphs.prompts import mention_order, words
 from sgpipe.graphs.scene_graph import SceneGraph, graphs_of
 from sgpipe.relations.predicates import PREDICATES, phrase

@@ -57,7 +57,7 @@ def small_repository(folder: Path) -> Path:
     write_images(folder / "data", pa.concat_tables([TRIPLES, MAP_TRIPLES]))
     (folder / "data" / "VG_100K" / "25.png").write_bytes(b"cut off")
     rows = TRIPLES.select(["triple_id", "subject", "predicate", "object"]).to_pylist()
-    swapped = [{**row, "kind": "swap", "subject": row["object"], "object": row["subject"]} for row in rows]
+    swapped = [{**row, "kind": "swap", "changed": 0, "subject": row["object"], "object": row["subject"]} for row in rows]
     swapped = [{**row, "prompt": relational_prompt(row["subject"], row["predicate"], row["object"])} for row in swapped]
     write_table(pa.Table.from_pylist(swapped, schema=NEGATIVES), root / "outputs/negatives/negatives.parquet")
     set_params(

@@ -10,7 +10,9 @@ import torch
 from sgpipe.arms.adapter import read_about
 from sgpipe.arms.coverage import TRAINED_ON
 from sgpipe.arms.generation import GraphGenerator
+from sgpipe.backbones.families import open_tokenizers
 from sgpipe.graph_encoder.config import GraphTokens
+from sgpipe.graph_encoder.injection import named_spans
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import SceneGraph, graphs_of
 from sgpipe.training.controls import spoken
@@ -82,3 +84,20 @@ def test_an_adapter_of_larger_graphs_knows_their_size_and_reads_who_is_related_t
     pairs = [SceneGraph(objects, ((0, "on", 1), (2, "on", 3))), SceneGraph(objects, ((0, "on", 3), (2, "on", 1)))]
     one, other = generator.sample([words(pairs[0], "neutral")] * 2, pairs, [5, 5], size=SIDE)
     assert np.abs(one.astype(int) - other).max() > 0, "the same objects and relations, told of other pairs"
+
+
+@pytest.mark.parametrize("layout", ["objects", "edges"])
+def test_objects_are_named_by_the_prompts_own_rows(world: World, layout: str) -> None:
+    """A token differs by what the prompt's rows say of the name, read there and alone; where no prompt names it, by nothing."""
+    data = world.data()
+    graph, text = data.train[0].graph, data.train[0].prompts["relational"]
+    alone, own = (world.model(tiny_train(), GraphTokens(layout=layout, names=names)) for names in ("alone", "prompt"))  # type: ignore[arg-type]
+    encoded = data.prompts.get([text, ""])
+    first, second = (each.condition([graph, graph], [text, ""], encoded, data.names).states for each in (alone, own))
+    spans = named_spans(graph, open_tokenizers(world.backbone).mentions(text, graph.objects))
+    assert set(spans) == {0, 1}
+    for number, span in spans.items():
+        rows = encoded.states[0, span.start : span.stop].float().mean(0)
+        assert torch.allclose(second[0, number] - first[0, number], rows - data.names.vectors[graph.objects[number]], atol=1e-4)
+        assert not torch.allclose(first[0, number], second[0, number], atol=1e-2)
+    assert torch.equal(first[1], second[1])

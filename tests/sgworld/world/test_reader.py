@@ -1,7 +1,9 @@
 """The reader reads what is drawn, softened or not, abstains where a mark is missing, counts duplicates; data and judge."""
 
 import json
+import tomllib
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from sgpipe.errors import DataError
+from sgpipe.evaluation.judge_factory import PLUGINS
 from sgpipe.evaluation.judges import Counter as CountingJudge
 from sgworld.world import SLOTS, Caption, compose, render
 from sgworld.world.certificate import drawn, figures, psnr, softened
@@ -61,6 +64,13 @@ def test_judge() -> None:
     scores = judge.scores(image, [said])[0]
     assert scores[:5].tolist() == [1, 0, 1, 1, 0] and np.isnan(scores[5])
     assert isinstance(judge, CountingJudge) and judge.duplicates(image, [["cat", "cup"]]).tolist() == [False]
+
+
+def test_the_judge_joins_by_an_entry_point(repo_root: Path) -> None:
+    named = tomllib.loads((repo_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"][PLUGINS]
+    for name, value in named.items():
+        judge = EntryPoint(name, value, PLUGINS).load()(torch.device("cpu"))
+        assert isinstance(judge, CountingJudge) == (name == "sgworld_several")
 
 
 def test_the_certificate_is_reached(repo_root: Path) -> None:
