@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from msgspec import structs
 
 from sgpipe.arms.adapter import base_identity, counts
 from sgpipe.arms.external import save_external
+from sgpipe.arms.logged_model import write_mlflow_model
 from sgpipe.arms.model import ArmModel
 from sgpipe.arms.resolve import Arm, read_arm
 from sgpipe.backbones.config import Backbone
@@ -107,7 +109,7 @@ def main(arm: Annotated[str, typer.Option(help="which of `arms` to train")]) -> 
             if train.validation.images:
                 path = folder / "samples" / f"step-{step:06d}.png"
                 draw_samples(model, data, train, vae, backbone.resolution, path)
-                recorded.log_artifact(path, "samples")
+                recorded.log_image(path, "samples", step)
 
         def trained(folder: Path, epochs: int, keep_epochs: Sequence[int], **more: Any) -> Training:
             arm = replace(chosen, train=structs.replace(train, epochs=epochs, keep_epochs=tuple(keep_epochs)))
@@ -151,7 +153,8 @@ def main(arm: Annotated[str, typer.Option(help="which of `arms` to train")]) -> 
             provenance = {"commit": said(Path(), "rev-parse", "HEAD") or None, "libraries": libraries}
             write_json({**provenance, "device": processes.device.type}, PROVENANCE / f"{stem}.json")
             recorded.log_artifact(PROVENANCE / f"{stem}.json")
-            recorded.log_artifact(LORA / arm / "adapter", "adapter")
+            told = {"kind": chosen.kind, "config": config_hash(plain)}
+            recorded.log_model(partial(write_mlflow_model, LORA / arm / "adapter"), arm, training.steps, told)
 
 
 if __name__ == "__main__":

@@ -58,12 +58,20 @@ def intervals(rows: Sequence[tuple[str, Mapping[str, Any]]], name: str, chance: 
     return _svg(figure)
 
 
-def curves(columns: Mapping[str, Sequence[float]], steps: Sequence[float], title: str) -> str:
-    """Lines over training steps, each with a style of its own."""
+def curves(
+    columns: Mapping[str, Sequence[float]],
+    steps: Sequence[float],
+    title: str,
+    bounds: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    over: str = "step",
+) -> str:
+    """Lines over training steps (or `over` something else), each with a style of its own; `bounds` are intervals by column."""
     figure, axes = _figure(3.4)
     for (name, values), colour, style in zip(columns.items(), cycle(COLOURS), cycle(STYLES), strict=False):
         axes.plot(steps, values, label=name, color=colour, linestyle=style, marker="o", markersize=3)
-    axes.set_xlabel("step")
+        if bounds is not None:
+            axes.vlines(steps, *zip(*bounds[name], strict=True), colors=colour)
+    axes.set_xlabel(over)
     axes.set_ylabel(title)
     axes.legend(frameon=False, fontsize=8)
     return _svg(figure)

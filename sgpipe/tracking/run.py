@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
 from filelock import FileLock
@@ -184,17 +185,51 @@ class StageRun:
         log_values(self._client, self._run_id, found)
         log_values(self._client, self._parent_id, {f"{group}/{name}": value for name, value in found.items()})
 
-    @_recording
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Store a file or a folder with the run."""
+    @contextmanager
+    def _uploading(self) -> Iterator[None]:
+        """Files may take longer than values, once the server has answered."""
         self._client.get_run(self._run_id)
-        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         before = os.environ[_TIMEOUT]
         os.environ[_TIMEOUT] = UPLOAD_SECONDS if before == PATIENCE[_TIMEOUT] else before
         try:
-            log(self._run_id, str(path), folder)
+            yield
         finally:
             os.environ[_TIMEOUT] = before
+
+    @_recording
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store a file or a folder with the run."""
+        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        with self._uploading():
+            log(self._run_id, str(path), folder)
+
+    @_recording
+    def log_image(self, path: Path, key: str, step: int) -> None:
+        """Store an image file of a training step, on the stage and, in a group of its name, on the experiment, where MLflow shows
+        the arms side by side by step. An image that a continued run has already is left out.
+        """
+        from PIL import Image
+
+        group = self._stage.replace("@", ".")
+        with self._uploading(), Image.open(path) as image:
+            for run_id, name in ((self._run_id, key), (self._parent_id, f"{group}/{key}")):
+                begins = f"images/{name.replace('/', '~')}+step+{step}+"
+                if not any(each.path.startswith(begins) for each in self._client.list_artifacts(run_id, "images")):
+                    self._client.log_image(run_id, image, key=name, step=step)
+
+    @_recording
+    def log_model(self, write: Callable[[Path], None], name: str, step: int, params: Mapping[str, Any]) -> None:
+        """Store what `write` puts into a new folder, a model in MLflow's format, as a logged model that this run made at `step`."""
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+        with TemporaryDirectory() as folder, self._uploading():
+            write(Path(folder) / "model")
+            experiment_id = self._client.get_run(self._run_id).info.experiment_id
+            told = {key: str(value) for key, value in flatten(params).items()}
+            made = self._client.create_logged_model(experiment_id, name, source_run_id=self._run_id, params=told)
+            self._client.log_model_artifacts(made.model_id, str(Path(folder) / "model"))
+            self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+            self._client.log_outputs(self._run_id, [LoggedModelOutput(made.model_id, step)])
 
     @_recording
     def _terminate(self, status: str, error: BaseException | None) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sgpipe.arms.generation import GraphGenerator, add_names
+from sgpipe.arms.logged_model import write_mlflow_model
 from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families.flux import pack
@@ -176,3 +177,16 @@ def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Training], tmp_
         assert isinstance(absent.exception, ParamsError) and "--device: got cuda" in str(absent.exception)
     refused = runner.invoke(app, ["generate", "--graph", "dog, left of, cat"])
     assert isinstance(refused.exception, ParamsError) and "needs --adapter" in str(refused.exception)
+
+
+def test_mlflow_loads_an_adapter_that_samples_the_same_images(world: World, whole: tuple[Path, Training], tmp_path: Path) -> None:
+    import pandas as pd
+    from mlflow import pyfunc
+
+    write_mlflow_model(whole[0] / "adapter", tmp_path / "model")
+    loaded = pyfunc.load_model(str(tmp_path / "model"), model_config={"steps": 2, "size": SIDE})
+    prompt = "a photo of dog and cat"
+    images = loaded.predict(pd.DataFrame({"prompt": [prompt] * 2, "graph": ["dog, left of, cat", ""], "seed": [1, 2]}))
+    generator = GraphGenerator.load(world.backbone.model, whole[0] / "adapter")
+    graphs = [SceneGraph.of("dog", "left of", "cat"), None]
+    assert np.array_equal(images, generator.sample([prompt] * 2, graphs, [1, 2], steps=2, size=SIDE))
