@@ -136,9 +136,11 @@ def sweep_command(
     from sgpipe.report.sweep import named_experiments, read_experiment
     from sgpipe.report.tables import sweep as sweep_table
     from sgpipe.runs.atomic import DIGITS, write_json
+    from sgpipe.runs.progress import through
 
     def read(patterns: list[str]) -> list[Experiment]:
-        return [read_experiment(Path.cwd(), item) for item in named_experiments(Path.cwd(), patterns)]
+        items = named_experiments(Path.cwd(), patterns)
+        return [read_experiment(Path.cwd(), item) for item in through(items, "experiments", "experiment")]
 
     try:
         wanted = None if seeds is None else [int(seed) for seed in seeds.split(",")]
@@ -169,14 +171,13 @@ def experiments_command(
     out: Annotated[Path, typer.Option(help="folder to write: an index, and a copy of each report")] = Path("outputs/experiments"),
 ) -> None:
     """Link the reports of experiments: an index with headline figures and differing parameters, and a way from each to the next."""
-    from tqdm import tqdm
-
     from sgpipe.report.experiments import experiment_report, link_reports, workspace_report
     from sgpipe.report.sweep import named_experiments
+    from sgpipe.runs.progress import through
 
     items = named_experiments(Path.cwd(), names or ["*"])
     found, before = workspace_report(Path.cwd()), SgpipeError("no experiment was read")
-    for item in tqdm(items, desc="reports", unit="experiment", disable=None):
+    for item in through(items, "reports", "experiment"):
         try:
             found.append(experiment_report(Path.cwd(), item))
         except SgpipeError as error:
