@@ -51,6 +51,8 @@ def main(
     check: Annotated[bool, typer.Option("--check", help="fail above the bars")] = False,
 ) -> None:
     """Measure and write."""
+    from selenium.webdriver.support.ui import Select
+
     server = subprocess.Popen(
         [sys.executable, "-m", "sgpipe.cli", "playground", "--port", str(PORT)], stdout=subprocess.PIPE, text=True
     )
@@ -69,10 +71,11 @@ def main(
                 shown = wait_for_images(browser, [], 3)
                 first.append(time.perf_counter() - start)
                 if visit == 0:
-                    for _ in range(CHANGES):
-                        exchange = browser.find_element("css selector", '[aria-label="Exchange subject and object of triple 1"]')
+                    relation = browser.find_element("css selector", '[aria-label="Relation of triple 1"]')
+                    others = Select(relation).options[-CHANGES:]  # another each time: an answer that was given is remembered
+                    for other in others:
                         start = time.perf_counter()
-                        exchange.click()
+                        other.click()
                         shown = wait_for_images(browser, shown, 3)
                         change.append(time.perf_counter() - start)
                 browser.quit()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from sgpipe.arms.generation import GraphGenerator, backbone_for
 from sgpipe.attention_maps.config import Maps
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.attention_maps.stream import concept_stream
+from sgpipe.backbones.base import TextCondition, TextEncoders
 from sgpipe.backbones.images import decode
 from sgpipe.errors import ParamsError
 from sgpipe.evaluation.config import Judge as Named
@@ -30,8 +31,11 @@ BASE: Final = "none"
 """Stands for no adapter."""
 MOST_TRIPLES, MOST_STEPS, MOST_SEED = 8, 50, 2**32 - 1
 KEPT = 64
-"""Images of the base that are remembered: a change of the graph alone does not sample them again."""
+"""Images of the base that are remembered, and texts: a change of the graph alone does not sample or encode them again."""
+ANSWERS = 16
+"""Whole answers that are remembered: the page asks twice when it is opened, and visitors begin with the same graph."""
 Image = NDArray[np.uint8]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,39 @@ def concepts_of(graph: SceneGraph) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*said, *graph.objects]))
 
 
+def _keep(held: dict[Any, T], key: Any, value: T, most: int) -> T:
+    """Hold `value`; the oldest go."""
+    held[key] = value
+    while len(held) > most:
+        held.pop(next(iter(held)))
+    return value
+
+
+class RememberedTexts:
+    """Text encoders that encode a text once; see `TextEncoders`."""
+
+    def __init__(self, encoders: TextEncoders) -> None:
+        self._encoders = encoders
+        self._prompts: dict[str, TextCondition] = {}
+        self._names: dict[str, torch.Tensor] = {}
+
+    def prompts(self, texts: Sequence[str]) -> TextCondition:
+        """As the encoders make them, each alone."""
+        made = {text: self._prompts[text] if text in self._prompts else self._encoders.prompts([text]) for text in set(texts)}
+        for text, one in made.items():
+            _keep(self._prompts, text, one, KEPT)
+        return TextCondition.cat([made[text] for text in texts])
+
+    def concepts(self, texts: Sequence[str]) -> list[torch.Tensor]:
+        """As the encoders make them."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._names]
+        made = {text: self._names[text] for text in texts if text in self._names}
+        made |= zip(new, self._encoders.concepts(new), strict=True) if new else ()
+        for text, one in made.items():
+            _keep(self._names, text, one, KEPT)
+        return [made[text] for text in texts]
+
+
 @dataclass
 class _Loaded:
     """A generator and the lock under which it samples: an adapter is switched on and off in the transformer itself."""
@@ -114,6 +151,7 @@ class _Loaded:
     groups: MapOptions
     lock: threading.Lock = field(default_factory=threading.Lock)
     base: dict[tuple[str, int, int], Image] = field(default_factory=dict)
+    answers: dict[Request, Result] = field(default_factory=dict)
 
 
 class Engine:
@@ -142,6 +180,7 @@ class Engine:
                 about = {} if folder is None else read_about(folder)
                 size = self._size if folder is None else backbone_of(about, folder).resolution
                 generator = GraphGenerator.load(model, folder, device=self._device, backbone=backbone)
+                generator.texts = RememberedTexts(generator.texts)
                 self._loaded.clear()  # one generator at a time: a published one fills the memory
                 self._loaded[model, adapter] = _Loaded(
                     generator, size, about.get(TRAINED_ON), self._options(backbone.double_blocks)
@@ -161,28 +200,30 @@ class Engine:
 
     def answer(self, request: Request, told: Callable[[str], None] = lambda _: None) -> Result:
         """Images, maps and verdicts. Raises `ParamsError`, `DataError` or `ModelError` for what cannot be drawn."""
-        graph, text = request.graph, request.text
-        if graph.triples and request.adapter == BASE:
+        if request.graph.triples and request.adapter == BASE:
             told("no adapter is chosen: the base reads no graph, so its image alone is drawn")
         loaded = self._open(request.model, request.adapter)
+        with loaded.lock:
+            known = loaded.answers.get(request)
+            return known if known is not None else _keep(loaded.answers, request, self._answer(request, loaded), ANSWERS)
+
+    def _answer(self, request: Request, loaded: _Loaded) -> Result:
+        """Sample, map and judge, under the generator's lock."""
+        graph, text = request.graph, request.text
         warnings = [] if request.adapter == BASE else uncovered(graph, text, loaded.trained_on)
         graphs: list[tuple[str, SceneGraph | None]] = [("without graph", None)]
         if request.adapter != BASE and graph.triples:
             graphs += [("with graph", graph), ("with the graph swapped", graph.reversed())]
         concepts = concepts_of(graph)
-        with loaded.lock:
-            key = (text, request.seed, request.steps)
-            maps: dict[str, dict[str, NDArray[np.float32]]] = {}
-            if key not in loaded.base or len(graphs) == 1:
-                base, found = self._sample(loaded, text, [None], request, concepts if len(graphs) == 1 else ())
-                maps = found
-                loaded.base[key] = base[0]
-                while len(loaded.base) > KEPT:
-                    loaded.base.pop(next(iter(loaded.base)))
-            images = [loaded.base[key]]
-            if len(graphs) > 1:
-                under, maps = self._sample(loaded, text, [g for _, g in graphs[1:]], request, concepts)
-                images += list(under)
+        key = (text, request.seed, request.steps)
+        maps: dict[str, dict[str, NDArray[np.float32]]] = {}
+        if key not in loaded.base or len(graphs) == 1:
+            base, maps = self._sample(loaded, text, [None], request, concepts if len(graphs) == 1 else ())
+            _keep(loaded.base, key, base[0], KEPT)
+        images = [loaded.base[key]]
+        if len(graphs) > 1:
+            under, maps = self._sample(loaded, text, [g for _, g in graphs[1:]], request, concepts)
+            images += list(under)
         said = self._verdicts(graph, images)
         panels = tuple(
             Panel(title, image, own, verdicts) for (title, own), image, verdicts in zip(graphs, images, said, strict=True)
