@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,6 @@ from msgspec import structs
 
 from sgpipe.arms.adapter import base_identity, counts
 from sgpipe.arms.external import save_external
-from sgpipe.arms.logged_model import write_mlflow_model
 from sgpipe.arms.model import ArmModel
 from sgpipe.arms.resolve import Arm, read_arm
 from sgpipe.backbones.config import Backbone
@@ -42,6 +40,8 @@ from stages import LORA, METRICS, PLOTS, RESOLVED
 from stages._stage import working
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy")
+LOADER = "sgpipe.arms.logged_model"
+"""What opens an adapter for MLflow."""
 PROVENANCE = Path("outputs/provenance")
 """Like `TIMINGS` a folder on which nothing depends: what it holds differs between runs of one training."""
 
@@ -153,8 +153,9 @@ def main(arm: Annotated[str, typer.Option(help="which of `arms` to train")]) -> 
             provenance = {"commit": said(Path(), "rev-parse", "HEAD") or None, "libraries": libraries}
             write_json({**provenance, "device": processes.device.type}, PROVENANCE / f"{stem}.json")
             recorded.log_artifact(PROVENANCE / f"{stem}.json")
+            used = {"model": backbone.model, "device": "cpu", "steps": train.validation.steps, "size": backbone.resolution}
             told = {"kind": chosen.kind, "config": config_hash(plain)}
-            recorded.log_model(partial(write_mlflow_model, LORA / arm / "adapter"), arm, training.steps, told)
+            recorded.log_model(LORA / arm / "adapter", LOADER, arm, training.steps, used, told)
 
 
 if __name__ == "__main__":

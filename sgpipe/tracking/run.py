@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
 from filelock import FileLock
@@ -23,6 +22,7 @@ from sgpipe.runs.state import config_hash, file_hash
 from sgpipe.tracking import experiment
 from sgpipe.tracking.alive import Alive
 from sgpipe.tracking.git import said
+from sgpipe.tracking.models import log_model
 from sgpipe.tracking.store import LOCK_SECONDS, PATIENCE, lock_path, one_line, open_store
 
 BATCH = 500
@@ -218,18 +218,12 @@ class StageRun:
                     self._client.log_image(run_id, image, key=name, step=step)
 
     @_recording
-    def log_model(self, write: Callable[[Path], None], name: str, step: int, params: Mapping[str, Any]) -> None:
-        """Store what `write` puts into a new folder, a model in MLflow's format, as a logged model that this run made at `step`."""
-        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-
-        with TemporaryDirectory() as folder, self._uploading():
-            write(Path(folder) / "model")
-            experiment_id = self._client.get_run(self._run_id).info.experiment_id
-            told = {key: str(value) for key, value in flatten(params).items()}
-            made = self._client.create_logged_model(experiment_id, name, source_run_id=self._run_id, params=told)
-            self._client.log_model_artifacts(made.model_id, str(Path(folder) / "model"))
-            self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
-            self._client.log_outputs(self._run_id, [LoggedModelOutput(made.model_id, step)])
+    def log_model(
+        self, folder: Path, loader: str, name: str, step: int, settings: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> None:
+        """Store a folder as a logged model, see `models.log_model`."""
+        with self._uploading():
+            log_model(self._client, self._run_id, folder, loader, name, step, settings, params)
 
     @_recording
     def _terminate(self, status: str, error: BaseException | None) -> None:

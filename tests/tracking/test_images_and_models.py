@@ -9,7 +9,10 @@ from PIL import Image
 
 from sgpipe.tracking.run import track
 from sgpipe.tracking.store import open_store, tracking_uri
+from tests.tracking import factor_model
 from tests.tracking.repositories import runs
+
+LOADER = factor_model.__name__
 
 
 def picture(path: Path, value: int) -> Path:
@@ -62,36 +65,27 @@ def test_a_continued_run_stores_an_image_once(stored: Path, tmp_path: Path) -> N
 def test_a_logged_model_is_loaded_by_its_id_and_named_by_its_run(stored: Path, tmp_path: Path) -> None:
     from mlflow import pyfunc, set_tracking_uri
 
-    from tests.tracking import factor_model
-
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/factor.txt").write_text("3")
-
-    def write(out: Path) -> None:
-        pyfunc.save_model(str(out), loader_module=factor_model.__name__, data_path=str(tmp_path / "adapter"), pip_requirements=[])
-
     with track("train", {}, root=stored) as recorded:
-        recorded.log_model(write, "graph", 500, {"kind": "graph_lora", "of": {"config": "c"}})
+        recorded.log_model(tmp_path / "adapter", LOADER, "graph", 500, {"plus": 0}, {"kind": "graph_lora"})
     shutil.rmtree(tmp_path / "adapter")
     (run,) = runs(stored, "stage")
     client, experiment_id = open_store(stored, "trial")
     (model,) = client.search_logged_models([experiment_id])
     assert (model.name, model.source_run_id, str(model.status)) == ("graph", run.info.run_id, "READY")
-    assert model.params == {"kind": "graph_lora", "of.config": "c"}
+    assert model.params == {"kind": "graph_lora"}
     (output,) = client.get_run(run.info.run_id).outputs.model_outputs
     assert (output.model_id, output.step) == (model.model_id, 500)
     set_tracking_uri(tracking_uri(stored))
     try:
-        loaded = pyfunc.load_model(f"models:/{model.model_id}")
+        loaded = [pyfunc.load_model(f"models:/{model.model_id}", model_config=given) for given in (None, {"plus": 1})]
     finally:
         set_tracking_uri(None)
-    assert loaded.predict([2]) == [6]
+    assert [each.predict([2]) for each in loaded] == [[6], [7]]
 
 
-def test_a_model_that_cannot_be_written_is_said_and_stops_nothing(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def write(out: Path) -> None:
-        raise OSError("no adapter")
-
+def test_a_model_that_cannot_be_stored_is_said_and_stops_nothing(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with track("train", {}, root=stored) as recorded:
-        recorded.log_model(write, "graph", 1, {})
-    assert "stage train is no longer recorded in MLflow (OSError: no adapter)" in capsys.readouterr().err
+        recorded.log_model(stored / "absent", LOADER, "graph", 1, {}, {})
+    assert "stage train is no longer recorded in MLflow (" in capsys.readouterr().err

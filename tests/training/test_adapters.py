@@ -11,7 +11,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sgpipe.arms.generation import GraphGenerator, add_names
-from sgpipe.arms.logged_model import write_mlflow_model
 from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families.flux import pack
@@ -22,7 +21,9 @@ from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.optim.weights import assign
 from sgpipe.relations.predicates import neutral_prompt
 from sgpipe.runs.checkpoints import checkpoints, read_checkpoint
+from sgpipe.tracking.models import write_model
 from sgpipe.training.loop import Training
+from stages.train_lora import LOADER
 from tests.tiny import SIDE, write_pipeline
 from tests.training.world import World
 
@@ -183,8 +184,9 @@ def test_mlflow_loads_an_adapter_that_samples_the_same_images(world: World, whol
     import pandas as pd
     from mlflow import pyfunc
 
-    write_mlflow_model(whole[0] / "adapter", tmp_path / "model")
-    loaded = pyfunc.load_model(str(tmp_path / "model"), model_config={"steps": 2, "size": SIDE})
+    settings = {"model": world.backbone.model, "device": "cpu", "steps": 4, "size": SIDE}
+    write_model(whole[0] / "adapter", LOADER, settings, tmp_path / "model")
+    loaded = pyfunc.load_model(str(tmp_path / "model"), model_config={"steps": 2})
     prompt = "a photo of dog and cat"
     images = loaded.predict(pd.DataFrame({"prompt": [prompt] * 2, "graph": ["dog, left of, cat", ""], "seed": [1, 2]}))
     generator = GraphGenerator.load(world.backbone.model, whole[0] / "adapter")
