@@ -27,7 +27,7 @@ ROWS = ((BASE, NO_GRAPH, "base"), ("graph", "positive", "graph g⁺"), ("graph",
 ABOUT = {
     "chosen": "Named by report.chosen.",
     "random": "Taken by report.seed, never by eye.",
-    "worst": "Of whose images under g⁺ the fewest show it, over all seeds, among the classes that the judge may judge.",
+    "worst": "The triples of whose images under g⁺ the fewest show it, over all seeds, among the classes that the judge may judge.",
 }
 """What each kind of `pick` is."""
 SIDE = 256

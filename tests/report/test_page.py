@@ -172,10 +172,13 @@ def test_a_browser_shows_it_without_a_complaint(text: str, tmp_path: Path, width
         re.sub(r"<meta http-equiv[^>]*>", "", text).replace(
             "</body>",
             "<script>document.title = document.documentElement.scrollWidth + ' ' + innerWidth + ' ' + "
-            "[...document.images].filter(i => !i.naturalWidth).length</script></body>",
+            "[...document.images].filter(i => !i.naturalWidth).length; const seen = () => [...document.querySelectorAll("
+            "'[data-classes]')].filter(e => e.getClientRects().length).length; document.title += ' ' + seen(); "
+            "document.getElementById('class-1').click(); document.title += ' ' + seen()</script></body>",
         )
     )
-    title = re.search(r"<title>(\d+) (\d+) (\d+)</title>", run(inside, "--dump-dom").stdout)
+    title = re.search(r"<title>(\d+) (\d+) (\d+) (\d+) (\d+)</title>", run(inside, "--dump-dom").stdout)
     assert title, "the copy's script did not run"
-    wide, window, broken = map(int, title.groups())
+    wide, window, broken, marked, chosen = map(int, title.groups())
     assert wide <= window and broken == 0
+    assert (marked, chosen) == (5, 2), "of class `on` a row and a panel are left"
