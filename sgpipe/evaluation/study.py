@@ -24,7 +24,7 @@ OBJECTS: Final = "objects"
 """The category of scenes of one to four objects without a relation."""
 CHANGED: Final = "changed graph"
 """What is given where a prompt's graph is reversed."""
-_FILE: Final = "study.yaml"
+_FILE: Final = "seed_prompts.yaml"
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,8 @@ def _made(folder: Path) -> Path:
 
 def test_every_claim_of_an_adapter_and_of_one_sample_has_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_pipeline(tmp_path / "tiny")
-    about = {"names": sorted(NAMES), "predicates": ["left of", "right of", "above", "below"]}
+    names = sorted({name for item in study_items() for name in item.graph.objects})
+    about = {"names": names, "predicates": ["left of", "right of", "above", "below"]}
     trained = {"graph": about, "one": {**about, "predicates": ["left of"]}}
     monkeypatch.setattr(study_run, "trained_on", lambda adapter: trained[adapter.name])
     monkeypatch.setattr(study_run.GraphGenerator, "load", lambda *_, **__: Grey())
