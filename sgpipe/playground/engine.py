@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from sgpipe.arms.generation import GraphGenerator, backbone_for
 from sgpipe.attention_maps.config import Maps
 from sgpipe.attention_maps.options import MapOptions
 from sgpipe.attention_maps.stream import concept_stream
-from sgpipe.backbones.base import TextCondition, TextEncoders
 from sgpipe.backbones.images import decode
 from sgpipe.errors import ParamsError
 from sgpipe.evaluation.config import Judge as Named
@@ -25,17 +24,17 @@ from sgpipe.evaluation.judge_factory import open_judge
 from sgpipe.evaluation.judges import Judge
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.playground.remembered import RememberedTexts, keep
 from sgpipe.relations.predicates import INVERSE, SYMMETRIC, phrase
 
 BASE: Final = "none"
 """Stands for no adapter."""
 MOST_TRIPLES, MOST_STEPS, MOST_SEED = 8, 50, 2**32 - 1
 KEPT = 64
-"""Images of the base that are remembered, and texts: a change of the graph alone does not sample or encode them again."""
+"""Images of the base that are remembered: a change of the graph alone does not sample them again."""
 ANSWERS = 16
 """Whole answers that are remembered: the page asks twice when it is opened, and visitors begin with the same graph."""
 Image = NDArray[np.uint8]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -108,39 +107,6 @@ def concepts_of(graph: SceneGraph) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*said, *graph.objects]))
 
 
-def _keep(held: dict[Any, T], key: Any, value: T, most: int) -> T:
-    """Hold `value`; the oldest go."""
-    held[key] = value
-    while len(held) > most:
-        held.pop(next(iter(held)))
-    return value
-
-
-class RememberedTexts:
-    """Text encoders that encode a text once; see `TextEncoders`."""
-
-    def __init__(self, encoders: TextEncoders) -> None:
-        self._encoders = encoders
-        self._prompts: dict[str, TextCondition] = {}
-        self._names: dict[str, torch.Tensor] = {}
-
-    def prompts(self, texts: Sequence[str]) -> TextCondition:
-        """As the encoders make them, each alone."""
-        made = {text: self._prompts[text] if text in self._prompts else self._encoders.prompts([text]) for text in set(texts)}
-        for text, one in made.items():
-            _keep(self._prompts, text, one, KEPT)
-        return TextCondition.cat([made[text] for text in texts])
-
-    def concepts(self, texts: Sequence[str]) -> list[torch.Tensor]:
-        """As the encoders make them."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._names]
-        made = {text: self._names[text] for text in texts if text in self._names}
-        made |= zip(new, self._encoders.concepts(new), strict=True) if new else ()
-        for text, one in made.items():
-            _keep(self._names, text, one, KEPT)
-        return [made[text] for text in texts]
-
-
 @dataclass
 class _Loaded:
     """A generator and the lock under which it samples: an adapter is switched on and off in the transformer itself."""
@@ -205,7 +171,7 @@ class Engine:
         loaded = self._open(request.model, request.adapter)
         with loaded.lock:
             known = loaded.answers.get(request)
-            return known if known is not None else _keep(loaded.answers, request, self._answer(request, loaded), ANSWERS)
+            return known if known is not None else keep(loaded.answers, request, self._answer(request, loaded), ANSWERS)
 
     def _answer(self, request: Request, loaded: _Loaded) -> Result:
         """Sample, map and judge, under the generator's lock."""
@@ -219,7 +185,7 @@ class Engine:
         maps: dict[str, dict[str, NDArray[np.float32]]] = {}
         if key not in loaded.base or len(graphs) == 1:
             base, maps = self._sample(loaded, text, [None], request, concepts if len(graphs) == 1 else ())
-            _keep(loaded.base, key, base[0], KEPT)
+            keep(loaded.base, key, base[0], KEPT)
         images = [loaded.base[key]]
         if len(graphs) > 1:
             under, maps = self._sample(loaded, text, [g for _, g in graphs[1:]], request, concepts)
