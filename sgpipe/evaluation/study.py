@@ -208,7 +208,7 @@ def one_sample_claims(
     found: dict[str, Any] = {}
     for group in dict.fromkeys(groups):
         rows = (np.array(groups) == group)[:, None]
-        own = ratio(*(np.where(rows, each, np.nan) for each in (apart, rerun)), bootstrap)
+        own = ratio(np.where(rows, apart, np.nan), np.where(rows, rerun, np.nan), bootstrap)
         said = "one sample trained on: how far images of other graphs move, by rerun distance"
         found[group] = {"moved_ratio": plain(own, said, 0.0)}
         found[group] |= {

@@ -180,8 +180,8 @@ def claims(study: Study, judge: Judge | None, classes: Sequence[str], bootstrap:
     if "graph" in study.images and base.shape[1] > 1 and len(study.images["graph"]) > 1:
         found["changed"] = changed_claims(study.images["graph"], study.images[CHANGED], bootstrap)
         if judge is not None:
-            both = [scores_of_all(judge, study, classes, given) for given in ("graph", CHANGED)]
-            found["changed"]["turned"] = turned(*both, bootstrap)
+            kept, changed = (scores_of_all(judge, study, classes, given) for given in ("graph", CHANGED))
+            found["changed"]["turned"] = turned(kept, changed, bootstrap)
     if judge is not None and (scores := judged(judge, study, classes)):
         found["direction"] = {category: direction(of, bootstrap) for category, of in scores.items()}
     return found

@@ -129,7 +129,7 @@ def run_study(
             guidance=plan.guidance, ahead=ahead,
         )  # fmt: skip
         studies[name] = sample(load, rows, plan.seeds, plan.steps, plan.size, state, processes, name)
-    name, judge, classes = who
+    judged_by, judge, classes = who
     found = claims(studies["images"], judge, classes, bootstrap)
     if plan.one_sample is not None:
         found["one_sample"] = claims_of_one_sample(studies["one"], trained_on(plan.one_sample), judge, classes, bootstrap)
@@ -138,7 +138,7 @@ def run_study(
     both.images |= studies["one"].images
     values = {
         "claims": found,
-        "judge": name,
+        "judge": judged_by,
         "names_checked": plan.names_checked,
         "not_sampled": plan.not_sampled,
         "prompts": {given: len(of) for given, of in both.items.items()},
