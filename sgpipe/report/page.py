@@ -113,7 +113,8 @@ def render(sections: Sequence[Section], provenance: Mapping[str, str], title: st
     page = environment.get_template("page.html.j2")
     panels = [panel for section in sections for several in section.panels.values() for panel in several]
     counts = Counter(predicate for panel in panels for predicate in set(panel.predicates))
-    numbers = {predicate: number for number, predicate in enumerate(sorted(counts))}
+    of_rows = {predicate for section in sections for table in section.tables for predicate in table.predicates}
+    numbers = {predicate: number for number, predicate in enumerate(sorted(counts.keys() | of_rows))}
 
     def marks(*predicates: str) -> str:
         return " ".join(f"c{numbers[each]}" for each in dict.fromkeys(predicates) if each in numbers)
