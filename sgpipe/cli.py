@@ -53,6 +53,7 @@ app.command("maps")(maps)
 app.command("localise")(localise)
 app.command("study")(study)
 
+AsJson = Annotated[bool, typer.Option("--json", help="print it as JSON")]
 ParamsPath = Annotated[Path, typer.Option("--params", help="parameter file")]
 
 
@@ -114,11 +115,16 @@ def preset(
 
 
 @pipeline_app.command("why")
-def pipeline_why(stage: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> None:
+def pipeline_why(stage: Annotated[str, typer.Argument(help="a stage of dvc.yaml")], as_json: AsJson = False) -> None:
     """Say which module, library, parameter or input of a stage changed since it ran."""
     from sgpipe.runs.pipeline import why
 
-    print("\n".join(why(stage, Path())))
+    found = why(stage, Path())
+    if as_json:
+        return print(json.dumps(found))
+    for name, changes in found.items():
+        print(f"{name}:" if stage in (name, name.partition("@")[0]) else f"{name}, which comes before:")
+        print(*(f"  {line}" for line in changes or ["nothing changed since it ran"]), sep="\n")
 
 
 @app.command("dag")
@@ -130,7 +136,7 @@ def dag_command() -> None:
 
 
 @state_app.command("list")
-def state_list(as_json: Annotated[bool, typer.Option("--json", help="print them as JSON")] = False) -> None:
+def state_list(as_json: AsJson = False) -> None:
     """List the working states of stages that did not end: their age, size and whether one is running."""
     from sgpipe.runs.garbage import describe, states
 
@@ -158,7 +164,10 @@ def tracking_sync(params: ParamsPath = Path("params.yaml")) -> None:
     """Rebuild the MLflow runs from DVC's experiments and the git history. Safe to repeat."""
     from sgpipe.params.load import read_section
     from sgpipe.runs.config import Tracking
+    from sgpipe.runs.progress import keeps
     from sgpipe.tracking.sync import sync
+
+    keeps("stopped; the commits that were synchronised stay: run the same command again for the others")
 
     done = sync(Path.cwd(), read_section(params, "tracking", Tracking).experiment)
     print(

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
 from sgpipe.datasets.canonicalize import canonicalize, open_data_set
 from sgpipe.datasets.config import Canonicalize, Data
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.command import run, write_metrics
+from sgpipe.runs.progress import FileBars
 from sgpipe.tracking.run import track
 from stages import CANONICAL, METRICS
 
@@ -22,17 +22,10 @@ def main(
     data, config = read_params(Data, Canonicalize)
     data_set = open_data_set(data)
     inputs = [*data_set.annotations(), *([Path(config.splits.file)] if config.splits.file else [])]
-    bars: dict[Path, tqdm] = {}
-
-    def show(path: Path, done: int) -> None:
-        if path not in bars:
-            bars[path] = tqdm(desc=path.name, total=path.stat().st_size, unit="B", unit_scale=True)
-        bars[path].update(done - bars[path].n)
-
     sections = {"data": data, "canonicalize": config}
     with track("canonicalize", sections, inputs) as recorded:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        found = canonicalize(data_set, CANONICAL, config, workers or min(allowed, 4), show)
+        found = canonicalize(data_set, CANONICAL, config, workers or min(allowed, 4), FileBars().show)
         write_metrics(found, METRICS / "canonicalize.json", to_builtins(sections), recorded)
 
 

@@ -2,7 +2,7 @@
 
 from sgpipe.datasets.tables import read_table
 from sgpipe.evaluation.arms import arm_figures, read_metrics
-from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
+from sgpipe.evaluation.config import HEADLINE, Evaluate, JudgeParams, Statistics
 from sgpipe.evaluation.diversity import diversity_figures
 from sgpipe.evaluation.graph_figures import graph_figures
 from sgpipe.evaluation.groups import image_groups
@@ -14,6 +14,7 @@ from sgpipe.evaluation.summary import Summary, evaluation_figures
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.atomic import DIGITS, new_folder, write_json
 from sgpipe.runs.command import run, write_metrics
+from sgpipe.runs.progress import progress
 from sgpipe.tracking.run import track
 from stages import EVALUATION, IMAGES, JUDGED, METRICS, NEGATIVES_FILE, TRIPLES_FILE
 
@@ -27,9 +28,12 @@ def main() -> None:
         named, curated = [BASE, *evaluate.adapters], TRIPLES_FILE.parent
         verdicts, qualified = read_judged(curated, NEGATIVES_FILE, JUDGED, evaluate, judges, statistics, named)
         files, features = image_files(IMAGES), read_features(JUDGED)
-        found, rows = evaluation_figures(verdicts, qualified, files)
+        seen_by = verdicts.conditions(judges.headline)
+        by_class = sum(each.prompt == HEADLINE for each in seen_by)
+        with progress(2 * len(seen_by) + by_class, "evaluation", "condition"):
+            found, rows = evaluation_figures(verdicts, qualified, files)
+            found["diversity"] = diversity_figures(verdicts, qualified, files, features)
         found["ground_truth"] = read_ground_truth(curated, JUDGED)
-        found["diversity"] = diversity_figures(verdicts, qualified, files, features)
         seen = read_table(JUDGED / "quality.parquet", QUALITY)
         found["quality"] = quality_figures(seen, found["arms"], found["diversity"], statistics.seed)
         if groups := image_groups(verdicts, qualified, losses):

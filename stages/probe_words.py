@@ -26,6 +26,7 @@ from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import pick_device
+from sgpipe.runs.progress import through
 from sgpipe.tracking.run import track
 from stages import LATENTS, MAP_TRIPLES_FILE, METRICS, PROMPTS
 
@@ -44,7 +45,7 @@ def main() -> None:
         items = map_items(table, read_table(PROMPTS / "prompts.parquet", PROMPT_TABLE), NEEDED, [t], noised.seed)
         denoiser, pairs = Denoiser.load(backbone, device), Pairs(table)
         batches = []
-        for start in range(0, items.num_rows, maps.batch_size):
+        for start in through(range(0, items.num_rows, maps.batch_size), "reading the text rows", "batch"):
             part = items.slice(start, maps.batch_size)
             texts, ids = part["prompt"].to_pylist(), part["triple_id"].to_pylist()
             clean, said = latents.latents(ids), prompts.get(texts)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from sgpipe.attention_maps.config import Maps
 from sgpipe.backbones.config import Backbone
 from sgpipe.evaluation.arms import read_metrics
 from sgpipe.evaluation.config import Evaluate, JudgeParams, Statistics
@@ -18,8 +19,9 @@ from sgpipe.params.load import read_params
 from sgpipe.relations.predicates import phrase
 from sgpipe.report import tables
 from sgpipe.report.config import Report
-from sgpipe.report.page import Image, Section, control_figure, headline_figure, render
-from sgpipe.report.panels import file_uri, panels, pick
+from sgpipe.report.localisation import layer_groups, localisation_table
+from sgpipe.report.page import Image, Section, control_figure, epochs_figure, headline_figure, render, training_figure
+from sgpipe.report.panels import ABOUT, file_uri, panels, pick
 from sgpipe.runs.atomic import atomic_path, plain
 from sgpipe.runs.command import run
 from sgpipe.tracking.git import said
@@ -50,8 +52,11 @@ def later_sections(arms: Sequence[str], sheets: Sequence[str]) -> list[Section]:
     probes = METRICS / "probes.json"
     drawn = {name: PLOTS / "saliency" / f"{phrase(name).replace(' ', '_')}.png" for name in sheets}
     if (training := missing("training", "Training", list(curves.values()), "dvc repro train_lora")) is None:
-        trained = {arm: path for arm, path in curves.items() if path.read_text(encoding="utf-8").strip()}  # others are external
-        training = Section("training", "Training", images=[control_figure(path, arm) for arm, path in trained.items()])
+        trained = [arm for arm, path in curves.items() if path.read_text(encoding="utf-8").strip()]  # others are external
+        plotted = [control_figure(curves[arm], arm) for arm in trained]
+        losses = {arm: PLOTS / "lora" / arm / "training.csv" for arm in trained}
+        plotted += [training_figure(path, arm) for arm, path in losses.items() if path.is_file()]
+        training = Section("training", "Training", images=plotted)
     found = [training]
     if (section := missing("probes", "Probes", [probes], "dvc repro probe_table")) is None:
         of = read_metrics(probes)
@@ -60,9 +65,24 @@ def later_sections(arms: Sequence[str], sheets: Sequence[str]) -> list[Section]:
         section = Section("probes", "Probes", intro, shown)
     if (saliency := missing("saliency", "Saliency", list(drawn.values()), "dvc repro saliency_sheets")) is None:
         about = "Saliency by layer group of images of “{}”".format
-        sheet_images = [Image(about(name), name, uri=file_uri(path, 1200)) for name, path in drawn.items()]
+        sheet_images = [Image(about(name), name, uri=file_uri(path, 1200), predicate=name) for name, path in drawn.items()]
         saliency = Section("saliency", "Saliency", images=sheet_images)
     return [*found, section, saliency]
+
+
+def ablation_section(found: Mapping[str, Any]) -> Section:
+    """Epochs as a table and as a learning curve."""
+    return Section("ablation", "Ablation", tables=[tables.ablation(found)], images=[epochs_figure(found)])
+
+
+def localisation_section(statistics: Statistics) -> list[Section]:
+    """Where the relation is read, written and used; no section where nothing was localised."""
+    if not (METRICS / "localisation.json").is_file():
+        return []
+    groups = layer_groups(*read_params(Backbone, Maps))
+    table = tables.localisation(localisation_table(METRICS, IMAGES.parent, groups, statistics.resamples, statistics.seed))
+    intro = "More always speaks for the group: the relation can be read there, is moved by what is patched there, or is lost."
+    return [Section("localisation", "Localisation", intro, [table])]
 
 
 def missing(name: str, title: str, paths: Sequence[Path], command: str) -> Section | None:
@@ -96,13 +116,14 @@ def main() -> None:
             Section("sensitivity", "Sensitivity", tables=[tables.sensitivity(found), tables.diversity(found)]),
             Section("quality", "Quality", tables=[tables.quality(found), tables.published_quality()]),
             missing("ablation", "Ablation", [ablation], "dvc repro ablation")
-            or Section("ablation", "Ablation", tables=[tables.ablation(read_metrics(ablation))]),
+            or ablation_section(read_metrics(ablation)),
             Section(
                 "panels", "Images",
                 f"Neutral prompt, seed {verdicts.seeds[0]}, the same noise in a row; below each image what judge "
                 f"{judges.headline} says of it.",
-                panels=shown,
+                panels=shown, about=ABOUT,
             ),
+            *localisation_section(statistics),
             *later_sections(list(evaluate.adapters), config.sheets),
         ]  # fmt: skip
         facts = {

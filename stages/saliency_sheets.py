@@ -25,6 +25,7 @@ from sgpipe.params.load import read_params, to_builtins
 from sgpipe.relations.predicates import PREDICATES, phrase
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
+from sgpipe.runs.progress import through
 from sgpipe.tracking.run import track
 from stages import MAP_TRIPLES_FILE, METRICS, PLOTS, SALIENCY, SALIENCY_NOISED
 
@@ -100,7 +101,7 @@ def main() -> None:
                 row = Row(shown[triple], said[triple], {group: of[i] for group, of in values.items()})
                 sheets[item["predicate"]].append(row)
         with new_folder(PLOTS / "saliency") as folder:
-            for predicate, rows in sheets.items():
+            for predicate, rows in through(sheets.items(), "sheets", "sheet", len(sheets)):
                 if rows:
                     name = phrase(predicate).replace(" ", "_")
                     write_sheet(f"{predicate}: saliency by layer group", rows, folder / f"{name}.png")

@@ -40,6 +40,8 @@ from stages import LORA, METRICS, PLOTS, RESOLVED
 from stages._stage import working
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy")
+LOADER = "sgpipe.arms.logged_model"
+"""What opens an adapter for MLflow."""
 PROVENANCE = Path("outputs/provenance")
 """Like `TIMINGS` a folder on which nothing depends: what it holds differs between runs of one training."""
 
@@ -107,7 +109,7 @@ def main(arm: Annotated[str, typer.Option(help="which of `arms` to train")]) -> 
             if train.validation.images:
                 path = folder / "samples" / f"step-{step:06d}.png"
                 draw_samples(model, data, train, vae, backbone.resolution, path)
-                recorded.log_artifact(path, "samples")
+                recorded.log_image(path, "samples", step)
 
         def trained(folder: Path, epochs: int, keep_epochs: Sequence[int], **more: Any) -> Training:
             arm = replace(chosen, train=structs.replace(train, epochs=epochs, keep_epochs=tuple(keep_epochs)))
@@ -151,7 +153,9 @@ def main(arm: Annotated[str, typer.Option(help="which of `arms` to train")]) -> 
             provenance = {"commit": said(Path(), "rev-parse", "HEAD") or None, "libraries": libraries}
             write_json({**provenance, "device": processes.device.type}, PROVENANCE / f"{stem}.json")
             recorded.log_artifact(PROVENANCE / f"{stem}.json")
-            recorded.log_artifact(LORA / arm / "adapter", "adapter")
+            used = {"model": backbone.model, "device": "cpu", "steps": train.validation.steps, "size": backbone.resolution}
+            told = {"kind": chosen.kind, "config": config_hash(plain)}
+            recorded.log_model(LORA / arm / "adapter", LOADER, arm, training.steps, used, told)
 
 
 if __name__ == "__main__":

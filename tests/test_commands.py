@@ -5,7 +5,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ from typer.testing import CliRunner
 
 import sgpipe.cli
 import sgworld.cli
+from sgpipe.runs import progress
 from sgpipe.runs.command import call
+from sgpipe.runs.state import stage_state, state_folder
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -104,14 +108,26 @@ def test_help_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-def test_stopped_by_the_keyboard_it_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("working", [False, True])
+def test_stopped_by_the_keyboard_it_says_what_is_kept_and_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, working: bool
+) -> None:
+    """With a working state, where that lies; without one, that nothing is half-made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(progress, "_how_to_go_on", progress.AGAIN)
     app = typer.Typer()
 
     @app.command()
     def long() -> None:
-        raise KeyboardInterrupt
+        with stage_state("ended", "0" * 16, Path()):
+            pass
+        with stage_state("toy", "0" * 16, Path()) if working else nullcontext():
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "argv", ["long"])
     with pytest.raises(SystemExit, match="130"):
         call(app)
-    assert capsys.readouterr().err.strip() == "stopped; what was finished is kept: run the same command again to go on"
+    folder = state_folder("toy", "0" * 16, Path())
+    kept = f"stopped; what was finished is kept in {folder}: run the same command again to go on from there"
+    assert capsys.readouterr().err.strip() == (kept if working else progress.AGAIN)
+    assert folder.exists() == working

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
@@ -41,6 +42,22 @@ def test_the_index_has_every_page_and_every_stage(repo_root: Path) -> None:
     assert {path.name for path in (repo_root / "docs").glob("*.md")} - {"README.md"} <= linked
     stages = yaml.safe_load((repo_root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     assert [name for name in stages if f"`{name}`" not in index] == []
+
+
+NO_COMMAND = {"README", "parameters", "architecture", "extending", "distributed"}
+"""The index; what is made from the code; a map of the packages; how to write code; one knob of params.yaml, which is shown."""
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_starts_with_what_you_get_and_the_command(page: Path) -> None:
+    if page.stem in ("README", "parameters"):
+        return
+    _, title, first, rest = re.split(r"^(# .*)\n\n(.*)$", page.read_text(encoding="utf-8"), maxsplit=1, flags=re.MULTILINE)
+    assert title and first.startswith("What you get: ")
+    head = rest.partition("\n## ")[0]
+    if page.stem not in NO_COMMAND:
+        command = re.search(r"^```\n(?:sgpipe|sgworld|dvc|make|python -m) |^```python\n", head, re.MULTILINE)
+        assert command, "no command before the first section"
 
 
 @pytest.mark.parametrize("name", ["troubleshooting", "experiments", "distributed", "interpretation"])

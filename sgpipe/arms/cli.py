@@ -42,6 +42,7 @@ def generate(
     from sgpipe.graphs.prompts import words
     from sgpipe.graphs.scene_graph import given_graph
     from sgpipe.runs.processes import pick_device
+    from sgpipe.runs.progress import progress
 
     where = pick_device(device, 0, "--device")
     scene = given_graph(graph)
@@ -74,7 +75,8 @@ def generate(
         model, adapter, device=str(where), backbone=backbone, guidance=guidance, ahead=([text], [scene])
     )
     seeds = range(seed, seed + count)
-    images = generator.sample([text] * count, [scene if adapter else None] * count, seeds, steps=steps, size=size)
+    with progress(count * steps, "sampling", "step"):
+        images = generator.sample([text] * count, [scene if adapter else None] * count, seeds, steps=steps, size=size)
     print(*write_images(images, seeds, out), sep="\n")
 
 

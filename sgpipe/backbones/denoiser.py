@@ -17,6 +17,7 @@ from sgpipe.backbones.loading import load_module, load_plain, place
 from sgpipe.backbones.rectified_flow import euler_step, noise
 from sgpipe.backbones.source import locate
 from sgpipe.errors import ModelError
+from sgpipe.runs.progress import tick
 
 
 @dataclass(frozen=True)
@@ -124,4 +125,5 @@ class Denoiser:
             at = torch.full([len(latents)], t)
             v = velocity(latents, at) if velocity else self.velocity(latents, at, prompts, guidance, unconditional, aside)
             latents = euler_step(latents, v, t, t_next)
+            tick(len(latents))
         return latents

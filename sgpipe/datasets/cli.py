@@ -1,5 +1,6 @@
 """`sgpipe data`: whether a data set's files are sound, and which row of SGDiff's encoders stands for which name."""
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ def check(
     kind: Annotated[str, typer.Option(help="`data.kind` of params.yaml")] = "folder",
     relations: Annotated[Path | None, typer.Option(help="own relation classes, `data.relations` of params.yaml")] = None,
     shown: Annotated[int, typer.Option(min=1, help="at most so many problems are printed")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="print counts and all problems as JSON")] = False,
 ) -> None:
     """Read everything as `canonicalize` does and say what is wrong, a line each; exit code 1 if anything is."""
     from sgpipe.datasets.canonicalize import canonicalize, open_data_set
@@ -23,11 +25,12 @@ def check(
     from sgpipe.datasets.folder import Folder, unread_images
     from sgpipe.datasets.tables import REJECTS, read_table
     from sgpipe.relations.predicates import use_relations
+    from sgpipe.runs.progress import FileBars
 
     use_relations(relations)
     data_set = open_data_set(Data(kind, str(root)))
     with tempfile.TemporaryDirectory() as out:
-        found = canonicalize(data_set, Path(out), Canonicalize())
+        found = canonicalize(data_set, Path(out), Canonicalize(), progress=FileBars().show)
         rejects = read_table(Path(out) / "rejects.parquet", REJECTS).to_pylist()
     names = data_set.names if isinstance(data_set, Folder) else {}
     problems = []
@@ -36,6 +39,10 @@ def check(
         where = f"image {image}" if image is not None else f"record {row['record']}"
         problems.append(f"{row['file']}: {where}: {row['reason']}: {row['raw']}")
     problems += unread_images(data_set) if isinstance(data_set, Folder) else []
+    if as_json:
+        counts = {name: found[name]["kept"] for name in ("images", "objects")} | {"relations": found["kept"]}
+        print(json.dumps({"counts": counts, "by_class": found["by_class"], "problems": problems}, ensure_ascii=False))
+        sys.exit(1 if problems else 0)
     for problem in problems[:shown]:
         print(problem)
     if len(problems) > shown:

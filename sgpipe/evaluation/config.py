@@ -216,3 +216,15 @@ class Quality(Struct, frozen=True, forbid_unknown_fields=True):
                 f"pretrained: missing; architecture {self.tower!r} needs a tag or a checkpoint path, or give tower as "
                 "local-dir:<folder>"
             )
+
+
+class Study(Struct, frozen=True, forbid_unknown_fields=True):
+    """Section `study`. The seed document's prompts and claims, for which arms; steps and guidance are those of `evaluate`."""
+
+    arms: Annotated[tuple[str, ...], Meta(description="arms that are studied, each in outputs/study/<arm>; none by default")] = ()
+    one_sample: Annotated[
+        str | None, Meta(description="folder of an adapter trained on one triple, as outputs/lora/one/adapter; null leaves it out")
+    ] = None
+    seeds: Annotated[
+        tuple[Annotated[int, Meta(ge=0, lt=1 << 31)], ...], Meta(min_length=2, description="seeds of the noise, two or more")
+    ] = (0, 1, 2)

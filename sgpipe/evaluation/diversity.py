@@ -21,6 +21,7 @@ from sgpipe.evaluation.statistics import Bootstrap, Estimate, Floats
 from sgpipe.evaluation.summary import QualifiedJudges, bounds
 from sgpipe.evaluation.verdicts import Condition, Scored, Verdicts
 from sgpipe.runs.atomic import plain
+from sgpipe.runs.progress import tick
 
 REFERENCE: Final = Condition(BASE, "relational", NO_GRAPH)
 FEWEST_TRIPLES: Final = 10
@@ -101,6 +102,7 @@ def diversity_figures(
         found = {"pixels": by_triple(pixel_distances(files[arm], rows, pairs))}
         if features is not None:
             found["features"] = by_triple(feature_distances(features.of(arm, prompt, graph, ids, verdicts.seeds), pairs))
+        tick()
         return int(pairs.sum()), found
 
     measured = {condition: distances(condition) for condition in verdicts.conditions(judge)}

@@ -39,6 +39,15 @@ class Counter(Judge, Protocol):
 
 
 @runtime_checkable
+class DetectorJudge(Judge, Protocol):
+    """A judge that finds objects and says which."""
+
+    def present(self, images: Pixels, names: Sequence[Sequence[str]]) -> list[frozenset[str]]:
+        """Of each of images `[N, H, W, 3]`, 0–255, those of its names that it shows."""
+        ...
+
+
+@runtime_checkable
 class FeatureJudge(Judge, Protocol):
     """A judge that scores an image by its embedding and gives that, too; `scores` is `compare` of `features`."""
 
@@ -99,6 +108,10 @@ class BoxJudge:
         names = [sorted({name for subject, _, object_ in several for name in (subject, object_)}) for several in statements]
         found = zip(statements, self._find(images, names), strict=True)
         return np.array([[self._score(each, boxes) for each in several] for several, boxes in found], np.float32)
+
+    def present(self, images: Pixels, names: Sequence[Sequence[str]]) -> list[frozenset[str]]:
+        """See `DetectorJudge`."""
+        return [frozenset(found) for found in self._find(images, names)]
 
     def _score(self, statement: Triple, boxes: Mapping[str, Box]) -> float:
         subject, predicate, object_ = statement

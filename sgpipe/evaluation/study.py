@@ -22,7 +22,9 @@ from sgpipe.params.load import parse_yaml
 Floats = NDArray[np.float64]
 OBJECTS: Final = "objects"
 """The category of scenes of one to four objects without a relation."""
-_FILE: Final = "study.yaml"
+CHANGED: Final = "changed graph"
+"""What is given where a prompt's graph is reversed."""
+_FILE: Final = "seed_prompts.yaml"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def complexity(images: Pixels) -> Floats:
 
 
 def rank_correlation(counts: Sequence[int], values: Floats, bootstrap: Bootstrap) -> Estimate:
-    """Spearman's ρ of the prompts' `counts` `[P]` and the means of `values` `[P, S]`, with a percentile interval over prompts."""
+    """Spearman's ρ of the prompts' `counts` `[P]` and the means of `values` `[P, S]`, with a percentile interval over
+    prompts; NaN where one of them is constant.
+    """
     x, y = np.asarray(counts), values.mean(1)
     rng = np.random.default_rng(bootstrap.seed)
     draws = []
@@ -97,6 +101,8 @@ def rank_correlation(counts: Sequence[int], values: Floats, bootstrap: Bootstrap
         rows = rng.integers(len(x), size=len(x))
         if len(set(x[rows].tolist())) > 1 and len(set(y[rows].tolist())) > 1:
             draws.append(float(spearmanr(x[rows], y[rows]).statistic))
+    if not draws:
+        return Estimate(np.nan, np.nan, np.nan, values.size)
     tail = (1 - bootstrap.confidence) / 2
     low, high = np.quantile(draws, (tail, 1 - tail)).tolist()
     return Estimate(float(spearmanr(x, y).statistic), low, high, values.size)
@@ -134,20 +140,79 @@ def count_claim(counts: Sequence[int], images: Pixels, bootstrap: Bootstrap) -> 
     return plain(found, "number of objects correlates with image complexity: Spearman's ρ with the bytes of the PNG", 0.0)
 
 
+def presence_claims(counts: Sequence[int], shown: Floats, bootstrap: Bootstrap) -> dict[str, Any]:
+    """What images of scenes that name so many objects show of them; `shown` `[P, S]` are numbers of named objects found."""
+    found = {
+        "number": plain(
+            rank_correlation(counts, shown, bootstrap), "more objects named, more objects shown: Spearman's ρ with those found", 0.0
+        )
+    }
+    named = np.asarray(counts)
+    for count in sorted(set(counts)):
+        share = np.where((named == count)[:, None], shown / count, np.nan)
+        found[f"of {count}"] = plain(bootstrap.mean(share), f"share of the named objects found where {count} are named")
+    return found
+
+
+def moved(images: Pixels, others: Pixels) -> Floats:
+    """Distances `[P, S]` of images `[P, S, H, W, 3]` of the same prompts and noise, as `distances`."""
+    return np.sqrt((((images.astype(np.float64) - others) / 255) ** 2).mean((2, 3, 4)))
+
+
 def changed_claims(kept: Pixels, changed: Pixels, bootstrap: Bootstrap) -> dict[str, Any]:
     """What the images of a graph and of its negative, of the same prompt and noise `[P, S, …]`, say of composition."""
     rerun, _ = rerun_and_others(distances(kept))
-    moved = np.sqrt((((kept.astype(np.float64) - changed) / 255) ** 2).mean((2, 3, 4)))
-    found = ratio(moved, rerun, bootstrap)
+    found = ratio(moved(kept, changed), rerun, bootstrap)
     return {"changed_ratio": plain(found, "graph structure determines composition: changed graph by rerun distance, same noise")}
 
 
+def _right(scores: Floats) -> Floats:
+    """`[P, S]` of scores `[P, S, 2]`: 1 where the graph is shown, 0 where its negative is, NaN where neither is preferred."""
+    positive, negative = scores[..., 0], scores[..., 1]
+    decided = np.isfinite(positive) & np.isfinite(negative) & (positive != negative)
+    return np.where(decided, positive > negative, np.nan)
+
+
 def direction(scores: Mapping[str, Floats], bootstrap: Bootstrap) -> dict[str, Any]:
-    """Share of decided images that show the graph and not its negative, by what was given; scores are `[P, S, 2]`."""
+    """Share of decided images that show the graph and not its negative, by what was given; scores are `[P, S, 2]`.
+
+    Of `changed graph`, which says the negative, the share that show the negative.
+    """
     found = {}
     for given, values in scores.items():
-        positive, negative = values[..., 0], values[..., 1]
-        decided = np.isfinite(positive) & np.isfinite(negative) & (positive != negative)
-        right = np.where(decided, positive > negative, np.nan)
+        right = _right(values)
+        right = 1 - right if given == CHANGED else right
         found[given] = plain(bootstrap.mean(right), "predicates influence object placement: share of decided images", 0.5)
+    return found
+
+
+def turned(kept: Floats, changed: Floats, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Of the pairs of images of a graph and of its negative, same prompt and noise, that are both decided, the share that show each
+    what was given; scores are `[P, S, 2]`. A coin for each image gives a quarter.
+    """
+    one, other = _right(kept), _right(changed)
+    both = np.where(np.isfinite(one) & np.isfinite(other), (one == 1) & (other == 0), np.nan)
+    return plain(bootstrap.mean(both), "changed graph, same prompt: both images show what their graph says", 0.25)
+
+
+def one_sample_claims(
+    without: Pixels, given: Pixels, groups: Sequence[str], scores: Mapping[str, Floats], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """What an adapter of one training sample does to P other graphs, by group of relations; images are `[P, S, H, W, 3]`.
+
+    `without` are the base's of the same prompts and noise. `moved_ratio`: mean distance from these by the base's rerun distance, 0
+    where nothing changes. `scores` `[P, S, 2]` of both, where they are judged, NaN where they are not.
+    """
+    rerun, _ = rerun_and_others(distances(without))
+    apart = moved(without, given)
+    found: dict[str, Any] = {}
+    for group in dict.fromkeys(groups):
+        rows = (np.array(groups) == group)[:, None]
+        own = ratio(np.where(rows, apart, np.nan), np.where(rows, rerun, np.nan), bootstrap)
+        said = "one sample trained on: how far images of other graphs move, by rerun distance"
+        found[group] = {"moved_ratio": plain(own, said, 0.0)}
+        found[group] |= {
+            name.replace(" ", "_"): plain(bootstrap.mean(np.where(rows, _right(each), np.nan)), f"direction accuracy, {name}", 0.5)
+            for name, each in scores.items()
+        }
     return found

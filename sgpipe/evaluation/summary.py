@@ -18,6 +18,7 @@ from sgpipe.evaluation.sensitivity import CHANCE, distances, two_by_two
 from sgpipe.evaluation.statistics import Bootstrap, Estimate, Floats, holm, mcnemar, rogan_gladen, triples_needed
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.runs.atomic import defined, plain
+from sgpipe.runs.progress import tick
 
 OWN = ("positive", NO_GRAPH)
 """Graphs that an arm is meant to be given: the triple's, or none for an arm without graphs."""
@@ -161,6 +162,7 @@ class Summary:
         found: dict[str, Any] = {}
         for each in self.conditions:
             found.setdefault(each.arm, {}).setdefault(each.prompt, {})[each.graph] = self.condition(each)
+            tick()
         return found
 
     def sensitivity(self, files: Mapping[str, ImageFile]) -> dict[str, Any]:
@@ -282,6 +284,7 @@ class Summary:
             for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
                 row["p_holm"] = adjusted
             rows += of_arm
+            tick()
         return rows
 
 

@@ -47,11 +47,13 @@ def visual_genome(
     from sgpipe.errors import ParamsError
     from sgpipe.fetch.download import session
     from sgpipe.fetch.visual_genome import REJECTS, fetch_archives, fetch_images, wanted_images
+    from sgpipe.runs.progress import keeps
 
     if release not in catalogue.ANNOTATIONS:
         raise ParamsError(f"--release: got {release!r}; valid: {', '.join(catalogue.ANNOTATIONS)}")
     if triples and annotations_only:
         raise ParamsError("--annotations-only and --triples exclude each other: the latter fetches images only")
+    keeps(f"stopped; what was fetched is kept in {root}: run the same command again to get the rest")
     http = session(connections, retries)
     if triples:
         summary = fetch_images(root, wanted_images(triples, images_table, images_url), http, connections)

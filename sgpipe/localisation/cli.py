@@ -37,6 +37,7 @@ def localise(
     from sgpipe.params.blocks import LayerGroup
     from sgpipe.params.load import decode
     from sgpipe.runs.processes import pick_device
+    from sgpipe.runs.progress import progress
 
     where = pick_device(device, 0, "--device")
     kinds = decode("--rows", {"rows": [each.strip() for each in rows.split(",")]}, Localise, "sgpipe localise").rows
@@ -70,5 +71,7 @@ def localise(
         f"{positive!r}\ninto {negative!r}" if positive != negative else f"{case.graph}  into  {case.negative_graph}\n{positive!r}"
     )
     title = f"{said}, {count} noises"
-    draw(effect_maps(runs, indices, kinds), labels, [runs.times[step] for step in runs.active], title, out)
+    with progress(len(runs.active) * len(indices), "patching", "block"):
+        found = effect_maps(runs, indices, kinds)
+    draw(found, labels, [runs.times[step] for step in runs.active], title, out)
     print(out)

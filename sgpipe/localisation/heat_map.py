@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sgpipe.localisation.config import Rows
 from sgpipe.localisation.patching import Place, effects, walk
 from sgpipe.localisation.runs import Runs
+from sgpipe.runs.progress import tick
 
 
 def effect_maps(runs: Runs, blocks: Sequence[int], rows: Sequence[Rows]) -> dict[Rows, NDArray[np.float64]]:
@@ -17,7 +18,10 @@ def effect_maps(runs: Runs, blocks: Sequence[int], rows: Sequence[Rows]) -> dict
     found: list[list[NDArray[np.float64]]] = []
     for at in walk(runs, ["negative"]):
         if at.records:
-            sums = [effects(runs, at, block, places)[0] for block in blocks]
+            sums = []
+            for block in blocks:
+                sums.append(effects(runs, at, block, places)[0])
+                tick()
             with np.errstate(invalid="ignore", divide="ignore"):
                 found.append([(each.projected.double().sum(1) / each.squared.double().sum(1)).numpy() for each in sums])
     return {kind: np.array([[each[i] for each in step] for step in found]).T for i, kind in enumerate(rows)}

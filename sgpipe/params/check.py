@@ -49,6 +49,13 @@ def _arms(found: Any) -> Iterator[str]:
                 f"evaluate.adapters.{arm}: got graphs, and kind {arms[arm].kind} of arms.{arm} reads no graph, its graphs go in "
                 "words; set it to empty"
             )
+    for arm in found.study.arms if found.study else ():
+        if arm not in arms or not arms[arm].reads_graph:
+            reading = [name for name, options in arms.items() if options.reads_graph]
+            yield (
+                f"study.arms: got {arm}, and what is studied is an arm of this experiment that reads graphs; valid: "
+                f"{_list(reading)}; drop it, or add it to arms"
+            )
     valid = [arm for arm, options in arms.items() if options.reads_graph and given.get(arm) != "empty"]
     for run in found.ablation.runs if found.ablation else ():
         if run not in arms:

@@ -51,6 +51,7 @@ SECTIONS: Final[dict[str, str]] = {
     "statistics": "sgpipe.evaluation.config:Statistics",
     "ablation": "sgpipe.evaluation.config:Ablation",
     "localise": "sgpipe.localisation.config:Localise",
+    "study": "sgpipe.evaluation.config:Study",
     "report": "sgpipe.report.config:Report",
     "compute": "sgpipe.runs.config:Compute",
     "tracking": "sgpipe.runs.config:Tracking",

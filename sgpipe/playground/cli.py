@@ -26,6 +26,7 @@ def playground(
     from sgpipe.playground.engine import BASE, Engine, base_of, known_names
     from sgpipe.playground.page import build_page, found_adapters, found_models
     from sgpipe.runs.processes import pick_device
+    from sgpipe.runs.progress import keeps
 
     models = found_models(Path())
     if not models:
@@ -44,9 +45,11 @@ def playground(
     chosen = adapters[0] if adapters else BASE
     own = base_of(chosen)
     models.sort(key=lambda model: model != own)
+    keeps("stopped; what was downloaded is kept: run the same command again for a new page")
     print(f"loading {models[0]}, {chosen}", flush=True)
     engine.open(models[0], chosen)
     with TemporaryDirectory() as folder:
         page, options = build_page(engine, models, adapters, known_names(adapters), Path(folder))
         print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
         page.queue(default_concurrency_limit=2).launch(server_name="127.0.0.1", server_port=port, quiet=True, **options)
+        print("closed; what was downloaded is kept: run the same command again for a new page")

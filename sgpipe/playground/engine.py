@@ -24,6 +24,7 @@ from sgpipe.evaluation.judge_factory import open_judge
 from sgpipe.evaluation.judges import Judge
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.playground.remembered import RememberedTexts, keep
 from sgpipe.relations.predicates import INVERSE, SYMMETRIC, phrase
 
 BASE: Final = "none"
@@ -31,6 +32,8 @@ BASE: Final = "none"
 MOST_TRIPLES, MOST_STEPS, MOST_SEED = 8, 50, 2**32 - 1
 KEPT = 64
 """Images of the base that are remembered: a change of the graph alone does not sample them again."""
+ANSWERS = 16
+"""Whole answers that are remembered: the page asks twice when it is opened, and visitors begin with the same graph."""
 Image = NDArray[np.uint8]
 
 
@@ -114,6 +117,7 @@ class _Loaded:
     groups: MapOptions
     lock: threading.Lock = field(default_factory=threading.Lock)
     base: dict[tuple[str, int, int], Image] = field(default_factory=dict)
+    answers: dict[Request, Result] = field(default_factory=dict)
 
 
 class Engine:
@@ -142,6 +146,7 @@ class Engine:
                 about = {} if folder is None else read_about(folder)
                 size = self._size if folder is None else backbone_of(about, folder).resolution
                 generator = GraphGenerator.load(model, folder, device=self._device, backbone=backbone)
+                generator.texts = RememberedTexts(generator.texts)
                 self._loaded.clear()  # one generator at a time: a published one fills the memory
                 self._loaded[model, adapter] = _Loaded(
                     generator, size, about.get(TRAINED_ON), self._options(backbone.double_blocks)
@@ -161,28 +166,30 @@ class Engine:
 
     def answer(self, request: Request, told: Callable[[str], None] = lambda _: None) -> Result:
         """Images, maps and verdicts. Raises `ParamsError`, `DataError` or `ModelError` for what cannot be drawn."""
-        graph, text = request.graph, request.text
-        if graph.triples and request.adapter == BASE:
+        if request.graph.triples and request.adapter == BASE:
             told("no adapter is chosen: the base reads no graph, so its image alone is drawn")
         loaded = self._open(request.model, request.adapter)
+        with loaded.lock:
+            known = loaded.answers.get(request)
+            return known if known is not None else keep(loaded.answers, request, self._answer(request, loaded), ANSWERS)
+
+    def _answer(self, request: Request, loaded: _Loaded) -> Result:
+        """Sample, map and judge, under the generator's lock."""
+        graph, text = request.graph, request.text
         warnings = [] if request.adapter == BASE else uncovered(graph, text, loaded.trained_on)
         graphs: list[tuple[str, SceneGraph | None]] = [("without graph", None)]
         if request.adapter != BASE and graph.triples:
             graphs += [("with graph", graph), ("with the graph swapped", graph.reversed())]
         concepts = concepts_of(graph)
-        with loaded.lock:
-            key = (text, request.seed, request.steps)
-            maps: dict[str, dict[str, NDArray[np.float32]]] = {}
-            if key not in loaded.base or len(graphs) == 1:
-                base, found = self._sample(loaded, text, [None], request, concepts if len(graphs) == 1 else ())
-                maps = found
-                loaded.base[key] = base[0]
-                while len(loaded.base) > KEPT:
-                    loaded.base.pop(next(iter(loaded.base)))
-            images = [loaded.base[key]]
-            if len(graphs) > 1:
-                under, maps = self._sample(loaded, text, [g for _, g in graphs[1:]], request, concepts)
-                images += list(under)
+        key = (text, request.seed, request.steps)
+        maps: dict[str, dict[str, NDArray[np.float32]]] = {}
+        if key not in loaded.base or len(graphs) == 1:
+            base, maps = self._sample(loaded, text, [None], request, concepts if len(graphs) == 1 else ())
+            keep(loaded.base, key, base[0], KEPT)
+        images = [loaded.base[key]]
+        if len(graphs) > 1:
+            under, maps = self._sample(loaded, text, [g for _, g in graphs[1:]], request, concepts)
+            images += list(under)
         said = self._verdicts(graph, images)
         panels = tuple(
             Panel(title, image, own, verdicts) for (title, own), image, verdicts in zip(graphs, images, said, strict=True)

@@ -25,6 +25,7 @@ from sgpipe.probes.data import Indices, Pairs
 from sgpipe.probes.fit import interval
 from sgpipe.probes.splits import Groups, split
 from sgpipe.relations.predicates import PREDICATES, phrase
+from sgpipe.runs.progress import through
 
 WORDS: Final = ("subject", "relation", "object")
 PENALTIES: Final = tuple(10.0**power for power in range(-2, 4))
@@ -153,7 +154,7 @@ def word_figures(rows: WordRows, pairs: Pairs, names: Mapping[str, Tensor], conf
     mixed = [shuffled(rows.labels, rows.triples, each, config.seed + n) for n, each in enumerate(parts)]
     found: list[dict[str, Any]] = []
     gains: dict[str, list[Floats]] = {word: [] for word in WORDS}
-    for place, vectors in enumerate(rows.vectors):
+    for place, vectors in enumerate(through(rows.vectors, "fitting the probes of a block", "block")):
         for word, own in vectors.items():
             there = np.flatnonzero(~np.isnan(own[:, 0]))
             answers = np.concatenate([ridge(own, rows.labels, p["train"], p["val"], p["test"]) for p in places])

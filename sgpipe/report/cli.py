@@ -1,5 +1,6 @@
 """`sgpipe report`: what is made of metrics for readers."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -58,33 +59,16 @@ def localisation_command(
     """Write metrics/localisation_table.json, where relations are read, written and used by block, and print it; what was not
     measured is left out.
     """
-    import polars as pl
-
     from sgpipe.attention_maps.config import Maps
     from sgpipe.backbones.config import Backbone
-    from sgpipe.evaluation.arms import read_metrics
-    from sgpipe.localisation.table import group_rows, of_patching, of_words, of_zeroed_text, rank_correlations, verdict
     from sgpipe.params.load import read_params
+    from sgpipe.report.localisation import PARTS, layer_groups, localisation_table
     from sgpipe.report.tables import localisation as joint_table
     from sgpipe.runs.atomic import DIGITS, write_json
 
-    backbone, maps = read_params(Backbone, Maps)
-    groups = {
-        name: each.resolve(backbone.double_blocks, backbone.single_blocks, f"maps.groups.{name}")
-        for name, each in maps.groups.items()
-    }
-    parts = [metrics / f"{name}.json" for name in ("probes", "word_probes", "localisation", "placement")]
-    if not any(path.is_file() for path in parts):
-        raise SgpipeError(f"{metrics}: none of {', '.join(path.name for path in parts)} is there; run `dvc repro localise`")
-    methods = {}
-    if (gains := outputs / "word_probes/gains.parquet").is_file():
-        methods["object_probe"] = of_words(pl.read_parquet(gains), "object", resamples, seed)
-    if (effects := outputs / "localisation/effects.parquet").is_file():
-        moved, samples = pl.read_parquet(effects), pl.read_parquet(outputs / "localisation/samples.parquet")
-        methods["text_zeroing"] = of_zeroed_text(samples, resamples, seed + 1)
-        methods |= {f"patching_{rows}": of_patching(moved, rows, resamples, seed + 2) for rows in ("text", "image")}
-    rows = group_rows(groups, *(read_metrics(path) if path.is_file() else {} for path in parts))
-    found = {"rows": rows, "correlations": rank_correlations(methods), "verdict": verdict(rows)}
+    if not any((metrics / f"{name}.json").is_file() for name in PARTS):
+        raise SgpipeError(f"{metrics}: none of {', '.join(f'{name}.json' for name in PARTS)} is there; run `dvc repro localise`")
+    found = localisation_table(metrics, outputs, layer_groups(*read_params(Backbone, Maps)), resamples, seed)
     write_json(found, metrics / "localisation_table.json", DIGITS)
     print(joint_table(found).markdown())
 
@@ -152,9 +136,11 @@ def sweep_command(
     from sgpipe.report.sweep import named_experiments, read_experiment
     from sgpipe.report.tables import sweep as sweep_table
     from sgpipe.runs.atomic import DIGITS, write_json
+    from sgpipe.runs.progress import through
 
     def read(patterns: list[str]) -> list[Experiment]:
-        return [read_experiment(Path.cwd(), item) for item in named_experiments(Path.cwd(), patterns)]
+        items = named_experiments(Path.cwd(), patterns)
+        return [read_experiment(Path.cwd(), item) for item in through(items, "experiments", "experiment")]
 
     try:
         wanted = None if seeds is None else [int(seed) for seed in seeds.split(",")]
@@ -177,3 +163,26 @@ def sweep_command(
         samples.write(out.with_suffix(".parquet"))
     write_json(found, out, DIGITS)
     print(sweep_table(found).markdown())
+
+
+@app.command("experiments")
+def experiments_command(
+    names: Annotated[list[str] | None, typer.Argument(help="DVC experiments, by name or pattern; all by default")] = None,
+    out: Annotated[Path, typer.Option(help="folder to write: an index, and a copy of each report")] = Path("outputs/experiments"),
+) -> None:
+    """Link the reports of experiments: an index with headline figures and differing parameters, and a way from each to the next."""
+    from sgpipe.report.experiments import experiment_report, link_reports, workspace_report
+    from sgpipe.report.sweep import named_experiments
+    from sgpipe.runs.progress import through
+
+    items = named_experiments(Path.cwd(), names or ["*"])
+    found, before = workspace_report(Path.cwd()), SgpipeError("no experiment was read")
+    for item in through(items, "reports", "experiment"):
+        try:
+            found.append(experiment_report(Path.cwd(), item))
+        except SgpipeError as error:
+            before = error
+            print(f"warning: {error}; left out", file=sys.stderr)
+    if not found:
+        raise before
+    print(link_reports(found, out))

@@ -58,14 +58,28 @@ def intervals(rows: Sequence[tuple[str, Mapping[str, Any]]], name: str, chance: 
     return _svg(figure)
 
 
-def curves(columns: Mapping[str, Sequence[float]], steps: Sequence[float], title: str) -> str:
-    """Lines over training steps, each with a style of its own."""
+def curves(
+    columns: Mapping[str, Sequence[float]],
+    steps: Sequence[float],
+    title: str,
+    bounds: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    over: str = "step",
+) -> str:
+    """Lines over training steps (or `over` something else), each with a style of its own; `bounds` are intervals by column, of
+    shares.
+    """
     figure, axes = _figure(3.4)
-    for (name, values), colour, style in zip(columns.items(), cycle(COLOURS), cycle(STYLES), strict=False):
-        axes.plot(steps, values, label=name, color=colour, linestyle=style, marker="o", markersize=3)
-    axes.set_xlabel("step")
+    apart = (max(steps, default=0) - min(steps, default=0)) / 100  # intervals at one place would hide one another
+    for n, ((name, values), colour, style) in enumerate(zip(columns.items(), cycle(COLOURS), cycle(STYLES), strict=False)):
+        places = [step + n * apart for step in steps] if bounds else steps
+        axes.plot(places, values, label=name, color=colour, linestyle=style, marker="o", markersize=3)
+        if bounds:
+            axes.vlines(places, *zip(*bounds[name], strict=True), colors=colour)
+    if bounds:
+        axes.set_ylim(0, 1.02)
+    axes.set_xlabel(over)
     axes.set_ylabel(title)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return _svg(figure)
 
 

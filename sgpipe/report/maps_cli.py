@@ -35,6 +35,7 @@ def maps(
     from sgpipe.params.load import read_section
     from sgpipe.report.maps import concept_maps, of_model, write_arrays, write_figure
     from sgpipe.runs.processes import pick_device
+    from sgpipe.runs.progress import progress
 
     named = [each.strip() for each in concepts.split(",")]
     if not all(named) or len(set(named)) < len(named):
@@ -49,7 +50,10 @@ def maps(
     else:
         backbone, chosen = of_model(read_backbone(model), size)
     where = pick_device(device, 0, "--device")
-    pixels, found = concept_maps(backbone, chosen, prompt, named, image, where, seed=seed, steps=steps, t=time, guidance=guidance)
+    with progress(steps, "sampling", "step"):
+        pixels, found = concept_maps(
+            backbone, chosen, prompt, named, image, where, seed=seed, steps=steps, t=time, guidance=guidance
+        )
     write_figure(pixels, named, found, f"{prompt} ({backbone.model})", out)
     write_arrays(pixels, named, found, prompt, out.with_suffix(".npz"))
     files = [str(out), str(out.with_suffix(".npz"))]

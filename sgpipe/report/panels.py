@@ -24,6 +24,12 @@ from sgpipe.runs.hashing import hashed, text_ids
 
 ROWS = ((BASE, NO_GRAPH, "base"), ("graph", "positive", "graph g⁺"), ("graph", "negative", "graph g⁻"))
 """Arm, graph and label of each row of the README's sheet."""
+ABOUT = {
+    "chosen": "Named by report.chosen.",
+    "random": "Taken by report.seed, never by eye.",
+    "worst": "The triples of whose images under g⁺ the fewest show it, over all seeds, among the classes that the judge may judge.",
+}
+"""What each kind of `pick` is."""
 SIDE = 256
 """Images are shown no larger than this many pixels."""
 
@@ -48,6 +54,10 @@ class Panel:
     negative: str
     graph: str
     shown: tuple[Shown, ...]
+    predicates: tuple[str, ...] = ()
+    """The classes of g⁺, by which the page filters."""
+    right: str = ""
+    """In how many of the seeds each arm that is given graphs shows g⁺."""
 
 
 def at_random(triple_ids: Sequence[str], seed: int, count: int) -> list[str]:
@@ -138,6 +148,8 @@ def panels(
         else:
             columns.append((arm, Condition(arm, HEADLINE, NO_GRAPH)))
     rows = [verdicts.cases.index(case) for case in cases]
+    given_graphs = [arm for arm, given in arms.items() if given == "graphs"]
+    right = {arm: (verdicts.scored(Condition(arm, HEADLINE, "positive"), judge).choices == 1).sum(1) for arm in given_graphs}
     shown: list[list[Shown]] = [[] for _ in cases]
     for label, condition in columns:
         file, scored = files[condition.arm], verdicts.scored(condition, judge)
@@ -154,6 +166,8 @@ def panels(
             "; ".join(map(" ".join, case.negative_graph.named)),
             "".join(scene_graph(*triple) for triple in case.graph.named),
             tuple(own),
+            tuple(predicate for _, predicate, _ in case.graph.triples),
+            "; ".join(f"{arm} shows g⁺ in {of[row]} of {len(verdicts.seeds)} seeds" for arm, of in right.items()),
         )
-        for case, own in zip(cases, shown, strict=True)
+        for case, row, own in zip(cases, rows, shown, strict=True)
     ]

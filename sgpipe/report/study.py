@@ -1,25 +1,39 @@
 """`sgpipe study`: the seed document's prompts sampled and judged, its claims as figures with intervals, panels by category."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from sgpipe.arms.coverage import TRAINED_ON
 from sgpipe.arms.generation import GraphGenerator
-from sgpipe.evaluation.judges import Judge
+from sgpipe.arms.groups import relation_group
+from sgpipe.evaluation.judges import DetectorJudge, Judge
 from sgpipe.evaluation.samples import Pixels
 from sgpipe.evaluation.statistics import Bootstrap
-from sgpipe.evaluation.study import OBJECTS, Floats, Item, changed_claims, count_claim, direction, image_claims
+from sgpipe.evaluation.study import (
+    CHANGED,
+    OBJECTS,
+    Floats,
+    Item,
+    changed_claims,
+    count_claim,
+    direction,
+    image_claims,
+    one_sample_claims,
+    presence_claims,
+    turned,
+)
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.processes import Processes
+from sgpipe.runs.shards import Make, Shard, Tick, cut, run_shards
 
 _CHUNK = 32
+_FILE = "images.npy"
 
 
 @dataclass
@@ -28,6 +42,11 @@ class Study:
 
     items: dict[str, list[Item]] = field(default_factory=dict)
     images: dict[str, Pixels] = field(default_factory=dict)
+
+
+Rows = Sequence[tuple[Item, str, SceneGraph | None]]
+"""An item, the prompt that it is sampled under, and the graph."""
+WITHOUT, ONE_SAMPLE = "without one sample", "one sample"
 
 
 def split_known(items: Sequence[Item], names: Sequence[str] | None) -> tuple[list[Item], dict[str, dict[str, list[str]]]]:
@@ -43,57 +62,107 @@ def split_known(items: Sequence[Item], names: Sequence[str] | None) -> tuple[lis
     return known, left
 
 
-def requests(items: Sequence[Item], trained: Mapping[str, Any] | None) -> dict[str, list[tuple[Item, str, SceneGraph | None]]]:
+def requests(items: Sequence[Item], trained: Mapping[str, Any] | None) -> dict[str, Rows]:
     """What is sampled of each item: `base` under its prompt; by an adapter the graph and its reverse under one neutral prompt.
 
     An adapter is asked by graphs whose predicates it was trained on.
     """
-    found: dict[str, list[tuple[Item, str, SceneGraph | None]]] = {"base": [(item, item.prompt, None) for item in items]}
+    found: dict[str, Rows] = {"base": [(item, item.prompt, None) for item in items]}
     if trained is not None:
         told = [item for item in items if item.graph.triples and all(p in trained["predicates"] for _, p, _ in item.graph.triples)]
         found["graph"] = [(item, words(item.graph, "neutral"), item.graph) for item in told]
-        found["changed graph"] = [(item, words(item.graph, "neutral"), item.graph.reversed()) for item in told]
+        found[CHANGED] = [(item, words(item.graph, "neutral"), item.graph.reversed()) for item in told]
     return {given: rows for given, rows in found.items() if rows}
 
 
-def sample(generator: GraphGenerator, asked: Mapping[str, Any], seeds: Sequence[int], steps: int, size: int) -> Study:
-    """All images, the same noise for all prompts of a seed; a bar on stderr says how far it is and how long it takes."""
-    study = Study()
-    total = sum(len(rows) for rows in asked.values()) * len(seeds)
-    with tqdm(total=total, unit="image", mininterval=2, desc="study") as bar:
-        for given, rows in asked.items():
-            flat = [(prompt, graph, seed) for _, prompt, graph in rows for seed in seeds]
-            parts = []
-            for start in range(0, len(flat), _CHUNK):
-                prompts, graphs, own = zip(*flat[start : start + _CHUNK], strict=True)
-                parts.append(generator.sample(prompts, graphs, own, steps=steps, size=size))
-                bar.update(len(own))
-            study.items[given] = [item for item, _, _ in rows]
-            study.images[given] = np.concatenate(parts).reshape(len(rows), len(seeds), size, size, 3)
+def one_sample_requests(items: Sequence[Item]) -> dict[str, Rows]:
+    """What an adapter of one training sample is asked: every graph of one triple, and the same prompt and noise without it."""
+    single = [item for item in items if _class(item) is not None]
+    prompts = [words(item.graph, "neutral") for item in single]
+    found: dict[str, Rows] = {
+        WITHOUT: [(item, prompt, None) for item, prompt in zip(single, prompts, strict=True)],
+        ONE_SAMPLE: [(item, prompt, item.graph) for item, prompt in zip(single, prompts, strict=True)],
+    }
+    return {given: rows for given, rows in found.items() if rows}
+
+
+def sample(
+    open_generator: Callable[[], GraphGenerator], asked: Mapping[str, Rows], seeds: Sequence[int], steps: int, size: int,
+    state: Path, processes: Processes, name: str = "images",
+) -> Study:  # fmt: skip
+    """All images, the same noise for all prompts of a seed, in shards of `state` with a bar on stderr: stopped and started again,
+    those that were sampled are read. `name` tells the shards of one generator from another's.
+    """
+    flat = [(prompt, graph, seed) for rows in asked.values() for _, prompt, graph in rows for seed in seeds]
+    shards = cut(name, len(flat), _CHUNK)
+
+    def open_maker() -> Make:
+        generator = open_generator()
+
+        def make(shard: Shard, folder: Path, tick: Tick) -> None:
+            prompts, graphs, own = zip(*flat[shard.start : shard.stop], strict=True)
+            np.save(folder / _FILE, generator.sample(prompts, graphs, own, steps=steps, size=size))
+            tick(len(own))
+
+        return make
+
+    run_shards(shards, state, processes, open_maker, "image")
+    study, start = Study(), 0
+    images = np.concatenate([np.load(state / shard.name / _FILE) for shard in shards]) if shards else np.zeros(0, np.uint8)
+    for given, rows in asked.items():
+        stop = start + len(rows) * len(seeds)
+        study.items[given] = [item for item, _, _ in rows]
+        study.images[given] = images[start:stop].reshape(len(rows), len(seeds), size, size, 3)
+        start = stop
     return study
 
 
 def judged(judge: Judge, study: Study, classes: Sequence[str]) -> dict[str, dict[str, Floats]]:
-    """Scores `[P, S, 2]` of graph and reversed graph by category and what was given, for items of one triple of a judged class."""
+    """Scores `[P, S, 2]` of graph and reversed graph by what was given and category, for items of one triple of a judged class."""
     found: dict[str, dict[str, Floats]] = {}
-    for given, images in study.images.items():
+    for given in study.images:
         items = study.items[given]
         for category in dict.fromkeys(item.category for item in items):
             rows = [i for i, item in enumerate(items) if item.category == category and _class(item) in classes]
-            if not rows:
-                continue
-            chosen = images[rows].reshape(-1, *images.shape[2:])
-            said = [[items[i].graph.named[0], items[i].graph.reversed().named[0]] for i in rows for _ in range(images.shape[1])]
-            found.setdefault(category, {})[given] = judge.scores(chosen, said).reshape(len(rows), -1, 2).astype(np.float64)
+            if rows:
+                found.setdefault(category, {})[given] = _scores(judge, study, given, rows)
     return found
+
+
+def _scores(judge: Judge, study: Study, given: str, rows: Sequence[int]) -> Floats:
+    """`[rows, S, 2]`: graph and reversed graph of these items."""
+    images, items = study.images[given], study.items[given]
+    chosen = images[list(rows)].reshape(-1, *images.shape[2:])
+    said = [[items[i].graph.named[0], items[i].graph.reversed().named[0]] for i in rows for _ in range(images.shape[1])]
+    return judge.scores(chosen, said).reshape(len(rows), -1, 2).astype(np.float64)
+
+
+def scores_of_all(judge: Judge, study: Study, classes: Sequence[str], given: str) -> Floats:
+    """Scores `[P, S, 2]` of all items given this; NaN for those that are not judged."""
+    items, images = study.items[given], study.images[given]
+    found = np.full((*images.shape[:2], 2), np.nan)
+    rows = [i for i, item in enumerate(items) if _class(item) in classes]
+    if rows:
+        found[rows] = _scores(judge, study, given, rows)
+    return found
+
+
+def shown_objects(judge: DetectorJudge, study: Study) -> Floats:
+    """How many of its named objects `[P, S]` each image of a scene of objects shows."""
+    rows = [i for i, item in enumerate(study.items["base"]) if item.category == OBJECTS]
+    images = study.images["base"][rows]
+    names = [study.items["base"][i].graph.objects for i in rows for _ in range(images.shape[1])]
+    found = judge.present(images.reshape(-1, *images.shape[2:]), [sorted(set(each)) for each in names])
+    counts = [sum(name in seen for name in each) for each, seen in zip(names, found, strict=True)]
+    return np.array(counts, np.float64).reshape(images.shape[:2])
 
 
 def _class(item: Item) -> str | None:
     return item.graph.triples[0][1] if len(item.graph.triples) == 1 else None
 
 
-def claims(study: Study, scores: Mapping[str, Mapping[str, Floats]], bootstrap: Bootstrap) -> dict[str, Any]:
-    """Every claim with its number and interval; one that nothing was sampled for is left out."""
+def claims(study: Study, judge: Judge | None, classes: Sequence[str], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Every claim with its number and interval; one that nothing was sampled for, or that no judge can see, is left out."""
     items, base = study.items["base"], study.images["base"]
     rows = {
         kind: [i for i, item in enumerate(items) if (item.category == OBJECTS) == (kind == OBJECTS)] for kind in ("graphs", OBJECTS)
@@ -101,14 +170,32 @@ def claims(study: Study, scores: Mapping[str, Mapping[str, Floats]], bootstrap: 
     found: dict[str, Any] = {}
     if len(rows["graphs"]) > 1 and base.shape[1] > 1:
         found["consistency"] = image_claims(base[rows["graphs"]], bootstrap)
+    if len(rows[OBJECTS]) > 1 and base.shape[1] > 1:
+        found["compositions"] = image_claims(base[rows[OBJECTS]], bootstrap)
     counts = [len(items[i].graph.objects) for i in rows[OBJECTS]]
     if len(set(counts)) > 1:
         found["complexity"] = count_claim(counts, base[rows[OBJECTS]], bootstrap)
+        if isinstance(judge, DetectorJudge):
+            found["objects_present"] = presence_claims(counts, shown_objects(judge, study), bootstrap)
     if "graph" in study.images and base.shape[1] > 1 and len(study.images["graph"]) > 1:
-        found["changed"] = changed_claims(study.images["graph"], study.images["changed graph"], bootstrap)
-    if scores:
+        found["changed"] = changed_claims(study.images["graph"], study.images[CHANGED], bootstrap)
+        if judge is not None:
+            kept, changed = (scores_of_all(judge, study, classes, given) for given in ("graph", CHANGED))
+            found["changed"]["turned"] = turned(kept, changed, bootstrap)
+    if judge is not None and (scores := judged(judge, study, classes)):
         found["direction"] = {category: direction(of, bootstrap) for category, of in scores.items()}
     return found
+
+
+def claims_of_one_sample(
+    study: Study, trained: Mapping[str, Any], judge: Judge | None, classes: Sequence[str], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """What training on one sample does to other graphs, of what `one_sample_requests` asked for."""
+    if ONE_SAMPLE not in study.images or study.images[ONE_SAMPLE].shape[1] < 2 or len(study.images[ONE_SAMPLE]) < 2:
+        return {}
+    groups = [relation_group(str(_class(item)), trained["predicates"]) for item in study.items[ONE_SAMPLE]]
+    scores = {} if judge is None else {given: scores_of_all(judge, study, classes, given) for given in (WITHOUT, ONE_SAMPLE)}
+    return one_sample_claims(study.images[WITHOUT], study.images[ONE_SAMPLE], groups, scores, bootstrap)
 
 
 def claims_figure(found: Mapping[str, Any], out: Path) -> None:
@@ -164,8 +251,3 @@ def _wrapped(text: str, width: int = 20) -> list[str]:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     return lines
-
-
-def trained_on(about: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Names and predicates of an adapter's training."""
-    return about.get(TRAINED_ON)

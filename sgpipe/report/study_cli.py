@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from sgpipe.errors import DataError, ModelError, ParamsError
-
 
 def study(
     model: Annotated[Path, typer.Option(help="pipeline folder")] = Path("models/mini-flux"),
     adapter: Annotated[Path | None, typer.Option(help="folder of an adapter, which is given graphs beside neutral prompts")] = None,
+    one_sample: Annotated[
+        Path | None, typer.Option(help="folder of an adapter trained on one triple: what it does to the graphs of others")
+    ] = None,
     known: Annotated[
         Path | None, typer.Option(help="table of curated triples: prompts with other names are reported and not sampled")
     ] = None,
@@ -25,66 +26,40 @@ def study(
     size: Annotated[int, typer.Option(min=16, help="side in pixels")] = 64,
     guidance: Annotated[float | None, typer.Option(min=0, help="guidance scale")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="print what was sampled as JSON")] = False,
 ) -> None:
-    """Sample the seed document's prompts by category, judge them, and put its claims in numbers with intervals."""
-    import pyarrow.parquet as pq
-
-    from sgpipe.arms.adapter import read_about
-    from sgpipe.arms.generation import GraphGenerator, backbone_for
-    from sgpipe.evaluation.arms import read_metrics
+    """Sample the seed document's prompts by category, judge them, and put its claims in numbers with intervals; stopped, the same
+    command goes on.
+    """
+    import sgpipe
+    from sgpipe.arms.generation import backbone_for
     from sgpipe.evaluation.config import JudgeParams, Statistics
-    from sgpipe.evaluation.judge_factory import open_judge
     from sgpipe.evaluation.statistics import Bootstrap
-    from sgpipe.evaluation.study import study_items
     from sgpipe.graphs.config import Curate
     from sgpipe.params.load import read_section
-    from sgpipe.report import study as own
-    from sgpipe.runs.atomic import DIGITS, defined, new_folder, write_json
-    from sgpipe.runs.processes import pick_device
+    from sgpipe.report.study_run import plan_study, qualified_judge, run_study
+    from sgpipe.runs.processes import Processes, pick_device
+    from sgpipe.runs.shards import shared_state
+    from sgpipe.runs.state import fingerprint
 
-    where = pick_device(device, 0, "--device")
-    trained = None if adapter is None else own.trained_on(read_about(adapter))
-    if adapter is not None and trained is None:
-        raise ModelError(f"{adapter}: does not state what it was trained on; train it again")
-    names = None if trained is None else trained["names"]
-    if known is not None:
-        if not known.is_file():
-            raise DataError(f"--known {known}: no such file; give a table of curated triples, as outputs/curated/triples.parquet")
-        names = sorted({name for row in pq.read_table(known, columns=["objects"])["objects"].to_pylist() for name in row})
-    items, left = own.split_known(study_items(), names)
-    if not items:
-        raise ParamsError(f"study: no prompt has all its names among the {len(names or [])} known; give another --known")
+    processes = Processes(0, 1, pick_device(device, 0, "--device"))
+    backbone = backbone_for(model, adapter or one_sample)
+    plan = plan_study(backbone, adapter, one_sample, known, seeds=range(seeds), steps=steps, size=size, guidance=guidance)
     statistics, judges = read_section(params, "statistics", Statistics), read_section(params, "judge", JudgeParams)
-    bootstrap = Bootstrap(statistics.resamples, statistics.confidence, statistics.seed)
-    asked = own.requests(items, trained)
-    rows = [row for several in asked.values() for row in several]
-    ahead = ([prompt for _, prompt, _ in rows], [graph for _, _, graph in rows])
-    backbone = backbone_for(model, adapter)
-    generator = GraphGenerator.load(model, adapter, device=str(where), backbone=backbone, guidance=guidance, ahead=ahead)
-    sampled = own.sample(generator, asked, range(seeds), steps, size)
-    scores, who = {}, None
-    if evaluation.is_file():
-        about = read_metrics(evaluation)["judges"].get(judges.headline, {"ground_truth_accuracy": None, "refused": []})
-        if (about["ground_truth_accuracy"] or 0) >= statistics.threshold:
-            who = judges.headline
-            classes = [name for name in read_section(params, "curate", Curate).predicates if name not in about["refused"]]
-            scores = own.judged(open_judge(who, judges.judges[who], where), sampled, classes)
-    found = own.claims(sampled, scores, bootstrap)
-    categories = list(dict.fromkeys(item.category for item in study_items()))
-    with new_folder(out) as folder:
-        if found:
-            own.claims_figure(found, folder / "claims.png")
-        for category in categories:
-            own.panel(sampled, category, 0, 10, folder / f"{category.replace(' ', '_')}.png")
-        counts = {given: len(of) for given, of in sampled.items.items()}
-        values = {
-            "claims": found,
-            "judge": who,
-            "names_checked": names is not None,
-            "not_sampled": left,
-            "prompts": counts,
-            "seeds": seeds,
-        }
-        write_json(defined(values, out / "study.json"), folder / "study.json", DIGITS)
-    unsampled = sum(map(len, left.values()))
-    print(json.dumps({"out": str(out), "sampled": counts, "not_sampled": unsampled, "judge": who}))
+    predicates = read_section(params, "curate", Curate).predicates
+    code = Path(sgpipe.__file__).parents[1]
+    digest = fingerprint("sgpipe.report.study_run", plan.plain(), plan.adapters, code, processes.device_kind)
+    with shared_state("study", digest, Path(), processes) as state:
+        who = qualified_judge(evaluation, judges, statistics, predicates, processes)
+        bootstrap = Bootstrap(statistics.resamples, statistics.confidence, statistics.seed)
+        found = run_study(plan, who, bootstrap, state, processes, out)
+    unsampled = sum(map(len, plan.not_sampled.values()))
+    if as_json:
+        said = {"out": str(out), "sampled": found["prompts"], "not_sampled": unsampled, "judge": found["judge"]}
+        return print(json.dumps(said))
+    for given, count in found["prompts"].items():
+        print(f"{given}: {count} prompts × {seeds} seeds")
+    print(
+        f"{unsampled} prompts were not sampled, since they name what is not known; judge: {found['judge'] or 'none is qualified'}"
+    )
+    print(out / "study.json", out / "claims.png", sep="\n")

@@ -23,6 +23,8 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    predicates: tuple[str, ...] = ()
+    """The class of each row, where rows are of classes: what the page filters by."""
 
     def markdown(self) -> str:
         """As Markdown; the caption and the note stand before and after."""
@@ -249,6 +251,7 @@ def by_predicate(rows: list[dict[str, Any]], calibration: Mapping[str, Mapping[s
         tuple(made),
         "Neutral prompt; g⁺ for arms that are given graphs. Against base: pairs won less pairs lost, as the mean share over "
         "triples, and McNemar's p adjusted over classes (Holm).",
+        tuple(row[0] for row in made),
     )
 
 
@@ -328,7 +331,8 @@ def localisation(found: Mapping[str, Any]) -> Table:
     rows.append(("“middle layers carry too little”", *(said.get(name, "–") for name in shown)))
     ranks = "; ".join(f"{each['sentence']} (ρ {with_interval(each, 'rho', 2)})" for each in found["correlations"])
     note = "95 % intervals by bootstrap over triples or groups of them. " + (f"Ranks of blocks: {ranks}." if ranks else "")
-    return Table("", ("", *(METHODS[name] for name in shown)), tuple(rows), note.strip())
+    caption = "Where the relation is read, written and used, by layer group"
+    return Table(caption, ("layer group", *(METHODS[name] for name in shown)), tuple(rows), note.strip())
 
 
 GRAPHS = {"positive": "g⁺", "negative": "g⁻", "empty": "empty graph", "shuffled": "another triple's graph"}

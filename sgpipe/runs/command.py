@@ -43,13 +43,15 @@ def one_line(error: Exception) -> str | None:
 def call(app: Callable[[], Any]) -> None:
     """Run a typer app or a function; an error that a user can mend ends in one line and exit code 2, in stages and command.
 
-    Stopped by Ctrl-C it says how to go on and ends with 130, as typer makes it.
+    Stopped by Ctrl-C it says how to go on (`progress.keeps`) and ends with 130, as typer makes it.
     """
     try:
         app()
     except SystemExit as ended:
         if ended.code == 130:
-            print("stopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
+            from sgpipe.runs.progress import how_to_go_on
+
+            print(how_to_go_on(), file=sys.stderr)
         raise
     except Exception as error:
         said = one_line(error)

@@ -73,14 +73,14 @@ def _changes(repo: Any, stage: str, status: list[Any], entry: dict[str, Any] | N
     return found
 
 
-def why(name: str, root: Path) -> list[str]:
-    """What changed since stage `name` ran, each of a matrix by itself, and then what changed in the stages before it.
+def why(name: str, root: Path) -> dict[str, list[str]]:
+    """By stage what changed since stage `name` ran, each of a matrix by itself, and then what changed in the stages before it.
 
     Modules, libraries, knobs with both values, inputs, outputs. Raises `ParamsError` for a stage that there is not.
     """
     from dvc.dvcfile import LOCK_FILE
 
-    lines: list[str] = []
+    changes: dict[str, list[str]] = {}
     with _opened(root) as repo:
         known = [stage.addressing for stage in repo.index.stages if stage.is_data_source is False]
         chosen = [each for each in known if name in (each, each.partition("@")[0])]
@@ -95,9 +95,8 @@ def why(name: str, root: Path) -> list[str]:
             if each == CODE and found:
                 found = ["files edited; the stages that they concern say which"]
             if found or each in chosen:
-                lines += [f"{each}:" if each in chosen else f"{each}, which comes before:"]
-                lines += [f"  {line}" for line in found or ["nothing changed since it ran"]]
-    return lines
+                changes[each] = found
+    return changes
 
 
 def dag(root: Path, width: int = 110) -> list[str]:

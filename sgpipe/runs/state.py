@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from sgpipe.errors import StateError
 from sgpipe.runs.code import check_unchanged, code_of, installed
+from sgpipe.runs.progress import AGAIN, keeps
 
 _PR_SET_PDEATHSIG = 1
 
@@ -138,7 +139,9 @@ def stage_state(stage: str, digest: str, root: Path) -> Iterator[Path]:
         ) from None
     try:
         folder.mkdir(exist_ok=True)
+        keeps(f"stopped; what was finished is kept in {folder}: run the same command again to go on from there")
         yield folder
+        keeps(AGAIN)
         check_unchanged()
         shutil.rmtree(folder)
         Path(lock.lock_file).unlink()  # a process that waits on the old file sees that it is gone

@@ -43,6 +43,7 @@ def sample(
     from sgpipe.backbones.images import write_images
     from sgpipe.graphs.scene_graph import given_graph
     from sgpipe.runs.processes import pick_device
+    from sgpipe.runs.progress import progress
     from sgpipe.sgdiff.model import SgDiff
 
     generator = SgDiff.load(model, pick_device(device, 0, "--device"))
@@ -53,5 +54,6 @@ def sample(
     for each in said:
         print(f"warning: {each}", file=sys.stderr)
     seeds = range(seed, seed + count)
-    images = generator.sample([scene] * count, seeds, steps=steps, eta=eta, batch=batch_size)
+    with progress(count * steps, "sampling", "step"):
+        images = generator.sample([scene] * count, seeds, steps=steps, eta=eta, batch=batch_size)
     print(*write_images(images, seeds, out), sep="\n")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sgpipe.errors import ParamsError
+from sgpipe.runs.progress import tick
 from sgpipe.sgdiff.steps import STEPS, TIMESTEPS
 
 BETA_FIRST, BETA_LAST = 0.0015, 0.0195
@@ -107,4 +108,5 @@ def ddim(
         x = previous.sqrt() * clean + (1 - previous - sigma**2).sqrt() * epsilon
         if tables.sigmas[index] > 0:
             x = x + sigma * noise(taken)
+        tick(len(x))
         yield x

@@ -22,6 +22,7 @@ from sgpipe.runs.state import config_hash, file_hash
 from sgpipe.tracking import experiment
 from sgpipe.tracking.alive import Alive
 from sgpipe.tracking.git import said
+from sgpipe.tracking.models import log_model
 from sgpipe.tracking.store import LOCK_SECONDS, PATIENCE, lock_path, one_line, open_store
 
 BATCH = 500
@@ -184,17 +185,45 @@ class StageRun:
         log_values(self._client, self._run_id, found)
         log_values(self._client, self._parent_id, {f"{group}/{name}": value for name, value in found.items()})
 
-    @_recording
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Store a file or a folder with the run."""
+    @contextmanager
+    def _uploading(self) -> Iterator[None]:
+        """Files may take longer than values, once the server has answered."""
         self._client.get_run(self._run_id)
-        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         before = os.environ[_TIMEOUT]
         os.environ[_TIMEOUT] = UPLOAD_SECONDS if before == PATIENCE[_TIMEOUT] else before
         try:
-            log(self._run_id, str(path), folder)
+            yield
         finally:
             os.environ[_TIMEOUT] = before
+
+    @_recording
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store a file or a folder with the run."""
+        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        with self._uploading():
+            log(self._run_id, str(path), folder)
+
+    @_recording
+    def log_image(self, path: Path, key: str, step: int) -> None:
+        """Store an image file of a training step, on the stage and, in a group of its name, on the experiment, where MLflow shows
+        the arms side by side by step. An image that a continued run has already is left out.
+        """
+        from PIL import Image
+
+        group = self._stage.replace("@", ".")
+        with self._uploading(), Image.open(path) as image:
+            for run_id, name in ((self._run_id, key), (self._parent_id, f"{group}/{key}")):
+                begins = f"images/{name.replace('/', '~')}+step+{step}+"
+                if not any(each.path.startswith(begins) for each in self._client.list_artifacts(run_id, "images")):
+                    self._client.log_image(run_id, image, key=name, step=step)
+
+    @_recording
+    def log_model(
+        self, folder: Path, loader: str, name: str, step: int, settings: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> None:
+        """Store a folder as a logged model, see `models.log_model`."""
+        with self._uploading():
+            log_model(self._client, self._run_id, folder, loader, name, step, settings, params)
 
     @_recording
     def _terminate(self, status: str, error: BaseException | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sgpipe.errors import SgpipeError
 from sgpipe.params.load import parse_yaml
+from sgpipe.runs.progress import through
 from sgpipe.runs.state import config_hash
 from sgpipe.tracking import experiment
 from sgpipe.tracking.git import code_hash_at, git
@@ -84,7 +85,8 @@ def sync(root: Path, name: str) -> Synced:
     with told_in_a_line(root, "; what was synchronised stays, run the same command again"):
         client, experiment_id = open_store(root, name)
         closed = experiment.close_killed(client, experiment_id, root)
-        done = Counter(_sync(client, experiment_id, root, item) for item in recorded_commits(root))
+        commits = list(recorded_commits(root))
+        done = Counter(_sync(client, experiment_id, root, item) for item in through(commits, "commits", "commit"))
     return Synced(done["created"], done["joined"], done["known"], closed)
 
 

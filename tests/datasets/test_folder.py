@@ -151,6 +151,10 @@ def test_data_check_says_per_file_what_is_wrong(tmp_path: Path) -> None:
         "2 images, 4 objects, 2 relations are sound; 8 problems",
     ):
         assert said in found.output, said
+    as_json = CliRunner().invoke(app, ["data", "check", str(root), "--json"])
+    told = json.loads(as_json.stdout)
+    assert as_json.exit_code == 1 and len(told["problems"]) == 8
+    assert told["counts"] == {"images": 2, "objects": 4, "relations": 2} and sum(told["by_class"].values()) == 2
     sound = write(tmp_path / "sound", "graphs.json", FORMS["graphs.json"])
     assert CliRunner().invoke(app, ["data", "check", str(sound)]).exit_code == 0
 

@@ -150,6 +150,7 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path, capsys: pytest.Captu
     assert "Not there: metrics/ablation.json" in page and "Not there: metrics/probes.json" in page
     assert "Diversity: do seeds of one graph give different images" in page and "1 − cosine of clip" in page
     assert page.count('class="panel"') == 3 + 2 + 1 and "<script" not in page
+    assert "Localisation" not in page and "graph shows g⁺ in 2 of 2 seeds" in page and page.count('type="radio"') > 2
 
     for epoch in (1, 2):
         call(stages.sample_images.main, arm="graph", epoch=epoch)
@@ -160,8 +161,14 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path, capsys: pytest.Captu
     assert last["direction_accuracy"] == graph["positive"]["direction_accuracy"], "the same triples, seeds and noise"
     assert last["direction_accuracy"] > ablation["epochs"]["1"]["direction_accuracy"]
     assert ablation["comparisons"]["2-1"]["difference"] > 0
+    set_params(root, maps={"groups": {"early": "0", "late": "1..2"}})
+    moved = {"method": "patching", "kind": "denoising", "rows": "text", "effect": 0.4, "effect_low": 0.3, "effect_high": 0.5}
+    found = {"rows": [{"group": group, **moved} for group in ("early", "late")]}
+    Path("metrics/localisation.json").write_text(json.dumps(found))
     call(stages.report.main)
-    assert "different samples" in Path("outputs/report/index.html").read_text()
+    page = Path("outputs/report/index.html").read_text()
+    assert "different samples" in page and "Learning curve with 95 % intervals. 1 epochs: " in page
+    assert "late blocks 1–2" in page and page.count("0.40 [0.30, 0.50]") == 2
 
 
 @WITH_VERDICTS

@@ -48,6 +48,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         ["evaluate.adapters.text_only: got graphs", "kind text_lora of arms.text_only", "empty"],
     ),
     ({"ablation.runs": ["graph", "graph-seed1"]}, ["ablation.runs: got graph-seed1", "not in arms"]),
+    ({"study.arms": ["text_only"]}, ["study.arms: got text_only", "reads graphs", "valid: graph"]),
     ({"ablation.runs": ["text_only"]}, ["ablation.runs: got text_only", "reads no graph", "graph"]),
     (
         {"evaluate.adapters": {"graph": "empty"}},
@@ -118,6 +119,7 @@ def test_sections_that_disagree_are_refused_by_both_names(params: Path, settings
         {"train.times.density": "uniform", "evaluate.steps": 8},
         {"arms.again": {"kind": "graph_lora", "seed": 1}, "ablation.runs": ["graph", "again"]},
         {"train.conditions": {"neutral": 0.5, "conflicting": 0.5}},
+        {"study.arms": ["graph"]},
         {"train.validation": {"every": 10, "images": 0, "steps": 8}},
         {"train.losses.saliency": {"weight": 0, "group": "mid"}},
         {"evaluate.guidance": 4.5, "saliency.guidance": 4.5},

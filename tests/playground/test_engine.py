@@ -1,8 +1,11 @@
 """The playground's images are those of the generator, from one noise; its verdicts and maps belong to them."""
 
 import shlex
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from sgpipe.arms.generation import GraphGenerator
 from sgpipe.cli import app
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.graphs.scene_graph import SceneGraph, parse_graph
+from sgpipe.playground import engine as playing
 from sgpipe.playground.engine import BASE, Engine, Request, as_command, as_python, other_reading
 from sgpipe.playground.page import overlay, read_editor, shown_maps, shown_panels
 from tests.training.world import World
@@ -34,6 +38,58 @@ def test_panels_are_the_generators_images_from_one_noise(world: World, adapter: 
         assert np.abs(panel.image.astype(int) - image.astype(int)).max() <= 1
     assert len({panel.image.tobytes() for panel in result.panels}) == 3
     assert all(verdict.startswith("dog left of cat: ") for panel in result.panels for verdict in panel.verdicts)
+
+
+class Work:
+    """What an engine's generator does: images through the transformer and the VAE in how many calls, texts encoded, loads."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+        self.counts: Counter[str] = Counter()
+        load, decode, work = playing.GraphGenerator.load, playing.decode, self.counts
+
+        def loaded(*given: Any, **named: Any) -> GraphGenerator:
+            work["loads"] += 1
+            generator = load(*given, **named)
+            for name in ("prompts", "concepts"):
+                monkeypatch.setattr(generator.texts, name, self.counting(getattr(generator.texts, name)))
+
+            def seen(module: Any, args: Any, named: dict[str, Any], out: Any) -> None:
+                work.update(forwards=1, rows=len(named["hidden_states"]))
+
+            generator.denoiser.transformer.register_forward_hook(seen, with_kwargs=True)
+            return generator
+
+        def decoded(family: Any, vae: Any, latents: Any) -> Any:
+            work.update(decodes=1, decoded=len(latents))
+            return decode(family, vae, latents)
+
+        monkeypatch.setattr(playing.GraphGenerator, "load", loaded)
+        monkeypatch.setattr(playing, "decode", decoded)
+        self._engine = engine
+
+    def counting(self, encode: Callable[[Sequence[str]], Any]) -> Callable[[Sequence[str]], Any]:
+        def counted(texts: Sequence[str]) -> Any:
+            self.counts.update(texts=len(texts))
+            return encode(texts)
+
+        return counted
+
+    def of(self, request: Request) -> dict[str, int]:
+        self.counts.clear()
+        self._engine.answer(request)
+        return dict(self.counts)
+
+
+def test_nothing_is_done_twice(world: World, adapter: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First image: the base and both graphs, 2 steps each, the prompt, two names, a phrase and the empty name encoded once."""
+    work = Work(monkeypatch, engine)
+    first = work.of(asked(world, adapter))
+    assert first.pop("loads") == 1
+    assert first == {"forwards": 4, "rows": 2 * (1 + 2), "decodes": 2, "decoded": 3, "texts": 1 + 3 + 1}
+    assert work.of(asked(world, adapter)) == {}, "the same again is remembered"
+    changed = work.of(asked(world, adapter, parse_graph("dog, right of, cat")))
+    assert changed == {"forwards": 2, "rows": 2 * 2, "decodes": 1, "decoded": 2, "texts": 1}, "the new phrase alone is encoded"
+    assert "texts" not in work.of(asked(world, adapter, seed=4))
 
 
 def test_without_an_adapter_the_base_alone_is_drawn_and_has_maps(world: World, engine: Engine) -> None:

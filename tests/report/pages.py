@@ -1,13 +1,25 @@
 """A page of known content, without a generator or a judge."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from sgpipe.report.figures import scene_graph
-from sgpipe.report.page import Image, Section, control_figure, headline_figure, render
-from sgpipe.report.panels import Panel, Shown, data_uri
-from sgpipe.report.tables import Table, ablation, calibrations, comparisons, diversity, headline, probes, sensitivity
+from sgpipe.report.page import Image, Section, control_figure, epochs_figure, headline_figure, render, training_figure
+from sgpipe.report.panels import ABOUT, Panel, Shown, data_uri
+from sgpipe.report.tables import (
+    Table,
+    ablation,
+    by_predicate,
+    calibrations,
+    comparisons,
+    diversity,
+    headline,
+    localisation,
+    probes,
+    sensitivity,
+)
 
 ROW = {
     "objects_present": 0.8, "direction_accuracy": 0.7, "direction_accuracy_low": 0.6, "direction_accuracy_high": 0.8,
@@ -80,6 +92,15 @@ BY_CLASS = [
         ("other", "positive", {"difference": None, "p": None, "p_holm": None}),
     )
 ]
+LOCALISED = {
+    "rows": [
+        {"group": name, "blocks": blocks, "map_probe": 0.2, "map_probe_low": None, "map_probe_high": None, **{
+            f"patching_text{end}": value for end, value in (("", 0.4), ("_low", 0.3), ("_high", 0.5))
+        }} for name, blocks in (("early", [0, 1]), ("middle", [2, 3]))
+    ],
+    "correlations": [],
+    "verdict": {"patching_text": "undecided"},
+}  # fmt: skip
 PROBES = {"cells": {"mlp": {"saliency": {g: {"accuracy": 0.6, "selectivity": 0.1} for g in ("early", "middle", "late")}}}}
 
 
@@ -87,23 +108,28 @@ def page(folder: Path) -> str:
     """The page of these figures, with two panels, curves and a part that is missing."""
     curves = folder / "controls.csv"
     curves.write_text("step,base,graph,shuffled,preferred\n0,0.3,0.3,0.31,0.5\n50,0.3,0.25,0.33,0.7\n")
+    losses = folder / "training.csv"
+    losses.write_text("step,steps,loss,flow,negative,margin\n10,10,2.5,0.5,0.6,0.4\n20,10,1.5,0.4,0.7,0.2\n")
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     labels = ("base", "text_only", "graph g⁺", "graph g⁻")
     shown = tuple(Shown(label, data_uri(image), "as g⁺", f"{label}: dog left of cat") for label in labels)
     panel = Panel(
         "12-3", "a photo of cat and dog on a plain background", "dog left of cat", "cat left of dog <b>",
-        scene_graph("dog", "left of", "cat"), shown,
+        scene_graph("dog", "left of", "cat"), shown, ("left of",), "graph shows g⁺ in 1 of 3 seeds",
     )  # fmt: skip
+    other = replace(panel, positive="cat on bed", predicates=("on",), triple_id="13-1")
     sections = [
         Section("results", "Results", "Words & signs.", [headline(FOUND), comparisons(FOUND)], [headline_figure(FOUND)]),
         Section("judges", "Judges", tables=[calibrations(FOUND)]),
         Section("sensitivity", "Sensitivity", tables=[sensitivity(FOUND), diversity(FOUND)]),
-        Section("ablation", "Ablation", tables=[ablation(ABLATION)]),
-        Section("panels", "Images", panels={"random": [panel, panel]}),
-        Section("training", "Training", images=[control_figure(curves, "graph")]),
+        Section("ablation", "Ablation", tables=[ablation(ABLATION)], images=[epochs_figure(ABLATION)]),
+        Section("panels", "Images", panels={"random": [panel, panel], "worst": [other]}, about=ABOUT),
+        Section("classes", "Classes", tables=[by_predicate(BY_CLASS, {"on": CALIBRATION}, {"base": "none", "graph": "graphs"})]),
+        Section("localisation", "Localisation", tables=[localisation(LOCALISED)]),
+        Section("training", "Training", images=[control_figure(curves, "graph"), training_figure(losses, "graph")]),
         Section("probes", "Probes", tables=[probes(PROBES, "accuracy", "Accuracy")]),
         Section("saliency", "Saliency", missing="Not there: plots/saliency. `dvc repro saliency_sheets` makes it.",
-                images=[Image("a sheet", "left of", uri=data_uri(image))]),
+                images=[Image("a sheet", "left of", uri=data_uri(image), predicate="left of")]),
     ]  # fmt: skip
     facts = {"commit": "0" * 40, "libraries": "torch 2, diffusers 0"}
     return render(sections, facts, "Scene-graph conditioning: what was measured")

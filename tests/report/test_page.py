@@ -66,8 +66,10 @@ def test_the_page_reads_aloud(text: str) -> None:
     assert all(image["alt"] for image in found.all("img"))
     assert all(svg.get("aria-label") for svg in found.all("svg") if svg.get("role") == "img")
     labelled = [each for each in found.all("div") if each.get("role") == "img"]
-    assert labelled and all("0.70 [0.60, 0.80]" in each["aria-label"] or "loss" in each["aria-label"] for each in labelled)
-    assert len(found.all("caption")) == len(found.all("table")) >= 6
+    assert len(labelled) == 4 and all(
+        "0.70 [0.60, 0.80]" in each["aria-label"] or "loss" in each["aria-label"] for each in labelled
+    )
+    assert len(found.all("caption")) == len(found.all("table")) >= 8
     assert all(head["scope"] in ("col", "row") for head in found.all("th"))
     scrolled = [each for each in found.all("div") if each.get("class") == "scroll"]
     assert all(each["tabindex"] == "0" and each["aria-label"] for each in scrolled)
@@ -78,6 +80,28 @@ def test_the_page_reads_aloud(text: str) -> None:
     assert named <= set(ids)
     outside_twins = [each for each in ids if not each.startswith("f")]
     assert len(outside_twins) == len(set(outside_twins))
+
+
+def test_a_class_filters_rows_images_and_sheets_without_a_script(text: str) -> None:
+    """Radio buttons, which keyboards reach; the style sheet hides what is not of the chosen class."""
+    found = Reader(text)
+    choices = [each for each in found.all("input") if each.get("type") == "radio"]
+    assert [each["id"] for each in choices] == ["class-all", "class-0", "class-1"] and "checked" in choices[0]
+    assert "left of (2)" in text and "on (1)" in text
+    marked = [(tag, each["data-classes"]) for tag, each in found.elements if "data-classes" in each]
+    assert sorted(marked) == [("article", "c0"), ("article", "c0"), ("article", "c1"), ("figure", "c0"), ("tr", "c1")]
+    for number in (0, 1):
+        assert f'body:has(#class-{number}:checked) [data-classes]:not([data-classes~="c{number}"]) {{ display: none; }}' in text
+
+
+def test_worst_cases_say_how_they_were_chosen_and_how_often_they_are_right(text: str) -> None:
+    assert "Worst triples" in text and "the fewest show it, over all seeds" in text
+    assert "graph shows g⁺ in 1 of 3 seeds" in text
+
+
+def test_learning_curves_state_their_figures(text: str) -> None:
+    assert "10 epochs: direction accuracy of g⁺ 0.70 [0.60, 0.80], swap-follow rate 0.66 [0.60, 0.70]" in text
+    assert "at the end loss 1.5000, flow 0.4000, negative 0.7000" in text and "margin 0.2" not in text
 
 
 def luminance(colour: str) -> float:
@@ -148,10 +172,13 @@ def test_a_browser_shows_it_without_a_complaint(text: str, tmp_path: Path, width
         re.sub(r"<meta http-equiv[^>]*>", "", text).replace(
             "</body>",
             "<script>document.title = document.documentElement.scrollWidth + ' ' + innerWidth + ' ' + "
-            "[...document.images].filter(i => !i.naturalWidth).length</script></body>",
+            "[...document.images].filter(i => !i.naturalWidth).length; const seen = () => [...document.querySelectorAll("
+            "'[data-classes]')].filter(e => e.getClientRects().length).length; document.title += ' ' + seen(); "
+            "document.getElementById('class-1').click(); document.title += ' ' + seen()</script></body>",
         )
     )
-    title = re.search(r"<title>(\d+) (\d+) (\d+)</title>", run(inside, "--dump-dom").stdout)
+    title = re.search(r"<title>(\d+) (\d+) (\d+) (\d+) (\d+)</title>", run(inside, "--dump-dom").stdout)
     assert title, "the copy's script did not run"
-    wide, window, broken = map(int, title.groups())
+    wide, window, broken, marked, chosen = map(int, title.groups())
     assert wide <= window and broken == 0
+    assert (marked, chosen) == (5, 2), "of class `on` a row and a panel are left"

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from sgpipe.arms.generation import read_backbone
+from sgpipe.arms.groups import GROUPS
 from sgpipe.cli import app
 from sgpipe.errors import DataError, ParamsError
 from sgpipe.evaluation.statistics import Bootstrap
 from sgpipe.evaluation.study import (
+    CHANGED,
     OBJECTS,
     changed_claims,
     complexity,
@@ -20,11 +24,17 @@ from sgpipe.evaluation.study import (
     distances,
     identified,
     image_claims,
+    one_sample_claims,
+    presence_claims,
     rerun_and_others,
     study_items,
+    turned,
 )
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.report.study import requests, split_known
+from sgpipe.report import study_run
+from sgpipe.report.study import one_sample_requests, requests, sample, shown_objects, split_known
+from sgpipe.report.study_run import plan_study, run_study
+from sgpipe.runs.processes import Processes
 from tests.tiny import NAMES, SIDE, write_pipeline
 
 BOOTSTRAP = Bootstrap(200, 0.95, 0)
@@ -93,6 +103,114 @@ def test_direction_leaves_out_what_is_not_decided() -> None:
     assert (found["value"], found["count"], found["chance"]) == (0.5, 2, 0.5)
 
 
+def test_a_changed_graph_counts_where_its_image_shows_it() -> None:
+    """Three pairs of images: turned, both as the graph, and one of which is not decided."""
+    kept = np.array([[[1, 0], [1, 0], [1, 0]]] * 2, float)
+    changed = np.array([[[0, 1], [1, 0], [np.nan, 1]]] * 2, float)
+    found = turned(kept, changed, BOOTSTRAP)
+    assert (found["value"], found["count"], found["chance"]) == (0.5, 4, 0.25)
+    assert direction({"graph": changed, CHANGED: changed}, BOOTSTRAP)[CHANGED]["value"] == 0.5
+    always = {name: direction({name: kept}, BOOTSTRAP)[name]["value"] for name in ("graph", CHANGED)}
+    assert always == {"graph": 1.0, CHANGED: 0.0}
+
+
+def test_objects_present_are_counted_by_how_many_are_named() -> None:
+    counts = [1, 2, 3, 4] * 5
+    found = presence_claims(counts, np.array([[n, n] for n in counts], float), BOOTSTRAP)
+    assert found["number"]["value"] == pytest.approx(1) and {found[f"of {n}"]["value"] for n in (1, 2, 3, 4)} == {1.0}
+    two = presence_claims(counts, np.array([[min(n, 2)] * 2 for n in counts], float), BOOTSTRAP)
+    assert two["of 4"]["value"] == 0.5 and two["of 4"]["high"] < 1 and two["number"]["value"] > 0
+    none = presence_claims(counts, np.zeros((20, 2)), BOOTSTRAP)
+    assert np.isnan(none["number"]["value"]) and none["of 3"]["value"] == 0 and none["of 3"]["high"] > 0
+
+
+def test_one_sample_is_measured_on_other_graphs_by_group() -> None:
+    """Images of the second group move by as much as two seeds of the base differ; those of the first do not."""
+    without = flat([[0, 51], [0, 51], [0, 51], [0, 51]])
+    given = without.copy()
+    given[2:] += 51
+    scores = {"one sample": np.array([[[1, 0]] * 2, [[0, 1]] * 2, [[np.nan] * 2] * 2, [[1, 0]] * 2], float)}
+    found = one_sample_claims(without, given, ["same", "same", "other", "other"], scores, BOOTSTRAP)
+    assert found["same"]["moved_ratio"]["value"] == 0 and found["other"]["moved_ratio"]["value"] == pytest.approx(1)
+    assert found["same"]["one_sample"]["value"] == 0.5 and found["other"]["one_sample"]["value"] == 1.0
+
+
+class Seeing:
+    """A judge that sees a name where the image's first pixel is above its place in the alphabet."""
+
+    def present(self, images: np.ndarray, names: list[list[str]]) -> list[frozenset[str]]:
+        return [
+            frozenset(name for place, name in enumerate(each) if place < image[0, 0, 0])
+            for image, each in zip(images, names, strict=True)
+        ]
+
+    def scores(self, images: np.ndarray, statements: list) -> np.ndarray:
+        return np.array([[1.0, 0.0] if image[0, 0, 0] % 2 else [0.0, 1.0] for image in images], np.float32)
+
+
+class Grey:
+    """Images of one grey each: the seed, and 8 more under a graph. Stops at call `stops`."""
+
+    def __init__(self, stops: int | None = None) -> None:
+        self.calls, self.stops = 0, stops
+
+    def sample(self, prompts: tuple, graphs: tuple, seeds: tuple, *, steps: int, size: int) -> np.ndarray:
+        if self.calls == self.stops:
+            raise KeyboardInterrupt
+        self.calls += 1
+        values = [seed + 8 * (graph is not None) for graph, seed in zip(graphs, seeds, strict=True)]
+        return np.broadcast_to(np.array(values, np.uint8)[:, None, None, None], (len(values), size, size, 3)).copy()
+
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def test_a_stopped_study_goes_on_with_the_images_it_has(tmp_path: Path) -> None:
+    asked = requests(study_items(), {"predicates": ["left of", "above"]})
+    whole = sample(Grey, asked, (3, 5), 1, 4, _made(tmp_path / "whole"), ALONE)
+    first, state = Grey(stops=4), _made(tmp_path / "state")
+    with pytest.raises(KeyboardInterrupt):
+        sample(lambda: first, asked, (3, 5), 1, 4, state, ALONE)
+    second = Grey()
+    found = sample(lambda: second, asked, (3, 5), 1, 4, state, ALONE)
+    total = -(-sum(len(rows) for rows in asked.values()) * 2 // 32)
+    assert first.calls == 4 and second.calls == total - 4 > 0
+    assert list(found.images) == ["base", "graph", CHANGED] and found.items == whole.items
+    for given, images in found.images.items():
+        assert np.array_equal(images, whole.images[given])
+        assert images[:, :, 0, 0, 0].tolist() == [[3 + 8 * (given != "base"), 5 + 8 * (given != "base")]] * len(asked[given])
+    seen = shown_objects(Seeing(), found)
+    named = [len(item.graph.objects) for item in found.items["base"] if item.category == OBJECTS]
+    assert seen.tolist() == [[min(n, 3), min(n, 5)] for n in named]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_every_claim_of_an_adapter_and_of_one_sample_has_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_pipeline(tmp_path / "tiny")
+    names = sorted({name for item in study_items() for name in item.graph.objects})
+    about = {"names": names, "predicates": ["left of", "right of", "above", "below"]}
+    trained = {"graph": about, "one": {**about, "predicates": ["left of"]}}
+    monkeypatch.setattr(study_run, "trained_on", lambda adapter: trained[adapter.name])
+    monkeypatch.setattr(study_run.GraphGenerator, "load", lambda *_, **__: Grey())
+    plan = plan_study(read_backbone(model), Path("graph"), Path("one"), None, seeds=(1, 2), steps=1, size=8, guidance=None)
+    state = _made(tmp_path / "state")
+    out = tmp_path / "study"
+    found = run_study(plan, ("see", Seeing(), about["predicates"]), BOOTSTRAP, state, ALONE, out)["claims"]
+    assert set(found) == {"consistency", "compositions", "complexity", "objects_present", "changed", "direction", "one_sample"}
+    assert set(found["changed"]) == {"changed_ratio", "turned"}
+    assert {"same_relation", "other_relations"} <= set(found["one_sample"]) <= {*GROUPS}
+    moved = found["one_sample"]["same_relation"]
+    assert moved["moved_ratio"]["value"] == pytest.approx(8) and set(moved) == {"moved_ratio", "without_one_sample", "one_sample"}
+    assert moved["one_sample"]["value"] == 0.5 and moved["one_sample"]["low"] < 0.5 < moved["one_sample"]["high"]
+    asked = one_sample_requests([item for item, _, _ in plan.asked["base"]])["one sample"]
+    assert json.loads((out / "study.json").read_text())["prompts"]["one sample"] == len(asked)
+    assert {path.name for path in out.glob("*.png")} >= {"claims.png", "spatial.png", "objects.png"}
+
+
 def test_names_outside_are_said_and_predicates_outside_are_not_asked() -> None:
     known, left = split_known(study_items(), NAMES)
     assert {name for item in known for name in item.graph.objects} <= set(NAMES)
@@ -116,7 +234,7 @@ def test_the_command_writes_numbers_figures_and_what_it_left_out(
     model, out = write_pipeline(tmp_path / "tiny"), tmp_path / "study"
     monkeypatch.chdir(repo_root)
     given = ["study", "--model", str(model), "--known", str(tmp_path / "known.parquet"), "--size", str(SIDE), "--seeds", "2"]
-    ran = CliRunner().invoke(app, [*given, "--out", str(out)], catch_exceptions=False)
+    ran = CliRunner().invoke(app, [*given, "--out", str(out), "--json"], catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
     found = json.loads((out / "study.json").read_text())
     said = json.loads(ran.stdout.splitlines()[-1])

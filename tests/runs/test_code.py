@@ -1,5 +1,6 @@
 """Code as a dependency, in a small repository that DVC really runs: what an edit, an upgrade and a knob run again, and no more."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from sgpipe.cli import app
 from sgpipe.errors import CodeError
 from sgpipe.runs.code import Code, code_of, pinned
 from sgpipe.runs.pipeline import dag, why
@@ -164,25 +167,29 @@ def test_what_is_edited_upgraded_or_set_runs_what_it_concerns(repository: Reposi
     assert "up to date" in repository.run("dvc", "status")
     repository.edit("sgpipe/tool.py", lambda text: text.replace("Twice", "Two times") + "\n# a remark\n")
     repository.edit("sgpipe/errors.py", lambda text: text.replace("Errors that", "The errors that"))
-    assert why("second", Path()) == [
+    assert why("second", Path()) == {"second": [], "code": ["files edited; the stages that they concern say which"]}
+    printed = CliRunner().invoke(app, ["pipeline", "why", "second"], catch_exceptions=False).stdout.splitlines()
+    assert printed == [
         "second:", "  nothing changed since it ran",
         "code, which comes before:", "  files edited; the stages that they concern say which",
     ]  # fmt: skip
+    as_json = CliRunner().invoke(app, ["pipeline", "why", "second", "--json"], catch_exceptions=False).stdout
+    assert json.loads(as_json) == why("second", Path())
     assert repository.repro() == {"code"}
     assert "up to date" in repository.run("dvc", "status")
 
     repository.edit("sgpipe/helper.py", lambda text: text.replace('"".join', '"-".join'))
     repository.edit("params.yaml", lambda text: text.replace("train: 2", "train: 3"))
-    assert why("second", Path())[1] == "  code: sgpipe/helper.py changed"
+    assert why("second", Path())["second"][0] == "code: sgpipe/helper.py changed"
     assert repository.repro() == {"code", "second"}
 
     repository.upgrade("1.1")
     repository.edit("requirements.lock", lambda text: text.replace("fakelib==1.0", "fakelib==1.1"))
-    assert why("first", Path())[:2] == ["first:", "  code: fakelib 1.0 -> 1.1"]
+    assert why("first", Path())["first"][0] == "code: fakelib 1.0 -> 1.1"
     assert repository.repro() == {"code", "first"}
 
     repository.edit("params.yaml", lambda text: text.replace("seed: 1", "seed: 2"))
-    assert why("second", Path())[2:] == ["first, which comes before:", "  params: curate.seed 1 -> 2"]
+    assert why("second", Path()) == {"second": [], "first": ["params: curate.seed 1 -> 2"]}
     assert repository.repro() == {"first", "second"}
     assert (repository.root / "outputs/second").read_text() == "4"
     assert dag(Path()) == ["first   ← params.yaml alone", "second  ← first"]

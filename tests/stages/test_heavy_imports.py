@@ -64,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "saliency": DENOISING,
     "saliency_noised": DENOISING,
     "saliency_sheets": DENOISING | {"matplotlib"},
+    "study": DENOISING | {"matplotlib", "peft", "scipy"},
     "train_lora": DENOISING | {"peft"},
     "train_sgdiff": DENOISING,
 }

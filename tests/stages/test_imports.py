@@ -210,7 +210,9 @@ def test_the_stages_fit_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(app, ["dag"])
     lines = done.stdout.splitlines()
     assert done.exit_code == 0 and len(lines) <= 40 and max(map(len, lines)) <= 110
-    assert {line.split()[0] for line in lines} == set(stages()) - {"code", "train_sgdiff"}, "by default no twin is trained"
+    assert {line.split()[0] for line in lines} == set(stages()) - {"code", "study", "train_sgdiff"}, (
+        "by default no arm is studied, no twin trained"
+    )
     assert "judge                   ← sample_base, sample_images" in lines, "what others wait for is left out"
 
 

@@ -21,7 +21,9 @@ from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.optim.weights import assign
 from sgpipe.relations.predicates import neutral_prompt
 from sgpipe.runs.checkpoints import checkpoints, read_checkpoint
+from sgpipe.tracking.models import write_model
 from sgpipe.training.loop import Training
+from stages.train_lora import LOADER
 from tests.tiny import SIDE, write_pipeline
 from tests.training.world import World
 
@@ -176,3 +178,17 @@ def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Training], tmp_
         assert isinstance(absent.exception, ParamsError) and "--device: got cuda" in str(absent.exception)
     refused = runner.invoke(app, ["generate", "--graph", "dog, left of, cat"])
     assert isinstance(refused.exception, ParamsError) and "needs --adapter" in str(refused.exception)
+
+
+def test_mlflow_loads_an_adapter_that_samples_the_same_images(world: World, whole: tuple[Path, Training], tmp_path: Path) -> None:
+    import pandas as pd
+    from mlflow import pyfunc
+
+    settings = {"model": world.backbone.model, "device": "cpu", "steps": 4, "size": SIDE}
+    write_model(whole[0] / "adapter", LOADER, settings, tmp_path / "model")
+    loaded = pyfunc.load_model(str(tmp_path / "model"), model_config={"steps": 2})
+    prompt = "a photo of dog and cat"
+    images = loaded.predict(pd.DataFrame({"prompt": [prompt] * 2, "graph": ["dog, left of, cat", ""], "seed": [1, 2]}))
+    generator = GraphGenerator.load(world.backbone.model, whole[0] / "adapter")
+    graphs = [SceneGraph.of("dog", "left of", "cat"), None]
+    assert np.array_equal(images, generator.sample([prompt] * 2, graphs, [1, 2], steps=2, size=SIDE))

@@ -30,6 +30,7 @@ from sgpipe.datasets.visual_genome.records import ImageRecord, ObjectsRecord, Re
 from sgpipe.datasets.visual_genome.span_tables import ALIASES
 from sgpipe.errors import DataError
 from sgpipe.relations.names import IMAGE, IN_IMAGE
+from sgpipe.runs.progress import FileBars
 
 PUBLISHED: Final = {"objects": 178, "predicates": 45, "train": 62_565, "val": 5_062, "test": 5_096}
 """Names without the two reserved rows, and images, of SGDiff's checkpoints and data."""
@@ -200,7 +201,7 @@ def _read(
         parts.append([images, owners, *columns([item for each in lists for item in each])])
         return Batch("relations", path, run.count, REJECTS.empty_table(), pa.Table.from_pylist(run.rejects, schema=REJECTS))
 
-    for batch in read_pass(path, lambda spans: at_once(decoded, spans), 1, taken, lambda path, done: None):
+    for batch in read_pass(path, lambda spans: at_once(decoded, spans), 1, taken, FileBars().show):
         unread += [f"{path.name} record {row['record']}: {' '.join(row['raw'].split())}" for row in batch.rejects.to_pylist()]
     images, *rest = (np.concatenate(each) for each in zip(*parts, strict=True))
     known, counts = np.unique(images, return_counts=True)
