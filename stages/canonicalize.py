@@ -11,7 +11,7 @@ from sgpipe.datasets.canonicalize import canonicalize, open_data_set
 from sgpipe.datasets.config import Canonicalize, Data
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.command import run, write_metrics
-from sgpipe.tracking.run import track
+from sgpipe.tracking.recorder import record
 from stages import CANONICAL, METRICS
 
 
@@ -30,7 +30,7 @@ def main(
         bars[path].update(done - bars[path].n)
 
     sections = {"data": data, "canonicalize": config}
-    with track("canonicalize", sections, inputs) as recorded:
+    with record("canonicalize", sections, inputs) as recorded:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         found = canonicalize(data_set, CANONICAL, config, workers or min(allowed, 4), show)
         write_metrics(found, METRICS / "canonicalize.json", to_builtins(sections), recorded)
