@@ -46,6 +46,7 @@ class Forwarded(StageRun):
         super().__init__(stage=described.stage)
         shared = shared_dir(root)
         self._folder, self._files = shared / "mlflow-runs" / f"files-{uuid.uuid4().hex}", 0
+        self._folder.mkdir(parents=True)
         command = [sys.executable, "-m", "sgpipe.tracking.recorder"]
         self._process = subprocess.Popen(
             command, cwd=root, env={**os.environ, SHARED: str(shared)},
@@ -122,7 +123,6 @@ def main() -> None:
     calls: SimpleQueue[Call] = SimpleQueue()
     Thread(target=partial(_read, calls), daemon=True).start()
     shared = Path(os.environ[SHARED])
-    folder.parent.mkdir(parents=True, exist_ok=True)
     os.chdir(shared)  # the workspace may go away
     os.nice(NICENESS)
     work = described.tags.get("sgpipe.fingerprint", folder.name)
