@@ -8,7 +8,8 @@ from typing import Any
 from sgpipe.runs.processes import Processes
 from sgpipe.runs.shards import shared_state
 from sgpipe.runs.state import fingerprint
-from sgpipe.tracking.run import StageRun, track
+from sgpipe.tracking.recorder import record
+from sgpipe.tracking.run import StageRun
 
 
 @contextmanager
@@ -20,6 +21,6 @@ def working(
     """
     paths = list(inputs)
     digest = fingerprint(f"stages.{module or stage.partition('@')[0]}", config, paths, Path(), processes.device_kind)
-    recording = track(stage, sections, paths, fingerprint=digest) if processes.is_main else nullcontext(StageRun())
+    recording = record(stage, sections, paths, fingerprint=digest) if processes.is_main else nullcontext(StageRun())
     with shared_state(stage, digest, Path(), processes) as state, recording as recorded:
         yield state, recorded

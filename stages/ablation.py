@@ -7,7 +7,7 @@ from sgpipe.evaluation.config import Ablation, Evaluate, JudgeParams, Statistics
 from sgpipe.evaluation.judged import image_files, read_judged
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.command import run, write_metrics
-from sgpipe.tracking.run import track
+from sgpipe.tracking.recorder import record
 from stages import METRICS, NEGATIVES_FILE, TRIPLES_FILE
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     check_runs(config.runs, evaluate.adapters)
     sections = {"ablation": config, "evaluate": evaluate, "judge": judges, "statistics": statistics}
     images, judged = Path("outputs/images_by_epoch"), Path("outputs/judged_by_epoch")
-    with track("ablation", sections, [TRIPLES_FILE, NEGATIVES_FILE, images, judged]) as recorded:
+    with record("ablation", sections, [TRIPLES_FILE, NEGATIVES_FILE, images, judged]) as recorded:
         named = [checkpoint_arm(each, epoch) for each in config.runs for epoch in config.epochs]
         verdicts, qualified = read_judged(TRIPLES_FILE.parent, NEGATIVES_FILE, judged, evaluate, judges, statistics, named)
         found = ablation_figures(verdicts, qualified, image_files(images), config.epochs, config.runs)

@@ -1,5 +1,7 @@
 """The VAE's posterior for the crop of every curated triple."""
 
+import json
+
 import pyarrow as pa
 
 from sgpipe.backbones.config import Backbone, CacheLatents
@@ -11,7 +13,7 @@ from sgpipe.datasets.config import Data
 from sgpipe.datasets.images import ImageStore, open_images
 from sgpipe.datasets.tables import TRIPLES, read_table
 from sgpipe.params.load import read_params, to_builtins
-from sgpipe.runs.atomic import new_folder
+from sgpipe.runs.atomic import new_folder, write_json
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
@@ -19,6 +21,9 @@ from sgpipe.runs.shards import Make, cut, run_shards
 from sgpipe.runs.state import config_hash
 from stages import LATENTS, MAP_TRIPLES_FILE, METRICS, TRIPLES_FILE
 from stages._stage import working
+
+STATISTICS = "statistics.json"
+"""Beside the shards: the scale of the latents, as the VAE that made them says."""
 
 
 def main() -> None:
@@ -32,6 +37,7 @@ def main() -> None:
 
     def open_maker() -> Make:
         vae = load_module(backbone, "vae")
+        write_json(family.statistics(vae), state / STATISTICS)
         place(vae, processes.device, "none")
         return latent_maker(family, vae, store.load, crops, backbone.resolution, config.batch_size, config_hash(who))
 
@@ -42,7 +48,7 @@ def main() -> None:
         run_shards(shards, state, processes, open_maker, "crop")
         if processes.is_main:
             with new_folder(LATENTS) as folder:
-                statistics = family.statistics(load_module(backbone, "vae"))
+                statistics = json.loads((state / STATISTICS).read_bytes()) if shards else {}
                 counts = merge_latents(shards, state, folder, crops, who, statistics)
             found = {**counts, "shards": len(shards), "encoder": config_hash(who)}
             write_metrics(found, METRICS / "cache_latents.json", plain, recorded)

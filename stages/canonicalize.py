@@ -11,7 +11,7 @@ from sgpipe.datasets.config import Canonicalize, Data
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.progress import FileBars
-from sgpipe.tracking.run import track
+from sgpipe.tracking.recorder import record
 from stages import CANONICAL, METRICS
 
 
@@ -23,7 +23,7 @@ def main(
     data_set = open_data_set(data)
     inputs = [*data_set.annotations(), *([Path(config.splits.file)] if config.splits.file else [])]
     sections = {"data": data, "canonicalize": config}
-    with track("canonicalize", sections, inputs) as recorded:
+    with record("canonicalize", sections, inputs) as recorded:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         found = canonicalize(data_set, CANONICAL, config, workers or min(allowed, 4), FileBars().show)
         write_metrics(found, METRICS / "canonicalize.json", to_builtins(sections), recorded)

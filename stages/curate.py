@@ -5,7 +5,7 @@ from sgpipe.graphs.config import Curate
 from sgpipe.graphs.curate import curate
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.command import run, write_metrics
-from sgpipe.tracking.run import track
+from sgpipe.tracking.recorder import record
 from stages import CANONICAL, MAP_TRIPLES_FILE, METRICS, TRIPLES_FILE
 
 
@@ -13,7 +13,7 @@ def main() -> None:
     """Choose the triples, build their prompts and crops, and count them by class."""
     config = read_params(Curate)
     inputs = [CANONICAL / f"{name}.parquet" for name in ("relations", "images", "objects")]
-    with track("curate", {"curate": config}, inputs) as recorded:
+    with record("curate", {"curate": config}, inputs) as recorded:
         curated = curate(read_table(inputs[0], RELATIONS), read_table(inputs[1], IMAGES), config, read_table(inputs[2], OBJECTS))
         write_table(curated.triples, TRIPLES_FILE)
         write_table(curated.map_triples, MAP_TRIPLES_FILE)

@@ -15,7 +15,7 @@ from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.atomic import DIGITS, new_folder, write_json
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.progress import progress
-from sgpipe.tracking.run import track
+from sgpipe.tracking.recorder import record
 from stages import EVALUATION, IMAGES, JUDGED, METRICS, NEGATIVES_FILE, TRIPLES_FILE
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     """Count, with calibrations, intervals and tests."""
     evaluate, judges, statistics = read_params(Evaluate, JudgeParams, Statistics)
     sections = {"evaluate": evaluate, "judge": judges, "statistics": statistics}
-    with track("evaluate", sections, [TRIPLES_FILE, NEGATIVES_FILE, IMAGES, JUDGED]) as recorded:
+    with record("evaluate", sections, [TRIPLES_FILE, NEGATIVES_FILE, IMAGES, JUDGED]) as recorded:
         losses = {arm: read_metrics(METRICS / "lora" / f"{arm}.json") for arm in evaluate.adapters}
         named, curated = [BASE, *evaluate.adapters], TRIPLES_FILE.parent
         verdicts, qualified = read_judged(curated, NEGATIVES_FILE, JUDGED, evaluate, judges, statistics, named)

@@ -11,7 +11,7 @@ from sgpipe.graphs.negatives import negatives
 from sgpipe.graphs.scene_graph import graphs_of
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.command import run, write_metrics
-from sgpipe.tracking.run import track
+from sgpipe.tracking.recorder import record
 from stages import CANONICAL, METRICS, NEGATIVES_FILE, TRIPLES_FILE
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     config = read_params(Negatives)
     relations = CANONICAL / "relations.parquet"
     inputs = [TRIPLES_FILE, relations, *([Path(config.confusions)] if config.confusions else [])]
-    with track("negatives", {"negatives": config}, inputs) as recorded:
+    with record("negatives", {"negatives": config}, inputs) as recorded:
         positives = read_table(TRIPLES_FILE, TRIPLES)
         held = read_table(relations, RELATIONS, ["image_id", "subject", "predicate", "object"])
         held = held.filter(pc.is_in(held["image_id"], pc.unique(positives["image_id"])))

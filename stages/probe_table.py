@@ -9,7 +9,7 @@ from sgpipe.probes.plots import plot_confusion, plot_noised, plot_probe, plot_se
 from sgpipe.probes.table import confusions, merged, read_groups
 from sgpipe.runs.atomic import new_folder, write_json
 from sgpipe.runs.command import run, write_metrics
-from sgpipe.tracking.run import track
+from sgpipe.tracking.recorder import record
 from stages import METRICS, PLOTS, PROBES
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     """Merge the groups' figures, draw them, and write what was taken for what."""
     config, maps = read_params(Probes, Maps)
     sections = {"probes": config, "maps": maps}
-    with track("probe_table", sections, [PROBES]) as recorded:
+    with record("probe_table", sections, [PROBES]) as recorded:
         tables = read_groups(PROBES, maps.groups)
         found = merged(tables, config.epochs, config.features)
         with new_folder(PLOTS / "probes") as folder:

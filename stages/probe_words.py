@@ -27,7 +27,7 @@ from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import pick_device
 from sgpipe.runs.progress import through
-from sgpipe.tracking.run import track
+from sgpipe.tracking.recorder import record
 from stages import LATENTS, MAP_TRIPLES_FILE, METRICS, PROMPTS
 
 OUT = Path("outputs/word_probes")
@@ -38,7 +38,7 @@ def main() -> None:
     config, backbone, maps, noised = read_params(Probes, Backbone, Maps, NoisedMaps)
     device = pick_device(read_params(Compute).device, 0)
     sections, inputs = {"probes": config, "saliency_noised": noised}, [MAP_TRIPLES_FILE, PROMPTS, LATENTS]
-    with track("probe_words", sections, inputs) as recorded:
+    with record("probe_words", sections, inputs) as recorded:
         latents, prompts, tokenizers = LatentCache(LATENTS, backbone), PromptCache([PROMPTS], backbone), open_tokenizers(backbone)
         table = latents.available(read_table(MAP_TRIPLES_FILE, TRIPLES))
         t = max(noised.times)

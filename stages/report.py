@@ -25,7 +25,7 @@ from sgpipe.report.panels import ABOUT, file_uri, panels, pick
 from sgpipe.runs.atomic import atomic_path, plain
 from sgpipe.runs.command import run
 from sgpipe.tracking.git import said
-from sgpipe.tracking.run import track
+from sgpipe.tracking.recorder import record
 from stages import EVALUATION, IMAGES, JUDGED, METRICS, NEGATIVES_FILE, PLOTS, TRIPLES_FILE
 
 PAGE = Path("outputs/report/index.html")
@@ -95,7 +95,7 @@ def main() -> None:
     """Put metrics, figures and panels into one self-contained page; parts that were not run are named as missing."""
     config, evaluate, judges, statistics = read_params(Report, Evaluate, JudgeParams, Statistics)
     backbone, arms = read_params(Backbone), {BASE: "none", **evaluate.adapters}
-    with track("report", {"report": config}, [IMAGES, JUDGED, EVALUATION]) as recorded:
+    with record("report", {"report": config}, [IMAGES, JUDGED, EVALUATION]) as recorded:
         found: dict[str, Any] = read_metrics(METRICS / "evaluation.json")
         rows, ablation = read_metrics(EVALUATION / "predicates.json"), METRICS / "ablation.json"
         curated = TRIPLES_FILE.parent

@@ -12,6 +12,7 @@ from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.params.load import read_params
 from sgpipe.runs.atomic import new_folder, write_json
 from sgpipe.runs.command import run
+from sgpipe.runs.config import Compute
 from sgpipe.runs.state import file_hash
 from sgpipe.sgdiff.config import SgDiffParams
 from sgpipe.training.config import Train
@@ -42,9 +43,10 @@ def main() -> None:
     arms = read_params(Arms)
     lora, train, graph_tokens, backbone = read_params(Lora, Train, GraphTokens, Backbone)
     sections = Sections(lora, train, graph_tokens, backbone, *read_params(Maps, SgDiffParams))
+    device = read_params(Compute).device
     with new_folder(RESOLVED) as folder:
         for name, options in arms.items():
-            arm = resolve(name, options, sections)
+            arm = resolve(name, options, sections, device)
             write_json({**arm.plain(), "files": files_read(arm)}, folder / f"{name}.json", digits=None)
 
 

@@ -26,7 +26,7 @@ from sgpipe.relations.predicates import PREDICATES, phrase
 from sgpipe.runs.atomic import new_folder
 from sgpipe.runs.command import run, write_metrics
 from sgpipe.runs.progress import through
-from sgpipe.tracking.run import track
+from sgpipe.tracking.recorder import record
 from stages import MAP_TRIPLES_FILE, METRICS, PLOTS, SALIENCY, SALIENCY_NOISED
 
 ROLES = {"subject": (0, "s"), "object": (2, "o")}
@@ -88,7 +88,7 @@ def main() -> None:
     backbone, maps = read_params(Backbone, Maps)
     triples = read_table(MAP_TRIPLES_FILE, TRIPLES)
     inputs = [MAP_TRIPLES_FILE, SALIENCY, SALIENCY_NOISED]
-    with track("saliency_sheets", {"maps": maps, "backbone": backbone}, inputs) as recorded:
+    with record("saliency_sheets", {"maps": maps, "backbone": backbone}, inputs) as recorded:
         generated, noised = (
             {group: MapFile(folder / f"{group}.parquet") for group in maps.groups} for folder in (SALIENCY, SALIENCY_NOISED)
         )

@@ -22,6 +22,7 @@ from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.families import family_of_backbone
 from sgpipe.backbones.loading import load_module, place
 from sgpipe.backbones.source import identity
+from sgpipe.optim.compiled import cache_use
 from sgpipe.optim.log import TIMINGS, publish_log
 from sgpipe.params.load import read_params
 from sgpipe.runs.atomic import atomic_path, new_folder, write_json
@@ -32,7 +33,7 @@ from sgpipe.runs.state import config_hash
 from sgpipe.tracking.git import said
 from sgpipe.training.controls import CONDITIONS
 from sgpipe.training.examples import Sources, read_data
-from sgpipe.training.fit import draw_samples, fit
+from sgpipe.training.fit import Images, draw_samples, fit
 from sgpipe.training.groups import group_figures
 from sgpipe.training.loop import Training
 from sgpipe.training.objective import Probe
@@ -57,7 +58,7 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def figures(training: Training) -> dict[str, Any]:
     """What the metrics file holds of a training: the same in every run of it."""
-    found: dict[str, Any] = {**counts(training.model), "steps": training.steps}
+    found: dict[str, Any] = {**counts(training.model), "steps": training.steps, "precision": training.train.precision}
     if training.history.controls:
         last = training.history.controls[-1]
         found |= {f"val_loss_{name}": last["losses"][name] for name in CONDITIONS}
@@ -105,10 +106,12 @@ def main(arm: Annotated[str, typer.Option(help="which of `arms` to train")]) -> 
         vae = load_module(backbone, "vae")
         place(vae, processes.device, "none")
 
+        sheets: dict[str, Images] = {}
+
         def validated(model: ArmModel, step: int) -> None:
             if train.validation.images:
                 path = folder / "samples" / f"step-{step:06d}.png"
-                draw_samples(model, data, train, vae, backbone.resolution, path)
+                draw_samples(model, data, train, vae, backbone.resolution, path, sheets)
                 recorded.log_image(path, "samples", step)
 
         def trained(folder: Path, epochs: int, keep_epochs: Sequence[int], **more: Any) -> Training:
@@ -148,7 +151,7 @@ def main(arm: Annotated[str, typer.Option(help="which of `arms` to train")]) -> 
             publish_log(folder, stem)
             for epochs, own in shorter.items():
                 publish_log(own, f"{stem}-{epochs}-epochs")
-            write_json(took, TIMINGS / f"{stem}.json")
+            write_json({**took, **({"compiled": cache_use()} if train.compile else {})}, TIMINGS / f"{stem}.json")
             libraries = {name: version(name) for name in LIBRARIES}
             provenance = {"commit": said(Path(), "rev-parse", "HEAD") or None, "libraries": libraries}
             write_json({**provenance, "device": processes.device.type}, PROVENANCE / f"{stem}.json")

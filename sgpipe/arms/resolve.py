@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import replace as with_fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -91,11 +91,12 @@ def updated(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "kind": kind, "settings": settings, "train": moved["train"]}
 
 
-def resolve(name: str, options: ArmOptions, sections: Sections) -> Arm:
+def resolve(name: str, options: ArmOptions, sections: Sections, device: str = "auto") -> Arm:
     """The arm of this name in canonical form. Raises `ParamsError` for blocks that the model lacks.
 
     What a choice leaves without effect gets its default value: settings of losses of weight 0 and of another density, prompts and
-    the tokens' learning rate where graphs go in words.
+    the tokens' learning rate where graphs go in words. Precision `auto` becomes the faster one on `device`, which is a value of
+    `compute.device`.
     """
     given = sections.train
     train = replace(
@@ -104,6 +105,7 @@ def resolve(name: str, options: ArmOptions, sections: Sections) -> Arm:
         keep_epochs=tuple(sorted(given.keep_epochs)),
         optimiser=replace(given.optimiser, learning_rate=options.learning_rate or given.optimiser.learning_rate),
         losses=_losses(given.losses),
+        precision=_precision(given.precision, device),
         times=_times(given.times),
     )
     if not options.reads_graph:
@@ -113,6 +115,15 @@ def resolve(name: str, options: ArmOptions, sections: Sections) -> Arm:
     settings = KINDS[options.kind].resolve(f"arms.{name}", options, with_fields(sections, train=train))
     triples = None if options.triples is None else tuple(sorted(set(options.triples)))
     return Arm(name, options.kind, settings, train, _maps(train.losses, sections.maps), triples)
+
+
+def _precision(given: Literal["float32", "bfloat16", "auto"], device: str) -> Literal["float32", "bfloat16"]:
+    if given != "auto":
+        return given
+    from sgpipe.optim.precision import choose  # imports what it measures with
+    from sgpipe.runs.processes import pick_device
+
+    return choose(pick_device(device, 0))
 
 
 def _losses(losses: Losses) -> Losses:

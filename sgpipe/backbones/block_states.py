@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
 from sgpipe.backbones.base import Family, TextCondition
@@ -65,8 +64,10 @@ def text_places(family: Family, condition: TextCondition) -> Tensor:
     return ((order + condition.prepended) % count).argsort(dim=1)
 
 
-class _AroundHook(ModelHook):
-    """Stands around the forward of one block."""
+class _Around:
+    """Stands around the forward of one block: what a `ModelHook` of diffusers does here."""
+
+    fn_ref: Any
 
     def __init__(self, around: Around, family: Family, patches: int) -> None:
         super().__init__()
@@ -112,8 +113,13 @@ def block_states(
     `resolution` is the side of the sampled images in pixels. It yields a function whose context leaves the blocks as they are, for
     the forward of the empty prompt (`Denoiser.velocity`'s `aside`). Compiled blocks do not run the functions.
     """
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    class AroundHook(_Around, ModelHook):
+        """As the registry of a block takes it."""
+
     blocks, patches = blocks_of(denoiser), denoiser.layout.grid(resolution) ** 2
-    hooks = {index: _AroundHook(function, denoiser.family, patches) for index, function in around.items()}
+    hooks = {index: AroundHook(function, denoiser.family, patches) for index, function in around.items()}
 
     @contextmanager
     def paused() -> Iterator[None]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.normalization import AdaLayerNormContinuous
 from torch import Tensor, nn
 
 from sgpipe.backbones.block_taps import Attended, BlockCall, BlockTap, Projected, Streams, concept_attention
@@ -74,7 +73,7 @@ class JointBlockTap:
 
     def modulated(self, rows: Tensor, conditioning: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Concept rows `[B, K, D]` as the text projections take them, and `Attended.modulation`."""
-        if isinstance(self.block.norm1_context, AdaLayerNormContinuous):  # SD3's last block has no text output
+        if getattr(self.block, "context_pre_only", False):  # SD3's last block has no text output
             return self.block.norm1_context(rows, conditioning), ()
         made, *modulation = self.block.norm1_context(rows, emb=conditioning)
         return made, tuple(modulation)

@@ -29,8 +29,8 @@ from sgpipe.backbones.strict import write_tensors
 from sgpipe.datasets.images import Box, LoadImage
 from sgpipe.datasets.tables import LATENT_INDEX, LATENT_REJECTS, read_table, write_table
 from sgpipe.errors import DataError, ModelError
-from sgpipe.runs.atomic import write_json
-from sgpipe.runs.shards import Make, Shard, Tick, link
+from sgpipe.runs.atomic import link, write_json
+from sgpipe.runs.shards import Make, Shard, Tick
 from sgpipe.runs.state import config_hash
 
 KIND, STAGE = "latents", "cache_latents"

@@ -18,7 +18,8 @@ from sgpipe.backbones.strict import write_tensors
 from sgpipe.datasets.tables import PROMPT_INDEX, read_table, write_table
 from sgpipe.errors import DataError
 from sgpipe.graphs.prompts import joined_text
-from sgpipe.runs.shards import Make, Shard, Tick, cut, link
+from sgpipe.runs.atomic import link
+from sgpipe.runs.shards import Make, Shard, Tick, cut
 from sgpipe.runs.state import config_hash
 
 KIND, STAGE = "prompts", "cache_prompts"

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -37,6 +36,8 @@ class ImageTower:
     """
 
     def __init__(self, params: GraphEncoder, device: torch.device) -> None:
+        import open_clip
+
         self._name, self._block, self._device = params.tower, params.block, device
         try:
             model, _ = load_open_clip(params.tower, params.pretrained, device)

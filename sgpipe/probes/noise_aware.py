@@ -7,7 +7,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from sgpipe.probes.data import KINDS_OF, Indices, with_time
@@ -20,6 +19,7 @@ _HIGHEST = 4.0
 
 def log_temperature(logits: Floats, labels: Indices) -> float:
     """ln T that minimises the cross-entropy of logits / T (Guo et al. 2017, section 4.2), within ± 4."""
+    from scipy.optimize import minimize_scalar
 
     bounds = (-_HIGHEST, _HIGHEST)
     return float(minimize_scalar(lambda log_t: mean_loss(logits / np.exp(log_t), labels), bounds=bounds, method="bounded").x)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold
 
 from sgpipe.errors import DataError
 from sgpipe.probes.data import Indices, Pairs
@@ -81,6 +80,8 @@ def group_folds(pairs: Pairs, groups: Groups, folds: int, seed: int) -> Indices:
                 f"and no image, probes.folds is {folds}; {fewer}raise curate.maps_per_class or leave the class out"
             )
     labels = np.array([PREDICATE_INDEX[name] for name in pairs.predicates])[kept]
+    from sklearn.model_selection import StratifiedGroupKFold
+
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     fold = np.full(len(pairs.predicates), LEFT_OUT, np.int64)
     for number, (_, rows) in enumerate(splitter.split(labels, labels, groups.of_triple[kept])):

@@ -109,3 +109,11 @@ def write_json(value: Any, path: Path, digits: int | None = None) -> None:
     text = json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def link(source: Path | str, target: Path | str) -> None:
+    """Give a finished file a second name, or a copy where the file systems differ: the state keeps its own until the end."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -6,15 +6,23 @@ the module names (a table, a template), and what pyproject.toml declares for a g
 
 import ast
 import hashlib
+import json
+import sys
 import tomllib
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sgpipe.errors import CodeError
+from sgpipe.runs.atomic import write_json
 
 VIEWS = ("sgpipe.tracking", "sgpipe.runs.closure", "sgpipe.runs.code")
 """What shows results or compares code; it never changes a result, so a stage does not depend on it."""
+KEPT = Path(".dvc/tmp/sgpipe-sources.json")
+"""What is known of files by their content, for the next process: to parse all files of a stage takes longer than to start it."""
+_MOST = 4000
+"""Contents kept; of more, those that the process met."""
+_LONGEST = 255
+"""Characters of a name."""
 
 
 class Source(NamedTuple):
@@ -30,6 +38,11 @@ class Closure(NamedTuple):
 
     files: tuple[str, ...]
     foreign: frozenset[str]
+
+
+def _may_name(text: str) -> bool:
+    """Whether a string may name a file or a group of entry points: what is kept of a file is less than the file."""
+    return len(text) <= _LONGEST and text.isprintable()
 
 
 def _is_text(node: Any) -> bool:
@@ -49,9 +62,46 @@ def _syntax(node: Any) -> Any:
     return node
 
 
-@cache
+_RULES = f"{sys.version_info[:2]} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
+_known: dict[str, Source] = {}
+"""By the hash of the rules and of a file's text."""
+_met: set[str] = set()
+_unkept: set[str] = set()
+
+
+def recall(root: Path) -> None:
+    """Take over what was kept in the repository at `root`; of a damaged file nothing."""
+    try:
+        kept = json.loads((root / KEPT).read_bytes())
+        _known.update({key: Source(frozenset(names), frozenset(said), digest) for key, (names, said, digest) in kept.items()})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return
+
+
+def keep(root: Path) -> None:
+    """Keep what was read of files that were not known, where there is a DVC repository at `root` that can be written."""
+    if not _unkept or not (root / ".dvc").is_dir():
+        return
+    chosen = _known if len(_known) <= _MOST else {key: _known[key] for key in _met}
+    try:
+        (root / KEPT).parent.mkdir(exist_ok=True)
+        write_json({key: [sorted(each.imports), sorted(each.strings), each.digest] for key, each in chosen.items()}, root / KEPT)
+    except OSError:
+        return
+    _unkept.clear()
+
+
 def _read(text: str, name: str) -> Source:
     """The facts of a Python file's text; `name` stands in errors."""
+    key = hashlib.sha256(f"{_RULES}\n{text}".encode()).hexdigest()
+    _met.add(key)
+    if key not in _known:
+        _known[key] = _parse(text, name)
+        _unkept.add(key)
+    return _known[key]
+
+
+def _parse(text: str, name: str) -> Source:
     try:
         tree = ast.parse(text, filename=name)
     except SyntaxError as error:
@@ -64,7 +114,7 @@ def _read(text: str, name: str) -> Source:
             if node.level:
                 raise CodeError(f"{name}:{node.lineno}: relative import; write the full module name")
             imports.update((str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _may_name(node.value):
             strings.add(node.value)
     return Source(frozenset(imports), frozenset(strings), hashlib.sha256(repr(_syntax(tree)).encode()).hexdigest())
 

@@ -19,7 +19,7 @@ from typing import Any
 from sgpipe.errors import CodeError
 from sgpipe.params.load import PARAMS, UNUSED, read_yaml
 from sgpipe.runs.atomic import write_json
-from sgpipe.runs.closure import import_closure, source_at
+from sgpipe.runs.closure import import_closure, keep, recall, source_at
 
 FOLDER = Path("outputs/code")
 LOCK = "requirements.lock"
@@ -175,7 +175,9 @@ def begin_stage(module: str, root: Path) -> None:
     `requirements.lock` says.
     """
     global _running
+    recall(root)
     now, recorded = code_of(module, root), code_file(module, root)
+    keep(root)
     if different := not_as_locked(now.libraries):
         said = [f"{name} {there} is installed and {LOCK} has {now.libraries[name]}" for name, there in different.items()]
         raise CodeError(f"{_shown(said)}: install what the lock says (`make venv`), or pin what is installed and run `dvc repro`")

@@ -110,11 +110,3 @@ def _make_whole(shard: Shard, folder: Path, make: Make, tick: Tick) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a finished file a second name, or a copy where the file systems differ: the state keeps its own until the end."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -23,6 +23,8 @@ from sgpipe.errors import StateError
 from sgpipe.runs.code import check_unchanged, code_of, installed
 from sgpipe.runs.progress import AGAIN, keeps
 
+SHARED = "SGPIPE_SHARED"
+"""Names the folder that `beside_cache` finds, for a process that outlives the workspace whose configuration says it."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -63,6 +65,8 @@ def _or_own(path: Path) -> Path:
 
 def beside_cache(root: Path) -> Path:
     """Parent of the DVC cache directory, whoever may write there; `root/.dvc` without a DVC repository."""
+    if named := os.environ.get(SHARED):
+        return Path(named)
     from dvc.config import Config
 
     dvc_dir = root / ".dvc"

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -87,9 +88,26 @@ def _recording(method: Method) -> Method:
         try:
             method(self, *given, **named)
         except Exception as error:
-            self._give_up(error)
+            self.give_up(error)
 
     return cast(Method, safe)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a run when its stage starts: nothing of it is looked up in the store, and all of it can be pickled."""
+
+    stage: str
+    experiment: str
+    """Name of the MLflow experiment."""
+    parameters: Mapping[str, Any]
+    """All of params.yaml."""
+    sections: Mapping[str, Any]
+    """Resolved sections that the stage reads, plain values."""
+    experiment_tags: Mapping[str, str]
+    tags: Mapping[str, str]
+    milliseconds: int
+    """When the stage started, since 1970."""
 
 
 class StageRun:
@@ -103,7 +121,8 @@ class StageRun:
         self._recorded: dict[str, int] | None = None
         """Of a continued run, the last step that was recorded before, by metric."""
 
-    def _give_up(self, error: Exception) -> None:
+    def give_up(self, error: Exception) -> None:
+        """Say once why no more is recorded; from now on nothing is."""
         why = str(error) if isinstance(error, SgpipeError) else one_line(error)
         print(
             f"warning: stage {self._stage} is no longer recorded in MLflow ({why}); results are not affected; "
@@ -128,14 +147,15 @@ class StageRun:
             log_params(self._client, self._parent_id, parameters)
 
     @_recording
-    def _open(self, experiment_id: str, tags: Mapping[str, str], parameters: Mapping[str, Any]) -> None:
+    def _open(self, experiment_id: str, tags: Mapping[str, str], parameters: Mapping[str, Any], milliseconds: int) -> None:
         """Continue the interrupted run of the same work, or create one."""
         assert self._alive is not None
         tags = {**tags, experiment.PARENT: self._parent_id, "sgpipe.lock": self._alive.token}
         fingerprint = tags.get("sgpipe.fingerprint")
         found = fingerprint and experiment.find_interrupted(self._client, experiment_id, self._stage, fingerprint)
         if not found:
-            self._run_id = self._client.create_run(experiment_id, run_name=self._stage, tags=tags).info.run_id
+            created = self._client.create_run(experiment_id, start_time=milliseconds, run_name=self._stage, tags=tags)
+            self._run_id = created.info.run_id
             self.log_params(parameters)
             return
         from mlflow.entities import RunTag
@@ -155,11 +175,13 @@ class StageRun:
         return step > self._recorded[name]
 
     @_recording
-    def log_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Queue metrics of one training step; they are sent in batches. Steps that a continued run has already are left out."""
+    def log_step(self, step: int, values: Mapping[str, float], milliseconds: int | None = None) -> None:
+        """Queue metrics of one training step, of this time or another; they are sent in batches. Steps that a continued run has
+        already are left out.
+        """
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        now = int(time.time() * 1000) if milliseconds is None else milliseconds
         named = {metric_name(key): float(value) for key, value in values.items()}
         self._pending += [Metric(name, value, now, step) for name, value in named.items() if self._is_new(name, step)]
         if len(self._pending) >= BATCH or time.monotonic() - self._flushed >= FLUSH_SECONDS:
@@ -226,9 +248,9 @@ class StageRun:
             log_model(self._client, self._run_id, folder, loader, name, step, settings, params)
 
     @_recording
-    def _terminate(self, status: str, error: BaseException | None) -> None:
+    def _terminate(self, status: str, error: str | None) -> None:
         if error is not None:
-            self._client.set_tag(self._run_id, "sgpipe.error", f"{type(error).__name__}: {error}"[:5000])
+            self._client.set_tag(self._run_id, "sgpipe.error", error[:5000])
         self._client.set_terminated(self._run_id, status)
 
     @_recording
@@ -237,7 +259,8 @@ class StageRun:
             run = self._client.get_run(self._run_id)
             experiment.settle(self._client, run.info.experiment_id, self._parent_id)
 
-    def _end(self, status: str, root: Path, error: BaseException | None = None) -> None:
+    def end(self, status: str, root: Path, error: str | None = None) -> None:
+        """Send what is queued, and set the final status of the run and of its experiment; `error` becomes a tag."""
         self.flush()
         self._terminate(status, error)
         if self._alive is not None:
@@ -245,17 +268,16 @@ class StageRun:
         self._settle(root)
 
 
-def _begin(
+def _describe(
     stage: str, sections: Mapping[str, Any], inputs: Iterable[Path], params: Path, root: Path, fingerprint: str | None
-) -> StageRun:
+) -> Description | None:
+    """None where tracking is off."""
     everything = read_yaml(params)
     tracking = read_section(params, "tracking", Tracking)
     if not tracking.enabled:
-        return StageRun()
+        return None
     plain = {name: to_builtins(section) for name, section in sections.items()}
-    tags = experiment.experiment_tags(root, everything)
-    client, experiment_id = open_store(root, tracking.experiment)
-    own = {
+    tags = {
         "sgpipe.kind": "stage",
         "dvc.stage": stage,
         "sgpipe.config": config_hash(plain),
@@ -263,9 +285,16 @@ def _begin(
         **{f"input.{path.as_posix()}"[:250]: file_hash(path)[:16] for path in inputs if path.exists()},
         **({} if fingerprint is None else {"sgpipe.fingerprint": fingerprint}),
     }
-    run = StageRun(client, stage, Alive(root))
-    run._join(root, experiment_id, tags, everything)
-    run._open(experiment_id, {**tags, **own}, plain)
+    shared = experiment.experiment_tags(root, everything)
+    return Description(stage, tracking.experiment, everything, plain, shared, tags, int(time.time() * 1000))
+
+
+def open_run(described: Description, root: Path) -> StageRun:
+    """The run of a stage in the store, in this process. Raises `TrackingError` where the store cannot be opened."""
+    client, experiment_id = open_store(root, described.experiment)
+    run, shared = StageRun(client, described.stage, Alive(root)), described.experiment_tags
+    run._join(root, experiment_id, shared, described.parameters)
+    run._open(experiment_id, {**shared, **described.tags}, described.sections, described.milliseconds)
     return run
 
 
@@ -277,22 +306,25 @@ def track(
     params: Path = Path("params.yaml"),
     root: Path = Path(),
     fingerprint: str | None = None,
+    opened: Callable[[Description, Path], StageRun] = open_run,
 ) -> Iterator[StageRun]:
     """Record the body as a run of `stage` with its resolved parameter `sections` and the hashes of its `inputs`.
 
     The run ends FINISHED, or FAILED with the error as a tag when the body raises; the error goes on to the caller. A stage that
     keeps working state gives its `fingerprint`: started again after a kill or an error, it continues its run, curves included.
+    Stages record with `sgpipe.tracking.recorder.record`, which is the same from a process of its own.
     """
+    run = StageRun(stage=stage)
     try:
-        run = _begin(stage, sections, inputs, params, root, fingerprint)
+        if (described := _describe(stage, sections, inputs, params, root, fingerprint)) is not None:
+            run = opened(described, root)
     except ParamsError:
         raise
     except Exception as error:
-        run = StageRun(stage=stage)
-        run._give_up(error)
+        run.give_up(error)
     try:
         yield run
     except BaseException as error:
-        run._end("FAILED", root, error)
+        run.end("FAILED", root, f"{type(error).__name__}: {error}")
         raise
-    run._end("FINISHED", root)
+    run.end("FINISHED", root)

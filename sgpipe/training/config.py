@@ -153,7 +153,11 @@ class Train(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="decay of the averaged weights that are exported; null exports the last ones"),
     ] = None
     precision: Annotated[
-        Literal["float32", "bfloat16"], Meta(description="of matrix products in training; weights keep theirs")
+        Literal["float32", "bfloat16", "auto"],
+        Meta(
+            description="of matrix products in training; weights keep theirs; auto takes what two seconds of them are faster in on "
+            "this machine, which `outputs/resolved` and the arm's metrics then name"
+        ),
     ] = "bfloat16"
     attention: Annotated[
         Literal["native", "math"],

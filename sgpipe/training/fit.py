@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from sgpipe.arms.adapter import build, save_adapter
@@ -21,6 +22,7 @@ from sgpipe.attention_maps.options import MapOptions
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.images import decode
+from sgpipe.optim.compiled import keep_compiled
 from sgpipe.runs.atomic import atomic_path, new_folder
 from sgpipe.runs.processes import Processes
 from sgpipe.tracking.run import StageRun
@@ -30,6 +32,7 @@ from sgpipe.training.examples import Data, Example, check_prompts
 from sgpipe.training.loop import Training
 from sgpipe.training.objective import Objective, Probe
 
+Images = NDArray[np.uint8]
 COLUMNS = ("base", "graph", "swapped", "empty")
 
 
@@ -40,15 +43,22 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
 
 
 @torch.no_grad()
-def draw_samples(model: ArmModel, data: Data, train: Train, vae: Any, resolution: int, path: Path) -> None:
+def draw_samples(
+    model: ArmModel, data: Data, train: Train, vae: Any, resolution: int, path: Path, known: dict[str, Images] | None = None
+) -> None:
     """Write one sheet of sample images, without dropout: a row per triple, the columns of `COLUMNS`.
 
-    The noise is the same in a row and in every sheet.
+    The noise is the same in a row and in every sheet, and so are the base's images: with `known` they are sampled for the first
+    sheet alone.
     """
+    known = {} if known is None else known
     examples = spread(data.held_out, train.validation.images)
     kind, columns = chosen_condition(train, model.mode), []
     sampling = (range(len(examples)), resolution, train.validation.steps, train.guidance)
     for name in COLUMNS:
+        if name in known:
+            columns.append(known[name])
+            continue
         said = spoken(name, examples, kind, model.mode)
         prompts = data.prompts.get(said.texts)
         with model.evaluating(), model.off() if name == "base" else nullcontext():
@@ -57,6 +67,8 @@ def draw_samples(model: ArmModel, data: Data, train: Train, vae: Any, resolution
             else:
                 latents = model.sample(model.condition(said.graphs, said.texts, prompts, data.names), prompts, *sampling)
         columns.append(np.concatenate(list(decode(model.denoiser.family, vae, latents))))
+        if name == "base":
+            known[name] = columns[-1]
     with atomic_path(path) as temporary:
         Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, format="PNG")
 
@@ -69,6 +81,7 @@ def prepare(model: ArmModel, arm: Arm) -> None:
         transformer.enable_gradient_checkpointing()
     transformer.train(model.adapter.dropout > 0)
     if arm.train.compile:
+        keep_compiled()
         # one shape that stays is compiled for itself; of several, the second is compiled for all
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False if model.denoiser.family.fixed_length else None)
 

@@ -171,3 +171,11 @@ def test_lora_names_its_targets() -> None:
     for targets, message in ((["to_x"], r"lora\.targets.*valid: to_q"), (["to_q", "to_q"], r"name each once")):
         with pytest.raises(ParamsError, match=message):
             decode("lora", {"blocks": "7..12", "targets": targets}, Lora, "params.yaml")
+
+
+@pytest.mark.parametrize("found", ["float32", "bfloat16"])
+def test_precision_auto_is_what_this_machine_is_faster_in(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    """Named or measured, one meaning has one spelling; a choice stands in the resolved file, which a resumed training reads."""
+    monkeypatch.setattr("sgpipe.optim.precision.choose", lambda device: found)
+    measured = plain(train=replace(TRAIN, precision="auto"))
+    assert measured == plain(train=replace(TRAIN, precision=found)) and json.loads(measured)["train"]["precision"] == found

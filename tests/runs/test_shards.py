@@ -10,10 +10,10 @@ import torch
 
 from sgpipe.errors import DataError, ParamsError, StateError
 from sgpipe.runs import processes
-from sgpipe.runs.atomic import new_folder
+from sgpipe.runs.atomic import link, new_folder
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import Processes, launch, pick_device
-from sgpipe.runs.shards import cut, link, run_shards, shared_state
+from sgpipe.runs.shards import cut, run_shards, shared_state
 
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)

@@ -99,11 +99,11 @@ def test_the_optional_inputs_are_recorded_too(tmp_path: Path, repo_root: Path, m
     recorded: list[Path] = []
 
     @contextmanager
-    def track(stage: str, sections: object, inputs: list[Path]) -> Iterator[StageRun]:
+    def record(stage: str, sections: object, inputs: list[Path]) -> Iterator[StageRun]:
         recorded.extend(inputs)
         yield StageRun()
 
-    monkeypatch.setattr(canonicalize, "track", track)
+    monkeypatch.setattr(canonicalize, "record", record)
     monkeypatch.chdir(tmp_path)
     root = repo_root / "tests/data/visual_genome/v1_4"
     Path("splits.json").write_text('{"train": [11]}')

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgpipe.arms.adapter import load_adapter
 from sgpipe.arms.model import ArmModel
+from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.loading import load_module
 from sgpipe.training.config import Losses, Optimiser, Times, Validation
 from sgpipe.training.controls import measure
@@ -121,3 +122,26 @@ def test_a_loaded_adapter_is_never_in_training_mode(loaded: ArmModel) -> None:
     parts = (loaded.denoiser.transformer, *loaded.adapter.modules())
     assert len(parts) == 2
     assert not [module for part in parts for module in part.modules() if module.training]
+
+
+def test_the_base_is_sampled_for_the_first_sheet_alone(
+    world: World, data: Data, loaded: ArmModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the second sheet is the same to the byte as one that samples it again."""
+    vae, forwards = load_module(world.backbone, "vae"), [0]
+    known: dict[str, Any] = {}
+    plain = Denoiser.velocity
+
+    def counting(*given: Any, **named: Any) -> Tensor:
+        forwards[0] += 1
+        return plain(*given, **named)
+
+    monkeypatch.setattr(Denoiser, "velocity", counting)
+    taken = []
+    for name, kept in (("first", known), ("second", known), ("alone", None)):
+        forwards[0] = 0
+        draw_samples(loaded, data, TRAIN, vae, SIDE, tmp_path / f"{name}.png", kept)
+        taken.append(forwards[0])
+    steps = TRAIN.validation.steps
+    assert taken == [4 * steps, 3 * steps, 4 * steps]
+    assert len({(tmp_path / f"{name}.png").read_bytes() for name in ("first", "second", "alone")}) == 1

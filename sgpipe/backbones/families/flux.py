@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -67,6 +66,8 @@ def _single_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Block
 
 def rotate(keys: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
     """Image rows stand at the end of the joint sequence [text, image]; text, and concepts, at position 0, the identity."""
+    from diffusers.models.embeddings import apply_rotary_emb
+
     return apply_rotary_emb(keys, tuple(part[-keys.shape[1] :] for part in positions), sequence_dim=1)
 
 

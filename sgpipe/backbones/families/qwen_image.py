@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -110,8 +109,14 @@ def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor
     return args[3:5] if args else (kwargs["temb"], kwargs["image_rotary_emb"])
 
 
+def _rotated(rows: Tensor, frequencies: Tensor) -> Tensor:
+    from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
+
+    return apply_rotary_emb_qwen(rows, frequencies, use_real=False)
+
+
 def _rotate(keys: Tensor, positions: tuple[Tensor, Tensor]) -> Tensor:
-    return apply_rotary_emb_qwen(keys, positions[0], use_real=False)
+    return _rotated(keys, positions[0])
 
 
 class QwenTap(JointBlockTap):
@@ -123,7 +128,7 @@ class QwenTap(JointBlockTap):
         ConceptAttention gives concepts the position of text. In FLUX that is 0; here 0 is the image's centre, where no text row
         was in training, and whose queries would favour the centre. One position for all, so that concepts stay a set.
         """
-        return apply_rotary_emb_qwen(rows, positions[1][:1], use_real=False)
+        return _rotated(rows, positions[1][:1])
 
     def modulated(self, rows: Tensor, conditioning: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         shift, scale, *modulation = self.block.txt_mod(conditioning).chunk(6, dim=-1)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -48,6 +47,11 @@ class MaskedJointAttention:
     _attention_backend: Any = None
     _parallel_config: Any = None
 
+    def __init__(self) -> None:
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        self._attend = dispatch_attention_fn
+
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -69,7 +73,7 @@ class MaskedJointAttention:
             rows = [torch.cat(pair, dim=2) for pair in zip(rows, text, strict=True)]
         query, key, value = (part.transpose(1, 2) for part in rows)
         mask = attention_mask if encoder_hidden_states is not None else None
-        out = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self._attention_backend).flatten(2)
+        out = self._attend(query, key, value, attn_mask=mask, backend=self._attention_backend).flatten(2)
         image_out = attn.to_out[1](attn.to_out[0](out[:, : hidden_states.shape[1]]))
         if encoder_hidden_states is None:
             return image_out

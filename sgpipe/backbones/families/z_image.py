@@ -16,7 +16,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -59,6 +58,13 @@ class _Positions(NamedTuple):
 
     image: Tensor
     concepts: Tensor
+
+
+def _padded(patches: int) -> int:
+    """Image rows of a layer, whose number the transformer rounds up."""
+    from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
+
+    return patches + -patches % SEQ_MULTI_OF
 
 
 def rotate(rows: Tensor, frequencies: Tensor) -> Tensor:
@@ -107,7 +113,7 @@ class ZImageTap:
         looks = self.block.layer_id == 0 and not frequencies.is_meta
         if looks and patches != (found := int((frequencies[0, :, 0] == frequencies[0, 0, 0]).sum())):
             raise ValueError(f"grid: got {patches} patches; valid: H × W = {found}, the forward's image tokens")
-        text = patches + -patches % SEQ_MULTI_OF
+        text = _padded(patches)
         positions = _Positions(frequencies[:, :patches], frequencies[:, text : text + 1])
         return BlockCall(given["adaln_input"], positions, slice(patches))
 
@@ -251,7 +257,7 @@ class ZImage(Family):
 
     def image_rows(self, patches: int, rows: int) -> slice:
         """The first, with the image's padding."""
-        return slice(0, patches + -patches % SEQ_MULTI_OF)
+        return slice(0, _padded(patches))
 
     def taps(self, transformer: Any) -> JointTaps:
         """The shared layers; the refiners of image and of text, where the other is not, have no maps."""
