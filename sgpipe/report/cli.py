@@ -52,18 +52,30 @@ def localisation_command(
     outputs: Annotated[Path, typer.Option(help="folder with word_probes and localisation, for the ranks of blocks")] = Path(
         "outputs"
     ),
+    figure: Annotated[Path, typer.Option(help="PNG to write: every method by block")] = Path("docs/images/localisation.png"),
     resamples: Annotated[int, typer.Option(min=100, help="bootstrap resamples of triples")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="seed of the resamples")] = 0,
 ) -> None:
-    """Write metrics/localisation_table.json, where relations are read, written and used by block, and print it; what was not
-    measured is left out.
+    """Write metrics/localisation_table.json, where relations are read, written and used by block, and a figure; print the table.
+
+    What was not measured is left out.
     """
     import polars as pl
 
     from sgpipe.attention_maps.config import Maps
     from sgpipe.backbones.config import Backbone
     from sgpipe.evaluation.arms import read_metrics
-    from sgpipe.localisation.table import group_rows, of_patching, of_words, of_zeroed_text, rank_correlations, verdict
+    from sgpipe.localisation.block_figure import draw_blocks, panels
+    from sgpipe.localisation.table import (
+        group_rows,
+        of_entry,
+        of_patching,
+        of_words,
+        of_zeroed_text,
+        rank_correlations,
+        verdict,
+        verdict_sentence,
+    )
     from sgpipe.params.load import read_params
     from sgpipe.report.tables import localisation as joint_table
     from sgpipe.runs.atomic import DIGITS, write_json
@@ -81,11 +93,18 @@ def localisation_command(
         methods["object_probe"] = of_words(pl.read_parquet(gains), "object", resamples, seed)
     if (effects := outputs / "localisation/effects.parquet").is_file():
         moved, samples = pl.read_parquet(effects), pl.read_parquet(outputs / "localisation/samples.parquet")
-        methods["text_zeroing"] = of_zeroed_text(samples, resamples, seed + 1)
-        methods |= {f"patching_{rows}": of_patching(moved, rows, resamples, seed + 2) for rows in ("text", "image")}
-    rows = group_rows(groups, *(read_metrics(path) if path.is_file() else {} for path in parts))
-    found = {"rows": rows, "correlations": rank_correlations(methods), "verdict": verdict(rows)}
+        methods["text_zeroing"] = of_zeroed_text(samples, resamples, seed)
+        patched = set(moved["rows"].unique())
+        methods |= {f"patching_{rows}": of_patching(moved, rows, resamples, seed) for rows in ("text", "image") if rows in patched}
+    if (placed := metrics / "placement.parquet").is_file():
+        methods["entry"] = of_entry(pl.read_parquet(placed), resamples, seed)
+    measured = [read_metrics(path) if path.is_file() else {} for path in parts]
+    rows = group_rows(groups, *measured)
+    said = verdict(rows)
+    found = {"rows": rows, "correlations": rank_correlations(methods), "verdict": said, "sentence": verdict_sentence(said)}
     write_json(found, metrics / "localisation_table.json", DIGITS)
+    if shown := panels(groups, *measured[1:]):
+        draw_blocks(shown, groups, backbone.double_blocks, backbone.double_blocks + backbone.single_blocks, figure)
     print(joint_table(found).markdown())
 
 
