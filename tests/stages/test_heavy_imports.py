@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "graph_encoder": {*DENOISING, "open_clip", "polars", "scipy"},
     "headline": set(),
     "judge": {"accelerate", "torch"},
-    "localise": {*DENOISING, "peft", "polars", "scipy"},
+    "localise": {*DENOISING, "polars", "scipy"},
     "negatives": set(),
     "probe": {*DENOISING, "scipy", "sklearn"},
     "probe_table": {"matplotlib"},
@@ -64,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "saliency": DENOISING,
     "saliency_noised": DENOISING,
     "saliency_sheets": DENOISING | {"matplotlib"},
-    "train_lora": DENOISING | {"peft"},
+    "train_lora": DENOISING,
     "train_sgdiff": DENOISING,
 }
 """What a stage may import of `HEAVY` before it does anything; what it needs only sometimes, it imports then."""
