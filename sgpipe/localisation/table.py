@@ -27,6 +27,8 @@ COLUMNS: Final = {
 }
 """Methods, in the order of the table's columns; more always speaks for the group."""
 _QUANTILES: Final = (0.025, 0.975)
+FEWEST_BLOCKS: Final = 5
+"""Fewer blocks have the same order by chance too often for a sentence on two methods."""
 LORA, ENTER, ALL = "lora-", "enter-", "all"
 """Names of placements (`placement`): LoRA on a layer group, tokens that enter at a block; LoRA on all groups."""
 
@@ -113,7 +115,7 @@ def _spearman(one: Floats, other: Floats) -> Floats:
 def rank_correlations(methods: Mapping[str, Measured]) -> list[dict[str, Any]]:
     """Spearman's ρ of each two methods over the blocks that both have, with its interval.
 
-    Left out are two with fewer than 3 such blocks, and one whose figures are all equal, which has no ranks.
+    Left out are two with fewer than `FEWEST_BLOCKS` such blocks, and one whose figures are all equal, which has no ranks.
     """
     found = []
     for (name, one), (other, two) in combinations(methods.items(), 2):
@@ -121,7 +123,7 @@ def rank_correlations(methods: Mapping[str, Measured]) -> list[dict[str, Any]]:
             block for block in one.blocks if block in two.blocks
             and np.isfinite(one.values[one.blocks.index(block)]) and np.isfinite(two.values[two.blocks.index(block)])
         ]  # fmt: skip
-        if len(common) < 3:
+        if len(common) < FEWEST_BLOCKS:
             continue
         places = [[each.blocks.index(block) for block in common] for each in (one, two)]
         value = float(_spearman(one.values[places[0]], two.values[places[1]]))

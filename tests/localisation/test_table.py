@@ -97,6 +97,8 @@ def test_ranks_agree_contradict_or_tell_nothing() -> None:
     assert none["rho_low"] < 0 < none["rho_high"] and "not told apart" in none["sentence"]
     other = Measured((20, 21), np.zeros(2), np.zeros((300, 2)))
     assert rank_correlations({"object_probe": measured(1, 1, 0), "text_zeroing": other}) == []
+    few = Measured.of(range(4, 8), np.arange(160.0).reshape(40, 4), np.ones((40, 4)), 300, 0)
+    assert rank_correlations({"object_probe": measured(1, 1, 0), "entry": few}) == [], "of four blocks nothing is said"
     same = Measured.of(range(8), np.ones((40, 8)), np.ones((40, 8)), 300, 0)
     assert rank_correlations({"object_probe": measured(1, 1, 0), "text_zeroing": same}) == [], "equal figures have no ranks"
 
