@@ -11,7 +11,7 @@ export PYTHONUNBUFFERED := 1
 .PHONY: help venv data repro sweep placement check test bench lint types clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "%-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## create .venv from requirements.lock
 
