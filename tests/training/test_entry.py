@@ -89,7 +89,6 @@ def test_control_losses_share_the_prefix_to_rounding(world: World, base: float |
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_compiled_blocks_train_with_a_shared_prefix_as_eager_ones(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
