@@ -8,10 +8,10 @@ export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv data repro sweep check test bench lint types clean
+.PHONY: help venv data repro sweep placement check test bench lint types clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "%-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## create .venv from requirements.lock
 
@@ -55,6 +55,10 @@ sweep: data ## every arm and the predecessor's recipe with three training seeds 
 	  if [ $$free -gt 0 ] && echo "$$left" | grep -q ' Queued'; then "$(BIN)/python" -m dvc queue start --jobs $$free >/dev/null; fi; \
 	  sleep 30; done # a worker may end before the queue does, and DVC does not count a busy one
 	"$(BIN)/sgpipe" report sweep 'arms*' --beside 'predecessor=predecessor*' --seeds '$(SWEEP_SEEDS)'
+
+placement: data ## LoRA and token entry by block at a small budget, from three training seeds; a second call goes on where one was stopped
+	"$(BIN)/python" -m dvc repro negatives cache_prompts cache_negative_prompts cache_latents
+	"$(BIN)/sgpipe" placement
 
 lint: $(STAMP)
 	"$(BIN)/python" -m ruff check .

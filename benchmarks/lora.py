@@ -9,6 +9,10 @@
   enter at block 0; time and memory. `shared_prefix_loss_difference`: the largest of a loss part from two forwards
   without a shared prefix.
 - `control_losses`: the control losses of one validation with tokens that enter there, over those with tokens at block 0.
+- `…_flops_ratio`, `…_kept_ratio`: the same of work that no machine changes: FLOPs of matrix products, and bytes that autograd
+  keeps for the backward, of an eager step. Of k blocks of equal size, of which tokens enter at the ℓ-th, forwards of g⁺ and g⁻ from
+  there on and a shared one before are (2(k − ℓ) + ℓ) / 2k of a forward, and the backward is (k − ℓ) / k of one: 0.75 of both for
+  ℓ = 7 of 21. Control losses are (5(k − ℓ) + ℓ) / 6k: 0.61.
 
 The model and data are those of params.yaml. Run `python -m benchmarks.lora`; `--check` fails above 1.03 × the time, 1.05 × the
 memory, 2 % of waiting or 8 minutes, and above 0.7 × the time and 0.75 × the memory with a shared prefix, 0.5 × for control losses.
@@ -28,6 +32,7 @@ from typing import Annotated
 import torch
 import typer
 from msgspec.structs import replace
+from torch.utils.flop_counter import FlopCounterMode
 
 from sgpipe.arms.adapter import build
 from sgpipe.arms.kinds.base import Sections
@@ -123,6 +128,37 @@ def loss_difference(training: Training) -> float:
     return max(float((parts[name] - each).abs().max()) for name, each in zip(("flow", "negative"), alone, strict=True))
 
 
+def counted(training: Training, step: Callable[[], None]) -> dict[str, int]:
+    """FLOPs of an eager step, and the bytes that autograd keeps for its backward, without the weights themselves."""
+    weights = {each.untyped_storage().data_ptr() for each in training.model.denoiser.transformer.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.compiler.set_stance("force_eager"),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        FlopCounterMode(display=False) as counter,
+    ):
+        step()
+    return {"flops": counter.get_total_flops(), "kept": sum(kept.values())}
+
+
+def work_ratios(training: Training, late: Training) -> dict[str, float]:
+    """Work with a shared prefix over work without: of a step, and of control losses."""
+    bare, shared = counted(training, bare_step(training)), counted(late, loop_step(late))
+    today, validated = (counted(each, control_losses(each)) for each in (training, late))
+    return {
+        "shared_prefix_flops_ratio": shared["flops"] / bare["flops"],
+        "shared_prefix_kept_ratio": shared["kept"] / bare["kept"],
+        "control_losses_flops_ratio": validated["flops"] / today["flops"],
+    }
+
+
 def paired(steps: dict[str, Callable[[], None]], pairs: int) -> dict[str, list[float]]:
     """Seconds of each step, taken by turns in alternating order."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -153,6 +189,7 @@ def main(
     enter: Annotated[int, typer.Option(min=1, help="block at which tokens enter behind a shared prefix")] = 7,
     out: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/lora_cost.json"),
     check: Annotated[bool, typer.Option("--check", help="fail if a bar is missed")] = False,
+    count: Annotated[bool, typer.Option("--count", help="count work alone and print it; measure and write nothing")] = False,
 ) -> None:
     """Measure, print, write."""
     makers: dict[str, Callable[[Path], Callable[[], None]]] = {
@@ -168,6 +205,10 @@ def main(
             print(json.dumps({"peak": peak_memory(pick_device("auto", 0))}))
             return
         training, late = open_training(params, Path(folder)), open_training(params, Path(folder), enter)
+        worked = work_ratios(training, late)
+        if count:
+            print(json.dumps(worked))
+            return
         steps = {"bare": bare_step(training), "loop": loop_step(training)}
         begun = time.perf_counter()
         for step in steps.values():
@@ -198,6 +239,7 @@ def main(
         "shared_prefix_memory_ratio": memory["shared"] / memory["bare"],
         "shared_prefix_loss_difference": differs,
         "control_losses_ratio": ratio_of(validated, "shared", "today"),
+        **worked,
         "warm_up_seconds": warm,
         "training_steps": training.engine.steps,
         "training_seconds": warm + median * training.engine.steps,

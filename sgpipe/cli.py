@@ -13,7 +13,7 @@ from sgpipe.datasets.cli import app as data_app
 from sgpipe.doctor.cli import doctor
 from sgpipe.errors import SgpipeError
 from sgpipe.fetch.cli import app as fetch_app
-from sgpipe.localisation.cli import localise
+from sgpipe.localisation.cli import localise, placement
 from sgpipe.playground.cli import playground
 from sgpipe.report.adapter_cli import app as adapter_app
 from sgpipe.report.cli import app as report_app
@@ -51,6 +51,7 @@ app.command("playground")(playground)
 app.command("compose")(compose)
 app.command("maps")(maps)
 app.command("localise")(localise)
+app.command("placement")(placement)
 app.command("study")(study)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print it as JSON")]

@@ -127,7 +127,7 @@ def attach(transformer: Any, names: Sequence[str], lora: Lora, seed: int, adapte
     transformer.requires_grad_(False)
     if not names:
         return {}
-    from peft import LoraConfig
+    from peft import LoraConfig  # takes seconds, and only what carries LoRA needs it
 
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(names), bias="none")
     transformer.add_adapter(config, adapter_name=adapter)

@@ -1,4 +1,4 @@
-"""`sgpipe localise`: one example as a heat map."""
+"""`sgpipe localise`: one example as a heat map; `sgpipe placement`: short trainings of an arm at several places."""
 
 from pathlib import Path
 from typing import Annotated
@@ -67,11 +67,90 @@ def localise(
     out.parent.mkdir(parents=True, exist_ok=True)
     case = items[0].case
     positive, negative = told.texts[0], told.texts[len(items)]
-    said = (
-        f"{positive!r}\ninto {negative!r}" if positive != negative else f"{case.graph}  into  {case.negative_graph}\n{positive!r}"
-    )
-    title = f"{said}, {count} noises"
+    apart = positive != negative
+    runs_told = (positive, negative) if apart else (str(case.graph), str(case.negative_graph))
+    said = "What a block hands on, copied from the run told “{}”\ninto the run told “{}”".format(*runs_told)
+    prompt_told = "" if apart else f"\nboth under “{positive}”"
+    title = f"{said}{prompt_told}; {count} noise{'s' * (count > 1)}"
     with progress(len(runs.active) * len(indices), "patching", "block"):
         found = effect_maps(runs, indices, kinds)
     draw(found, labels, [runs.times[step] for step in runs.active], title, out)
     print(out)
+
+
+def placement(
+    params: Annotated[Path, typer.Option(help="parameter file")] = Path("params.yaml"),
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the train triples: the budget")] = 4,
+    seeds: Annotated[str, typer.Option(help="training seeds, with commas; one gives no interval of another training")] = "0,1,2",
+    enter: Annotated[
+        str | None, typer.Option(help="blocks at which tokens enter, with commas; by default the first of each layer group")
+    ] = None,
+    triples: Annotated[int | None, typer.Option(min=1, help="train triples, evenly spread; by default all")] = None,
+    pairs: Annotated[int | None, typer.Option(min=2, help="val triples that are sampled; by default all that swap roles")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16; by default train.precision")] = None,
+    out: Annotated[Path, typer.Option(help="metrics file to write; what each image shows is written beside it as .parquet")] = Path(
+        "metrics/placement.json"
+    ),
+) -> None:
+    """Train LoRA on each layer group, and with tokens that enter at each block, at a small budget from several training seeds.
+
+    Run the same command again after an interruption: finished trainings stay.
+    """
+    from sgpipe.arms.kinds.base import Sections
+    from sgpipe.backbones.families import read_layout
+    from sgpipe.backbones.source import locate
+    from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table
+    from sgpipe.errors import ParamsError
+    from sgpipe.evaluation.sampling_plan import read_evaluation_triples
+    from sgpipe.localisation.pairs import items_of
+    from sgpipe.localisation.placement import Trials, budgeted, limited, placement_figures, placement_samples, placements
+    from sgpipe.params.load import decode, to_builtins
+    from sgpipe.params.show import load_all
+    from sgpipe.runs.command import write_metrics
+    from sgpipe.runs.processes import start
+    from sgpipe.runs.shards import shared_state
+    from sgpipe.runs.state import fingerprint
+    from sgpipe.training.config import Train
+    from sgpipe.training.examples import Sources, read_data
+
+    def numbers(option: str, given: str) -> list[int]:
+        words = [word.strip() for word in given.split(",")]
+        if not all(word.isdigit() for word in words) or len(set(words)) < len(words):
+            raise ParamsError(f"{option}: got {given!r}; write different whole numbers with commas between, as 0,1,2")
+        return [int(word) for word in words]
+
+    training_seeds = numbers("--seeds", seeds)
+    sections = load_all(params)
+    backbone = sections["backbone"]
+    train = budgeted(sections["train"], epochs)
+    if precision is not None:
+        train = decode("train", {**to_builtins(train), "precision": precision}, Train, "--precision")
+    counts = backbone.double_blocks, backbone.single_blocks
+    groups = {name: group.resolve(*counts, f"maps.groups.{name}") for name, group in sections["maps"].groups.items()}
+    entries = [min(blocks) for blocks in groups.values()] if enter is None else numbers("--enter", enter)
+    layout = read_layout(locate(backbone, ("transformer", "vae", "scheduler")), backbone)
+    arms = placements(groups, entries, Sections.of({**sections, "train": train}), layout)
+    sources, processes = Sources(), start(sections["compute"])
+    cases = read_evaluation_triples(
+        read_table(sources.curated / "triples.parquet", TRIPLES), read_table(sources.negatives / "negatives.parquet", NEGATIVES)
+    )
+    items = items_of(cases, pairs, sections["localise"].seeds)
+    data = limited(read_data(sources, backbone), triples)
+    trials = Trials(
+        arms, training_seeds, items, data, backbone, sections["evaluate"], sections["judge"], processes, sections["compute"].offload
+    )
+    plain = trials.plain()
+    digest = fingerprint("sgpipe.localisation.placement", plain, sources.paths(), Path(), processes.device_kind)
+    with shared_state("placement", digest, Path(), processes) as state:
+        table = trials.run(state)
+        if processes.is_main:
+            found = placement_samples(table, arms, sections["judge"].headline, sections["statistics"])
+            figures = placement_figures(found, arms, len(data.train))
+            found.write(out.with_suffix(".parquet"))
+            write_metrics(figures, out, plain)
+            for kind, by_place in (("LoRA on", figures["lora"]), ("tokens enter at", figures["enter"])):
+                for place, each in by_place.items():
+                    value, *bounds = (each[f"direction_accuracy{end}"] for end in ("", "_low", "_high"))
+                    shown = ["–" if bound is None else f"{bound:.2f}" for bound in bounds]
+                    said = "no decided image" if value is None else f"{value:.2f} [{', '.join(shown)}]"
+                    print(f"{kind} {place}: direction accuracy {said}")

@@ -161,5 +161,6 @@ def _sampled(bootstrap: Bootstrap, seen: pl.DataFrame) -> dict[str, Any]:
         "images": accuracy.count,
         "objects_present": _share(bootstrap, seen, "present").value,
         "arranged": _share(bootstrap, seen, "arranged").value,
-        **bounds("distance", bootstrap.mean(_grid(seen, "distance"))),
+        # no share: of samples that are all the unpatched ones it is 0 for sure
+        **bounds("distance", bootstrap.function(lambda means: means[0], [_grid(seen, "distance")])),
     }

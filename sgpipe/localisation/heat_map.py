@@ -43,10 +43,12 @@ def draw(maps: Mapping[Rows, NDArray[np.float64]], blocks: Sequence[str], times:
         shown = axis.imshow(values, vmin=0, vmax=1, cmap=colours, aspect="auto", interpolation="nearest")
         for (row, column), value in np.ndenumerate(values):
             ink = "white" if not value > 0.6 else "black"
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=ink)
-        axis.set(title=f"{kind} rows", xlabel="time t", xticks=range(len(times)), xticklabels=[f"{t:.2f}" for t in times])
+            said = f"{round(value, 2) + 0.0:.2f}" if np.isfinite(value) else "–"
+            axis.text(column, row, said, ha="center", va="center", fontsize=6, color=ink)
+        axis.set(title="pooled vector" if kind == "pooled" else f"{kind} rows", xlabel="time t (1: noise)")
+        axis.set(xticks=range(len(times)), xticklabels=[f"{t:.2f}" for t in times])
     axes[0].set(ylabel="block", yticks=range(len(blocks)), yticklabels=blocks)
-    figure.colorbar(shown, ax=list(axes), label="effect: 0 none, 1 the donor's velocity")
+    figure.colorbar(shown, ax=list(axes), label="effect: 0 nothing changes, 1 the velocity of the run copied from")
     figure.suptitle(title, fontsize=9, wrap=True)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format="png", dpi=140, metadata={"Software": None})

@@ -1,10 +1,11 @@
 """One table for three questions: in which blocks a relation can be read, where it can be written, and where the generator uses it.
 
 Rows are layer groups, columns are methods, each figure with its 95 % interval. Over single blocks methods are compared by rank
-(Spearman 1904), with an interval by bootstrap over triples: each method's figure of a block is a ratio of two sums over triples,
-and the triples of different methods are resampled independently, as they are different triples.
+(Spearman 1904), with an interval by bootstrap over triples: each method's figure of a block is a ratio of two sums over triples.
+Methods that were measured on the same triples are resampled together, others independently.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -26,6 +27,10 @@ COLUMNS: Final = {
 }
 """Methods, in the order of the table's columns; more always speaks for the group."""
 _QUANTILES: Final = (0.025, 0.975)
+FEWEST_BLOCKS: Final = 5
+"""Fewer blocks have the same order by chance too often for a sentence on two methods."""
+LORA, ENTER, ALL = "lora-", "enter-", "all"
+"""Names of placements (`placement`): LoRA on a layer group, tokens that enter at a block; LoRA on all groups."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,10 @@ class Measured:
     resampled: Floats
 
     @classmethod
-    def of(cls, blocks: Sequence[int], numerators: Floats, denominators: Floats, resamples: int, seed: int) -> "Measured":
-        """Ratios of sums over triples of `[triples, blocks]`; NaN where a denominator is 0."""
+    def of(
+        cls, blocks: Sequence[int], numerators: Floats, denominators: Floats, resamples: int, seed: int | tuple[int, int]
+    ) -> "Measured":
+        """Ratios of sums over triples of `[triples, blocks]`; NaN where a denominator is 0. Equal seeds resample alike."""
         count = len(numerators)
         weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -50,14 +57,14 @@ def of_words(gains: pl.DataFrame, word: str, resamples: int, seed: int) -> Measu
     """Selectivity of the probes of a word by block, of rows `group`, `word`, `block`, `gain`; groups of triples are resampled."""
     own = gains.filter(pl.col("word") == word, pl.col("block") >= 0)
     sums = own.group_by("group", "block").agg(pl.col("gain").sum(), pl.len().alias("count")).sort("group", "block")
-    return _measured(sums, "group", "gain", "count", resamples, seed)
+    return _measured(sums, own["group"], "gain", "count", resamples, seed)
 
 
 def of_patching(effects: pl.DataFrame, rows: str, resamples: int, seed: int) -> Measured:
     """Denoising effect of these rows by block, of table `effects` of stage `localise`."""
     own = effects.filter(contrast="denoising", rows=rows)
     sums = own.group_by("triple_id", "block").agg(pl.col("projected").sum(), pl.col("squared").sum())
-    return _measured(sums, "triple_id", "projected", "squared", resamples, seed)
+    return _measured(sums, effects["triple_id"], "projected", "squared", resamples, seed)
 
 
 def of_zeroed_text(samples: pl.DataFrame, resamples: int, seed: int) -> Measured:
@@ -66,16 +73,29 @@ def of_zeroed_text(samples: pl.DataFrame, resamples: int, seed: int) -> Measured
     decided = own.filter(pl.col("positive").is_not_null() & pl.col("negative").is_not_null())
     turned = (pl.col("negative") > pl.col("positive")).cast(pl.Float64) + 0.5 * (pl.col("negative") == pl.col("positive"))
     sums = decided.group_by("triple_id", "block").agg(turned.sum().alias("turned"), pl.len().alias("count"))
-    return _measured(sums, "triple_id", "turned", "count", resamples, seed)
+    return _measured(sums, samples["triple_id"], "turned", "count", resamples, seed)
 
 
-def _measured(sums: pl.DataFrame, unit: str, above: str, below: str, resamples: int, seed: int) -> Measured:
-    blocks = sums["block"].unique().sort().to_list()
-    wide = [
-        sums.pivot("block", index=unit, values=name).sort(unit).select(str(block) for block in blocks).fill_null(0).to_numpy()
-        for name in (above, below)
-    ]
-    return Measured.of(blocks, wide[0].astype(float), wide[1].astype(float), resamples, seed)
+def of_entry(samples: pl.DataFrame, resamples: int, seed: int) -> Measured:
+    """Direction accuracy of g⁺ by the block at which tokens enter, over training seeds, of the samples of `sgpipe placement`."""
+    own = samples.filter(pl.col("condition") == "own", pl.col("arm").str.starts_with(ENTER) | (pl.col("arm") == f"{LORA}{ALL}"))
+    block = pl.when(pl.col("arm") == f"{LORA}{ALL}").then(pl.lit("0")).otherwise(pl.col("arm").str.strip_prefix(ENTER))
+    decided = own.filter("decided").with_columns(block.cast(pl.Int64).alias("block"))
+    sums = decided.group_by("triple_id", "block").agg(pl.col("right").cast(pl.Float64).sum(), pl.len().alias("count"))
+    return _measured(sums, samples["triple_id"], "right", "count", resamples, seed)
+
+
+def _measured(sums: pl.DataFrame, units: pl.Series, above: str, below: str, resamples: int, seed: int) -> Measured:
+    """Of sums by unit (triple or group) and block, over all `units`, also those without a sum; the same units resample alike."""
+    every, blocks = units.unique().sort(), sums["block"].unique().sort().to_list()
+
+    def wide(name: str) -> Floats:
+        columns = sums.pivot("block", index=units.name, values=name)
+        aligned = every.to_frame().join(columns, on=units.name, how="left", maintain_order="left").fill_null(0)
+        return aligned.select(str(block) for block in blocks).to_numpy().astype(float)
+
+    who = zlib.crc32("\n".join(map(str, every.to_list())).encode())
+    return Measured.of(blocks, wide(above), wide(below), resamples, (seed, who))
 
 
 def _ranks(values: Floats) -> Floats:
@@ -93,19 +113,24 @@ def _spearman(one: Floats, other: Floats) -> Floats:
 
 
 def rank_correlations(methods: Mapping[str, Measured]) -> list[dict[str, Any]]:
-    """Spearman's ρ of each two methods over the blocks that both have, with its interval; those with fewer than 3 are left out."""
+    """Spearman's ρ of each two methods over the blocks that both have, with its interval.
+
+    Left out are two with fewer than `FEWEST_BLOCKS` such blocks, and one whose figures are all equal, which has no ranks.
+    """
     found = []
     for (name, one), (other, two) in combinations(methods.items(), 2):
         common = [
             block for block in one.blocks if block in two.blocks
             and np.isfinite(one.values[one.blocks.index(block)]) and np.isfinite(two.values[two.blocks.index(block)])
         ]  # fmt: skip
-        if len(common) < 3:
+        if len(common) < FEWEST_BLOCKS:
             continue
         places = [[each.blocks.index(block) for block in common] for each in (one, two)]
+        value = float(_spearman(one.values[places[0]], two.values[places[1]]))
+        if not np.isfinite(value):
+            continue
         drawn = _spearman(one.resampled[:, places[0]], two.resampled[:, places[1]])
         low, high = np.nanquantile(drawn, _QUANTILES)
-        value = float(_spearman(one.values[places[0]], two.values[places[1]]))
         said = "agree" if low > 0 else "contradict each other" if high < 0 else "are not told apart from unrelated"
         found.append({
             "methods": [name, other], "blocks": len(common), "rho": value, "rho_low": float(low), "rho_high": float(high),
@@ -169,3 +194,15 @@ def verdict(rows: Sequence[Mapping[str, Any]], group: str = "middle") -> dict[st
         above = any(own[f"{column}_low"] > row[f"{column}_high"] for row in others)
         found[column] = "supported" if below else "contradicted" if above else "undecided"
     return found
+
+
+def verdict_sentence(said: Mapping[str, str], group: str = "middle") -> str:
+    """What the methods of `verdict` say of the inference, as one sentence; empty where none has intervals."""
+    if not said:
+        return ""
+    parts = []
+    for word in ("contradicted", "supported", "undecided"):
+        names = [COLUMNS[column].partition(":")[0] for column, each in said.items() if each == word]
+        by = "left open" if word == "undecided" else word
+        parts += [f"{by} by {', '.join(names)}"] if names else []
+    return f"That {group} blocks carry too little is {'; '.join(parts)} (of {len(said)} methods with intervals)."

@@ -53,23 +53,30 @@ def localisation_command(
     outputs: Annotated[Path, typer.Option(help="folder with word_probes and localisation, for the ranks of blocks")] = Path(
         "outputs"
     ),
+    figure: Annotated[Path, typer.Option(help="PNG to write: every method by block")] = Path("docs/images/localisation.png"),
     resamples: Annotated[int, typer.Option(min=100, help="bootstrap resamples of triples")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="seed of the resamples")] = 0,
 ) -> None:
-    """Write metrics/localisation_table.json, where relations are read, written and used by block, and print it; what was not
-    measured is left out.
+    """Write metrics/localisation_table.json, where relations are read, written and used by block, and a figure; print the table.
+
+    What was not measured is left out.
     """
     from sgpipe.attention_maps.config import Maps
     from sgpipe.backbones.config import Backbone
+    from sgpipe.localisation.block_figure import draw_blocks, panels
     from sgpipe.params.load import read_params
-    from sgpipe.report.localisation import PARTS, layer_groups, localisation_table
+    from sgpipe.report.localisation import PARTS, layer_groups, localisation_table, measured
     from sgpipe.report.tables import localisation as joint_table
     from sgpipe.runs.atomic import DIGITS, write_json
 
     if not any((metrics / f"{name}.json").is_file() for name in PARTS):
         raise SgpipeError(f"{metrics}: none of {', '.join(f'{name}.json' for name in PARTS)} is there; run `dvc repro localise`")
-    found = localisation_table(metrics, outputs, layer_groups(*read_params(Backbone, Maps)), resamples, seed)
+    backbone, maps = read_params(Backbone, Maps)
+    groups = layer_groups(backbone, maps)
+    found = localisation_table(metrics, outputs, groups, resamples, seed)
     write_json(found, metrics / "localisation_table.json", DIGITS)
+    if shown := panels(groups, *measured(metrics)[1:]):
+        draw_blocks(shown, groups, backbone.double_blocks, backbone.double_blocks + backbone.single_blocks, figure)
     print(joint_table(found).markdown())
 
 

@@ -9,7 +9,16 @@ import polars as pl
 from sgpipe.attention_maps.config import Maps
 from sgpipe.backbones.config import Backbone
 from sgpipe.evaluation.arms import read_metrics
-from sgpipe.localisation.table import group_rows, of_patching, of_words, of_zeroed_text, rank_correlations, verdict
+from sgpipe.localisation.table import (
+    group_rows,
+    of_entry,
+    of_patching,
+    of_words,
+    of_zeroed_text,
+    rank_correlations,
+    verdict,
+    verdict_sentence,
+)
 
 PARTS: Final = ("probes", "word_probes", "localisation", "placement")
 """Metrics files that the table has columns of."""
@@ -23,20 +32,30 @@ def layer_groups(backbone: Backbone, maps: Maps) -> dict[str, Sequence[int]]:
     }
 
 
+def measured(metrics: Path) -> list[dict[str, Any]]:
+    """The files of `PARTS` in a folder; empty for what is not there."""
+    paths = [metrics / f"{name}.json" for name in PARTS]
+    return [read_metrics(path) if path.is_file() else {} for path in paths]
+
+
 def localisation_table(
     metrics: Path, outputs: Path, groups: Mapping[str, Sequence[int]], resamples: int, seed: int
 ) -> dict[str, Any]:
-    """`rows`, `correlations` and `verdict` for `tables.localisation`; what was not measured is left out.
+    """`rows`, `correlations`, `verdict` and `sentence` for `tables.localisation`; what was not measured is left out.
 
-    `metrics` has the files of `PARTS`, `outputs` the folders word_probes and localisation, for the ranks of single blocks.
+    `metrics` has the files of `PARTS` and placement.parquet, `outputs` the folders word_probes and localisation, for the ranks of
+    single blocks.
     """
     methods = {}
     if (gains := outputs / "word_probes/gains.parquet").is_file():
         methods["object_probe"] = of_words(pl.read_parquet(gains), "object", resamples, seed)
     if (effects := outputs / "localisation/effects.parquet").is_file():
         moved, samples = pl.read_parquet(effects), pl.read_parquet(outputs / "localisation/samples.parquet")
-        methods["text_zeroing"] = of_zeroed_text(samples, resamples, seed + 1)
-        methods |= {f"patching_{rows}": of_patching(moved, rows, resamples, seed + 2) for rows in ("text", "image")}
-    parts = (metrics / f"{name}.json" for name in PARTS)
-    rows = group_rows(groups, *(read_metrics(path) if path.is_file() else {} for path in parts))
-    return {"rows": rows, "correlations": rank_correlations(methods), "verdict": verdict(rows)}
+        methods["text_zeroing"] = of_zeroed_text(samples, resamples, seed)
+        patched = set(moved["rows"].unique())
+        methods |= {f"patching_{rows}": of_patching(moved, rows, resamples, seed) for rows in ("text", "image") if rows in patched}
+    if (placed := metrics / "placement.parquet").is_file():
+        methods["entry"] = of_entry(pl.read_parquet(placed), resamples, seed)
+    rows = group_rows(groups, *measured(metrics))
+    said = verdict(rows)
+    return {"rows": rows, "correlations": rank_correlations(methods), "verdict": said, "sentence": verdict_sentence(said)}

@@ -330,9 +330,15 @@ def localisation(found: Mapping[str, Any]) -> Table:
     said = found["verdict"]
     rows.append(("“middle layers carry too little”", *(said.get(name, "–") for name in shown)))
     ranks = "; ".join(f"{each['sentence']} (ρ {with_interval(each, 'rho', 2)})" for each in found["correlations"])
-    note = "95 % intervals by bootstrap over triples or groups of them. " + (f"Ranks of blocks: {ranks}." if ranks else "")
+    parts = (
+        found.get("sentence", ""),
+        "95 % intervals by bootstrap over triples or groups of them; of placement over training seeds crossed with triples.",
+        f"Ranks of blocks: {ranks}." if ranks else "",
+    )
     caption = "Where the relation is read, written and used, by layer group"
-    return Table(caption, ("layer group", *(METHODS[name] for name in shown)), tuple(rows), note.strip())
+    return Table(
+        caption, ("layer group", *(METHODS[name] for name in shown)), tuple(rows), " ".join(part for part in parts if part)
+    )
 
 
 GRAPHS = {"positive": "g⁺", "negative": "g⁻", "empty": "empty graph", "shuffled": "another triple's graph"}

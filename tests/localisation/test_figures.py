@@ -60,6 +60,7 @@ def test_an_effect_is_the_ratio_of_sums_and_noising_follows_the_negative() -> No
     assert (
         found["null_effect"] == found["null_effect_largest"] == 0.0 and found["unpatched"]["positive"]["direction_accuracy"] == 1.0
     )
+    assert [found["unpatched"]["negative"][f"distance{end}"] for end in ("", "_low", "_high")] == [0, 0, 0], "a size, no share"
 
 
 def test_heads_are_found_on_one_half_and_asked_on_the_other() -> None:

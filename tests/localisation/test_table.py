@@ -4,7 +4,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sgpipe.localisation.table import Measured, group_rows, of_patching, of_words, of_zeroed_text, rank_correlations, verdict
+from sgpipe.localisation.table import (
+    Measured,
+    group_rows,
+    of_entry,
+    of_patching,
+    of_words,
+    of_zeroed_text,
+    rank_correlations,
+    verdict,
+    verdict_sentence,
+)
 from sgpipe.report.tables import localisation
 
 GROUPS = {"early": (0, 1), "middle": (2, 3)}
@@ -59,6 +69,17 @@ def test_a_verdict_needs_intervals_that_lie_apart() -> None:
     assert "| “middle layers carry too little” | – | contradicted | contradicted |" in shown
 
 
+def test_the_sentence_says_what_the_verdicts_say() -> None:
+    said = verdict(group_rows(GROUPS, PROBES, WORDS, LOCALISATION, PLACEMENT))
+    assert verdict_sentence({**said, "entry": "undecided"}) == (
+        "That middle blocks carry too little is contradicted by object-token probe, text zeroed; left open by tokens enter there "
+        "(of 3 methods with intervals)."
+    )
+    assert "supported by object-token probe" in verdict_sentence({"object_probe": "supported"}) and verdict_sentence({}) == ""
+    shown = localisation({"rows": [], "correlations": [], "verdict": {}, "sentence": "That is so."})
+    assert shown.note.startswith("That is so. 95 % intervals")
+
+
 def measured(slope: float, noise: float, seed: int) -> Measured:
     """Of 40 triples and 8 blocks, whose figure rises with the block."""
     draw = np.random.default_rng(seed)
@@ -76,6 +97,45 @@ def test_ranks_agree_contradict_or_tell_nothing() -> None:
     assert none["rho_low"] < 0 < none["rho_high"] and "not told apart" in none["sentence"]
     other = Measured((20, 21), np.zeros(2), np.zeros((300, 2)))
     assert rank_correlations({"object_probe": measured(1, 1, 0), "text_zeroing": other}) == []
+    few = Measured.of(range(4, 8), np.arange(160.0).reshape(40, 4), np.ones((40, 4)), 300, 0)
+    assert rank_correlations({"object_probe": measured(1, 1, 0), "entry": few}) == [], "of four blocks nothing is said"
+    same = Measured.of(range(8), np.ones((40, 8)), np.ones((40, 8)), 300, 0)
+    assert rank_correlations({"object_probe": measured(1, 1, 0), "text_zeroing": same}) == [], "equal figures have no ranks"
+
+
+def test_the_same_triples_are_resampled_together() -> None:
+    """Two methods that agree on every triple agree in every resample, however noisy; on other triples they need not."""
+    draw = np.random.default_rng(0).standard_normal((12, 6))
+
+    def rows(kind: str, names: str) -> pl.DataFrame:
+        cells = [(triple, block) for triple in range(12) for block in range(6)]
+        return pl.DataFrame({
+            "contrast": ["denoising"] * 72, "rows": [kind] * 72, "triple_id": [f"{names}{triple}" for triple, _ in cells],
+            "block": [block for _, block in cells], "projected": [float(draw[cell]) for cell in cells], "squared": [1.0] * 72,
+        })  # fmt: skip
+
+    both = pl.concat([rows("text", "a"), rows("image", "a")])
+    (found,) = rank_correlations({f"patching_{kind}": of_patching(both, kind, 200, 0) for kind in ("text", "image")})
+    assert (found["rho"], found["rho_low"], found["rho_high"]) == pytest.approx((1, 1, 1))
+    (apart,) = rank_correlations({
+        "patching_text": of_patching(rows("text", "a"), "text", 200, 0),
+        "patching_image": of_patching(rows("text", "b"), "text", 200, 0),
+    })  # fmt: skip
+    assert apart["rho"] == pytest.approx(1) and apart["rho_low"] < 0.9
+
+
+def test_accuracy_by_entry_is_that_of_decided_samples_of_all_training_seeds() -> None:
+    rows = [
+        (arm, seed, triple, "own", right)
+        for arm, rights in (("lora-all", [True, True, None]), ("enter-2", [True, False, False]), ("lora-early", [False] * 3))
+        for seed in (0, 1)
+        for triple, right in zip("abc", rights, strict=True)
+    ]
+    columns = {"arm": 0, "training_seed": 1, "triple_id": 2, "condition": 3, "right": 4}
+    samples = pl.DataFrame({name: [row[place] for row in rows] for name, place in columns.items()})
+    samples = samples.with_columns(decided=pl.col("right").is_not_null())
+    found = of_entry(pl.concat([samples, samples.with_columns(condition=pl.lit("swapped"), right=False)]), 50, 0)
+    assert found.blocks == (0, 2) and found.values == pytest.approx([1, 1 / 3])
 
 
 def test_figures_of_blocks_are_those_of_the_tables() -> None:
