@@ -25,7 +25,7 @@ from sgpipe.graph_encoder.batches import GraphEncoding, first_rows, rank_in_grap
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
+from sgpipe.relations.predicates import PREDICATES
 
 
 def binding_codes(triples: Tensor, roles: int, width: int) -> Tensor:
@@ -77,23 +77,25 @@ class _Projection(nn.Module):
 class GraphTokenizer(nn.Module):
     """Makes `Tokens` of width `text` from graphs, their encodings (of width `embed`) and their names' embeddings.
 
-    `text_scale` is the root mean square of text embeddings.
+    `text_scale` is the root mean square of text embeddings, `classes` are those of the table's rows.
     """
 
     text_scale: Tensor
 
-    def __init__(self, params: GraphTokens, text: int, *, text_scale: float, embed: int | None = None) -> None:
+    def __init__(
+        self, params: GraphTokens, text: int, *, text_scale: float, embed: int | None = None, classes: Sequence[str] = PREDICATES
+    ) -> None:
         super().__init__()
         if params.needs_encoder and embed is None:
             raise ModelError("graph tokens: these parameters read a graph encoder, and none is given")
-        self.params, self.text = params, text
+        self.params, self.text, self._row = params, text, {name: row for row, name in enumerate(classes)}
         self.register_buffer("text_scale", torch.tensor(float(text_scale)))
         scale, width = params.relation_scale, embed or 0
         inputs = {"triple": [3 * width], "roles": [width] * 3, "objects": [3 * width] * 2}
         read = inputs[params.layout] if params.relation == "encoder" else []
         self.projections = nn.ModuleList(_Projection(into, text, scale) for into in read)
         if params.relation == "table":
-            self.table = nn.Parameter(torch.randn(len(PREDICATES), 2, text) * scale)
+            self.table = nn.Parameter(torch.randn(len(self._row), 2, text) * scale)
         if params.global_token:
             self.pooled = _Projection(width, text, scale)
 
@@ -148,8 +150,8 @@ class GraphTokenizer(nn.Module):
         else:
             graph, ends = _relations(graphs, None)
             for each in graphs:
-                each.check_predicates(PREDICATES, "table of the graph tokens")
-            row = torch.tensor([PREDICATE_INDEX[p] for each in graphs for _, p, _ in each.triples], dtype=torch.long)
+                each.check_predicates(self._row, "table of the graph tokens")
+            row = torch.tensor([self._row[p] for each in graphs for _, p, _ in each.triples], dtype=torch.long)
             said = self.table[row.to(self.table.device)]
             said = said + self._bound(graph, 2).to(said)
         pairs = torch.stack([graph[:, None].expand(-1, 2), ends], dim=2).flatten(0, 1)
