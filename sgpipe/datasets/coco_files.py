@@ -158,7 +158,7 @@ def _annotation(value: Any, place: int) -> _Annotation | Invalid:
     if isinstance(value, _Annotation):
         return value
     owner = value.get("image_id") if isinstance(value, dict) else None
-    return read_item(value, _Annotation, place, owner if isinstance(owner, int) and 0 <= owner < SEGMENT else None)
+    return read_item(value, _Annotation, place, owner if type(owner) is int and 0 <= owner < SEGMENT else None)
 
 
 def _panoptic(value: Any, place: int) -> Iterator[_Annotation | Invalid]:

@@ -154,9 +154,9 @@ class JsonStream:
             elif count:
                 raise self._damaged("cut short" if not found else f"a comma or {closing!r} is needed before {found!r}")
             self._place = f"after entry {count}" if count else "in the first entry"
-            if run is not None and self._peek() and (found := run()):
-                yield from found
-                count += len(found)
+            if run is not None and self._peek() and (several := run()):
+                yield from several
+                count += len(several)
                 continue
             yield take()
             count += 1

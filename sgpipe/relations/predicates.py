@@ -20,7 +20,7 @@ BoxRule = Literal["left of", "right of", "above", "below", "inside", "upon", "ha
 """Names of the rules in `boxes.BOX_RULES`."""
 
 
-_OPPOSITE: Final[Mapping[BoxRule, BoxRule]] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+_OPPOSITE: Final[Mapping[str | None, str]] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 class Relation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -56,11 +56,10 @@ def _checked(found: dict[str, Relation], source: str) -> dict[str, Relation]:
             raise DataError(
                 f"{source}: {name}: inverse {relation.inverse!r} must name {name!r} as its own inverse, and neither be symmetric"
             )
-        rule = None if relation.inverse is None else found[relation.inverse].box_rule
-        if relation.box_rule in _OPPOSITE and rule is not None and rule != _OPPOSITE[relation.box_rule]:
+        own, rule = relation.box_rule, None if relation.inverse is None else found[relation.inverse].box_rule
+        if own in _OPPOSITE and rule is not None and rule != _OPPOSITE[own]:
             raise DataError(
-                f"{source}: {name}: box_rule {relation.box_rule!r} beside {rule!r} of its inverse {relation.inverse!r}; give that "
-                f"{_OPPOSITE[relation.box_rule]!r}"
+                f"{source}: {name}: box_rule {own!r}, of its inverse {relation.inverse!r} {rule!r}; give that {_OPPOSITE[own]!r}"
             )
     return found
 
