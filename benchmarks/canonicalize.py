@@ -155,7 +155,7 @@ def generate(root: Path, images: int, seed: int = 0) -> None:
                 f'{comma}{{"width": 800, "url": "https://cs.stanford.edu/people/rak248/VG_100K_2/{image}.jpg", '
                 f'"height": 600, "image_id": {image}, "coco_id": null, "flickr_id": null}}'
             )
-            objects = []
+            objects: list[tuple[int, ...]] = []
             for index in range(draw.randint(12, 34)):
                 name = int(draw.random() ** 2 * len(_NAMES))
                 x, y = draw.randrange(700), draw.randrange(500)
