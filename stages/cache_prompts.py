@@ -65,8 +65,7 @@ def main(
             tokenizers = open_tokenizers(backbone)
             texts = tokenizers.prompts(prompts) + tokenizers.names(concepts)
             warn(texts, stage)
-            unknown = unknown_tokens(texts)
-            for said in unknown[:SHOWN]:
+            for said in unknown_tokens(texts)[:SHOWN]:
                 print(f"warning: {stage}: {said}", file=sys.stderr)
             truncated = {
                 "texts": len({each.text for each in texts if each.truncated}),
@@ -75,7 +74,7 @@ def main(
             found = {
                 **counts,
                 "truncated": truncated,
-                "unknown_words": len(unknown),
+                "unknown_words": len({word for each in texts for word in each.unknown}),
                 "shards": len(shards),
                 "encoder": config_hash(who),
             }

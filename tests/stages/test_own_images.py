@@ -18,7 +18,7 @@ from tests.test_commands import shown
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PAGE = ROOT / "docs/own_images.md"
 QUICK = (
-    "train.epochs=2", "train.keep_epochs=[2]", "ablation.epochs=[2]", "train.batch_size=4", "train.validation.images=1",
+    "train.epochs=2", "train.keep_epochs=[1,2]", "ablation.epochs=[1,2]", "train.batch_size=4", "train.validation.images=1",
     "train.compile=false", "compute.device=cpu",
 )  # fmt: skip
 """What makes the page's training short: steps, not what is trained."""
