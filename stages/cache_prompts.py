@@ -1,7 +1,8 @@
 """Encodings of the unique prompts and concepts of the curated triples, or of the prompts of their negatives."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import pyarrow as pa
 import typer
@@ -9,7 +10,7 @@ import typer
 from sgpipe.backbones.config import Backbone, CachePrompts
 from sgpipe.backbones.families import open_text_encoders, open_tokenizers
 from sgpipe.backbones.prompt_cache import merge_prompts, prompt_identity, prompt_maker, prompt_shards
-from sgpipe.backbones.truncation import warn
+from sgpipe.backbones.truncation import unknown_tokens, warn
 from sgpipe.datasets.tables import NEGATIVES, TRIPLES, read_table, write_table
 from sgpipe.graphs.prompts import conflicting_prompts, curated_prompts, joined_concepts, unique_concepts, unique_texts
 from sgpipe.params.load import read_params, to_builtins
@@ -21,6 +22,9 @@ from sgpipe.runs.shards import Make, run_shards
 from sgpipe.runs.state import config_hash
 from stages import MAP_TRIPLES_FILE, METRICS, PROMPTS, TRIPLES_FILE
 from stages._stage import working
+
+SHOWN: Final = 10
+"""Unknown words are printed, no more than so many."""
 
 
 def main(
@@ -61,11 +65,19 @@ def main(
             tokenizers = open_tokenizers(backbone)
             texts = tokenizers.prompts(prompts) + tokenizers.names(concepts)
             warn(texts, stage)
+            for said in unknown_tokens(texts)[:SHOWN]:
+                print(f"warning: {stage}: {said}", file=sys.stderr)
             truncated = {
                 "texts": len({each.text for each in texts if each.truncated}),
                 "in_names_or_relation": len({each.text for each in texts if each.loses_names}),
             }
-            found = {**counts, "truncated": truncated, "shards": len(shards), "encoder": config_hash(who)}
+            found = {
+                **counts,
+                "truncated": truncated,
+                "unknown_words": len({word for each in texts for word in each.unknown}),
+                "shards": len(shards),
+                "encoder": config_hash(who),
+            }
             write_metrics(found, metrics, plain, recorded)
 
 

@@ -4,12 +4,12 @@
 - `graph_tokens.safetensors`: projector, roles, gate; absent where graphs are not read.
 - `graph_encoder/`: the encoder that the tokens read, where they read one.
 - `README.md`: the model card, without figures (`sgpipe adapter card`).
-- `adapter.json`: arm, kind, settings, training, base, counts, and the names and predicates of its training triples; nothing of
-  when, where or by which commit it was trained.
+- `adapter.json`: arm, kind, settings, training, base, counts, the relation classes in force in training, and the names and
+  predicates of its training triples; nothing of when, where or by which commit it was trained.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,13 @@ from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.source import identity
 from sgpipe.errors import ModelError, ParamsError
 from sgpipe.params.load import decode, to_builtins
+from sgpipe.relations.predicates import PREDICATES, class_definitions, own_relations, phrase, use_classes
 from sgpipe.runs.atomic import write_json
 from sgpipe.training.config import Train
 
 ABOUT = "adapter.json"
+RELATIONS = "relations"
+"""Key of `adapter.json`: the relation classes that were in force in training, as `class_definitions` gives them."""
 
 
 def base_identity(backbone: Backbone, family: Family) -> dict[str, Any]:
@@ -37,10 +40,34 @@ def base_identity(backbone: Backbone, family: Family) -> dict[str, Any]:
     return identity(backbone, ("transformer", family.name_parts[0]))
 
 
-def _model(denoiser: Denoiser, adapter: Adapter, train: Train) -> ArmModel:
+def use_classes_of(about: Mapping[str, Any], source: Path) -> None:
+    """Put the relation classes of an adapter in force in this process, unless own ones are: for commands that read no parameters.
+
+    An adapter of an older version states none.
+    """
+    if RELATIONS in about and not own_relations() and about[RELATIONS] != class_definitions():
+        use_classes(about[RELATIONS], str(source / ABOUT))
+
+
+def _classes_of(about: Mapping[str, Any], source: Path) -> tuple[str, ...]:
+    """The classes that an adapter was trained with. Raises `ModelError` where one has another phrase in this process, whose words
+    the adapter was never told.
+    """
+    stated = about.get(RELATIONS, class_definitions())
+    for each in stated:
+        said = each.get("phrase", each["name"])
+        if (now := phrase(each["name"])) != said:
+            raise ModelError(
+                f"{source}: trained with the words {said!r} for the relation {each['name']!r}, which are {now!r} here; set "
+                "data.relations to the classes it was trained with, or open it in a process of its own"
+            )
+    return tuple(each["name"] for each in stated)
+
+
+def _model(denoiser: Denoiser, adapter: Adapter, train: Train, classes: Sequence[str]) -> ArmModel:
     precision = torch.bfloat16 if train.precision == "bfloat16" else None
     times = (train.times.low, train.times.high) if train.active_timesteps == "trained" else (0.0, 1.0)
-    return ArmModel(denoiser, adapter, train.guidance, precision, times)
+    return ArmModel(denoiser, adapter, train.guidance, precision, times, classes)
 
 
 def check_guidance(layout: Layout, train: Train) -> None:
@@ -64,8 +91,8 @@ def build(denoiser: Denoiser, backbone: Backbone, arm: Arm, text_scale: float) -
     """
     check_guidance(denoiser.layout, arm.train)
     denoiser.transformer.requires_grad_(False)
-    base = Base(denoiser, backbone, arm.train.seed, text_scale)
-    return _model(denoiser, arm.adapter.build(arm.settings, base), arm.train)
+    base = Base(denoiser, backbone, arm.train.seed, text_scale, tuple(PREDICATES))
+    return _model(denoiser, arm.adapter.build(arm.settings, base), arm.train, base.classes)
 
 
 def counts(model: ArmModel) -> dict[str, int]:
@@ -84,6 +111,7 @@ def save_adapter(folder: Path, model: ArmModel, arm: Arm, backbone: Backbone, fa
         **facts,
         "backbone": to_builtins(backbone),
         "base": base_identity(backbone, model.denoiser.family),
+        RELATIONS: class_definitions(),
         **counts(model),
     }
     write_json(about, folder / ABOUT, digits=None)
@@ -133,10 +161,10 @@ def check_base(folder: Path, about: Mapping[str, Any], family: Family, backbone:
 
 def open_adapter(folder: Path, about: Mapping[str, Any], denoiser: Denoiser, backbone: Backbone) -> ArmModel:
     """As `load_adapter`, of a base that is known to be the right one."""
-    arm = Arm.read(about, str(folder / ABOUT))
+    arm, classes = Arm.read(about, str(folder / ABOUT)), _classes_of(about, folder)
     denoiser.transformer.requires_grad_(False)
-    base = Base(denoiser, backbone, arm.train.seed, text_scale=1.0)
-    model = _model(denoiser, arm.adapter.load(arm.settings, base, folder), arm.train)
+    base = Base(denoiser, backbone, arm.train.seed, text_scale=1.0, classes=classes)
+    model = _model(denoiser, arm.adapter.load(arm.settings, base, folder), arm.train, classes)
     for weight in model.trainable().values():
         weight.requires_grad_(False)
     for part in (denoiser.transformer, *model.adapter.modules()):

@@ -31,12 +31,12 @@ def generate(
     ] = False,
 ) -> None:
     """Draw an image of a graph with a trained adapter, or of a prompt with the base."""
-    from sgpipe.arms.adapter import backbone_of, read_about
-    from sgpipe.arms.coverage import TRAINED_ON, uncovered, unknown_tokens
+    from sgpipe.arms.adapter import backbone_of, read_about, use_classes_of
+    from sgpipe.arms.coverage import TRAINED_ON, uncovered
     from sgpipe.arms.generation import GraphGenerator, backbone_for
     from sgpipe.backbones.families import open_tokenizers
     from sgpipe.backbones.images import write_images
-    from sgpipe.backbones.truncation import describe
+    from sgpipe.backbones.truncation import describe, unknown_tokens
     from sgpipe.errors import ParamsError
     from sgpipe.graph_encoder.open_vocabulary import texts_of
     from sgpipe.graphs.prompts import words
@@ -45,6 +45,9 @@ def generate(
     from sgpipe.runs.progress import progress
 
     where = pick_device(device, 0, "--device")
+    about = {} if adapter is None else read_about(adapter)
+    if adapter is not None:
+        use_classes_of(about, adapter)
     scene = given_graph(graph)
     if prompt is None and not scene.objects:
         raise ParamsError("generate: neither --graph nor --prompt says what to draw; give one")
@@ -54,12 +57,11 @@ def generate(
     if size is None:
         if adapter is None:
             raise ParamsError("generate: --size is needed without an adapter, whose training would name one")
-        size = backbone_of(read_about(adapter), adapter).resolution
+        size = backbone_of(about, adapter).resolution
     backbone = backbone_for(model, adapter)
     tokenizers = open_tokenizers(backbone)
     tokens = tokenizers.prompts([text]) + tokenizers.names(texts_of([scene]))
     said = unknown_tokens(tokens)
-    about = {} if adapter is None else read_about(adapter)
     shown = about.get("settings", {}).get("boxes")
     if any(scene.boxes) and shown != "oracle":
         said.append(f"the boxes of the graph are not used: the adapter {'proposes its own' if shown else 'reads none'}")

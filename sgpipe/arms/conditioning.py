@@ -50,7 +50,7 @@ class GraphConditioner(nn.Module):
             if params.needs_encoder and self.encoder is None:
                 self.encoder = OpenVocabularyEncoder(OpenVocabularyConfig(width))
             embed = self.encoder.config.embed if self.encoder is not None else None
-            self.tokenizer = GraphTokenizer(params, width, text_scale=base.text_scale, embed=embed)
+            self.tokenizer = GraphTokenizer(params, width, text_scale=base.text_scale, embed=embed, classes=base.classes)
             self.residual = GatedResidual() if params.injection == "residual" else None
         by_words = self.residual is not None or params.names == "prompt"
         self._tokenizers = base.denoiser.family.tokenizers(base.backbone) if by_words else None

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from sgpipe.backbones.truncation import Tokenized
 from sgpipe.graphs.scene_graph import SceneGraph, suggestion
 from sgpipe.relations.predicates import neutral_prompt, phrase
 
@@ -54,10 +53,3 @@ def uncovered(graph: SceneGraph, prompt: str, trained_on: Mapping[str, Any] | No
         if word not in known
     ]
     return said
-
-
-def unknown_tokens(texts: Iterable[Tokenized]) -> list[str]:
-    """One sentence for each word that an encoder gets as its unknown token."""
-    return sorted(
-        {f"{word!r} has characters that the tokenizer of {each.encoder} does not know" for each in texts for word in each.unknown}
-    )

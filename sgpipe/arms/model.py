@@ -16,13 +16,17 @@ from sgpipe.backbones.rectified_flow import is_within
 from sgpipe.errors import ModelError
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import PREDICATES
+
+CLASSES = "relation classes of the adapter"
+"""What messages call the classes that an adapter was trained with."""
 
 
 @dataclass
 class ArmModel:
     """`precision` is that of matrix products in `velocity`; None leaves them to the weights.
 
-    `times` are the bounds of those at which the adapter works in sampling.
+    `times` are the bounds of those at which the adapter works in sampling, `classes` the relation classes that it was trained with.
     """
 
     denoiser: Denoiser
@@ -30,6 +34,7 @@ class ArmModel:
     guidance: float | None = None
     precision: torch.dtype | None = None
     times: tuple[float, float] = (0.0, 1.0)
+    classes: Sequence[str] = PREDICATES
 
     @property
     def mode(self) -> InjectionMode:
@@ -59,7 +64,12 @@ class ArmModel:
         return found
 
     def condition(self, graphs: Sequence[SceneGraph], texts: Sequence[str], text: TextCondition, names: NameTable) -> TextCondition:
-        """What the transformer reads for prompts `texts` (encoded: `text`), each with its graph."""
+        """What the transformer reads for prompts `texts` (encoded: `text`), each with its graph.
+
+        Raises `DataError` for a graph with a relation class that the adapter does not know.
+        """
+        for graph in graphs:
+            graph.check_predicates(self.classes, CLASSES)
         return self.adapter.condition(Prompts(graphs, texts, text.to(self.denoiser.device), names))
 
     def velocity(self, latents: Tensor, t: Tensor, condition: TextCondition) -> Tensor:

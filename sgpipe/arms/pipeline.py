@@ -15,7 +15,7 @@ from typing import Any, Self
 from msgspec import structs
 from torch import Tensor
 
-from sgpipe.arms.adapter import backbone_of, check_base, open_adapter, read_about
+from sgpipe.arms.adapter import backbone_of, check_base, open_adapter, read_about, use_classes_of
 from sgpipe.arms.coverage import TRAINED_ON, uncovered
 from sgpipe.arms.footprint import Footprint
 from sgpipe.arms.generation import add_names
@@ -58,8 +58,13 @@ class GraphAdapter:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """The adapter of a folder that `train_lora` wrote; no weights are read yet. Raises `ModelError` for another folder."""
-        return cls(Path(folder), read_about(Path(folder)))
+        """The adapter of a folder that `train_lora` wrote; no weights are read yet. Raises `ModelError` for another folder.
+
+        Relation classes of its own are in force in this process from then on.
+        """
+        about = read_about(Path(folder))
+        use_classes_of(about, Path(folder))
+        return cls(Path(folder), about)
 
     def apply(self, pipe: Any) -> Self:
         """Load into the transformer of `pipe`. Raises `ModelError` for a pipeline that it does not fit."""

@@ -134,6 +134,13 @@ def describe(found: Iterable[Tokenized]) -> str | None:
     )
 
 
+def unknown_tokens(texts: Iterable[Tokenized]) -> list[str]:
+    """One sentence for each word that an encoder gets as its unknown token."""
+    return sorted(
+        {f"{word!r} has characters that the tokenizer of {each.encoder} does not know" for each in texts for word in each.unknown}
+    )
+
+
 def warn(found: Iterable[Tokenized], where: str) -> None:
     """Say on stderr how many texts are truncated; nothing where none is."""
     if said := describe(found):

@@ -1,7 +1,7 @@
-"""COCO's annotation files as arrays of objects: instances, stuff with masks, panoptic segments."""
+"""COCO's JSON files as arrays of objects: instances, stuff with masks, panoptic segments."""
 
-from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,9 @@ from sgpipe.datasets.records import read_item
 from sgpipe.errors import DataError
 
 SEGMENT: Final = 1 << 40
-"""Added to the ids of panoptic segments, which are colours and may be an instance's id."""
+"""Added to the ids of segments, which are colours or classes and may be an instance's id."""
+PANOPTIC: Final = "panoptic"
+"""Begins the names of files of panoptic segments."""
 _AT_ONCE: Final = 2048
 
 
@@ -39,7 +41,7 @@ class Category(Struct):
     isthing: int = 1
 
 
-class _Annotation(Struct):
+class _Annotation(Struct, gc=False):
     id: Id
     image_id: Id
     category_id: Id
@@ -69,23 +71,17 @@ class CocoObjects:
     centres: NDArray[np.float64]
 
 
-@dataclass
-class CocoSplit:
-    """What was read of one split."""
+def _lists(path: Path, kinds: Mapping[str, Any], progress: Progress) -> Iterator[tuple[str, int, Any]]:
+    """Key, place and value of each element of these lists of a file, in its order; each list must be there.
 
-    images: list[CocoImage | Invalid]
-    objects: CocoObjects
-    invalid: dict[Path, list[Invalid]]
-
-
-def _lists(path: Path, names: Iterable[str], progress: Progress) -> Iterator[tuple[str, int, Any]]:
-    """Key, place and value of each element of these lists of a file, in its order; each must be there."""
-    missing = dict.fromkeys(names)
+    Values come as plain ones or as their list's kind.
+    """
+    missing = dict.fromkeys(kinds)
     with JsonStream(path, progress) as stream:
         for key in stream.members():
             if key in missing:
                 del missing[key]
-                for place, value in enumerate(stream.elements()):
+                for place, value in enumerate(stream.elements(kinds[key])):
                     yield key, place, value
             else:
                 stream.value()
@@ -94,30 +90,20 @@ def _lists(path: Path, names: Iterable[str], progress: Progress) -> Iterator[tup
 
 
 def _image(value: Any, place: int) -> CocoImage | Invalid:
-    return read_item(value, CocoImage, place, None)
+    return value if isinstance(value, CocoImage) else read_item(value, CocoImage, place, None)
 
 
 def read_images(path: Path) -> Iterator[CocoImage | Invalid]:
     """The entries of `images`."""
-    return (_image(value, place) for key, place, value in _lists(path, ["images"], lambda path, done: None))
+    found = _lists(path, {"images": CocoImage}, lambda path, done: None)
+    return (_image(value, place) for key, place, value in found)
 
 
-def read_split(files: list[Path], progress: Progress) -> CocoSplit:
-    """The images of the first file, and the objects of both."""
-    images: list[CocoImage | Invalid] = []
-    invalid: dict[Path, list[Invalid]] = defaultdict(list)
-    found = [_objects(path, images if path == files[0] else None, len(files) > 1, invalid[path], progress) for path in files]
-    ids, owners, boxes, centres = (
-        np.concatenate([getattr(each, name) for each in found]) for name in ("ids", "images", "boxes", "centres")
-    )
-    return CocoSplit(images, CocoObjects(ids, owners, [name for each in found for name in each.names], boxes, centres), invalid)
-
-
-def _objects(
-    path: Path, images: list[CocoImage | Invalid] | None, stuff_alone: bool, invalid: list[Invalid], progress: Progress
+def read_json(
+    path: Path, stuff_alone: bool, images: list[CocoImage | Invalid], invalid: list[Invalid], progress: Progress
 ) -> CocoObjects:
-    """The objects of a file; its images are added to `images`. Of panoptic segments only stuff is taken with `stuff_alone`."""
-    panoptic, categories = path.name.startswith("panoptic"), dict[int, Category]()
+    """The objects of a JSON file; its images are added to `images`. Of panoptic segments only stuff is taken with `stuff_alone`."""
+    panoptic, categories = path.name.startswith(PANOPTIC), dict[int, Category]()
     parts: list[tuple[NDArray, ...]] = []
     pending: list[tuple[int, _Annotation]] = []
     waiting: deque[tuple[list[tuple[int, _Annotation]], Future]] = deque()
@@ -132,14 +118,14 @@ def _objects(
         numbers = np.array([(each.id, each.image_id, each.category_id) for _, each in some], np.int64).reshape(-1, 3)
         parts.append((numbers[~faulty], boxes[~faulty], centres[~faulty]))
 
+    kinds = {"images": CocoImage, "annotations": _Panoptic if panoptic else _Annotation, "categories": Category}
     with ThreadPoolExecutor(1) as pool:  # NumPy works on masks while the next text is scanned
-        for key, place, value in _lists(path, ["images", "annotations", "categories"], progress):
+        for key, place, value in _lists(path, kinds, progress):
             if key == "categories":
                 category = _category(path, value, place)
                 categories[category.id] = category
             elif key == "images":
-                if images is not None:
-                    images.append(_image(value, place))
+                images.append(_image(value, place))
             else:
                 for each in _panoptic(value, place) if panoptic else [_annotation(value, place)]:
                     if isinstance(each, Invalid):
@@ -169,12 +155,14 @@ def _name(category: str) -> str:
 
 
 def _annotation(value: Any, place: int) -> _Annotation | Invalid:
+    if isinstance(value, _Annotation):
+        return value
     owner = value.get("image_id") if isinstance(value, dict) else None
-    return read_item(value, _Annotation, place, owner if isinstance(owner, int) and 0 <= owner < SEGMENT else None)
+    return read_item(value, _Annotation, place, owner if type(owner) is int and 0 <= owner < SEGMENT else None)
 
 
 def _panoptic(value: Any, place: int) -> Iterator[_Annotation | Invalid]:
-    found = read_item(value, _Panoptic, place, None)
+    found = value if isinstance(value, _Panoptic) else read_item(value, _Panoptic, place, None)
     if isinstance(found, Invalid):
         yield found
         return
@@ -188,11 +176,12 @@ def _panoptic(value: Any, place: int) -> Iterator[_Annotation | Invalid]:
 
 def read_categories(path: Path) -> list[Category]:
     """The entries of `categories`. Raises `DataError` for a damaged one."""
-    return [_category(path, value, place) for _, place, value in _lists(path, ["categories"], lambda path, done: None)]
+    found = _lists(path, {"categories": Category}, lambda path, done: None)
+    return [_category(path, value, place) for _, place, value in found]
 
 
 def _category(path: Path, value: Any, place: int) -> Category:
-    category = read_item(value, Category, place, None)
+    category = value if isinstance(value, Category) else read_item(value, Category, place, None)
     if isinstance(category, Invalid):
         raise DataError(f"{path}: category {place}: {category.raw}; the file is damaged, get it again")
     return category

@@ -6,7 +6,7 @@ of 3 to 8 of them; for every object a partner and which of the two is the subjec
 """
 
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.datasets.base import Batch, Invalid, Work
-from sgpipe.datasets.coco_files import CocoImage, CocoObjects, CocoSplit, read_categories, read_images, read_split
+from sgpipe.datasets.coco_files import CocoImage, CocoObjects, read_categories, read_images
+from sgpipe.datasets.coco_maps import SegmentMaps
+from sgpipe.datasets.coco_split import CocoFiles, CocoSplit, read_split
 from sgpipe.datasets.config import CocoStuff as Options
 from sgpipe.datasets.image_files import StoredImages, cut_off
 from sgpipe.datasets.records import IMAGE_UNKNOWN, ObjectRecord, Record, RelationRecord, batches
@@ -29,8 +31,10 @@ INSIDE: Final = {"in": "inside"}
 
 
 class CocoStuff(StoredImages):
-    """A folder with `instances_<split>.json` beside `stuff_<split>.json` or `panoptic_<split>.json`, or with the last alone, in
-    `annotations/` or not; splits are train2017 and val2017, and so are the folders and archives of images.
+    """A folder with `instances_<split>.json` beside the split's stuff, or `panoptic_<split>.json` alone, in `annotations/` or not.
+
+    Stuff is `stuff_<split>.json`, else pixel maps with `labels.txt`, else `panoptic_<split>.json`. Splits are train2017 and
+    val2017, and so are the folders and archives of images.
     """
 
     folders = (*SPLITS, *(f"images/{split}" for split in SPLITS))
@@ -39,22 +43,37 @@ class CocoStuff(StoredImages):
     def __init__(self, root: Path, options: Options = Options()) -> None:
         super().__init__(root)
         self._options = options
-        self.sizes_file = next(
-            (files[0] for split in SPLITS if (files := self._files(split))), root / f"instances_{SPLITS[0]}.json"
-        )
+        self._splits = [files for split in SPLITS if (files := self._files(split)) is not None]
+        self.sizes_file = self._splits[0].json[0] if self._splits else root / f"instances_{SPLITS[0]}.json"
 
-    def file(self, kind: str, split: str) -> Path | None:
-        """An annotation file, in the folder or in `annotations/`."""
-        paths = (folder / f"{kind}_{split}.json" for folder in (self.root, self.root / "annotations"))
+    def _first(self, *names: str) -> Path | None:
+        """A file, in the folder or in `annotations/`."""
+        paths = (folder / name for name in names for folder in (self.root, self.root / "annotations"))
         return next((path for path in paths if path.is_file()), None)
 
-    def _files(self, split: str) -> list[Path]:
-        """Instances, then stuff; empty where there is no stuff, panoptic segments alone where there are no instances."""
-        instances, panoptic = self.file("instances", split), self.file("panoptic", split)
-        stuff = self.file("stuff", split) or panoptic
-        if stuff is None or (instances is None and panoptic is None):
-            return []
-        return [instances, stuff] if instances else [panoptic]  # type: ignore[list-item]
+    def file(self, kind: str, split: str) -> Path | None:
+        """An annotation file of a split."""
+        return self._first(f"{kind}_{split}.json")
+
+    def _maps(self, folders: Sequence[str], archives: Sequence[str]) -> SegmentMaps | None:
+        """PNGs in the first of the folders or archives that is there, in `annotations/` or not."""
+        places = [[*names, *(f"annotations/{name}" for name in names)] for names in (folders, archives)]
+        return SegmentMaps(self.root, *places) or None
+
+    def _files(self, split: str) -> CocoFiles | None:
+        """What there is of a split; None where things or stuff are missing."""
+        instances, stuff, panoptic = (self.file(kind, split) for kind in ("instances", "stuff", "panoptic"))
+        if instances and stuff:
+            return CocoFiles(instances, stuff)
+        if instances and (labels := self._first("labels.txt", "cocostuff_labels.txt")):
+            if maps := self._maps([f"stuffthingmaps/{split}", f"annotations/{split}"], ["stuffthingmaps_trainval2017.zip"]):
+                return CocoFiles(instances, None, None, maps, 1, labels)
+            if maps := self._maps([f"stuff_{split}_pixelmaps"], [f"stuff_{split}_pixelmaps.zip"]):
+                return CocoFiles(instances, None, None, maps, 0, labels)
+        if panoptic is None:
+            return None
+        maps = self._maps([f"panoptic_{split}"], [f"panoptic_{split}.zip"]) if self._options.masks else None
+        return CocoFiles(instances, panoptic, maps)
 
     def stem(self, image_id: int) -> str:
         """Twelve digits."""
@@ -63,8 +82,8 @@ class CocoStuff(StoredImages):
     def sizes(self) -> dict[int, tuple[int, int]]:
         """Width and height of every image; of a repeated one the first counts."""
         found: dict[int, tuple[int, int]] = {}
-        for path in (self._files(split)[0] for split in SPLITS if self._files(split)):
-            for image in read_images(path):
+        for files in self._splits:
+            for image in read_images(files.json[0]):
                 if isinstance(image, CocoImage):
                     found.setdefault(image.id, (image.width, image.height))
         return found
@@ -75,30 +94,35 @@ class CocoStuff(StoredImages):
         return f"unzip {archives} of cocodataset.org into {self.root}"
 
     def annotations(self) -> list[Path]:
-        """The files of both splits."""
-        return [path for split in SPLITS for path in self._files(split)] or [self.sizes_file]
+        """The JSON files of both splits."""
+        return [path for files in self._splits for path in files.json] or [self.sizes_file]
 
     def damage(self) -> list[str]:
         """Whether there is a split, and each file begins and ends as a JSON object."""
-        if not any(self._files(split) for split in SPLITS):
-            return [f"{self.root}: neither {SPLITS[0]} nor {SPLITS[1]} has instances_*.json with stuff_*.json or panoptic_*.json"]
+        if not self._splits:
+            return [
+                f"{self.root}: neither {SPLITS[0]} nor {SPLITS[1]} has instances_*.json with stuff_*.json or with pixel maps and "
+                "labels.txt, or panoptic_*.json"
+            ]
         return cut_off(self.annotations(), b"{", b"}")
 
     def about(self) -> dict[str, Any]:
-        """The files that were read."""
-        return {"files": [path.name for path in self.annotations() if path.is_file()]}
+        """The files that were read, and the folders or archives of segments' pixels."""
+        maps = [each.place for files in self._splits for each in (files.stuff_maps, files.panoptic_maps) if each]
+        paths = [*(path for path in self.annotations() if path.is_file()), *maps]
+        return {"files": [path.relative_to(self.root).as_posix() for path in paths]}
 
     def relations(self, work: Work) -> Generator[Batch, None, None]:
         """Train images, then val images."""
-        if not any(self._files(split) for split in SPLITS):
+        if not self._splits:
             raise DataError(f"{self.damage()[0]}; {self.remedy()}")
         seen = set[int]()
-        for files in filter(None, map(self._files, SPLITS)):
-            found = read_split(files, work.progress)
+        for files in self._splits:
+            found = read_split(files, work.workers, work.progress)
             for path, invalid in found.invalid.items():
                 unread = Record(0, 1, 1, tuple(invalid), reason=IMAGE_UNKNOWN)
                 yield from batches(path, [unread], work, seen)
-            yield from batches(files[0], self._records(found), work, seen)
+            yield from batches(files.json[0], self._records(found), work, seen)
 
     def _records(self, found: CocoSplit) -> Iterator[Record | Invalid]:
         """Images in the order of their file, then those that are named by objects alone."""

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 from sgpipe.errors import DataError
 
@@ -25,8 +24,8 @@ class StoredImages(ABC):
     Archives are opened on first use; every process needs an object of its own.
     """
 
-    folders: ClassVar[tuple[str, ...]]
-    archives: ClassVar[tuple[str, ...]]
+    folders: tuple[str, ...]
+    archives: tuple[str, ...]
 
     def __init__(self, root: Path) -> None:
         self.root = root

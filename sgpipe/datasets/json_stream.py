@@ -3,14 +3,20 @@
 The standard library's scanner finds where a value ends. What is no JSON ends in one line with file and place; what JSON can write
 and no table can hold (half of a surrogate pair, bytes that are no UTF-8, NaN) becomes a value that no field takes, so that it costs
 the record or the item that has it.
+
+Lists of structs are decoded a few megabytes at a time by msgspec: a guess says where the last whole element ends. Text that
+begins at an element decodes exactly when it ends at one, too, since a cut elsewhere leaves a bracket or a string open; what does
+not decode is scanned element by element.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Final, Literal, Self
+
+import msgspec
 
 from sgpipe.datasets.base import Progress
 from sgpipe.errors import DataError
@@ -22,6 +28,7 @@ LARGEST: Final = 1 << 28
 _SPACE = re.compile(r"[ \t\r\n]*")
 _MAY_BE_NO_TEXT = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_FIRST_KEY = re.compile(r'\{[ \t\r\n]*"[^"\\]*"')
 _LONGEST_TOKEN: Final = 16
 """More characters than any escape or literal has: a fault so near the end of what was read may be one that reading on mends."""
 
@@ -47,6 +54,7 @@ class JsonStream:
         self.path = path
         self._progress = progress
         self._text, self._at, self._ended = "", 0, False
+        self._scanned = 0
         self._place = "at its start"
         self._decoder = json.JSONDecoder(parse_constant=lambda name: NoNumber())
 
@@ -83,11 +91,12 @@ class JsonStream:
         yield from self.elements()
         self._end()
 
-    def elements(self) -> Iterator[Any]:
-        """Elements of the list that comes next."""
+    def elements(self, kind: Any = Any) -> Iterator[Any]:
+        """Elements of the list that comes next; those of a struct `kind` may come as such, others as plain values."""
         if self._peek() != "[":
             raise DataError(f"{self.path}: {self._place}: a list is needed here; the file is of another layout")
-        yield from self._sequence("]", self.value)
+        decoder = msgspec.json.Decoder(list[kind])
+        yield from self._sequence("]", self.value, None if kind is Any else lambda: self._run(decoder))
 
     def value(self) -> Any:
         """The value that comes next."""
@@ -111,7 +120,27 @@ class JsonStream:
         self._at = end
         return _marked(value) if odd else value
 
-    def _sequence(self, closing: str, take: Callable[[], Any]) -> Iterator[Any]:
+    def _run(self, decoder: msgspec.json.Decoder) -> Sequence[Any]:
+        """Elements from here to the last that certainly ends in the text that was read; none where they do not decode.
+
+        A cut is guessed before an object that begins with the same key as the one here.
+        """
+        first = _FIRST_KEY.match(self._text, self._at)
+        if first is None or self._at < self._scanned:
+            return []
+        cut = self._text.rfind(first[0], self._at + 1)
+        end = self._text.rfind("}", self._at, max(cut, 0)) + 1
+        if not end:
+            return []
+        try:
+            found: Sequence[Any] = decoder.decode(f"[{self._text[self._at : end]}]")
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            self._scanned = end
+            return []
+        self._at = end
+        return found
+
+    def _sequence(self, closing: str, take: Callable[[], Any], run: Callable[[], Sequence[Any]] | None = None) -> Iterator[Any]:
         self._at += 1
         count = 0
         while True:
@@ -125,6 +154,10 @@ class JsonStream:
             elif count:
                 raise self._damaged("cut short" if not found else f"a comma or {closing!r} is needed before {found!r}")
             self._place = f"after entry {count}" if count else "in the first entry"
+            if run is not None and self._peek() and (several := run()):
+                yield from several
+                count += len(several)
+                continue
             yield take()
             count += 1
         self._at += 1
@@ -155,6 +188,7 @@ class JsonStream:
         more = "" if self._ended else self._file.read(CHUNK)
         self._ended = not more
         if more:
+            self._scanned = max(0, self._scanned - self._at)
             self._text, self._at = self._text[self._at :] + more, 0
             self._progress(self.path, self._bytes.tell())
         return bool(more)

@@ -17,11 +17,11 @@ from sgpipe.graphs.candidates import boxes_of, candidates
 from sgpipe.graphs.config import Curate
 from sgpipe.graphs.curate import crops
 from sgpipe.graphs.scene_graph import SceneGraph
+from sgpipe.relations.predicates import INVERSE, RELATIONS
 from sgpipe.runs.hashing import fraction, text_ids
 
 PARTS: Final = ("train", "development", "val")
 _SEEN: Final = [*CROP, "mirrored"]
-_MIRRORED: Final = {"left of": "right of", "right of": "left of"}
 _COLUMNS: Final = ["image_id", "relationship_id", "subject", "predicate", "object", "source", *CROP, *ENDS]
 
 
@@ -71,7 +71,10 @@ class Examples:
         frame = pl.concat([part.select(columns) for part in (trained, held_out, val)])
         frame = frame.with_columns(mirrored=False)
         if params.mirror:
-            turned = frame.filter(pl.col("part") == "train").with_columns(pl.col("predicate").replace(_MIRRORED), mirrored=True)
+            aside = {name for name, each in RELATIONS.items() if each.box_rule in ("left of", "right of")}
+            opposite = {name: INVERSE[name] for name in aside & set(INVERSE)}
+            kept = (pl.col("part") == "train") & ~pl.col("predicate").is_in(sorted(aside - set(opposite)))
+            turned = frame.filter(kept).with_columns(pl.col("predicate").replace(opposite), mirrored=True)
             frame = pl.concat([frame, turned])
         frame = frame.sort("image_id", "relationship_id", "part", "mirrored")
         where = frame.select("image_id", *_SEEN).unique(maintain_order=True).with_row_index("crop")

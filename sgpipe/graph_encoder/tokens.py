@@ -27,7 +27,7 @@ from sgpipe.graph_encoder.batches import GraphEncoding, first_rows, rank_in_grap
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
+from sgpipe.relations.predicates import PREDICATES
 
 
 def binding_codes(triples: Tensor, roles: int, width: int) -> Tensor:
@@ -79,23 +79,25 @@ class _Projection(nn.Module):
 class GraphTokenizer(nn.Module):
     """Makes `Tokens` of width `text` from graphs, their encodings (of width `embed`) and their names' embeddings.
 
-    `text_scale` is the root mean square of text embeddings.
+    `text_scale` is the root mean square of text embeddings, `classes` are those of the table's rows.
     """
 
     text_scale: Tensor
 
-    def __init__(self, params: GraphTokens, text: int, *, text_scale: float, embed: int | None = None) -> None:
+    def __init__(
+        self, params: GraphTokens, text: int, *, text_scale: float, embed: int | None = None, classes: Sequence[str] = PREDICATES
+    ) -> None:
         super().__init__()
         if params.needs_encoder and embed is None:
             raise ModelError("graph tokens: these parameters read a graph encoder, and none is given")
-        self.params, self.text = params, text
+        self.params, self.text, self._row = params, text, {name: row for row, name in enumerate(classes)}
         self.register_buffer("text_scale", torch.tensor(float(text_scale)))
         scale, width = params.relation_scale, embed or 0
         inputs = {"triple": [3 * width], "roles": [width] * 3, "objects": [3 * width] * 2, "edges": [2 * text]}
         read = inputs[params.layout] if params.relation == "encoder" or params.layout == "edges" else []
         self.projections = nn.ModuleList(_Projection(into, text, scale) for into in read)
         if params.relation == "table":
-            vectors = (len(PREDICATES), text) if params.layout == "edges" else (len(PREDICATES), 2, text)
+            vectors = (len(self._row), text) if params.layout == "edges" else (len(self._row), 2, text)
             self.table = nn.Parameter(torch.randn(vectors) * scale)
         if params.global_token:
             self.pooled = _Projection(width, text, scale)
@@ -164,7 +166,7 @@ class GraphTokenizer(nn.Module):
     def _edge_tokens(
         self, graphs: Sequence[SceneGraph], names: NameTable | None, said: Sequence[Mapping[int, Tensor]]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        graph, pairs, predicates = _table_rows(graphs)
+        graph, pairs, predicates = _table_rows(graphs, self._row)
         objects, place = pairs.unique(dim=0, return_inverse=True)
         named = self._named(graphs, objects, names, said)
         ends = named[place.to(named.device)].reshape(len(graph), 2 * self.text)
@@ -186,7 +188,7 @@ class GraphTokenizer(nn.Module):
             said = torch.stack([projection(rows) for projection in self.projections], dim=1)
             pairs = _ends(graph, ends)
         else:
-            graph, pairs, row = _table_rows(graphs)
+            graph, pairs, row = _table_rows(graphs, self._row)
             said = self.table[row.to(self.table.device)]
             said = said + self._bound(graph, 2).to(said)
         objects, place = pairs.unique(dim=0, return_inverse=True)
@@ -216,10 +218,10 @@ def _ends(graph: Tensor, ends: Tensor) -> Tensor:
     return torch.stack([graph[:, None].expand(-1, 2), ends], dim=2).flatten(0, 1)
 
 
-def _table_rows(graphs: Sequence[SceneGraph]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all triples: the graph `[T]`, both `_ends`, and the predicate's row of a table `[T]`."""
+def _table_rows(graphs: Sequence[SceneGraph], rows: Mapping[str, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all triples: the graph `[T]`, both `_ends`, and the predicate's row of a table `[T]`, of which `rows` says which it is."""
     graph, ends = _relations(graphs, None)
     for each in graphs:
-        each.check_predicates(PREDICATES, "table of the graph tokens")
-    row = torch.tensor([PREDICATE_INDEX[p] for each in graphs for _, p, _ in each.triples], dtype=torch.long)
+        each.check_predicates(rows, "table of the graph tokens")
+    row = torch.tensor([rows[p] for each in graphs for _, p, _ in each.triples], dtype=torch.long)
     return graph, _ends(graph, ends), row

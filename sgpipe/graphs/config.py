@@ -10,7 +10,7 @@ SUPPORTED = (
     "on", "in", "around/near", "above", "below", "behind", "in front of", "wearing", "holding", "sitting on", "standing on",
     "hanging from", "riding", "carrying", "eating", "looking at",
 )  # fmt: skip
-"""The 16 classes with enough support in Visual Genome."""
+"""The 16 of the built-in classes with enough support in Visual Genome."""
 
 
 class Quality(Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +56,7 @@ class Curate(Struct, frozen=True, forbid_unknown_fields=True):
 
     predicates: Annotated[
         tuple[str, ...], Meta(min_length=1, description="classes of the train and val triples, equally many of each")
-    ] = SUPPORTED
+    ] = field(default_factory=lambda: tuple(name for name in SUPPORTED if name in PREDICATE_INDEX) or tuple(PREDICATES))
     train: Annotated[int, Meta(ge=0, description="train triples, a multiple of the number of classes")] = 800
     val: Annotated[int, Meta(ge=0, description="val triples, a multiple of the number of classes")] = 160
     map_predicates: Annotated[tuple[str, ...], Meta(description="classes of the triples for the maps")] = field(

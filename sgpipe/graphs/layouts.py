@@ -5,14 +5,15 @@ units of the boxes' own sizes, and the centres are the least-squares solution of
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sgpipe.graphs.scene_graph import Box, SceneGraph
-from sgpipe.relations.predicates import INVERSE
+from sgpipe.graphs.scene_graph import Box, SceneGraph, Triple
+from sgpipe.relations.predicates import INVERSE, PREDICATE_INDEX, RELATIONS, BoxRule
 
 
 class Place(NamedTuple):
@@ -31,17 +32,28 @@ SIDE: Final = 0.33
 MARGIN: Final = 0.06
 """Left free on every side of the image."""
 _BESIDE: Final = Place(0.9, 0.0, object=0.7, either=True)
-_UPON: Final = Place(0.0, -0.9)
-_LISTED: Final = {
-    "left of": Place(-1.3, 0.0), "above": Place(0.0, -1.3), "behind": Place(0.3, -0.6, subject=0.8),
-    "in": Place(0.0, 0.0, subject=0.5), "wearing": Place(0.0, 0.2, object=0.5),
-    "on": _UPON, "standing on": _UPON, "sitting on": _UPON, "riding": _UPON, "hanging from": Place(0.0, 0.9),
-    "around/near": Place(1.1, 0.0, either=True), "touching": Place(0.95, 0.0, either=True),
-    "looking at": Place(1.3, 0.0, either=True),
-    **dict.fromkeys(("carrying", "drinking", "eating", "holding", "playing with", "pulling", "pushing", "using"), _BESIDE),
+_BY_RULE: Final[Mapping[BoxRule, Place]] = {
+    "left of": Place(-1.3, 0.0), "right of": Place(1.3, 0.0), "above": Place(0.0, -1.3), "below": Place(0.0, 1.3),
+    "inside": Place(0.0, 0.0, subject=0.5), "upon": Place(0.0, -0.9), "hanging": Place(0.0, 0.9),
+    "near": Place(1.1, 0.0, either=True), "touching": Place(0.95, 0.0, either=True),
 }  # fmt: skip
-PLACES: Final = _LISTED | {INVERSE[name]: Place(-p.x, -p.y, p.object, p.subject) for name, p in _LISTED.items() if name in INVERSE}
-"""By class; that of an inverse is the same seen from the other end."""
+_BY_NAME: Final = {
+    "behind": Place(0.3, -0.6, subject=0.8), "wearing": Place(0.0, 0.2, object=0.5), "looking at": Place(1.3, 0.0, either=True),
+}  # fmt: skip
+
+
+def place_of(predicate: str) -> Place:
+    """By the class's rule of boxes, else by its name; any other subject stands beside its object."""
+    relation = RELATIONS.get(predicate)
+    rule = None if relation is None else relation.box_rule
+    return _BY_RULE[rule] if rule else _BY_NAME.get(predicate, _BESIDE)
+
+
+def _first_of_inverses(triple: Triple) -> Triple:
+    """The triple, or what it says seen from the other end, by the class that comes first in the list."""
+    s, predicate, o = triple
+    inverse = INVERSE.get(predicate)
+    return triple if inverse is None or PREDICATE_INDEX[inverse] > PREDICATE_INDEX[predicate] else (o, inverse, s)
 
 
 def _digest(*words: str) -> bytes:
@@ -58,15 +70,16 @@ def proposed(graph: SceneGraph) -> SceneGraph:
     free = sorted({index for s, _, o in graph.triples for index in (s, o) if given[index] is None})
     if not free:
         return replace(graph, boxes=tuple(given))
+    triples = [_first_of_inverses(triple) for triple in graph.triples]
     sizes = np.array([[SIDE, SIDE] if box is None else box[2:] for box in given])
-    for s, predicate, o in graph.triples:
-        for index, size in ((s, PLACES[predicate].subject), (o, PLACES[predicate].object)):
+    for s, predicate, o in triples:
+        for index, size in ((s, place_of(predicate).subject), (o, place_of(predicate).object)):
             if given[index] is None:
                 sizes[index] = np.minimum(sizes[index], SIDE * size)
     centres = np.array([[0.0, 0.0] if box is None else np.add(box[:2], np.divide(box[2:], 2)) for box in given])
     rows, wanted = np.zeros((len(graph.triples), len(given))), np.zeros((len(graph.triples), 2))
-    for row, (s, predicate, o) in enumerate(graph.triples):
-        place, names = PLACES[predicate], (graph.objects[s], graph.objects[o])
+    for row, (s, predicate, o) in enumerate(triples):
+        place, names = place_of(predicate), (graph.objects[s], graph.objects[o])
         side = -1.0 if place.either and _digest(*names)[0] % 2 else 1.0
         rows[row, s], rows[row, o] = 1.0, -1.0
         wanted[row] = np.multiply((side * place.x, place.y), (sizes[s] + sizes[o]) / 2)

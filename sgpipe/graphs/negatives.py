@@ -19,7 +19,16 @@ from sgpipe.errors import DataError
 from sgpipe.graphs.config import Negatives
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import graphs_of
-from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATE_INDEX, PREDICATES, RELATIONS, SYMMETRIC, may_hold
+from sgpipe.relations.predicates import (
+    DIRECTIONAL,
+    INVERSE,
+    PREDICATE_INDEX,
+    PREDICATES,
+    RELATIONS,
+    SYMMETRIC,
+    may_hold,
+    nothing_against,
+)
 from sgpipe.runs.hashing import fraction
 
 Confusions = Mapping[str, Mapping[str, float]]
@@ -53,7 +62,8 @@ def read_confusions(path: Path) -> dict[str, dict[str, float]]:
 def replacements(predicate: str, confusions: Confusions, true: frozenset[str]) -> list[tuple[str, float]]:
     """Classes that may replace `predicate` with their weights, heaviest first; `true` holds what else is annotated.
 
-    A table's row that leaves nothing is followed by the built-in table, then by all other classes with equal weights.
+    A table's row that leaves nothing is followed by the built-in table, then by all other classes with equal weights; empty where
+    each of these can hold beside it.
     """
     held = (predicate, *true)
     for row in (confusions.get(predicate, {}), default_confusions().get(predicate, {}), dict.fromkeys(PREDICATES, 1.0)):
@@ -68,7 +78,13 @@ def contradiction(subject: str, predicate: str, object_: str) -> tuple[str, str,
     cannot hold beside it (`default_confusions`)."""
     if predicate in DIRECTIONAL:
         return object_, predicate, subject
-    return subject, replacements(predicate, default_confusions(), frozenset())[0][0], object_
+    return subject, _some(predicate, replacements(predicate, default_confusions(), frozenset()))[0][0], object_
+
+
+def _some(predicate: str, options: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    if not options:
+        raise nothing_against(predicate)
+    return options
 
 
 def stated(relations: Iterable[tuple[int, str, str, str]]) -> dict[tuple[int, str, str], set[str]]:
@@ -98,7 +114,7 @@ def negatives(triples: pa.Table, relations: pa.Table, params: Negatives) -> pa.T
         made = ("swap", object_, predicate, subject)
         if predicate not in DIRECTIONAL or predicate in held.get((image, object_, subject), ()):
             options = replacements(predicate, confusions, true) or replacements(predicate, confusions, frozenset())
-            made = ("replace", subject, _pick(options, draw, params.choice), object_)
+            made = ("replace", subject, _pick(_some(predicate, options), draw, params.choice), object_)
         prompt = words(graph.negated(made[0], made[2], changed))
         rows.append(dict(zip(NEGATIVES.names, (triple_id, *made, prompt, changed), strict=True)))
     return pa.Table.from_pylist(rows, schema=NEGATIVES)

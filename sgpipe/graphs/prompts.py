@@ -11,7 +11,7 @@ import pyarrow as pa
 from sgpipe.datasets.tables import PROMPTS
 from sgpipe.errors import DataError
 from sgpipe.graphs.scene_graph import SceneGraph, graphs_of
-from sgpipe.relations.predicates import PREDICATES, may_hold, phrase
+from sgpipe.relations.predicates import PREDICATES, may_hold, nothing_against, phrase
 from sgpipe.runs.hashing import fraction
 
 NO_RELATION: Final = "and"
@@ -26,6 +26,9 @@ def wrong_predicates(triples: pa.Table, seed: int) -> list[str]:
     """
     draws = fraction(seed, "wrong relation", triples["image_id"].to_numpy(), triples["relationship_id"].to_numpy())
     options = {name: [other for other in PREDICATES if not may_hold(other, name)] for name in PREDICATES}
+    for name in set(triples["predicate"].to_pylist()):
+        if not options[name]:
+            raise nothing_against(name)
     return [
         options[predicate][int(draw * len(options[predicate]))]
         for predicate, draw in zip(triples["predicate"].to_pylist(), draws.tolist(), strict=True)

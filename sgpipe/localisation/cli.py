@@ -25,7 +25,7 @@ def localise(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "cpu",
 ) -> None:
     """Show through which blocks a relation reaches the image: what is told the graph is patched into what is told its swap."""
-    from sgpipe.arms.adapter import backbone_of, read_about
+    from sgpipe.arms.adapter import backbone_of, read_about, use_classes_of
     from sgpipe.arms.generation import GraphGenerator, backbone_for
     from sgpipe.backbones.families import layout_of, open_tokenizers
     from sgpipe.errors import ParamsError
@@ -41,6 +41,8 @@ def localise(
 
     where = pick_device(device, 0, "--device")
     kinds = decode("--rows", {"rows": [each.strip() for each in rows.split(",")]}, Localise, "sgpipe localise").rows
+    if adapter is not None:
+        use_classes_of(read_about(adapter), adapter)
     items = items_of_graph(given_graph(graph), prompt, range(seed, seed + count))
     if prompt is not None and adapter is None:
         raise ParamsError(

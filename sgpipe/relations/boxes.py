@@ -11,6 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from sgpipe.relations.predicates import RELATIONS, BoxRule, Table
+
 Boxes = NDArray[np.float64]
 DIRECTIONS: Final = ("left of", "right of", "above", "below")
 
@@ -163,11 +165,16 @@ def _touching(a: Box, b: Box) -> bool:
     return meets and not _inside(a, b) and not _inside(b, a)
 
 
-RULES: Final[Mapping[str, Rule]] = {
-    **{name: _toward(name) for name in DIRECTIONS},
-    "in": _inside,
-    **dict.fromkeys(("on", "standing on", "sitting on", "riding"), _upon),
-    "hanging from": _hanging,
-    "around/near": _near,
+BOX_RULES: Final[Mapping[BoxRule, Rule]] = {
+    "left of": _toward("left of"),
+    "right of": _toward("right of"),
+    "above": _toward("above"),
+    "below": _toward("below"),
+    "inside": _inside,
+    "upon": _upon,
+    "hanging": _hanging,
+    "near": _near,
     "touching": _touching,
 }
+RULES: Final = Table(lambda: {name: BOX_RULES[each.box_rule] for name, each in RELATIONS.items() if each.box_rule})
+"""The rule of each class in force that has one, `box_rule` of its list."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -16,7 +16,14 @@ from sgpipe.relations.names import RULE, name_fault
 V = TypeVar("V")
 
 
-class Relation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+BoxRule = Literal["left of", "right of", "above", "below", "inside", "upon", "hanging", "near", "touching"]
+"""Names of the rules in `boxes.BOX_RULES`."""
+
+
+_OPPOSITE: Final[Mapping[str | None, str]] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+class Relation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One class; the fields are explained at the head of `relations.yaml`."""
 
     phrase: str | None = None
@@ -26,6 +33,7 @@ class Relation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     may_hold: tuple[str, ...] = ()
     confusions: dict[str, float] = {}
     aliases: tuple[str, ...] = ()
+    box_rule: BoxRule | None = None
 
 
 def read_relations(text: bytes, source: str) -> dict[str, Relation]:
@@ -34,6 +42,10 @@ def read_relations(text: bytes, source: str) -> dict[str, Relation]:
         found = msgspec.yaml.decode(text, type=dict[str, Relation])
     except msgspec.DecodeError as error:
         raise DataError(f"{source}: no list of relation classes ({' '.join(str(error).split())})") from None
+    return _checked(found, source)
+
+
+def _checked(found: dict[str, Relation], source: str) -> dict[str, Relation]:
     for name, relation in found.items():
         if fault := name_fault(name):
             raise DataError(f"{source}: {name!r} can name no class: {fault}; {RULE}")
@@ -44,9 +56,15 @@ def read_relations(text: bytes, source: str) -> dict[str, Relation]:
             raise DataError(
                 f"{source}: {name}: inverse {relation.inverse!r} must name {name!r} as its own inverse, and neither be symmetric"
             )
+        own, rule = relation.box_rule, None if relation.inverse is None else found[relation.inverse].box_rule
+        if own in _OPPOSITE and rule is not None and rule != _OPPOSITE[own]:
+            raise DataError(
+                f"{source}: {name}: box_rule {own!r}, of its inverse {relation.inverse!r} {rule!r}; give that {_OPPOSITE[own]!r}"
+            )
     return found
 
 
+_OF_GRAPHS: Final = ("phrase", "inverse", "symmetric", "box_rule")
 OWN: Final = "SGPIPE_RELATIONS"
 """Environment variable with the file of own classes, so that processes which a stage starts have them, too."""
 
@@ -54,16 +72,8 @@ OWN: Final = "SGPIPE_RELATIONS"
 class _Classes:
     """The classes in force, and what is looked up in them."""
 
-    def __init__(self, path: str | None) -> None:
-        source = files("sgpipe.relations").joinpath("relations.yaml") if path is None else Path(path)
-        try:
-            text = source.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{path}: own relation classes cannot be read ({error.strerror}); set data.relations to their file"
-            ) from None
-        self.path = path
-        self.relations = read_relations(text, "relations.yaml" if path is None else path)
+    def __init__(self, relations: dict[str, Relation], own: bool) -> None:
+        self.own, self.relations = own, relations
         self.names = tuple(self.relations)
         self.index = {name: i for i, name in enumerate(self.names)}
         self.inverse = {name: each.inverse for name, each in self.relations.items() if each.inverse}
@@ -71,7 +81,18 @@ class _Classes:
         self.symmetric = frozenset(name for name, each in self.relations.items() if each.symmetric)
 
 
-_in_force = _Classes(os.environ.get(OWN))
+def _read(path: str | None) -> _Classes:
+    source = files("sgpipe.relations").joinpath("relations.yaml") if path is None else Path(path)
+    try:
+        text = source.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: own relation classes cannot be read ({error.strerror}); set data.relations to their file"
+        ) from None
+    return _Classes(read_relations(text, path or "relations.yaml"), path is not None)
+
+
+_in_force = _read(os.environ.get(OWN))
 
 
 def use_relations(path: str | Path | None) -> None:
@@ -81,7 +102,7 @@ def use_relations(path: str | Path | None) -> None:
     """
     global _in_force
     wanted = None if path is None else str(path)
-    _in_force = _Classes(wanted)
+    _in_force = _read(wanted)
     if wanted is None:
         os.environ.pop(OWN, None)
     else:
@@ -90,7 +111,24 @@ def use_relations(path: str | Path | None) -> None:
 
 def own_relations() -> Mapping[str, Relation]:
     """The classes in force where they are not the built-in ones; else empty."""
-    return {} if _in_force.path is None else _in_force.relations
+    return _in_force.relations if _in_force.own else {}
+
+
+def class_definitions() -> list[dict[str, Any]]:
+    """What a graph needs of the classes in force, in their order: `name`, and what is set of `_OF_GRAPHS`."""
+    plain = {name: msgspec.to_builtins(relation) for name, relation in _in_force.relations.items()}
+    return [{"name": name, **{key: each[key] for key in _OF_GRAPHS if key in each}} for name, each in plain.items()]
+
+
+def use_classes(definitions: Iterable[Mapping[str, Any]], source: str) -> None:
+    """Put what `class_definitions` gave in force in this process. Raises `DataError` naming the `source` where it is none."""
+    global _in_force
+    try:
+        named = {each["name"]: {key: each[key] for key in each if key != "name"} for each in definitions}
+        found = msgspec.convert(named, dict[str, Relation])
+    except (msgspec.ValidationError, KeyError, TypeError) as error:
+        raise DataError(f"{source}: `relations` is no list of relation classes ({' '.join(str(error).split())})") from None
+    _in_force = _Classes(_checked(found, source), True)
 
 
 class _Names(Sequence[str]):
@@ -110,7 +148,9 @@ class _Names(Sequence[str]):
         return repr(_in_force.names)
 
 
-class _Table(Mapping[str, V]):
+class Table(Mapping[str, V]):
+    """A view of what a function gives at each look."""
+
     def __init__(self, of: Callable[[], Mapping[str, V]]) -> None:
         self._of = of
 
@@ -142,14 +182,14 @@ class _Some(Set[str]):
         return frozenset(names)
 
 
-RELATIONS: Final = _Table(lambda: _in_force.relations)
+RELATIONS: Final = Table(lambda: _in_force.relations)
 """The classes in force: this and the following are views, which show what `use_relations` put there."""
 PREDICATES: Final = _Names()
 """Class names in the order that every label, confusion matrix and embedding row of this project uses."""
 
-PREDICATE_INDEX: Final = _Table(lambda: _in_force.index)
+PREDICATE_INDEX: Final = Table(lambda: _in_force.index)
 
-INVERSE: Final = _Table(lambda: _in_force.inverse)
+INVERSE: Final = Table(lambda: _in_force.inverse)
 """Directional predicates: `(s, p, o)` holds exactly when `(o, INVERSE[p], s)` does."""
 
 DIRECTIONAL: Final = _Some(lambda: _in_force.directional)
@@ -160,6 +200,14 @@ SYMMETRIC: Final = _Some(lambda: _in_force.symmetric)
 def may_hold(other: str, annotated: str) -> bool:
     """Whether `other` can be true of a subject and object for which `annotated` is."""
     return other == annotated or RELATIONS[other].weak or other in RELATIONS[annotated].may_hold
+
+
+def nothing_against(predicate: str) -> DataError:
+    """The error where each class in force can hold beside `predicate`, so that nothing contradicts it."""
+    return DataError(
+        f"relation class {predicate!r}: each of the {len(PREDICATES)} classes can hold beside it, so no graph says the contrary; "
+        "give it an inverse, or add another class to data.relations"
+    )
 
 
 def phrase(predicate: str) -> str:

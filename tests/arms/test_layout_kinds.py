@@ -274,6 +274,10 @@ def test_adapters_are_composed_by_weights(world: World, tmp_path: Path) -> None:
     ):
         wrong = CliRunner().invoke(app, ["compose", *given, "--out", str(tmp_path / "no")])
         assert says in str(wrong.exception) and not (tmp_path / "no").exists()
+    path = folders[1] / "adapter.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "relations": [{"name": "near"}]}))
+    wrong = CliRunner().invoke(app, ["compose", f"{folders[0]}=1", f"{folders[1]}=1", "--out", str(tmp_path / "no")])
+    assert "other relation classes than" in str(wrong.exception) and not (tmp_path / "no").exists()
 
 
 def test_what_cannot_be_made_is_refused(backbone: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,15 @@ def test_the_vocabulary_of_sgdiffs_encoder(real: Path, tmp_path: Path) -> None:
         vocabulary(tmp_path / "nothing")
 
 
+def test_an_image_id_that_is_no_number_costs_its_object(tmp_path: Path) -> None:
+    files = KIND.files(4)
+    before = canonicalize(CocoStuff(KIND.write(tmp_path / "data", files)), tmp_path / "out", Canonicalize())["objects"]
+    for wrong in (True, "1", -1, 2.5, None):
+        files["annotations/instances_train2017.json"]["annotations"][0]["image_id"] = wrong
+        found = canonicalize(CocoStuff(KIND.write(tmp_path / "data", files)), tmp_path / "out", Canonicalize())["objects"]
+        assert (found["read"], found["by_reason"]["invalid"]) == (before["read"], 1)
+
+
 def test_objects_of_images_that_are_not_listed(real: Path, tmp_path: Path) -> None:
     """The real sample lists other images than its annotations are of: each object is counted, none is lost."""
     for kind in ("instances", "stuff"):

@@ -64,6 +64,8 @@ def test_a_data_set_becomes_maps_and_an_adapter(
         stage.main()
     train_lora.main(arm="graph")
     triples = pq.read_table("outputs/curated/triples.parquet").to_pylist()
+    unknown = json.loads(Path("metrics/cache_prompts.json").read_text())["unknown_words"]
+    assert unknown == (name == "coco_stuff"), "the miniature's tokenizers have no hyphen, as in sky-other"
     assert {row["predicate"] for row in triples} <= set(classes) and {row["split"] for row in triples} == {"train", "val"}
     assert list(Path("outputs/saliency").glob("*.parquet"))
     assert json.loads(Path("metrics/lora/graph.json").read_text())

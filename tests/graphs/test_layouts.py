@@ -1,12 +1,14 @@
 """Boxes proposed from a graph say what its triples say, and the layout image shows boxes and nothing else."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from sgpipe.graphs.layouts import PLACES, colours, layout_image, proposed
+from sgpipe.graphs.layouts import colours, layout_image, proposed
 from sgpipe.graphs.scene_graph import Box, SceneGraph
 from sgpipe.relations.boxes import RULES, directions
-from sgpipe.relations.predicates import PREDICATES
+from sgpipe.relations.predicates import INVERSE, PREDICATES, use_relations
 
 LEFT: Box = (0.125, 0.25, 0.25, 0.5)
 RIGHT: Box = (0.625, 0.25, 0.25, 0.5)
@@ -19,8 +21,38 @@ def boxes(graph: SceneGraph) -> list[Box]:
     return found
 
 
-def test_every_class_has_a_place() -> None:
-    assert set(PLACES) == set(PREDICATES)
+OWN = """
+jumped over by: {inverse: jumping over}
+jumping over: {inverse: jumped over by}
+atop: {box_rule: upon}
+port of: {inverse: starboard of, box_rule: left of}
+starboard of: {inverse: port of, box_rule: right of}
+"""
+
+
+def test_own_classes_have_places_and_rules(tmp_path: Path) -> None:
+    """By the rule that their list names; a class without one stands beside, and its inverse says the same from the other end."""
+    path = tmp_path / "relations.yaml"
+    path.write_text(OWN)
+    use_relations(path)
+    try:
+        assert set(RULES) == {"atop", "port of", "starboard of"}
+        for name in RULES:
+            subject, object_ = boxes(SceneGraph.of("dog", name, "cat"))
+            assert RULES[name](subject, object_)
+        (dog, cat), (turned_cat, turned_dog) = (
+            boxes(SceneGraph.of(*each)) for each in (("dog", "jumping over", "cat"), ("cat", "jumped over by", "dog"))
+        )
+        assert np.allclose((dog, cat), (turned_dog, turned_cat)) and dog != cat
+    finally:
+        use_relations(None)
+    assert set(RULES) == set(PREDICATES) & set(RULES) and len(RULES) == 12
+
+
+@pytest.mark.parametrize("name", ["right of", "below", "in front of"])
+def test_an_inverse_is_the_same_seen_from_the_other_end(name: str) -> None:
+    subject, object_ = boxes(SceneGraph.of("dog", name, "cat"))
+    assert np.allclose([object_, subject], boxes(SceneGraph.of("cat", INVERSE[name], "dog")))
 
 
 @pytest.mark.parametrize("predicate", sorted(RULES))

@@ -10,8 +10,9 @@ import pytest
 from sgpipe.errors import DataError
 from sgpipe.graphs.config import Negatives
 from sgpipe.graphs.negatives import default_confusions, negatives, read_confusions, replacements, stated
+from sgpipe.graphs.prompts import wrong_predicates
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC, may_hold, relational_prompt
+from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC, may_hold, relational_prompt, use_relations
 from tests.tiny import graph_columns
 
 NONE = frozenset[str]()
@@ -164,3 +165,16 @@ def test_tables_that_cannot_be_used(tmp_path: Path, text: str, says: str) -> Non
         read_confusions(path)
     with pytest.raises(DataError, match="no such confusion table"):
         read_confusions(tmp_path / "absent.json")
+
+
+def test_a_class_that_nothing_contradicts_is_said_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "relations.yaml"
+    path.write_text("kissing: {symmetric: true}\nnear: {symmetric: true, weak: true}\n")
+    use_relations(path)
+    try:
+        table = triples(("dog", "kissing", "cat"))
+        for made in (lambda: negatives(table, table, Negatives()), lambda: wrong_predicates(table, 0)):
+            with pytest.raises(DataError, match=r"^relation class 'kissing': each of the 2 classes can hold .* data\.relations$"):
+                made()
+    finally:
+        use_relations(None)

@@ -22,6 +22,11 @@ def test_the_committed_classes() -> None:
         ("near: {inverse: near, symmetric: true}", "neither be symmetric"),
         ("in: {colour: red}", "unknown field `colour`"),
         ("[in]", "no list of relation classes"),
+        ("in: {box_rule: within}", "Invalid enum value 'within'"),
+        (
+            "port of: {inverse: starboard of, box_rule: left of}\nstarboard of: {inverse: port of, box_rule: above}",
+            "port of: box_rule 'left of', of its inverse 'starboard of' 'above'; give that 'right of'",
+        ),
     ],
 )
 def test_what_does_not_hold_together_is_refused(text: str, says: str) -> None:

@@ -19,6 +19,7 @@ from sgpipe.attention_maps.config import Maps
 from sgpipe.backbones.config import Backbone
 from sgpipe.errors import ParamsError
 from sgpipe.graph_encoder.config import GraphTokens
+from sgpipe.relations.predicates import PREDICATES
 from sgpipe.sgdiff.config import SgDiffParams
 from sgpipe.training.config import Train
 
@@ -60,13 +61,14 @@ class Sections:
 
 @dataclass(frozen=True)
 class Base:
-    """What an adapter is built on: a frozen generator, the seed of fresh weights, and the size of a text embedding (its root mean
-    square)."""
+    """What an adapter is built on: a frozen generator, the seed of fresh weights, the size of a text embedding (its root mean
+    square), and the relation classes that it knows, in the order of its rows."""
 
     denoiser: "Denoiser"
     backbone: Backbone
     seed: int
     text_scale: float
+    classes: Sequence[str] = PREDICATES
 
 
 @dataclass(frozen=True)

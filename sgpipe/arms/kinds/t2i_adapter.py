@@ -166,9 +166,9 @@ class T2iAdapter(LayoutAdapter):
 def compose(adapters: Mapping[Path, float], out: Path) -> None:
     """Write an adapter's folder that adds the features of several, each as many times as its ω here says.
 
-    Raises `ModelError` for a folder of another kind, and for adapters of different bases.
+    Raises `ModelError` for a folder of another kind, and for adapters of different bases or relation classes.
     """
-    from sgpipe.arms.adapter import ABOUT, read_about
+    from sgpipe.arms.adapter import ABOUT, RELATIONS, read_about
     from sgpipe.arms.coverage import TRAINED_ON
     from sgpipe.arms.resolve import Arm
     from sgpipe.params.load import to_builtins
@@ -183,6 +183,10 @@ def compose(adapters: Mapping[Path, float], out: Path) -> None:
             raise ModelError(f"{folder}: arm of kind {arm.kind}; adapters of kind t2i_adapter can be composed")
         if each["base"] != first["base"]:
             raise ModelError(f"{folder}: trained on another base than {next(iter(adapters))}; give adapters of one base")
+        if each.get(RELATIONS) != first.get(RELATIONS):
+            raise ModelError(
+                f"{folder}: trained with other relation classes than {next(iter(adapters))}; give adapters of one list"
+            )
         scaled = (_scaled(part, adapters[folder]) for part in arm.settings.parts)
         parts += [(_folder(folder, number), part) for number, part in enumerate(scaled)]
     settings = T2iAdapterSettings(boxes=first["settings"]["boxes"], parts=tuple(part for _, part in parts))
