@@ -102,7 +102,7 @@ def power_figures(cells: Cells, crossed: Crossed, *, margin: float, power: float
     for entry, adjusted in zip(left, holm([entry["p_equivalent"] for entry in left]) if left else [], strict=True):
         entry["p_equivalent_holm"] = adjusted
     equivalent = sum(entry["p_equivalent_holm"] < level for entry in left)
-    found = [smallest_difference(*each, power, level) for each in errors]
+    sizes = [smallest_difference(*each, power, level) for each in errors]
     first = [smallest_difference(*each, power, level / len(errors)) for each in errors]
     return plain(
         {
@@ -111,7 +111,7 @@ def power_figures(cells: Cells, crossed: Crossed, *, margin: float, power: float
             "separated_pairs": len(by_pair) - len(left),
             "equivalent_pairs": equivalent,
             "undecided_pairs": len(left) - equivalent,
-            "smallest_difference": float(np.median(found)) if found else np.nan,
+            "smallest_difference": float(np.median(sizes)) if sizes else np.nan,
             "smallest_difference_first": float(np.median(first)) if first else np.nan,
             "tests": len(errors),
             "margin": margin,
