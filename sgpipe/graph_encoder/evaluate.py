@@ -67,7 +67,7 @@ def direction_cosine(positive: Tokens, negative: Tokens) -> dict[str, float | No
 
 
 _CHUNK: Final = 256
-LAYOUTS: Final = get_args(GraphTokens.__annotations__["layout"].__origin__)
+LAYOUTS: Final = tuple(each for each in get_args(GraphTokens.__annotations__["layout"].__origin__) if each != "edges")
 
 
 @torch.no_grad()

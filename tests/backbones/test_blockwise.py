@@ -90,12 +90,16 @@ def by_hooks(case: Case, enter: int) -> Tensor:
             hook.remove()
 
 
-def test_block_by_block_is_the_forward_of_diffusers_to_the_bit(case: Case) -> None:
+def test_block_by_block_is_the_forward_of_diffusers(case: Case) -> None:
+    """To the bit for the prompt alone; with rows before it to rounding, since masked attention rounds by how its mask lies in memory
+    on some CPUs (seen with AVX-512 and bfloat16 units).
+    """
     blocks = case.denoiser.family.by_blocks(case.denoiser.transformer)
     for condition in (case.condition, case.condition.prompt):
         first = blocks.embedded(case.latents, case.t, condition, case.guidance)
         made = blocks.velocity(blocks.run(first, condition, len(blocks.blocks)))
-        assert torch.equal(made, case.velocity(condition))
+        torch.testing.assert_close(made, case.velocity(condition), atol=1e-6, rtol=1e-6)
+    assert torch.equal(made, case.velocity(case.condition.prompt))
 
 
 @pytest.mark.parametrize("enter", [1, 2, 3])

@@ -132,7 +132,7 @@ def test_held_out_combinations_are_of_train_triples_that_no_train_graph_joins(de
     trained = [graph.facts for graph in graphs_of(of_split["train"])]
     held = [graph.facts for graph in graphs_of(of_split["val"]) if len(graph.triples) == 2]
     assert len(held) == made.metrics["further"]["combinations"] == 4
-    assert sum(len(facts) == 2 for facts in trained) == made.metrics["further"]["several_train"] > 50
+    assert sum(len(facts) == 2 for facts in trained) == made.metrics["further"]["several_train"] > 20
     singly = set().union(*(facts for facts in trained if len(facts) == 1))
     for facts in held:
         assert facts <= singly and not any(facts <= each for each in trained)
