@@ -1,6 +1,7 @@
 """`sgpipe report`: what is made of metrics for readers."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,8 @@ def readme_table(
     if sweep.is_file():
         after = replace_table(after, "sweep", sweep_table(read_metrics(sweep)).markdown())
     if joint.is_file() and begin("localisation") in after:
-        after = replace_table(after, "localisation", joint_table(read_metrics(joint)).markdown())
+        found = read_metrics(joint)
+        after = replace_table(after, "localisation", replace(joint_table(found), caption="", note=found["sentence"]).markdown())
     if after == before:
         print(f"{readme}: already in step")
     elif check:
