@@ -66,10 +66,16 @@ class PlacedFlux:
         self._rotary = model.pos_embed(torch.cat((torch.zeros(tokens, 3), ids)))
 
     def __call__(self, states: Tensor, times: Tensor, text: Encoded, forced: Places | None = None) -> tuple[Tensor, Tensor]:
-        """Velocities `[B, 64, 16]`, and what stands in the places' features of all text rows `[B, T, 18]`.
+        """Velocities `[B, 64, 16]`, and what stands in the places' features of all text rows `[B, T, 18]`, both in float32.
 
-        `forced`: what is put there instead, for the samples and rows that it names. The model's own forward without it.
+        `forced`: what is put there instead, for the samples and rows that it names. The model's own forward without it, matrix
+        products in bfloat16.
         """
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity, said = self._forward(states, times, text, forced)
+        return velocity.float(), said.float()
+
+    def _forward(self, states: Tensor, times: Tensor, text: Encoded, forced: Places | None) -> tuple[Tensor, Tensor]:
         model = self.model
         image = model.x_embedder(states)
         conditioning = model.time_text_embed(times * 1000, text.pooled)

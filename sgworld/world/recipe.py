@@ -8,6 +8,7 @@ import numpy as np
 from diffusers import AutoencoderKL
 
 from sgworld.bank import Bank
+from sgworld.contrast import JUDGE, TEACHER, train_contrast
 from sgworld.flux import DOUBLE_BLOCKS, SHALLOW_BLOCKS, assemble, build_transformer, deepen
 from sgworld.language import train_language
 from sgworld.vae import train_vae
@@ -16,8 +17,9 @@ from sgworld.world.examples import caption_pool
 from sgworld.world.generator import LEADING, READING, Phase, fit
 from sgworld.world.raster import render
 from sgworld.world.specification import SLOTS, Caption
+from sgworld.world.statements import of_captions
 
-PARTS = ("language", "vae", "flux")
+PARTS = ("language", "vae", "flux", "clip", "tower")
 TOKENS = 32
 """Of a caption: four relations between four objects take 29."""
 
@@ -36,6 +38,9 @@ class Recipe:
     vae_steps: int = 1_500
     shallow: tuple[Phase, ...] = SHALLOW
     deep: Phase = DEEP
+    clip_steps: int = 3_000
+    tower_steps: int = 2_000
+    pairs: int = 64
 
 
 def _said_of(pool: list[Caption]) -> Callable[[np.random.Generator], str]:
@@ -50,7 +55,7 @@ def _images(pool: list[Caption], count: int, seed: int) -> Bank:
 
 
 def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None) -> None:
-    """Train `parts` in order, working state in `state`, the pipeline in `out`.
+    """Train `parts` in order, working state in `state`, results in `out/{mini-flux,mini-clip,mini-tower}`.
 
     A training that was interrupted continues with the same command; a finished one is not repeated.
     """
@@ -79,4 +84,12 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
             model = fit(model, pool, encoders, vae, state / f"shallow-{number}", phase, seed=4 + number)
         deep = deepen(model, DOUBLE_BLOCKS, 4)
         deep = fit(deep, pool, encoders, vae, state / "deep", recipe.deep, seed=14, average=0.995)
-        assemble(languages, vae, deep.half()).save_pretrained(out, safe_serialization=True)
+        assemble(languages, vae, deep.half()).save_pretrained(out / "mini-flux", safe_serialization=True)
+    if "clip" in parts:
+        train_contrast(
+            of_captions(pool), state / "clip", out / "mini-clip", JUDGE, seed=5, steps=recipe.clip_steps, batch=recipe.pairs
+        )
+    if "tower" in parts:
+        train_contrast(
+            of_captions(pool), state / "tower", out / "mini-tower", TEACHER, seed=6, steps=recipe.tower_steps, batch=recipe.pairs
+        )
