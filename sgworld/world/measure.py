@@ -63,7 +63,7 @@ def relational(pipeline: FluxPipeline, captions: int) -> dict[str, Any]:
     for objects, held in HELD.items():
         rng = np.random.default_rng((SEED, objects))
         drawn = [sample_caption(rng, held=held[i % len(held)], neutral=0.0, objects=objects) for i in range(captions)]
-        texts = [caption.text(rng) for caption in drawn]
+        texts = [caption.text() for caption in drawn]
         seeds = [SEED + 1000 * i + seed for i in range(captions) for seed in SAMPLING_SEEDS]
         repeated = [caption for caption in drawn for _ in SAMPLING_SEEDS]
         readings = read(draw(pipeline, [text for text in texts for _ in SAMPLING_SEEDS], seeds))
@@ -90,7 +90,7 @@ def neutral(pipeline: FluxPipeline, pairs: int = PAIRS, per_pair: int = PER_PAIR
     """Under captions of two names: objects present, how often a class is read, and the largest share of one class of a pair."""
     rng = np.random.default_rng((SEED, 77))
     captions = [sample_caption(rng, neutral=1.0, objects=2) for _ in range(pairs)]
-    prompts = [caption.text(rng) for caption in captions for _ in range(per_pair)]
+    prompts = [caption.text() for caption in captions for _ in range(per_pair)]
     readings = read(draw(pipeline, prompts, [SEED + 7_000_000 + i for i in range(len(prompts))]))
     largest, classes, shown = [], 0, []
     for number, caption in enumerate(captions):

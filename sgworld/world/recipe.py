@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 
 from sgworld.bank import Bank
 from sgworld.contrast import JUDGE, TEACHER, train_contrast
-from sgworld.flux import DOUBLE_BLOCKS, SHALLOW_BLOCKS, assemble, build_transformer, deepen
+from sgworld.flux import DOUBLE_BLOCKS, assemble, build_transformer, deepen, evenly
 from sgworld.language import train_language
 from sgworld.vae import train_vae
 from sgworld.world.compose import compose
@@ -24,27 +24,32 @@ TOKENS = 32
 """Of a caption: four relations between four objects take 29."""
 
 
-SHALLOW = (Phase(2_500, READING), Phase(9_000, LEADING, decay=2_000))
-DEEP = Phase(950, LEADING, rate=5e-4, decay=750, forced=0.0)
+FEW, READ_MORE = tuple(range(6)), (0, 0, 1, 1, 2, 2, 3, 4, 5)
+"""Double-stream blocks to begin with; and with those doubled that read where objects stand, which takes longest to learn."""
+PHASES = (
+    Phase(1_970, READING, FEW, read_by=2),
+    Phase(3_000, READING, READ_MORE, read_by=5),
+    Phase(5_000, LEADING, tuple(range(9)), read_by=5, decay=1_500),
+    Phase(950, LEADING, tuple(evenly(9, DOUBLE_BLOCKS)), read_by=11, rate=5e-4, decay=750, forced=0.0, average=0.995),
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training. `shallow` phases are of six double-stream blocks, `deep` of all 19."""
+    """The numbers of a training. The last phase of the generator is of all 19 double-stream blocks."""
 
     captions: int = 60_000
     language_steps: int = 600
     vae_images: int = 24_000
     vae_steps: int = 1_500
-    shallow: tuple[Phase, ...] = SHALLOW
-    deep: Phase = DEEP
+    phases: tuple[Phase, ...] = PHASES
     clip_steps: int = 3_000
     tower_steps: int = 2_000
     pairs: int = 64
 
 
 def _said_of(pool: list[Caption]) -> Callable[[np.random.Generator], str]:
-    return lambda rng: pool[int(rng.integers(len(pool)))].text(rng)
+    return lambda rng: pool[int(rng.integers(len(pool)))].text()
 
 
 def _images(pool: list[Caption], count: int, seed: int) -> Bank:
@@ -78,13 +83,13 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
         train_vae(images, state / "vae", vae_folder, seed=3, steps=recipe.vae_steps, batch=32, rate=2e-3)
     if "flux" in parts:
         vae = AutoencoderKL.from_pretrained(vae_folder).requires_grad_(False)
-        model = build_transformer(4, SHALLOW_BLOCKS)
+        model = build_transformer(4, len(recipe.phases[0].blocks))
         encoders = assemble(languages, vae, model)
-        for number, phase in enumerate(recipe.shallow):
-            model = fit(model, pool, encoders, vae, state / f"shallow-{number}", phase, seed=4 + number)
-        deep = deepen(model, DOUBLE_BLOCKS, 4)
-        deep = fit(deep, pool, encoders, vae, state / "deep", recipe.deep, seed=14, average=0.995)
-        assemble(languages, vae, deep.half()).save_pretrained(out / "mini-flux", safe_serialization=True)
+        for number, phase in enumerate(recipe.phases):
+            if number:
+                model = deepen(model, phase.blocks, 4 + number)
+            model = fit(model, pool, encoders, vae, state / f"flux-{number}", phase, seed=4 + number)
+        assemble(languages, vae, model.half()).save_pretrained(out / "mini-flux", safe_serialization=True)
     if "clip" in parts:
         train_contrast(
             of_captions(pool), state / "clip", out / "mini-clip", JUDGE, seed=5, steps=recipe.clip_steps, batch=recipe.pairs

@@ -12,10 +12,10 @@ from sgworld.flux import build_transformer
 from sgworld.language import t5_tokenizer
 from sgworld.world import SLOTS, compose
 from sgworld.world.examples import PLACE, Places, caption_pool, draw_examples, places
-from sgworld.world.generator import LEADING, READING, Encoded, Phase, PlacedFlux, draw_states, losses_of
+from sgworld.world.generator import LEADING, READING, TAUGHT, Batch, Encoded, Phase, PlacedFlux, draw_states, losses_of
 from sgworld.world.meaning import CHOICES, uniforms
 from sgworld.world.recipe import TOKENS
-from sgworld.world.specification import ROLE, Caption
+from sgworld.world.specification import ACROSS, Caption
 
 POOL = [Caption(("cat", "dog"), (("cat", "left of", "dog"),)), Caption(("ball", "cat", "dog"))]
 
@@ -48,7 +48,7 @@ def test_a_noise_that_leans_the_other_way_exchanges_the_roles() -> None:
     noise = torch.randn(1, 64, 16, generator=_generator(3))
     u = uniforms(noise)[0]
     other = u.copy()
-    other[ROLE] = 1 - u[ROLE]
+    other[ACROSS] = 1 - u[ACROSS]
     first, second = (compose(POOL[0], each).triples[0] for each in (u, other))
     assert first == (second[2], second[1], second[0])
 
@@ -82,11 +82,11 @@ def test_without_places_it_is_the_models_own_forward() -> None:
     flux, text = _flux(), _text(2)
     states, times = torch.randn(2, 64, 16, generator=_generator()), torch.tensor([1.0, 0.4])
     ids = FluxPipeline._prepare_latent_image_ids(1, 8, 8, torch.device("cpu"), torch.float32)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         own = flux.model(
             hidden_states=states, encoder_hidden_states=text.states, pooled_projections=text.pooled, timestep=times,
             img_ids=ids, txt_ids=torch.zeros(TOKENS, 3),
-        ).sample  # fmt: skip
+        ).sample.float()  # fmt: skip
         velocity, said = flux(states, times, text)
         handed = Places(torch.tensor([0]), torch.tensor([4]), torch.ones(1, PLACE))
         forced, _ = flux(states, times, text, handed)
@@ -117,15 +117,16 @@ def test_the_places_are_taught_to_the_rows_of_names() -> None:
     examples = draw_examples(POOL, np.random.default_rng(0), _generator(), 8)
     known = places(t5_tokenizer(TOKENS, ","), examples.texts, examples.scenes)
     scenes, text = torch.randn(8, 64, 16, generator=_generator(7)), _text(8)
-    phase = Phase(1, READING, batch=8)
-    loss, logged = losses_of(flux, text, examples, scenes, known, phase, _generator(8))
-    assert loss.item() == pytest.approx((logged["flow"] + logged["places"]).item())
-    plain, without = losses_of(flux, text, examples, scenes, known, replace(phase, forced=0.0), _generator(8))
+    batch = Batch(examples.noise, scenes, text, known)
+    phase = Phase(1, READING, (0, 1, 2), read_by=1, batch=8)
+    loss, logged = losses_of(flux, batch, phase, _generator(8))
+    assert loss.item() == pytest.approx((logged["flow"] + TAUGHT * logged["places"]).item())
+    plain, without = losses_of(flux, batch, replace(phase, forced=0.0), _generator(8))
     assert "places" not in without and plain is not None and torch.equal(plain, without["flow"])
     optimiser = torch.optim.Adam(flux.model.parameters(), 1e-2)
     for _ in range(12):
         optimiser.zero_grad()
-        trained, after = losses_of(flux, text, examples, scenes, known, phase, _generator(8))
+        trained, after = losses_of(flux, batch, phase, _generator(8))
         trained.backward()
         optimiser.step()
     assert after["places"].item() < 0.7 * logged["places"].item()
