@@ -61,6 +61,9 @@ def train_command(
     part: Annotated[
         list[str] | None, typer.Option(help="language, vae, flux, clip or tower; repeatable; all of them without it")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="pipeline folder whose generator is trained on; its text encoders and VAE are kept")
+    ] = None,
 ) -> None:
     """Train text encoders, VAE, generator, CLIP judge and the graph encoder's teacher of this world."""
     from sgworld.world.recipe import PARTS, train
@@ -68,7 +71,7 @@ def train_command(
     wanted = part or list(PARTS)
     if unknown := [each for each in wanted if each not in PARTS]:
         raise SgpipeError(f"--part: got {unknown[0]!r}; valid: {', '.join(PARTS)}")
-    train(state, out, tuple(wanted))
+    train(state, out, tuple(wanted), start=start)
 
 
 @app.command("measure")

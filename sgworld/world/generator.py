@@ -1,9 +1,11 @@
 """Training of the world's FLUX: a rectified flow from the noise that means a scene to that scene.
 
-Three things make it learn in hours on two cores. A noise means one scene (`meaning`). The first blocks are taught to write where
-each object stands into the last features of its name's row, and in half of the samples the later ones are handed the true places
-there (teacher forcing), so that drawing is learned before reading is; the trained model is handed nothing. And a part of each batch
-is led by the model's own Euler steps, as in sampling.
+Four things make it learn in hours on two cores. A noise means one scene (`meaning`). The first blocks are taught to write what the
+noise says into the first features of the rows of names: who stands left depends on the noise *and* on who is said first, and such
+products are learned late from a mean that is a faint feature of a row. Later blocks are taught to write where each object stands
+into the last features, and in half of the samples those after them are handed the true places there (teacher forcing), so that
+drawing is learned before reading is; the trained model is handed nothing. And a part of each batch is led by the model's own Euler
+steps, as in sampling.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +23,7 @@ from sgworld.flux import encode_texts
 from sgworld.training import step_generator, train_model
 from sgworld.vae import encode
 from sgworld.world.examples import PLACE, Places, draw_examples, places
+from sgworld.world.meaning import CHANNELS, levels
 from sgworld.world.specification import Caption
 
 STEPS = 4
@@ -61,28 +64,32 @@ class Encoded:
 class PlacedFlux:
     """A FLUX whose text rows are looked at, and changed, behind one block."""
 
-    def __init__(self, model: FluxTransformer2DModel, tokens: int, read_by: int) -> None:
-        self.model, self._read_by = model, read_by
+    def __init__(self, model: FluxTransformer2DModel, tokens: int, heard_by: int, read_by: int) -> None:
+        self.model, self._heard_by, self._read_by = model, heard_by, read_by
         ids = FluxPipeline._prepare_latent_image_ids(1, 8, 8, torch.device("cpu"), torch.float32)
         self._rotary = model.pos_embed(torch.cat((torch.zeros(tokens, 3), ids)))
 
-    def __call__(self, states: Tensor, times: Tensor, text: Encoded, forced: Places | None = None) -> tuple[Tensor, Tensor]:
-        """Velocities `[B, 64, 16]`, and what stands in the places' features of all text rows `[B, T, 18]`, both in float32.
+    def __call__(self, states: Tensor, times: Tensor, text: Encoded, forced: Places | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Velocities `[B, 64, 16]`; what stands in all text rows' features of the noise `[B, T, 16]` and of places `[B, T, 18]`.
 
         `forced`: what is put there instead, for the samples and rows that it names. The model's own forward without it, matrix
         products in bfloat16.
         """
         with torch.autocast("cpu", torch.bfloat16):
-            velocity, said = self._forward(states, times, text, forced)
-        return velocity.float(), said.float()
+            found = self._forward(states, times, text, forced)
+        velocity, heard, said = (each.float() for each in found)
+        return velocity, heard, said
 
-    def _forward(self, states: Tensor, times: Tensor, text: Encoded, forced: Places | None) -> tuple[Tensor, Tensor]:
+    def _forward(self, states: Tensor, times: Tensor, text: Encoded, forced: Places | None) -> tuple[Tensor, Tensor, Tensor]:
         model = self.model
         image = model.x_embedder(states)
         conditioning = model.time_text_embed(times * 1000, text.pooled)
-        words, said = model.context_embedder(text.states), states.new_zeros(0)
+        words = model.context_embedder(text.states)
+        heard = said = states.new_zeros(0)
         for index, block in enumerate(model.transformer_blocks):
             words, image = block(hidden_states=image, encoder_hidden_states=words, temb=conditioning, image_rotary_emb=self._rotary)
+            if index == self._heard_by:
+                heard = words[..., :CHANNELS]
             if index == self._read_by:
                 said = words[..., -PLACE:]
                 if forced is not None:
@@ -90,7 +97,7 @@ class PlacedFlux:
                     words[forced.samples, forced.rows, -PLACE:] = forced.features.to(words)
         for block in model.single_transformer_blocks:
             words, image = block(hidden_states=image, encoder_hidden_states=words, temb=conditioning, image_rotary_emb=self._rotary)
-        return model.proj_out(model.norm_out(image, conditioning)), said
+        return model.proj_out(model.norm_out(image, conditioning)), heard, said
 
 
 @torch.no_grad()
@@ -164,7 +171,7 @@ def draw_states(
             break
         rows, t = slice(batch - count, batch), 1 - step / STEPS
         with torch.no_grad():
-            velocity, _ = flux(states[rows], times[rows], text.part(rows))
+            velocity, _, _ = flux(states[rows], times[rows], text.part(rows))
         states[rows] -= velocity / STEPS
         times[rows] = t - 1 / STEPS
         led[rows] = True
@@ -181,7 +188,7 @@ def losses_of(flux: PlacedFlux, batch: Batch, phase: "Phase", generator: torch.G
     forced = torch.rand(len(scenes), generator=generator) < phase.forced
     chosen = forced[known.samples]
     handed = Places(known.samples[chosen], known.rows[chosen], known.features[chosen]) if phase.forced else None
-    velocity, said = flux(stand.states, stand.times, text, handed)
+    velocity, heard, said = flux(stand.states, stand.times, text, handed)
     errors = (velocity - (stand.states - stand.scenes) / stand.times[:, None, None]).square().mean((1, 2))
     flow = (time_weights(stand.times, stand.led) * errors).mean()
     unexplained = errors[(stand.times == 1) & ~forced].mean() / scenes.var(0).mean()
@@ -190,21 +197,24 @@ def losses_of(flux: PlacedFlux, batch: Batch, phase: "Phase", generator: torch.G
         return flow, logged
     read = (stand.times >= 0.5)[known.samples]
     reading = (said[known.samples, known.rows] - known.features).square()[read].mean()
-    return flow + TAUGHT * reading, {**logged, "places": reading}
+    means = torch.as_tensor(4 * levels(batch.noise) - 2, dtype=torch.float32)
+    hearing = (heard[known.samples, known.rows] - means[known.samples]).square()[(stand.times == 1)[known.samples]].mean()
+    return flow + TAUGHT * reading + hearing, {**logged, "heard": hearing, "places": reading}
 
 
 @dataclass(frozen=True)
 class Phase:
     """A part of the training: its steps, the peak of its rate, which falls to zero over the last `decay` steps, and its batches.
 
-    `blocks`: of which double-stream blocks of the model before this phase its own are made (see `deepen`). `read_by`: the block
-    behind which the places stand in the rows of names. `forced`: share of samples that are handed the true places; at 0 none are
-    taught either. `average`: decay of the averaged weights.
+    `blocks`: of which double-stream blocks of the model before this phase its own are made (see `deepen`). `heard_by`, `read_by`: the
+    blocks behind which what the noise says, and the places, stand in the rows of names. `forced`: share of samples that are handed
+    the true places; at 0 neither is taught. `average`: decay of the averaged weights.
     """
 
     steps: int
     mixture: Mixture
     blocks: tuple[int, ...]
+    heard_by: int
     read_by: int
     rate: float = 1e-3
     decay: int = 0
@@ -225,7 +235,7 @@ def fit(
     if compiled:
         torch._dynamo.config.automatic_dynamic_shapes = False
         model.compile_repeated_blocks(fullgraph=True)
-    flux = PlacedFlux(model, encoders.tokenizer_2.model_max_length, phase.read_by)
+    flux = PlacedFlux(model, encoders.tokenizer_2.model_max_length, phase.heard_by, phase.read_by)
     batches = Batches(pool, encoders, vae, phase.batch, seed)
     ahead: Iterator[Batch] = iter(())
 

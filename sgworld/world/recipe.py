@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 
 from sgworld.bank import Bank
 from sgworld.contrast import JUDGE, TEACHER, train_contrast
@@ -24,13 +24,12 @@ TOKENS = 32
 """Of a caption: four relations between four objects take 29."""
 
 
-FEW, READ_MORE = tuple(range(6)), (0, 0, 1, 1, 2, 2, 3, 4, 5)
-"""Double-stream blocks to begin with; and with those doubled that read where objects stand, which takes longest to learn."""
+BLOCKS = tuple(range(9))
+"""Double-stream blocks to begin with."""
 PHASES = (
-    Phase(1_970, READING, FEW, read_by=2),
-    Phase(3_000, READING, READ_MORE, read_by=5),
-    Phase(5_000, LEADING, tuple(range(9)), read_by=5, decay=1_500),
-    Phase(950, LEADING, tuple(evenly(9, DOUBLE_BLOCKS)), read_by=11, rate=5e-4, decay=750, forced=0.0, average=0.995),
+    Phase(5_000, READING, BLOCKS, heard_by=1, read_by=5),
+    Phase(5_000, LEADING, BLOCKS, heard_by=1, read_by=5, decay=1_500),
+    Phase(950, LEADING, tuple(evenly(9, DOUBLE_BLOCKS)), heard_by=1, read_by=11, rate=5e-4, decay=750, forced=0.0, average=0.995),
 )
 
 
@@ -59,15 +58,18 @@ def _images(pool: list[Caption], count: int, seed: int) -> Bank:
     return Bank(np.stack([render(scene) for scene in scenes]), [("", "", "")] * count)
 
 
-def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None) -> None:
+def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None, start: Path | None = None) -> None:
     """Train `parts` in order, working state in `state`, results in `out/{mini-flux,mini-clip,mini-tower}`.
+
+    `start` is a pipeline folder that the generator is trained on from: its transformer has the first phase's blocks, and its text
+    encoders and VAE are kept.
 
     A training that was interrupted continues with the same command; a finished one is not repeated.
     """
     recipe = recipe or Recipe()
     pool = caption_pool(state, recipe.captions, 1)
-    languages, vae_folder = state / "language-out", state / "vae-out"
-    if "language" in parts:
+    languages, vae_folder = (state / "language-out", state / "vae-out") if start is None else (start, start / "vae")
+    if "language" in parts and start is None:
         train_language(
             state / "language",
             languages,
@@ -78,12 +80,15 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
             tokens=TOKENS,
             marks=",",
         )
-    if "vae" in parts:
+    if "vae" in parts and start is None:
         images = _images(pool, recipe.vae_images, 3)
         train_vae(images, state / "vae", vae_folder, seed=3, steps=recipe.vae_steps, batch=32, rate=2e-3)
     if "flux" in parts:
         vae = AutoencoderKL.from_pretrained(vae_folder).requires_grad_(False)
-        model = build_transformer(4, len(recipe.phases[0].blocks))
+        if start is None:
+            model = build_transformer(4, len(recipe.phases[0].blocks))
+        else:
+            model = FluxTransformer2DModel.from_pretrained(start, subfolder="transformer").float()
         encoders = assemble(languages, vae, model)
         for number, phase in enumerate(recipe.phases):
             if number:
