@@ -1,5 +1,6 @@
 """The embedded judge and the graph encoder's teacher: two open_clip models, trained apart, with hard negatives."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -80,24 +82,44 @@ def contrastive_loss(image: Tensor, text: Tensor, negatives: Tensor, owner: Tens
     return (rows + F.cross_entropy(logits.T, target)) / 2
 
 
-def train_contrast(bank: Bank, folder: Path, out: Path, tower: Tower, *, seed: int, steps: int, batch: int) -> None:
-    """Train one model and save it as an open_clip `local-dir:` folder with half-precision weights."""
+@dataclass(frozen=True)
+class Statements:
+    """Pictures `[B, 64, 64, 3]` (0–255), a true text of each, and texts that are false of the picture they are numbered by."""
+
+    pictures: NDArray[np.uint8]
+    true: Sequence[str]
+    false: Sequence[tuple[int, str]]
+
+
+def of_bank(bank: Bank) -> Callable[[np.random.Generator, int], Statements]:
+    """Draws pictures of the bank with what is true and false of them."""
+
+    def draw(rng: np.random.Generator, count: int) -> Statements:
+        rows = np.sort(rng.choice(len(bank.triples), count, replace=False))
+        triples = [bank.triples[row] for row in rows]
+        false = [(i, relational_prompt(*each)) for i, triple in enumerate(triples) for each in false_triples(rng, triple)]
+        return Statements(bank.pictures[rows], [relational_prompt(*t) for t in triples], false)
+
+    return draw
+
+
+def train_contrast(
+    draw: Callable[[np.random.Generator, int], Statements], folder: Path, out: Path, tower: Tower, *, seed: int, steps: int,
+    batch: int,
+) -> None:  # fmt: skip
+    """Train one model on `draw`n batches and save it as an open_clip `local-dir:` folder with half-precision weights."""
     model = build_clip(tower, seed)
     tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=CONTEXT)
 
     def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
-        rng = np.random.default_rng((seed, step))
-        rows = np.sort(rng.choice(len(bank.triples), batch, replace=False))
-        triples = [bank.triples[row] for row in rows]
-        false = [(i, each) for i, triple in enumerate(triples) for each in false_triples(rng, triple)]
-        texts = [relational_prompt(*t) for t in [*triples, *(each for _, each in false)]]
-        pixels = torch.from_numpy(to_unit(bank.pictures[rows]))
+        shown = draw(np.random.default_rng((seed, step)), batch)
+        pixels = torch.from_numpy(to_unit(shown.pictures))
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            encoded = model.encode_text(tokenizer(texts), normalize=True).float()
+            texts = model.encode_text(tokenizer([*shown.true, *(text for _, text in shown.false)]), normalize=True).float()
             image = model.encode_image(pixels, normalize=True).float()
         scale = model.logit_scale.exp().clamp(max=100)
-        owner = torch.tensor([i for i, _ in false])
-        return contrastive_loss(image, encoded[:batch], encoded[batch:], owner, scale), {}
+        owner = torch.tensor([i for i, _ in shown.false])
+        return contrastive_loss(image, texts[:batch], texts[batch:], owner, scale), {}
 
     train_model(
         model, losses, folder, steps=steps, samples=batch, rate=1e-3, decay=steps // 2, warmup=100, average=0.995,

@@ -41,8 +41,8 @@ def build_transformer(seed: int, double_blocks: int = DOUBLE_BLOCKS) -> FluxTran
     )
 
 
-def _sources(few: int, many: int) -> list[int]:
-    """Of which of `few` blocks each of `many` is a copy."""
+def evenly(few: int, many: int) -> list[int]:
+    """Of which of `few` blocks each of `many` is a copy, where all have about as many."""
     return [index * few // many for index in range(many)]
 
 
@@ -56,7 +56,7 @@ def shallow_of(deep: FluxTransformer2DModel, double_blocks: int) -> FluxTransfor
     blocks = {k: v for k, v in state.items() if k.startswith("transformer_blocks.")}
     kept = {k: v for k, v in state.items() if k not in blocks}
     for number in range(double_blocks):
-        source = f"transformer_blocks.{_sources(double_blocks, many).index(number)}."
+        source = f"transformer_blocks.{evenly(double_blocks, many).index(number)}."
         kept |= {f"transformer_blocks.{number}.{k.removeprefix(source)}": v for k, v in blocks.items() if k.startswith(source)}
     shallow = build_transformer(0, double_blocks)
     shallow.load_state_dict(kept)
@@ -64,16 +64,14 @@ def shallow_of(deep: FluxTransformer2DModel, double_blocks: int) -> FluxTransfor
 
 
 @torch.no_grad()
-def deepen(shallow: FluxTransformer2DModel, double_blocks: int, seed: int) -> FluxTransformer2DModel:
+def deepen(shallow: FluxTransformer2DModel, sources: Sequence[int], seed: int) -> FluxTransformer2DModel:
     """A transformer with more double-stream blocks that computes the same function.
 
-    The blocks of `shallow` are spread evenly; each new one is a copy of the block before it whose gates are zero (as adaLN-Zero
-    starts, Peebles & Xie 2023), so that it passes both streams through until training opens it.
+    Block i is block `sources[i]` of `shallow`; where the one before it has the same source, it is a copy whose gates are zero (as
+    adaLN-Zero starts, Peebles & Xie 2023), so that it passes both streams through until training opens it.
     """
-    deep = build_transformer(seed, double_blocks)
-    old = len(shallow.transformer_blocks)
+    deep = build_transformer(seed, len(sources))
     deep.load_state_dict({k: v for k, v in shallow.state_dict().items() if not k.startswith("transformer_blocks")}, strict=False)
-    sources = _sources(old, double_blocks)
     for index, (block, source) in enumerate(zip(deep.transformer_blocks, sources, strict=True)):
         block.load_state_dict(shallow.transformer_blocks[source].state_dict())
         if index and sources[index - 1] == source:
@@ -207,7 +205,7 @@ def _train(
             shallow, bank, latents, encoders, folder / "shallow", schedule,
             seed=seed, steps=steps, warmup=warmup, decay=0, average=0.999,
         )  # fmt: skip
-        deep = deepen(average, DOUBLE_BLOCKS, seed)
+        deep = deepen(average, evenly(SHALLOW_BLOCKS, DOUBLE_BLOCKS), seed)
         trained.append(
             fit(
                 deep, bank, latents, encoders, folder / f"deep-{steps}", schedule,

@@ -1,7 +1,7 @@
 """The embedded text encoders: T5 and CLIP architectures, small, with tokenizers for the world's language.
 
-Both are pre-trained on captions before the generator sees them: T5 restores masked words and names unmasked ones, CLIP's pooled
-vector names the words of the caption. Neither task says who is subject and who is object, because the captions do not.
+Both are pre-trained on captions before the generator sees them: T5 restores masked words, names unmasked ones and counts clauses,
+CLIP's pooled vector names the words of the caption. No task says who is subject and who is object, because captions do not.
 """
 
 import json
@@ -26,6 +26,8 @@ TOKENS = 16
 MASKED = 0.2
 _FRAME = "a photo of and on a plain background"
 _SENTINELS = 4
+_CLAUSES = 5
+"""What T5 says of each piece: how many `,` and `and` stand before it, up to four."""
 
 
 def words() -> list[str]:
@@ -111,18 +113,23 @@ def token_ids(tokenizer: T5Tokenizer | CLIPTokenizer, texts: Sequence[str]) -> T
 class _Reading(nn.Module):
     """Both encoders with the heads of their pre-training."""
 
-    def __init__(self, t5: T5EncoderModel, clip: CLIPTextModel, vocabulary: int) -> None:
+    def __init__(self, t5: T5EncoderModel, clip: CLIPTextModel, vocabulary: int, separators: Sequence[int]) -> None:
         super().__init__()
         self.t5, self.clip = t5, clip
         self.piece = nn.Linear(T5_WIDTH, vocabulary)
         self.word = nn.Linear(POOLED_WIDTH, vocabulary)
+        self.clause = nn.Linear(T5_WIDTH, _CLAUSES)
+        self.separators = torch.tensor(separators)
 
     def forward(self, ids: Tensor, masked: Tensor, clip_ids: Tensor) -> Tensor:
-        pieces = self.piece(self.t5(masked).last_hidden_state)
+        states = self.t5(masked).last_hidden_state
+        pieces = self.piece(states)
         present = F.one_hot(ids, pieces.shape[-1]).amax(dim=1).float()
         named = self.word(self.clip(clip_ids).pooler_output)
         restored = F.cross_entropy(pieces.flatten(0, 1), ids.flatten())
-        return restored + F.binary_cross_entropy_with_logits(named, present) * 10
+        before = torch.isin(ids, self.separators).cumsum(1).clamp(max=_CLAUSES - 1)
+        counted = F.cross_entropy(self.clause(states)[ids > 2], before[ids > 2])
+        return restored + counted + F.binary_cross_entropy_with_logits(named, present) * 10
 
 
 def one_pair(rng: np.random.Generator) -> str:
@@ -141,7 +148,8 @@ def train_language(
     sample = np.random.default_rng((seed, 1 << 20))
     clip_tok = clip_tokenizer([say(sample) for _ in range(20_000)], tokens)
     torch.manual_seed(seed)
-    model = _Reading(build_t5(len(t5_tok)), build_clip(clip_tok), len(t5_tok))
+    separators = t5_tok.convert_tokens_to_ids(["▁and", *marks])
+    model = _Reading(build_t5(len(t5_tok)), build_clip(clip_tok), len(t5_tok), separators)
     sentinel = t5_tok.convert_tokens_to_ids("<extra_id_0>")
 
     def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:

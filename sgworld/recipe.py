@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sgpipe.errors import DataError
 from sgworld.bank import draw_bank, whole_bank
-from sgworld.contrast import JUDGE, TEACHER, train_contrast
+from sgworld.contrast import JUDGE, TEACHER, of_bank, train_contrast
 from sgworld.flux import Schedule, train_flux, train_on
 from sgworld.language import train_language
 from sgworld.vae import train_vae
@@ -53,10 +53,12 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
         )
         train_flux(whole_bank(state / "world"), languages, vae, state / "flux", out / "mini-flux", schedule, seed=4)
     if "clip" in parts:
-        train_contrast(bank, state / "clip", out / "mini-clip", JUDGE, seed=5, steps=recipe.clip_steps, batch=recipe.pairs)
+        train_contrast(of_bank(bank), state / "clip", out / "mini-clip", JUDGE, seed=5, steps=recipe.clip_steps, batch=recipe.pairs)
     if "tower" in parts:
         other = draw_bank(state / "tower-bank", recipe.pictures // 2, recipe.bank_seed + 1)
-        train_contrast(other, state / "tower", out / "mini-tower", TEACHER, seed=6, steps=recipe.tower_steps, batch=recipe.pairs)
+        train_contrast(
+            of_bank(other), state / "tower", out / "mini-tower", TEACHER, seed=6, steps=recipe.tower_steps, batch=recipe.pairs
+        )
 
 
 def continue_flux(

@@ -54,19 +54,41 @@ def sheet_command(out: Annotated[Path, typer.Option(help="image to write")] = Pa
 
 @app.command("train")
 def train_command(
-    out: Annotated[Path, typer.Option(help="pipeline folder to write")],
+    out: Annotated[Path, typer.Option(help="folder of mini-flux, mini-clip and mini-tower to write")],
     state: Annotated[Path, typer.Option(help="captions, checkpoints and logs; the same command goes on from there")] = Path(
         "outputs/world_training"
     ),
-    part: Annotated[list[str] | None, typer.Option(help="language, vae or flux; repeatable; all of them without it")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="language, vae, flux, clip or tower; repeatable; all of them without it")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="pipeline folder whose generator is trained on; its text encoders and VAE are kept")
+    ] = None,
 ) -> None:
-    """Train text encoders, VAE and generator of this world."""
+    """Train text encoders, VAE, generator, CLIP judge and the graph encoder's teacher of this world."""
     from sgworld.world.recipe import PARTS, train
 
     wanted = part or list(PARTS)
     if unknown := [each for each in wanted if each not in PARTS]:
         raise SgpipeError(f"--part: got {unknown[0]!r}; valid: {', '.join(PARTS)}")
-    train(state, out, tuple(wanted))
+    train(state, out, tuple(wanted), start=start)
+
+
+@app.command("measure")
+def measure_command(
+    models: Annotated[Path, typer.Option(help="folder of mini-flux, mini-clip and mini-tower")],
+    metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/world_generator.json"),
+    captions: Annotated[int, typer.Option(min=2, help="captions of each number of objects, three images each")] = 96,
+) -> None:
+    """Measure what the checkpoints can do on captions that training never showed."""
+    from sgpipe.runs.atomic import DIGITS, write_json
+    from sgworld.world.measure import measure
+
+    values = measure(models, captions)
+    write_json(values, metrics, DIGITS)
+    for name, value in values.items():
+        if name != "relation_type_by_class":
+            print(f"{name:28} {value}")
 
 
 def main() -> None:

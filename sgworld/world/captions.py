@@ -143,15 +143,16 @@ def sample_caption(
             continue
         try:
             if silent:
-                caption = Caption(tuple(names))
+                caption = Caption(tuple(names)).reordered(rng)
                 compose(caption, rng.random(SLOTS))
                 return caption
-            caption = Caption(tuple(names), tuple(triples))
+            caption = Caption(tuple(names), tuple(triples)).reordered(rng)
             scene = compose(caption, rng.random(SLOTS))
             closed = _closing(rng, caption, scene) if len(triples) > 1 and rng.random() < CLOSED else None
             if closed is None:
                 return caption
             if held_out(closed.relations) == held:
+                closed = closed.reordered(rng)
                 compose(closed, rng.random(SLOTS))
                 return closed
         except DataError:
@@ -166,7 +167,7 @@ def sample_of_class(rng: np.random.Generator, predicate: str, objects: int | Non
     while True:
         names, triples = _triples(rng, count, loose, predicate)
         try:
-            caption = Caption(tuple(names), tuple(triples))
+            caption = Caption(tuple(names), tuple(triples)).reordered(rng)
             compose(caption, rng.random(SLOTS))
             return caption
         except DataError:

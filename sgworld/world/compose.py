@@ -6,14 +6,13 @@ caption leaves a class open, held-out triples and combinations are not meant.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.errors import DataError
 from sgworld.world.geometry import Box
-from sgworld.world.groups import Group, Link, U, disjoint, grown, nearest_first, strangers
+from sgworld.world.groups import CLOSING, Group, Link, U, disjoint, grown, nearest_first, strangers
 from sgworld.world.held_out import held_out
 from sgworld.world.reading import stray_mark
 from sgworld.world.specification import (
@@ -21,7 +20,6 @@ from sgworld.world.specification import (
     ANCHOR_Y,
     BACKGROUND,
     JOIN,
-    PAIR,
     PLACE_X,
     PLACE_Y,
     SLOTS,
@@ -40,16 +38,12 @@ _REACH = 2 * GRID
 
 
 def _neutral_links(names: Sequence[str], u: U) -> list[Link]:
-    """Which objects of a neutral caption relate: two of them, then each further one to one that stands, or to none."""
-    pairs = list(combinations(names, 2))
-    first = pairs[min(len(pairs) - 1, int(u[PAIR] * len(pairs)))]
-    links, standing = [Link(first[0], first[1], None, 0)], list(first)
-    for number, name in enumerate(other for other in names if other not in first):
+    """Which objects of a neutral caption relate: the first two said, then each further one to one before it, or to none."""
+    links = [Link(names[0], names[1], None, 0)]
+    for number, name in enumerate(names[2:]):
         if u[JOIN + number] >= UNRELATED:
             share = (u[JOIN + number] - UNRELATED) / (1 - UNRELATED)
-            partner = standing[min(len(standing) - 1, int(share * len(standing)))]
-            links.append(Link(min(partner, name), max(partner, name), None, len(links)))
-        standing.append(name)
+            links.append(Link(names[min(number + 1, int(share * (number + 2)))], name, None, number + 1))
     return links
 
 
@@ -68,6 +62,23 @@ def _components(names: Sequence[str], links: Sequence[Link]) -> list[tuple[list[
         found.append(([name for name in names if name in inside], grown_by))
     related = {name for inside, _ in found for name in inside}
     return found + [([name], []) for name in names if name not in related]
+
+
+def _joined(first: str, second: str, links: Sequence[Link]) -> bool:
+    """Whether links lead from one name to the other."""
+    reached = {first}
+    for _ in links:
+        reached |= {name for link in links if {link.first, link.second} & reached for name in (link.first, link.second)}
+    return second in reached
+
+
+def _closing_last(links: list[Link]) -> list[Link]:
+    """The links, as said, but one that closes a circle comes last: the last said of those that can be found to hold afterwards."""
+    for link in reversed(links):
+        others = [each for each in links if each is not link]
+        if link.predicate in CLOSING and _joined(link.first, link.second, others):
+            return [*others, link]
+    return links
 
 
 def _free(group: Group, standing: Sequence[Group]) -> NDArray[np.bool_]:
@@ -123,7 +134,7 @@ def _arranged(standing: tuple[Group, ...], parts: Sequence[tuple[list[str], list
 
 
 def compose(caption: Caption, u: Sequence[float] | NDArray[np.floating]) -> Scene:
-    """The scene that a caption and u `[28]`, values in 0…1, mean.
+    """The scene that a caption and u `[31]`, values in 0…1, mean.
 
     Raises `DataError` for a vector of another length, and for a caption whose relations fit no image together.
     """
@@ -131,7 +142,7 @@ def compose(caption: Caption, u: Sequence[float] | NDArray[np.floating]) -> Scen
     if len(values) != SLOTS or not all(0 <= value <= 1 for value in values):
         raise DataError(f"u: got {len(values)} values; {SLOTS} between 0 and 1 are needed")
     links = [Link(a, b, p, slot) for slot, (a, p, b) in enumerate(caption.relations)] or _neutral_links(caption.names, values)
-    parts = _components(caption.names, links)
+    parts = _components(caption.names, _closing_last(links))
     for tried, groups in enumerate(_arranged((), parts, values)):
         if tried >= TRIES:
             break

@@ -15,12 +15,13 @@ from tqdm import tqdm
 from sgpipe.runs.atomic import atomic_path
 from sgworld.world.captions import sample_caption
 from sgworld.world.compose import compose
+from sgworld.world.geometry import shared_area
 from sgworld.world.meaning import uniforms
 from sgworld.world.raster import render
-from sgworld.world.specification import Caption, Scene
+from sgworld.world.specification import Caption, Placed, Scene
 
 PLACE = 18
-"""Numbers that say where an object stands and which way it faces."""
+"""Numbers that say where an object stands, which way it faces and whether another stands before it."""
 _FREQUENCIES = torch.tensor([1.0, 0.464, 0.2154, 0.1])
 """Radians per token; the first and the third are frequencies of FLUX's rotary positions along an axis of twelve dimensions."""
 
@@ -55,7 +56,7 @@ def draw_examples(pool: Sequence[Caption], rng: np.random.Generator, generator: 
     captions = [pool[index] for index in rng.integers(len(pool), size=count)]
     noise = torch.randn(count, 64, 16, generator=generator)
     scenes = [compose(caption, u) for caption, u in zip(captions, uniforms(noise), strict=True)]
-    return Examples([caption.text(rng) for caption in captions], noise, scenes, np.stack([render(scene) for scene in scenes]))
+    return Examples([caption.text() for caption in captions], noise, scenes, np.stack([render(scene) for scene in scenes]))
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ class Places:
     features: Tensor
 
 
+def _covered(scene: Scene, placed: Placed) -> bool:
+    """Whether an object that is painted later overlaps the box."""
+    later = scene.order[scene.order.index(scene.objects.index(placed)) + 1 :]
+    return any(shared_area(placed.box, scene.objects[index].box) for index in later)
+
+
 def places(tokenizer: Any, texts: Sequence[str], scenes: Sequence[Scene]) -> Places:
     """Where the scenes' objects stand, by the tokens of their names. Every name is one token of the world's language."""
     ids = tokenizer(list(texts), padding="max_length", truncation=True).input_ids
@@ -76,6 +83,6 @@ def places(tokenizer: Any, texts: Sequence[str], scenes: Sequence[Scene]) -> Pla
             samples.append(number)
             rows.append(tokens.index(tokenizer.convert_tokens_to_ids(f"▁{placed.name}")))
             centres.append(((placed.y + placed.h / 2) / 2, (placed.x + placed.w / 2) / 2))
-            facings.append((1.0 if placed.facing == "right" else -1.0, float(scene.order.index(scene.objects.index(placed))) - 1))
+            facings.append((1.0 if placed.facing == "right" else -1.0, 1.0 if _covered(scene, placed) else -1.0))
     angles = (torch.tensor(centres)[:, :, None] * _FREQUENCIES).flatten(1)
     return Places(torch.tensor(samples), torch.tensor(rows), torch.cat([angles.cos(), angles.sin(), torch.tensor(facings)], dim=1))

@@ -16,18 +16,20 @@ from sgworld.world.classes import Layout, layouts, open_triples, plausible, stra
 from sgworld.world.geometry import Box, shared_area
 from sgworld.world.held_out import held_out
 from sgworld.world.reading import reads_as_meant, stray_mark
-from sgworld.world.specification import CLASS, DISTANCE, ROLE, WAY, Mark, Triple
+from sgworld.world.specification import ACROSS, CLASS, DISTANCE, DOWN, SUBJECT, Mark, Triple
 from sgworld.world.sprites import GRID, size_of
 
 COVERED = 0.55
 """Largest share of an object's box that others and marks may cover."""
+CLOSING = ("left of", "right of", "above", "below")
+"""Classes that may hold between two objects which other relations have placed."""
 _REACH = 2 * GRID
 U = Sequence[float]
 
 
 @dataclass(frozen=True)
 class Link:
-    """A relation to be drawn: two names, and its class unless the caption leaves it open; `slot` numbers its slots of u."""
+    """A relation to be drawn: two names as they are said, its class if the caption says it; `slot` numbers its slots of u."""
 
     first: str
     second: str
@@ -150,21 +152,56 @@ def _attached(group: Group, triple: Triple, layout: Layout) -> Group | None:
 def _closed(group: Group, triple: Triple) -> Group | None:
     """The group with a triple between two objects that stand already, if they stand so."""
     s, p, o = straight(*triple)
-    if p not in ("left of", "above") or not unmarked_holds(p, group.boxes[s], group.boxes[o]):
+    if triple[1] not in CLOSING or not unmarked_holds(p, group.boxes[s], group.boxes[o]):
         return None
     return Group(group.boxes, group.facing, (*group.triples, triple), group.marks, group.order)
 
 
-def _choices(link: Link, u: U) -> Iterator[Triple]:
-    """Triples that a link may become, as its slots of class and role order them."""
-    open_ = open_triples(link.first, link.second)
-    classes = list(dict.fromkeys(p for p, _ in open_))
-    named = (
-        [link.predicate] if link.predicate is not None else [classes[i] for i in nearest_first(u[CLASS + link.slot], len(classes))]
-    )
-    for predicate in named:
-        ways = [(s, predicate, o) for s, o in ((link.first, link.second), (link.second, link.first)) if plausible(s, predicate, o)]
-        yield from (ways[i] for i in nearest_first(u[ROLE + link.slot], len(ways)))
+def _classes(link: Link, u: U) -> Iterator[str]:
+    """Classes that a link may become, as its slot orders them."""
+    if link.predicate is not None:
+        yield link.predicate
+        return
+    classes = list(dict.fromkeys(p for p, _ in open_triples(link.first, link.second)))
+    yield from (classes[i] for i in nearest_first(u[CLASS + link.slot], len(classes)))
+
+
+@cache
+def _ways(first: str, predicate: str, second: str) -> tuple[tuple[Triple, Layout, tuple[bool, bool, bool, bool], int, int], ...]:
+    """All ways to draw a class between two names: the triple, its layout, four answers, the number on its side and their count.
+
+    The answers: whether the objects' middles are farther apart across than down; whether `first` is on the left, is above, and
+    whether the subject is the left one (where they are farther apart down: the upper one).
+    """
+    found = []
+    for s, o in ((first, second), (second, first)):
+        if not plausible(s, predicate, o):
+            continue
+        for way in layouts(s, predicate, o):
+            for number, layout in enumerate(way):
+                across, down = (
+                    2 * offset + theirs - mine
+                    for offset, mine, theirs in zip((layout.dx, layout.dy), size_of(s), size_of(o), strict=True)
+                )
+                wide = abs(across) >= abs(down)
+                leads = across > 0 if wide else down > 0
+                sides = (across > 0, down > 0) if s == first else (across < 0, down < 0)
+                found.append(((s, predicate, o), layout, (wide, *sides, leads), number, len(way)))
+    return tuple(found)
+
+
+def _ordered(link: Link, predicate: str, u: U) -> list[tuple[Triple, Layout]]:
+    """All ways to draw a class, best first: the side along the longer axis, who is the subject, the other side, the distance."""
+    across, down, leads, distance = (u[slot + link.slot] for slot in (ACROSS, DOWN, SUBJECT, DISTANCE))
+    on_left, on_top = across < 0.5, down < 0.5
+
+    def key(way: tuple[Triple, Layout, tuple[bool, bool, bool, bool], int, int]) -> tuple[bool, bool, bool, float]:
+        _, _, (wide, left, top, subject_leads), number, count = way
+        off = abs(number - min(count - 1, int(distance * count)) + 0.1)
+        sides = (left != on_left, top != on_top)
+        return sides[not wide], subject_leads != (leads < 0.5), sides[wide], off
+
+    return [(triple, layout) for triple, layout, *_ in sorted(_ways(link.first, predicate, link.second), key=key)]
 
 
 def grown(group: Group, links: Sequence[Link], u: U) -> Iterator[Group]:
@@ -174,17 +211,13 @@ def grown(group: Group, links: Sequence[Link], u: U) -> Iterator[Group]:
             yield group
         return
     link, rest = links[0], links[1:]
-    for triple in _choices(link, u):
-        if link.predicate is None and held_out((*group.triples, triple)):
-            continue
-        if link.first in group.boxes and link.second in group.boxes:
-            closed = _closed(group, triple)
-            if closed is not None:
-                yield from grown(closed, rest, u)
-            continue
-        ways = layouts(*triple)
-        for way in nearest_first(u[WAY + link.slot], len(ways)):
-            for step in nearest_first(u[DISTANCE + link.slot], len(ways[way])):
-                made = _attached(group, triple, ways[way][step])
-                if made is not None:
-                    yield from grown(made, rest, u)
+    for predicate in _classes(link, u):
+        for triple, layout in _ordered(link, predicate, u):
+            if link.predicate is None and held_out((*group.triples, triple)):
+                continue
+            if link.first in group.boxes and link.second in group.boxes:
+                made = _closed(group, triple)
+            else:
+                made = _attached(group, triple, layout)
+            if made is not None:
+                yield from grown(made, rest, u)

@@ -1,9 +1,9 @@
 """What a noise means: the scene of a caption that the generator is to draw from it.
 
 With independent noise the first of four Euler steps can only aim at the mean of all scenes of a caption. Here the uniforms u of a
-scene are read off the noise itself: means of its channels, which are independent and normal whatever else the noise is, so that
-Gaussian noise means every scene as often as `compose` draws it. Both marginals of the flow stay as they were; noises are coupled to
-scenes (Tong et al. 2024, §3) in a way that a generator can learn to read.
+scene are read off the noise itself: the means of its channels, which are independent and normal whatever else the noise is, so that
+Gaussian noise means every scene as often as `compose` draws it from these values. Both marginals of the flow stay as they were;
+noises are coupled to scenes (Tong et al. 2024, §3) in a way that a generator can learn to read.
 """
 
 from typing import Final
@@ -14,49 +14,49 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from sgworld.world.specification import (
+    ACROSS,
     ANCHOR_X,
     ANCHOR_Y,
     BACKGROUND,
     CLASS,
     DISTANCE,
+    DOWN,
     JOIN,
-    PAIR,
     PLACE_X,
     PLACE_Y,
-    ROLE,
     SLOTS,
-    WAY,
+    SUBJECT,
 )  # fmt: skip
 
-BY_MEAN: Final = (
-    BACKGROUND, ANCHOR_X, ANCHOR_Y, PAIR, CLASS, CLASS + 1, ROLE, ROLE + 1, WAY, WAY + 1, DISTANCE, DISTANCE + 1, PLACE_X, PLACE_Y,
-    JOIN, JOIN + 1,
-)  # fmt: skip
-"""Slots that the mean of a channel over all tokens decides, by channel."""
-BY_HALVES: Final = (
-    CLASS + 2, CLASS + 3, ROLE + 2, ROLE + 3, WAY + 2, WAY + 3, DISTANCE + 2, DISTANCE + 3, PLACE_X + 1, PLACE_X + 2, PLACE_Y + 1,
-    PLACE_Y + 2,
-)  # fmt: skip
-"""Slots that the upper half's mean less the lower half's decides: those of scenes of many relations, which are rarer."""
-CHOICES: Final = {
-    BACKGROUND: 4, ANCHOR_X: 2, ANCHOR_Y: 2,
-    **{first + number: 2 for first in (ROLE, WAY, DISTANCE) for number in range(4)},
-    **{first + number: 2 for first in (PLACE_X, PLACE_Y) for number in range(3)},
+CHANNELS: Final = 16
+CHANNEL: Final = {
+    BACKGROUND: 0, ANCHOR_X: 1, ANCHOR_Y: 2,
+    **dict(zip((ACROSS + number for number in range(4)), (3, 4, 5, 13), strict=True)),
+    **dict(zip((DOWN + number for number in range(4)), (6, 7, 8, 14), strict=True)),
+    **dict(zip((SUBJECT + number for number in range(4)), (6, 7, 8, 14), strict=True)),
+    **dict(zip((CLASS + number for number in range(4)), (9, 10, 11, 15), strict=True)),
+    **dict.fromkeys((DISTANCE + number for number in range(4)), 12),
+    JOIN: 13, JOIN + 1: 14, PLACE_X: 9, PLACE_Y: 10, PLACE_X + 1: 11, PLACE_Y + 1: 15, PLACE_X + 2: 13, PLACE_Y + 2: 14,
 }  # fmt: skip
-"""Slots of which so many values are used, the middles of equal shares: fewer scenes, each of which is learned sooner.
+"""The channel whose mean over all tokens decides a slot.
 
-The slots of class and of what relates to what keep all their values.
+Slots share one where seldom both matter: who is above and who of two beside one another is the subject; classes and joins, which
+neutral captions leave open, and places of further groups, which those have not; all distances.
+"""
+LEVELS: Final = (4, *(2 for _ in range(8)), 4, 4, 4, 2, 2, 2, 4)
+"""How many values the mean of a channel has, the middles of equal shares: fewer scenes, each of which is learned sooner.
+
+So a neutral caption has four of the classes that are plausible for a pair, and no object that nothing relates.
 """
 
 
+def levels(noise: Tensor) -> NDArray[np.float64]:
+    """A value `[B, 16]` per channel of noises `[B, 64, 16]`; for standard normal noise independent, uniform over its values."""
+    means = noise.double().sum(1).numpy() / noise.shape[1] ** 0.5
+    counts = np.array(LEVELS)
+    return (np.minimum(np.floor(ndtr(means) * counts), counts - 1) + 0.5) / counts
+
+
 def uniforms(noise: Tensor) -> NDArray[np.float64]:
-    """u `[B, 28]` of noises `[B, 64, 16]`; for standard normal noise its entries are independent, and uniform over their values."""
-    upper, lower = noise.double().chunk(2, dim=1)
-    count = noise.shape[1]
-    values = np.empty((len(noise), SLOTS))
-    values[:, BY_MEAN] = ((upper.sum(1) + lower.sum(1)) / count**0.5)[:, : len(BY_MEAN)].numpy()
-    values[:, BY_HALVES] = ((upper.sum(1) - lower.sum(1)) / count**0.5)[:, : len(BY_HALVES)].numpy()
-    shares = ndtr(values)
-    for slot, choices in CHOICES.items():
-        shares[:, slot] = (np.minimum(np.floor(shares[:, slot] * choices), choices - 1) + 0.5) / choices
-    return shares
+    """u `[B, 31]` of noises `[B, 64, 16]`: the value of each slot's channel."""
+    return levels(noise)[:, [CHANNEL[slot] for slot in range(SLOTS)]]

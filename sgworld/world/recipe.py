@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 
 from sgworld.bank import Bank
-from sgworld.flux import DOUBLE_BLOCKS, SHALLOW_BLOCKS, assemble, build_transformer, deepen
+from sgworld.contrast import JUDGE, TEACHER, train_contrast
+from sgworld.flux import DOUBLE_BLOCKS, assemble, build_transformer, deepen, evenly
 from sgworld.language import train_language
 from sgworld.vae import train_vae
 from sgworld.world.compose import compose
@@ -16,30 +17,38 @@ from sgworld.world.examples import caption_pool
 from sgworld.world.generator import LEADING, READING, Phase, fit
 from sgworld.world.raster import render
 from sgworld.world.specification import SLOTS, Caption
+from sgworld.world.statements import of_captions
 
-PARTS = ("language", "vae", "flux")
+PARTS = ("language", "vae", "flux", "clip", "tower")
 TOKENS = 32
 """Of a caption: four relations between four objects take 29."""
 
 
-SHALLOW = (Phase(2_500, READING), Phase(9_000, LEADING, decay=2_000))
-DEEP = Phase(950, LEADING, rate=5e-4, decay=750, forced=0.0)
+BLOCKS = tuple(range(9))
+"""Double-stream blocks to begin with."""
+PHASES = (
+    Phase(5_000, READING, BLOCKS, heard_by=1, read_by=5),
+    Phase(5_000, LEADING, BLOCKS, heard_by=1, read_by=5, decay=1_500),
+    Phase(950, LEADING, tuple(evenly(9, DOUBLE_BLOCKS)), heard_by=1, read_by=11, rate=5e-4, decay=750, forced=0.0, average=0.995),
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training. `shallow` phases are of six double-stream blocks, `deep` of all 19."""
+    """The numbers of a training. The last phase of the generator is of all 19 double-stream blocks."""
 
     captions: int = 60_000
     language_steps: int = 600
     vae_images: int = 24_000
     vae_steps: int = 1_500
-    shallow: tuple[Phase, ...] = SHALLOW
-    deep: Phase = DEEP
+    phases: tuple[Phase, ...] = PHASES
+    clip_steps: int = 3_000
+    tower_steps: int = 2_000
+    pairs: int = 64
 
 
 def _said_of(pool: list[Caption]) -> Callable[[np.random.Generator], str]:
-    return lambda rng: pool[int(rng.integers(len(pool)))].text(rng)
+    return lambda rng: pool[int(rng.integers(len(pool)))].text()
 
 
 def _images(pool: list[Caption], count: int, seed: int) -> Bank:
@@ -49,15 +58,18 @@ def _images(pool: list[Caption], count: int, seed: int) -> Bank:
     return Bank(np.stack([render(scene) for scene in scenes]), [("", "", "")] * count)
 
 
-def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None) -> None:
-    """Train `parts` in order, working state in `state`, the pipeline in `out`.
+def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None, start: Path | None = None) -> None:
+    """Train `parts` in order, working state in `state`, results in `out/{mini-flux,mini-clip,mini-tower}`.
+
+    `start` is a pipeline folder that the generator is trained on from: its transformer has the first phase's blocks, and its text
+    encoders and VAE are kept.
 
     A training that was interrupted continues with the same command; a finished one is not repeated.
     """
     recipe = recipe or Recipe()
     pool = caption_pool(state, recipe.captions, 1)
-    languages, vae_folder = state / "language-out", state / "vae-out"
-    if "language" in parts:
+    languages, vae_folder = (state / "language-out", state / "vae-out") if start is None else (start, start / "vae")
+    if "language" in parts and start is None:
         train_language(
             state / "language",
             languages,
@@ -68,15 +80,26 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
             tokens=TOKENS,
             marks=",",
         )
-    if "vae" in parts:
+    if "vae" in parts and start is None:
         images = _images(pool, recipe.vae_images, 3)
         train_vae(images, state / "vae", vae_folder, seed=3, steps=recipe.vae_steps, batch=32, rate=2e-3)
     if "flux" in parts:
         vae = AutoencoderKL.from_pretrained(vae_folder).requires_grad_(False)
-        model = build_transformer(4, SHALLOW_BLOCKS)
+        if start is None:
+            model = build_transformer(4, len(recipe.phases[0].blocks))
+        else:
+            model = FluxTransformer2DModel.from_pretrained(start, subfolder="transformer").float()
         encoders = assemble(languages, vae, model)
-        for number, phase in enumerate(recipe.shallow):
-            model = fit(model, pool, encoders, vae, state / f"shallow-{number}", phase, seed=4 + number)
-        deep = deepen(model, DOUBLE_BLOCKS, 4)
-        deep = fit(deep, pool, encoders, vae, state / "deep", recipe.deep, seed=14, average=0.995)
-        assemble(languages, vae, deep.half()).save_pretrained(out, safe_serialization=True)
+        for number, phase in enumerate(recipe.phases):
+            if number:
+                model = deepen(model, phase.blocks, 4 + number)
+            model = fit(model, pool, encoders, vae, state / f"flux-{number}", phase, seed=4 + number)
+        assemble(languages, vae, model.half()).save_pretrained(out / "mini-flux", safe_serialization=True)
+    if "clip" in parts:
+        train_contrast(
+            of_captions(pool), state / "clip", out / "mini-clip", JUDGE, seed=5, steps=recipe.clip_steps, batch=recipe.pairs
+        )
+    if "tower" in parts:
+        train_contrast(
+            of_captions(pool), state / "tower", out / "mini-tower", TEACHER, seed=6, steps=recipe.tower_steps, batch=recipe.pairs
+        )

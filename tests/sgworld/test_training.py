@@ -16,7 +16,7 @@ from sgpipe.relations.predicates import INVERSE
 from sgpipe.runs.checkpoints import checkpoints, read_checkpoint
 from sgworld.bank import draw_bank
 from sgworld.contrast import contrastive_loss, false_triples
-from sgworld.flux import build_transformer, deepen, draw, encode_texts, mean_weights, shallow_of
+from sgworld.flux import build_transformer, deepen, draw, encode_texts, evenly, mean_weights, shallow_of
 from sgworld.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
 from sgworld.measure import images_per_second
 from sgworld.recipe import Recipe, continue_flux, train
@@ -107,7 +107,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 @torch.no_grad()
 def test_a_deepened_transformer_computes_the_same_and_all_of_it_can_learn() -> None:
     shallow = build_transformer(0, double_blocks=2)
-    deep = deepen(shallow, 5, seed=1)
+    deep = deepen(shallow, evenly(2, 5), seed=1)
     generator = torch.Generator().manual_seed(2)
     inputs = {
         "hidden_states": torch.randn(2, 64, shallow.config.in_channels, generator=generator),
@@ -127,7 +127,7 @@ def test_a_deepened_transformer_computes_the_same_and_all_of_it_can_learn() -> N
 
 def test_cutting_a_deepened_transformer_down_gives_back_what_it_was_made_from() -> None:
     shallow = build_transformer(0, double_blocks=2)
-    again = shallow_of(deepen(shallow, 5, seed=1), 2).state_dict()
+    again = shallow_of(deepen(shallow, evenly(2, 5), seed=1), 2).state_dict()
     assert all(torch.equal(value, again.pop(name)) for name, value in shallow.state_dict().items()) and not again
 
 

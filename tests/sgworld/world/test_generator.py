@@ -12,10 +12,10 @@ from sgworld.flux import build_transformer
 from sgworld.language import t5_tokenizer
 from sgworld.world import SLOTS, compose
 from sgworld.world.examples import PLACE, Places, caption_pool, draw_examples, places
-from sgworld.world.generator import LEADING, READING, Encoded, Phase, PlacedFlux, draw_states, losses_of
-from sgworld.world.meaning import CHOICES, uniforms
+from sgworld.world.generator import LEADING, READING, TAUGHT, Batch, Encoded, Phase, PlacedFlux, draw_states, losses_of
+from sgworld.world.meaning import CHANNEL, CHANNELS, LEVELS, levels, uniforms
 from sgworld.world.recipe import TOKENS
-from sgworld.world.specification import ROLE, Caption
+from sgworld.world.specification import ACROSS, Caption
 
 POOL = [Caption(("cat", "dog"), (("cat", "left of", "dog"),)), Caption(("ball", "cat", "dog"))]
 
@@ -25,7 +25,7 @@ def _generator(seed: int = 0) -> torch.Generator:
 
 
 def _flux(blocks: int = 3) -> PlacedFlux:
-    return PlacedFlux(build_transformer(0, blocks).eval(), TOKENS, read_by=1)
+    return PlacedFlux(build_transformer(0, blocks).eval(), TOKENS, heard_by=0, read_by=1)
 
 
 def _text(count: int) -> Encoded:
@@ -33,22 +33,22 @@ def _text(count: int) -> Encoded:
 
 
 def test_what_noise_means_is_uniform_and_independent() -> None:
-    u = uniforms(torch.randn(20_000, 64, 16, generator=_generator()))
-    assert u.shape == (20_000, SLOTS) and u.min() > 0 and u.max() < 1
-    assert np.abs(np.corrcoef(u.T) - np.eye(SLOTS)).max() < 0.04
-    for slot in range(SLOTS):
-        levels, counts = np.unique(u[:, slot], return_counts=True)
-        if slot in CHOICES:
-            assert len(levels) == CHOICES[slot] and np.abs(counts / len(u) - 1 / CHOICES[slot]).max() < 0.02
-        else:
-            assert np.abs(np.sort(u[:, slot]) - np.linspace(0, 1, len(u))).max() < 0.02
+    noise = torch.randn(20_000, 64, 16, generator=_generator())
+    said, u = levels(noise), uniforms(noise)
+    assert said.shape == (20_000, CHANNELS) and u.shape == (20_000, SLOTS) and u.min() > 0 and u.max() < 1
+    assert np.abs(np.corrcoef(said.T) - np.eye(CHANNELS)).max() < 0.04
+    for channel, count in enumerate(LEVELS):
+        values, counts = np.unique(said[:, channel], return_counts=True)
+        assert len(values) == count and np.abs(counts / len(u) - 1 / count).max() < 0.02
+    assert set(CHANNEL) == set(range(SLOTS)) and set(CHANNEL.values()) == set(range(CHANNELS))
+    assert all((u[:, slot] == said[:, channel]).all() for slot, channel in CHANNEL.items())
 
 
 def test_a_noise_that_leans_the_other_way_exchanges_the_roles() -> None:
     noise = torch.randn(1, 64, 16, generator=_generator(3))
     u = uniforms(noise)[0]
     other = u.copy()
-    other[ROLE] = 1 - u[ROLE]
+    other[ACROSS] = 1 - u[ACROSS]
     first, second = (compose(POOL[0], each).triples[0] for each in (u, other))
     assert first == (second[2], second[1], second[0])
 
@@ -82,17 +82,18 @@ def test_without_places_it_is_the_models_own_forward() -> None:
     flux, text = _flux(), _text(2)
     states, times = torch.randn(2, 64, 16, generator=_generator()), torch.tensor([1.0, 0.4])
     ids = FluxPipeline._prepare_latent_image_ids(1, 8, 8, torch.device("cpu"), torch.float32)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         own = flux.model(
             hidden_states=states, encoder_hidden_states=text.states, pooled_projections=text.pooled, timestep=times,
             img_ids=ids, txt_ids=torch.zeros(TOKENS, 3),
-        ).sample  # fmt: skip
-        velocity, said = flux(states, times, text)
+        ).sample.float()  # fmt: skip
+        velocity, heard, said = flux(states, times, text)
         handed = Places(torch.tensor([0]), torch.tensor([4]), torch.ones(1, PLACE))
-        forced, _ = flux(states, times, text, handed)
+        forced, _, _ = flux(states, times, text, handed)
         same = Places(torch.tensor([0]), torch.tensor([4]), said[0, 4][None])
-        as_said, _ = flux(states, times, text, same)
+        as_said, _, _ = flux(states, times, text, same)
     assert torch.equal(velocity, own) and torch.equal(as_said, own)
+    assert heard.shape == (2, TOKENS, CHANNELS)
     assert not torch.equal(forced[0], own[0]) and torch.equal(forced[1], own[1])
 
 
@@ -112,23 +113,24 @@ def test_states_are_noise_between_and_led() -> None:
     assert torch.allclose(stand.states[-1:], x, atol=1e-5)
 
 
-def test_the_places_are_taught_to_the_rows_of_names() -> None:
+def test_noise_and_places_are_taught_to_the_rows_of_names() -> None:
     flux = _flux()
     examples = draw_examples(POOL, np.random.default_rng(0), _generator(), 8)
     known = places(t5_tokenizer(TOKENS, ","), examples.texts, examples.scenes)
     scenes, text = torch.randn(8, 64, 16, generator=_generator(7)), _text(8)
-    phase = Phase(1, READING, batch=8)
-    loss, logged = losses_of(flux, text, examples, scenes, known, phase, _generator(8))
-    assert loss.item() == pytest.approx((logged["flow"] + logged["places"]).item())
-    plain, without = losses_of(flux, text, examples, scenes, known, replace(phase, forced=0.0), _generator(8))
+    batch = Batch(examples.noise, scenes, text, known)
+    phase = Phase(1, READING, (0, 1, 2), heard_by=0, read_by=1, batch=8)
+    loss, logged = losses_of(flux, batch, phase, _generator(8))
+    assert loss.item() == pytest.approx((logged["flow"] + TAUGHT * logged["places"] + logged["heard"]).item())
+    plain, without = losses_of(flux, batch, replace(phase, forced=0.0), _generator(8))
     assert "places" not in without and plain is not None and torch.equal(plain, without["flow"])
     optimiser = torch.optim.Adam(flux.model.parameters(), 1e-2)
     for _ in range(12):
         optimiser.zero_grad()
-        trained, after = losses_of(flux, text, examples, scenes, known, phase, _generator(8))
+        trained, after = losses_of(flux, batch, phase, _generator(8))
         trained.backward()
         optimiser.step()
-    assert after["places"].item() < 0.7 * logged["places"].item()
+    assert after["places"].item() < 0.7 * logged["places"].item() and after["heard"].item() < 0.9 * logged["heard"].item()
 
 
 def test_captions_are_drawn_once(tmp_path: Path) -> None:
