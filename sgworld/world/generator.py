@@ -206,9 +206,9 @@ def losses_of(flux: PlacedFlux, batch: Batch, phase: "Phase", generator: torch.G
 class Phase:
     """A part of the training: its steps, the peak of its rate, which falls to zero over the last `decay` steps, and its batches.
 
-    `blocks`: of which double-stream blocks of the model before this phase its own are made (see `deepen`). `heard_by`, `read_by`: the
-    blocks behind which what the noise says, and the places, stand in the rows of names. `forced`: share of samples that are handed
-    the true places; at 0 neither is taught. `average`: decay of the averaged weights.
+    `blocks`: of which double-stream blocks of the model before this phase its own are made (see `deepen`). `heard_by`, `read_by`:
+    the blocks behind which what the noise says, and the places, stand in the rows of names. `forced`: share of samples that are
+    handed the true places; at 0 neither is taught. `average`: decay of the averaged weights.
     """
 
     steps: int

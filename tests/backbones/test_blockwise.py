@@ -91,8 +91,8 @@ def by_hooks(case: Case, enter: int) -> Tensor:
 
 
 def test_block_by_block_is_the_forward_of_diffusers(case: Case) -> None:
-    """To the bit for the prompt alone; with rows before it to rounding, since masked attention rounds by how its mask lies in memory
-    on some CPUs (seen with AVX-512 and bfloat16 units).
+    """To the bit for the prompt alone; with rows before it to rounding, since on some CPUs masked attention rounds by how its mask
+    lies in memory (seen with AVX-512 and bfloat16 units).
     """
     blocks = case.denoiser.family.by_blocks(case.denoiser.transformer)
     for condition in (case.condition, case.condition.prompt):

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 from msgspec import to_builtins
@@ -102,6 +103,8 @@ def baseline(root: Path) -> Path:
     stand_in(root, EARLY)
     for name in ("canonical/images", "canonical/objects", "canonical/relations", "saliency/middle", "saliency_noised/middle"):
         (root / f"outputs/{name}.parquet").write_text(name)
+    gains = {"word": ["object"] * 4, "block": [0, 0, 1, 1], "group": [0, 1, 0, 1], "gain": [0.5, 0.25, 0.25, 0.0]}
+    pl.DataFrame(gains).write_parquet(root / "outputs/word_probes/gains.parquet")
     shutil.copy(ROOT / "metrics/probes.json", root / "metrics/probes.json")
     assert ran(dvc(root, "repro", "code")) == {"code"}
     dvc(root, "commit", "--quiet", "--force", *EARLY)
