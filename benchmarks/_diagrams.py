@@ -9,51 +9,53 @@ def architecture(out: Path) -> None:
     """The packages from data to report, along the way of a run."""
     nodes = {
         "datasets": Node(1.1, 3.3, "datasets\ntables of a data set", GIVEN, 1.9),
-        "graphs": Node(3.5, 3.3, "graphs, relations\ntriples, g⁺ and g⁻", GIVEN, 1.9),
-        "backbones": Node(5.9, 3.3, "backbones\nthe frozen generator", FROZEN, 1.9),
-        "maps": Node(2.3, 1.9, "attention_maps\nwhere it looks", GIVEN, 1.9),
-        "probes": Node(2.3, 0.6, "probes, localisation\nwhich blocks", RESULT, 1.9),
-        "arms": Node(5.9, 1.9, "arms, graph_encoder\nhow a graph reaches it", TRAINED, 2.0),
-        "training": Node(8.2, 1.9, "training, optim\none engine", TRAINED, 1.7),
-        "evaluation": Node(5.9, 0.6, "evaluation\nsample, judge, interval", RESULT, 2.0),
-        "report": Node(8.2, 0.6, "report, tracking\nthe page, MLflow", RESULT, 1.7),
+        "graphs": Node(3.6, 3.3, "graphs, relations\ntriples, g⁺ and g⁻", GIVEN, 1.9),
+        "arms": Node(6.2, 3.3, "arms, graph_encoder\nhow a graph reaches it", TRAINED, 2.0),
+        "training": Node(8.7, 3.3, "training, optim\none engine", TRAINED, 1.7),
+        "maps": Node(3.6, 1.95, "attention_maps\nwhere it looks", GIVEN, 1.9),
+        "backbones": Node(6.2, 1.95, "backbones\nthe frozen generator", FROZEN, 2.0),
+        "evaluation": Node(8.7, 1.95, "evaluation\nimages, verdicts", RESULT, 1.7),
+        "probes": Node(3.6, 0.6, "probes\nwhere it can be read", RESULT, 1.9),
+        "localisation": Node(6.2, 0.6, "localisation\nwhich blocks use it", RESULT, 2.0),
+        "report": Node(8.7, 0.6, "report, tracking\nthe page, MLflow", RESULT, 1.7),
     }
     arrows = [
-        ("datasets", "graphs", ""), ("graphs", "backbones", ""), ("graphs", "maps", ""), ("backbones", "maps", ""),
-        ("maps", "probes", ""), ("backbones", "arms", ""), ("training", "arms", ""), ("arms", "evaluation", ""),
-        ("evaluation", "report", ""), ("probes", "evaluation", ""),
+        ("datasets", "graphs", ""), ("graphs", "arms", ""), ("training", "arms", ""), ("graphs", "maps", ""),
+        ("backbones", "arms", ""), ("backbones", "maps", ""), ("backbones", "localisation", ""), ("maps", "probes", ""),
+        ("arms", "evaluation", ""), ("evaluation", "report", ""),
     ]  # fmt: skip
-    arrows[-1] = ("arms", "probes", "")
-    diagram(out, (9.3, 4.0), nodes, arrows)
+    diagram(out, (9.8, 4.0), nodes, arrows)
 
 
 def extending(out: Path) -> None:
-    """The five seams at which something of one's own joins, and the package of each."""
-    nodes = {
-        "data": Node(1.1, 1.9, "a data set\ndatasets/", TRAINED, 1.7),
-        "relation": Node(3.3, 1.9, "a relation class\nrelations.yaml", TRAINED, 1.7),
-        "arm": Node(5.5, 1.9, "an arm kind\narms/kinds/", TRAINED, 1.7),
-        "family": Node(5.5, 0.6, "a family of transformers\nbackbones/families/", TRAINED, 2.2),
-        "judge": Node(7.9, 1.9, "a judge\nentry point sgpipe.judges", TRAINED, 2.1),
-        "pipe": Node(2.2, 0.6, "the pipeline stays as it is:\nevery stage asks the seam", FROZEN, 2.7),
-        "figures": Node(7.9, 0.6, "the same table,\nthe same intervals", RESULT, 2.1),
-    }
-    arrows = [
-        ("data", "relation", "triples"), ("relation", "arm", "graphs"), ("arm", "judge", "images"), ("family", "arm", ""),
-        ("pipe", "family", ""), ("judge", "figures", ""),
-    ]  # fmt: skip
-    diagram(out, (9.2, 2.5), nodes, arrows)
+    """What of one's own joins, and the stage that asks it."""
+    seams = (
+        ("a data set\ndatasets/", "canonicalize"),
+        ("a relation class\nrelations/", "curate"),
+        ("an arm kind\narms/kinds/", "train_lora"),
+        ("a family\nbackbones/families/", "sample_images"),
+        ("a judge\nsgpipe.judges", "judge"),
+    )
+    nodes: dict[str, Node] = {}
+    for place, (yours, stage) in enumerate(seams):
+        x = 1.1 + 2.1 * place
+        nodes |= {yours: Node(x, 1.8, yours, TRAINED, 1.75), stage: Node(x, 0.7, stage, FROZEN, 1.5, 0.5)}
+    stages = [stage for _, stage in seams]
+    arrows = [(yours, stage, "") for yours, stage in seams]
+    arrows += [(a, b, "") for a, b in zip(stages, stages[1:], strict=False)]
+    notes = [Node(5.3, 0.2, "orange: a file of your own; blue: stages, which stay as they are (a family serves all that use the generator)")]
+    diagram(out, (10.6, 2.4), nodes, arrows, notes)
 
 
 def distributed(out: Path) -> None:
     """One stage in four processes, whose parts are joined to the files of one process."""
-    nodes = {"stage": Node(1.2, 1.9, "dvc repro saliency", GIVEN, 1.9), "launch": Node(3.7, 1.9, "torchrun\n--nproc-per-node 4", FROZEN, 1.7)}
+    nodes = {"stage": Node(1.2, 1.9, "dvc repro saliency", GIVEN, 1.9), "launch": Node(4.2, 1.9, "torchrun\n--nproc-per-node 4", FROZEN, 1.7)}
     arrows = [("stage", "launch", "compute.launch")]
     for rank in range(4):
-        nodes[f"r{rank}"] = Node(6.0, 3.25 - 0.9 * rank, f"process {rank}\nevery 4th shard", TRAINED, 1.5, 0.7)
+        nodes[f"r{rank}"] = Node(6.8, 3.25 - 0.9 * rank, f"process {rank}\nevery 4th shard", TRAINED, 1.5, 0.7)
         arrows += [("launch", f"r{rank}", ""), (f"r{rank}", "out", "")]
-    nodes["out"] = Node(8.5, 1.9, "outputs/saliency\nthe bytes that one\nprocess would write", RESULT, 1.9, 1.1)
-    diagram(out, (9.6, 3.8), nodes, arrows)
+    nodes["out"] = Node(9.3, 1.9, "outputs/saliency\nthe bytes that one\nprocess would write", RESULT, 1.9, 1.1)
+    diagram(out, (10.4, 3.8), nodes, arrows)
 
 
 def relation_injection(out: Path) -> None:
@@ -62,15 +64,15 @@ def relation_injection(out: Path) -> None:
         "batch": Node(1.1, 1.5, "a batch,\nby its number", GIVEN, 1.5),
         "relation": Node(3.6, 2.3, "relation LoRA\non to_q and to_k", TRAINED, 1.8),
         "subject": Node(3.6, 0.7, "subject LoRA\non to_v", TRAINED, 1.8),
-        "block": Node(6.2, 1.5, "attention of the\nchosen blocks (frozen)", FROZEN, 1.9),
-        "image": Node(8.6, 2.3, "samples: relation LoRA\nand graph tokens", RESULT, 1.9),
-        "off": Node(8.6, 0.7, "left out: looks of the\ntraining images", GIVEN, 1.9),
+        "block": Node(7.2, 1.5, "attention of the\nchosen blocks (frozen)", FROZEN, 1.9),
+        "image": Node(10.2, 2.3, "samples: relation LoRA\nand graph tokens", RESULT, 1.9),
+        "off": Node(10.2, 0.7, "looks of the training\nimages stay behind", GIVEN, 1.9),
     }
     arrows = [
         ("batch", "relation", "either"), ("batch", "subject", "or"), ("relation", "block", "who attends"),
-        ("subject", "block", "what is carried"), ("block", "image", "sampling"), ("block", "off", ""),
+        ("subject", "block", "what is carried"), ("block", "image", ""), ("block", "off", ""),
     ]  # fmt: skip
-    diagram(out, (9.7, 3.0), nodes, arrows)
+    diagram(out, (11.3, 3.0), nodes, arrows)
 
 
 def sgdiff(out: Path) -> None:
@@ -99,11 +101,11 @@ def t2i_adapter(out: Path) -> None:
         "layout": Node(1.0, 1.8, words, image=layout_image(SceneGraph.of_row(row), 192), width=1.4, height=1.4),
         "net": Node(3.3, 1.8, "T2IAdapter\n(trained)", TRAINED, 1.5),
         **{f"c{n}": Node(5.4, 3.0 - 0.8 * n, "1×1 convolution", TRAINED, 1.5, 0.5) for n in range(4)},
-        **{f"b{n}": Node(8.0, 3.0 - 0.8 * n, f"behind chosen block {n + 1}", FROZEN, 2.0, 0.5) for n in range(4)},
+        **{f"b{n}": Node(8.3, 3.0 - 0.8 * n, f"behind chosen block {n + 1}", FROZEN, 2.0, 0.5) for n in range(4)},
     }
     arrows = [("layout", "net", "")]
-    arrows += [each for n in range(4) for each in (("net", f"c{n}", ""), (f"c{n}", f"b{n}", "+ ω ·"))]
-    diagram(out, (9.2, 3.5), nodes, arrows)
+    arrows += [each for n in range(4) for each in (("net", f"c{n}", ""), (f"c{n}", f"b{n}", "× ω, added"))]
+    diagram(out, (9.5, 3.5), nodes, arrows)
 
 
 def feature_injection(out: Path) -> None:

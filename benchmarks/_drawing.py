@@ -30,12 +30,13 @@ class Node:
     image: Any = None
 
 
-def save_png(figure: Figure, out: Path, colours: int = 128) -> None:
-    """Write the figure as a PNG of few colours."""
+def save_png(figure: Figure, out: Path, colours: int | None = 192) -> None:
+    """Write the figure without its margins as a PNG of few colours, or of all."""
     stream = BytesIO()
-    figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(stream, format="png", dpi=110, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
+    image = Image.open(stream).convert("RGB")
     with atomic_path(out) as temporary:
-        Image.open(stream).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(temporary, format="PNG", optimize=True)
+        (image.quantize(colours, dither=Image.Dither.NONE) if colours else image).save(temporary, format="PNG", optimize=True)
 
 
 def diagram(
@@ -75,10 +76,11 @@ def _box(left: float, low: float, node: Node) -> Any:
 
 
 def _border(a: Node, b: Node) -> tuple[float, float]:
-    """Where the line from the middle of a to the middle of b leaves a."""
+    """Where an arrow to b leaves a: the middle of the side that looks at b."""
     dx, dy = b.x - a.x, b.y - a.y
-    scale = min(a.width / 2 / abs(dx) if dx else 9.0, a.height / 2 / abs(dy) if dy else 9.0)
-    return a.x + dx * scale, a.y + dy * scale
+    if abs(dx) > (a.width + b.width) / 2:
+        return a.x + (a.width if dx > 0 else -a.width) / 2, a.y
+    return a.x, a.y + (a.height if dy > 0 else -a.height) / 2
 
 
 def curated(split: str, predicates: tuple[str, ...], each: int, side: int = 192) -> list[tuple[dict[str, Any], Image.Image]]:

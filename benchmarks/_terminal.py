@@ -26,7 +26,7 @@ def terminal(commands: str, out: Path, width: int = 100, cwd: Path | None = None
     cut says so itself (`| head -n 20`). A failing command is shown as it fails.
     """
     console = Console(record=True, width=width, file=StringIO(), force_terminal=True, color_system="truecolor", legacy_windows=False)
-    environment = os.environ | {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm-256color", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm-256color", "TTY_INTERACTIVE": "0"}
     environment.pop("NO_COLOR", None)
     for command in commands.splitlines():
         done = subprocess.run(
@@ -34,7 +34,8 @@ def terminal(commands: str, out: Path, width: int = 100, cwd: Path | None = None
         )
         printed = done.stdout
         for folder, name in (hidden or {}).items():
-            printed = printed.replace(folder, name)
+            fill = " " * (len(folder) - len(name))
+            printed = re.sub(rf"{re.escape(folder)}([^│\n]*)(│?)", lambda m, n=name, f=fill: f"{n}{m[1]}{f if m[2] else ''}{m[2]}", printed)
         console.print(Text("$ ", style="bold green") + Text(command, style="bold"))
         if printed.strip():
             console.print(Text.from_ansi(printed.rstrip("\n")))

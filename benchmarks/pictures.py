@@ -37,6 +37,8 @@ TERMINALS = {
     "stages": "sgpipe dag",
 }
 """Commands of pages where nothing else is to be seen."""
+WIDTHS = {"interpretation": 112, "parameters": 120}
+"""Characters of a line, where a command prints more than 100."""
 
 
 def _metrics(name: str) -> Any:
@@ -97,8 +99,8 @@ def cache_latents(out: Path) -> None:
         line[0].set_ylabel(f"{row['subject']}\n{row['predicate']}\n{row['object']}", fontsize=8)
     for axis, title in zip(axes[0], ("crop", *(f"channel {n}" for n in range(channels)), "decoded again"), strict=True):
         axis.set_title(title, fontsize=9)
-    figure.supxlabel(f"{channels} of {mean.shape[1]} channels of the posterior's mean, {mean.shape[2]} × {mean.shape[3]}", fontsize=8)
-    save_png(figure, out)
+    figure.supxlabel(f"{channels} of {mean.shape[1]} channels of the posterior's mean, {mean.shape[2]} × {mean.shape[3]} each", fontsize=8)
+    save_png(figure, out, None)
 
 
 def controlnet(out: Path) -> None:
@@ -110,11 +112,11 @@ def controlnet(out: Path) -> None:
     figure, axes = grid(4, len(shown), 1.7, 1.85)
     for (row, crop), line in zip(shown, axes, strict=True):
         graph = SceneGraph.of_row(row)
-        layouts = (layout_image(graph, 192), layout_image(graph, 192, arrows=True), layout_image(proposed(graph), 192))
+        layouts = (layout_image(graph, 192), layout_image(graph, 192, arrows=True), layout_image(proposed(SceneGraph(graph.objects, graph.triples)), 192))
         for axis, pixels in zip(line, (crop, *layouts), strict=True):
             axis.imshow(pixels)
         line[0].set_ylabel(f"{row['subject']}\n{row['predicate']}\n{row['object']}", fontsize=8)
-    titles = ("image", "layout: boxes: oracle", "arrows: true", "boxes: proposed")
+    titles = ("image", "boxes: oracle", "arrows: true", "boxes: proposed")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
     save_png(figure, out)
@@ -151,7 +153,7 @@ def diffusers(out: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     adapter = GraphAdapter.from_pretrained(str(OUTPUTS / "lora/graph/adapter")).apply(pipe)
     shown = (("no graph: the base", None), ('graph="dog, left of, cat"', "dog, left of, cat"), ('graph="cat, left of, dog"', "cat, left of, dog"))
-    figure, axes = grid(3, 2, 1.9, 1.95)
+    figure, axes = grid(3, 3, 1.75, 1.8)
     for seed, line in enumerate(axes):
         line[0].set_ylabel(f"manual_seed({seed})", fontsize=8)
         for axis, (title, graph) in zip(line, shown, strict=True):
@@ -195,7 +197,7 @@ def graph_encoder(out: Path) -> None:
                   color=("#1f5fa8", "#b4441c")[place])  # fmt: skip
     right.set_xticks(np.arange(3) + 0.2, ["first", "first 5", "first 10"])
     right.set_title("the right one is among the …", fontsize=9)
-    right.legend(fontsize=8, frameon=False, loc="lower right", facecolor="white", framealpha=1)
+    right.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     save_png(figure, out)
@@ -296,7 +298,7 @@ VECTORS: tuple[Callable[[Path], None], ...] = (experiments, own_images, troubles
 def pictures() -> dict[str, tuple[Callable[[Path], None], str]]:
     """What makes each picture, and the ending of its file."""
     hidden = {str(Path.cwd()): "."}
-    found = {name: (lambda out, c=command: terminal(c, out, hidden=hidden), "svg") for name, command in TERMINALS.items()}
+    found = {name: (lambda out, c=command: terminal(c, out, WIDTHS.get(out.stem, 100), hidden=hidden), "svg") for name, command in TERMINALS.items()}
     found |= {each.__name__: (each, "svg") for each in VECTORS} | {each.__name__: (each, "png") for each in MADE}
     return found | {each.__name__: (each, "png") for each in DIAGRAMS}
 
