@@ -1,5 +1,6 @@
 """Diagrams of the documentation: how the parts of an arm, a run or the packages hang together."""
 
+import itertools
 from pathlib import Path
 
 from benchmarks._drawing import FROZEN, GIVEN, RESULT, TRAINED, Node, curated, diagram
@@ -42,14 +43,23 @@ def extending(out: Path) -> None:
         nodes |= {yours: Node(x, 1.8, yours, TRAINED, 1.75), stage: Node(x, 0.7, stage, FROZEN, 1.5, 0.5)}
     stages = [stage for _, stage in seams]
     arrows = [(yours, stage, "") for yours, stage in seams]
-    arrows += [(a, b, "") for a, b in zip(stages, stages[1:], strict=False)]
-    notes = [Node(5.3, 0.2, "orange: a file of your own; blue: stages, which stay as they are (a family serves all that use the generator)")]
+    arrows += [(a, b, "") for a, b in itertools.pairwise(stages)]
+    notes = [
+        Node(
+            5.3,
+            0.2,
+            "orange: a file of your own; blue: stages, which stay as they are (a family serves all that use the generator)",
+        )
+    ]
     diagram(out, (10.6, 2.4), nodes, arrows, notes)
 
 
 def distributed(out: Path) -> None:
     """One stage in four processes, whose parts are joined to the files of one process."""
-    nodes = {"stage": Node(1.2, 1.9, "dvc repro saliency", GIVEN, 1.9), "launch": Node(4.2, 1.9, "torchrun\n--nproc-per-node 4", FROZEN, 1.7)}
+    nodes = {
+        "stage": Node(1.2, 1.9, "dvc repro saliency", GIVEN, 1.9),
+        "launch": Node(4.2, 1.9, "torchrun\n--nproc-per-node 4", FROZEN, 1.7),
+    }
     arrows = [("stage", "launch", "compute.launch")]
     for rank in range(4):
         nodes[f"r{rank}"] = Node(6.8, 3.25 - 0.9 * rank, f"process {rank}\nevery 4th shard", TRAINED, 1.5, 0.7)
@@ -87,7 +97,7 @@ def sgdiff(out: Path) -> None:
     }
     names = list(nodes)
     notes = [Node(7.2, 0.4, "no prompt, no boxes: the graph alone; noise by seed")]
-    diagram(out, (11.5, 2.0), nodes, [(a, b, "") for a, b in zip(names, names[1:], strict=False)], notes)
+    diagram(out, (11.5, 2.0), nodes, [(a, b, "") for a, b in itertools.pairwise(names)], notes)
 
 
 def t2i_adapter(out: Path) -> None:
@@ -134,7 +144,11 @@ def one_sample(out: Path) -> None:
         "arm": Node(4.0, 2.0, "an arm\nof any kind", TRAINED, 1.5),
         "trained": Node(6.7, 3.5, "its own graph (trained)", RESULT, 2.2, 0.5),
     }
-    kinds = (("same_relation", "left of, other names", same), ("inverse_relation", "right of", inverse), ("other_relations", "above, …", other))
+    kinds = (
+        ("same_relation", "left of, other names", same),
+        ("inverse_relation", "right of", inverse),
+        ("other_relations", "above, …", other),
+    )
     arrows = [("one", "arm", "as many steps"), ("arm", "trained", "")]
     for n, (name, words, image) in enumerate(kinds):
         nodes[name] = Node(6.7, 2.6 - n, f"{name}:\n{words}", RESULT, 2.2, 0.6)

@@ -40,9 +40,16 @@ def save_png(figure: Figure, out: Path, colours: int | None = 192) -> None:
 
 
 def diagram(
-    out: Path, size: tuple[float, float], nodes: Mapping[str, Node], arrows: Sequence[tuple[str, str, str]], notes: Sequence[Node] = ()
+    out: Path,
+    size: tuple[float, float],
+    nodes: Mapping[str, Node],
+    arrows: Sequence[tuple[str, str, str]],
+    notes: Sequence[Node] = (),
 ) -> None:
-    """Write boxes and arrows; an arrow is (from, to, words beside it). `notes` are texts without a box. `size` in inches and units."""
+    """Write boxes and arrows; an arrow is (from, to, words beside it). `notes` are texts without a box.
+
+    `size` is in inches and in units of `nodes`.
+    """
     figure = Figure(figsize=size)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(0, size[0]), ylim=(0, size[1]))
@@ -52,12 +59,19 @@ def diagram(
         patch_a, patch_b = _border(a, b), _border(b, a)
         axes.annotate("", patch_b, patch_a, arrowprops={"arrowstyle": "-|>", "color": "#444", "shrinkA": 0, "shrinkB": 1})
         x, y = (patch_a[0] + patch_b[0]) / 2, (patch_a[1] + patch_b[1]) / 2
-        axes.text(x, y + 0.06, words, ha="center", va="bottom", fontsize=8, color="#333")
+        if words:
+            axes.text(
+                x, y, words, ha="center", va="center", fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+            )
     for node in (*nodes.values(), *notes):
         left, low = node.x - node.width / 2, node.y - node.height / 2
         if node.image is not None:
             axes.imshow(
-                node.image, extent=(left, left + node.width, low, low + node.height), interpolation="nearest", zorder=2, aspect="auto"
+                node.image,
+                extent=(left, left + node.width, low, low + node.height),
+                interpolation="nearest",
+                zorder=2,
+                aspect="auto",
             )
             axes.text(node.x, low - 0.05, node.text, ha="center", va="top", fontsize=8)
             continue

@@ -22,20 +22,28 @@ FORMAT = re.sub(r"<!-- .*? -->|@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, 
 def terminal(commands: str, out: Path, width: int = 100, cwd: Path | None = None, hidden: Mapping[str, str] | None = None) -> None:
     """Run each line of `commands` in `cwd` and write an SVG of the lines and their output, `width` characters wide.
 
-    `hidden` gives what stands in the picture for folders of this machine. Nothing else of the output is changed; a line that should be
-    cut says so itself (`| head -n 20`). A failing command is shown as it fails.
+    `hidden` gives what stands in the picture for folders of this machine. Nothing else of the output is changed; a
+    line that should be cut says so itself (`| head -n 20`). A failing command is shown as it fails.
     """
-    console = Console(record=True, width=width, file=StringIO(), force_terminal=True, color_system="truecolor", legacy_windows=False)
+    console = Console(
+        record=True, width=width, file=StringIO(), force_terminal=True, color_system="truecolor", legacy_windows=False
+    )
     environment = os.environ | {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm-256color", "TTY_INTERACTIVE": "0"}
     environment.pop("NO_COLOR", None)
     for command in commands.splitlines():
         done = subprocess.run(
-            ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, env=environment, check=False
+            ["bash", "-c", command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=cwd,
+            env=environment,
+            check=False,
         )
         printed = done.stdout
         for folder, name in (hidden or {}).items():
             fill = " " * (len(folder) - len(name))
-            printed = re.sub(rf"{re.escape(folder)}([^│\n]*)(│?)", lambda m, n=name, f=fill: f"{n}{m[1]}{f if m[2] else ''}{m[2]}", printed)
+            printed = re.sub(rf"{re.escape(folder)}([^│\n]*)│", rf"{name}\1{fill}│", printed).replace(folder, name)
         console.print(Text("$ ", style="bold green") + Text(command, style="bold"))
         if printed.strip():
             console.print(Text.from_ansi(printed.rstrip("\n")))

@@ -7,6 +7,7 @@ in which `dvc repro` has run. Pictures with a command of their own (`sgpipe repo
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -20,7 +21,6 @@ from PIL import Image, ImageDraw
 from benchmarks._diagrams import DIAGRAMS
 from benchmarks._drawing import OUTPUTS, curated, grid, save_png
 from benchmarks._terminal import terminal
-from sgpipe.errors import ParamsError
 from sgpipe.runs.atomic import atomic_path
 
 IMAGES, METRICS = Path("docs/images"), Path("metrics")
@@ -32,13 +32,11 @@ TERMINALS = {
     "doctor": "sgpipe doctor",
     "fetch": "sgpipe fetch visual-genome --help",
     "interpretation": "sgpipe report headline",
-    "parameters": "sgpipe params show | head -n 32",
+    "parameters": "sgpipe params show | head -n 15",
     "presets": "sgpipe preset flux-schnell-vg | head -n 30",
     "stages": "sgpipe dag",
 }
 """Commands of pages where nothing else is to be seen."""
-WIDTHS = {"interpretation": 112, "parameters": 120}
-"""Characters of a line, where a command prints more than 100."""
 
 
 def _metrics(name: str) -> Any:
@@ -72,7 +70,9 @@ def negatives(out: Path) -> None:
         other = false[row["triple_id"]]
         axis.imshow(crop)
         axis.set_title(f"g⁺: {row['subject']}, {row['predicate']}, {row['object']}", fontsize=8, color="#1e6b3a")
-        axis.set_xlabel(f"g⁻: {other['subject']}, {other['predicate']}, {other['object']}\n({other['kind']})", fontsize=8, color="#a02020")
+        axis.set_xlabel(
+            f"g⁻: {other['subject']}, {other['predicate']}, {other['object']}\n({other['kind']})", fontsize=8, color="#a02020"
+        )
     save_png(figure, out)
 
 
@@ -99,7 +99,9 @@ def cache_latents(out: Path) -> None:
         line[0].set_ylabel(f"{row['subject']}\n{row['predicate']}\n{row['object']}", fontsize=8)
     for axis, title in zip(axes[0], ("crop", *(f"channel {n}" for n in range(channels)), "decoded again"), strict=True):
         axis.set_title(title, fontsize=9)
-    figure.supxlabel(f"{channels} of {mean.shape[1]} channels of the posterior's mean, {mean.shape[2]} × {mean.shape[3]} each", fontsize=8)
+    figure.supxlabel(
+        f"{channels} of {mean.shape[1]} channels of the posterior's mean, {mean.shape[2]} × {mean.shape[3]} each", fontsize=8
+    )
     save_png(figure, out, None)
 
 
@@ -112,7 +114,11 @@ def controlnet(out: Path) -> None:
     figure, axes = grid(4, len(shown), 1.7, 1.85)
     for (row, crop), line in zip(shown, axes, strict=True):
         graph = SceneGraph.of_row(row)
-        layouts = (layout_image(graph, 192), layout_image(graph, 192, arrows=True), layout_image(proposed(SceneGraph(graph.objects, graph.triples)), 192))
+        layouts = (
+            layout_image(graph, 192),
+            layout_image(graph, 192, arrows=True),
+            layout_image(proposed(SceneGraph(graph.objects, graph.triples)), 192),
+        )
         for axis, pixels in zip(line, (crop, *layouts), strict=True):
             axis.imshow(pixels)
         line[0].set_ylabel(f"{row['subject']}\n{row['predicate']}\n{row['object']}", fontsize=8)
@@ -126,7 +132,9 @@ def cache_prompts(out: Path) -> None:
     """Every prompt of one val triple beside its crop."""
     row, crop = curated("val", ("left of",), 1)[0]
     tables = [pl.read_parquet(OUTPUTS / name / "prompts.parquet") for name in ("prompts", "negative_prompts")]
-    lines = [(f"{each['condition']}", each["prompt"]) for table in tables for each in table.filter(triple_id=row["triple_id"]).to_dicts()]
+    lines = [
+        (f"{each['condition']}", each["prompt"]) for table in tables for each in table.filter(triple_id=row["triple_id"]).to_dicts()
+    ]
     lines += [("concepts", ", ".join(row["concepts"]))]
     figure = Figure(figsize=(7.4, 1.9), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 3.4))
@@ -134,8 +142,8 @@ def cache_prompts(out: Path) -> None:
     left.set_title("curated crop", fontsize=9)
     left.set(xticks=[], yticks=[])
     right.axis("off")
-    table = right.table([[f"“{text}”" if name != "concepts" else text] for name, text in lines], rowLabels=[f" {name} " for name, _ in lines],
-                        cellLoc="left", loc="center")  # fmt: skip
+    cells = [[text] for _, text in lines]
+    table = right.table(cells, rowLabels=[f" {name} " for name, _ in lines], cellLoc="left", loc="center")
     table.auto_set_font_size(False)
     table.set_fontsize(9)
     table.scale(1, 1.5)
@@ -152,14 +160,20 @@ def diffusers(out: Path) -> None:
     pipe = FluxPipeline.from_pretrained("models/mini-flux")
     pipe.set_progress_bar_config(disable=True)
     adapter = GraphAdapter.from_pretrained(str(OUTPUTS / "lora/graph/adapter")).apply(pipe)
-    shown = (("no graph: the base", None), ('graph="dog, left of, cat"', "dog, left of, cat"), ('graph="cat, left of, dog"', "cat, left of, dog"))
+    shown = (
+        ("no graph: the base", None),
+        ('graph="dog, left of, cat"', "dog, left of, cat"),
+        ('graph="cat, left of, dog"', "cat, left of, dog"),
+    )
     figure, axes = grid(3, 3, 1.75, 1.8)
     for seed, line in enumerate(axes):
         line[0].set_ylabel(f"manual_seed({seed})", fontsize=8)
         for axis, (title, graph) in zip(line, shown, strict=True):
             given = {} if graph is None else {"graph": graph}
             noise = {"num_inference_steps": 4, "generator": torch.Generator().manual_seed(seed)}
-            axis.imshow(adapter("a photo of dog and cat on a plain background", **given, **noise).images[0], interpolation="nearest")
+            axis.imshow(
+                adapter("a photo of dog and cat on a plain background", **given, **noise).images[0], interpolation="nearest"
+            )
             if not seed:
                 axis.set_title(title, fontsize=9)
     figure.supxlabel("“a photo of dog and cat on a plain background”", fontsize=9)
@@ -190,7 +204,9 @@ def graph_encoder(out: Path) -> None:
     rows = sorted(found["true_above_swap"]["by_class"].items(), key=lambda each: each[1])
     left.barh([name for name, _ in rows], [value for _, value in rows], color="#1f5fa8")
     left.axvline(0.5, color="#5c5c5c", linestyle="--", linewidth=1)
-    left.set_title("an image is nearer to its graph than to the swapped\nor false one: share, by class (dashed: chance)", fontsize=9)
+    left.set_title(
+        "an image is nearer to its graph than to the swapped\nor false one: share, by class (dashed: chance)", fontsize=9
+    )
     left.tick_params(labelsize=7)
     for place, (way, values) in enumerate(found["retrieval"].items()):
         right.bar(np.arange(3) + 0.4 * place, [values[f"r{k}"] for k in (1, 5, 10)], 0.38, label=way.replace("_", " "),
@@ -271,7 +287,7 @@ def own_images(out: Path) -> None:
     with TemporaryDirectory() as folder:
         mine = Path(folder, "mine")
         mine.mkdir()
-        records = []
+        records: list[dict[str, Any]] = []
         for index, (row, crop) in enumerate(curated("train", ("left of", "above"), 15)):
             crop.save(mine / f"{index:02}.png")
             boxes = [[v * crop.width for v in box] for box in row["boxes"]]
@@ -289,16 +305,22 @@ def troubleshooting(out: Path) -> None:
         terminal("sed -i 's/ rank:/ rnak:/' params.yaml\nsgpipe params show", out, cwd=Path(folder))
 
 
+def _command(command: str, out: Path) -> None:
+    terminal(command, out, 112 if out.stem == "interpretation" else 100, hidden={str(Path.cwd()): "."})
+
+
 MADE: tuple[Callable[[Path], None], ...] = (
-    cache_latents, cache_prompts, canonicalize, controlnet, curate, diffusers, graph_encoder, localisation, negatives, performance, scenes,
+    cache_latents, cache_prompts, canonicalize, controlnet, curate, diffusers, graph_encoder, localisation, negatives,
+    performance, scenes,
 )  # fmt: skip
 VECTORS: tuple[Callable[[Path], None], ...] = (experiments, own_images, troubleshooting)
 
 
 def pictures() -> dict[str, tuple[Callable[[Path], None], str]]:
     """What makes each picture, and the ending of its file."""
-    hidden = {str(Path.cwd()): "."}
-    found = {name: (lambda out, c=command: terminal(c, out, WIDTHS.get(out.stem, 100), hidden=hidden), "svg") for name, command in TERMINALS.items()}
+    found: dict[str, tuple[Callable[[Path], None], str]] = {
+        name: (partial(_command, command), "svg") for name, command in TERMINALS.items()
+    }
     found |= {each.__name__: (each, "svg") for each in VECTORS} | {each.__name__: (each, "png") for each in MADE}
     return found | {each.__name__: (each, "png") for each in DIAGRAMS}
 
@@ -307,7 +329,7 @@ def main(names: Annotated[list[str] | None, typer.Argument(help="pictures to mak
     """Make pictures into docs/images and say how large they are; one above 60 KB is an error."""
     known = pictures()
     if unknown := set(names or ()) - set(known):
-        raise ParamsError(f"{', '.join(sorted(unknown))}: no such picture; valid: {', '.join(sorted(known))}")
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: no such picture; valid: {', '.join(sorted(known))}")
     for name in names or known:
         make, ending = known[name]
         out = IMAGES / f"{name}.{ending}"
