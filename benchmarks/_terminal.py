@@ -23,7 +23,8 @@ def terminal(commands: str, out: Path, width: int = 100, cwd: Path | None = None
     """Run each line of `commands` in `cwd` and write an SVG of the lines and their output, `width` characters wide.
 
     `hidden` gives what stands in the picture for folders of this machine. Nothing else of the output is changed; a
-    line that should be cut says so itself (`| head -n 20`). A failing command is shown as it fails.
+    line that should be cut says so itself (`| head -n 20`). Of a line that is written over the last state is
+    shown. A failing command is shown as it fails.
     """
     console = Console(
         record=True, width=width, file=StringIO(), force_terminal=True, color_system="truecolor", legacy_windows=False
@@ -32,15 +33,9 @@ def terminal(commands: str, out: Path, width: int = 100, cwd: Path | None = None
     environment.pop("NO_COLOR", None)
     for command in commands.splitlines():
         done = subprocess.run(
-            ["bash", "-c", command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=cwd,
-            env=environment,
-            check=False,
+            ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=cwd, env=environment, check=False
         )
-        printed = done.stdout
+        printed = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in done.stdout.decode().split("\n"))
         for folder, name in (hidden or {}).items():
             fill = " " * (len(folder) - len(name))
             printed = re.sub(rf"{re.escape(folder)}([^│\n]*)│", rf"{name}\1{fill}│", printed).replace(folder, name)

@@ -6,6 +6,9 @@ in which `dvc repro` has run. Pictures with a command of their own (`sgpipe repo
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,7 +33,6 @@ TERMINALS = {
     "adapters": "sgpipe adapter card outputs/lora/graph/adapter | head -n 32",
     "data_sets": "sgpipe data check data --kind visual_genome --shown 6",
     "doctor": "sgpipe doctor",
-    "fetch": "sgpipe fetch visual-genome --help",
     "interpretation": "sgpipe report headline",
     "parameters": "sgpipe params show | head -n 15",
     "presets": "sgpipe preset flux-schnell-vg | head -n 30",
@@ -298,6 +300,22 @@ def own_images(out: Path) -> None:
         terminal("ls mine | head -n 4\nsgpipe data check mine", out, cwd=Path(folder))
 
 
+def fetch(out: Path) -> None:
+    """`sgpipe fetch visual-genome` of the images that the curated triples show, twice, from a mirror of the embedded ones."""
+    port, triples = 8765, "outputs/curated/triples.parquet"
+    with TemporaryDirectory() as folder:
+        shutil.unpack_archive("data/images.zip", Path(folder, "mirror"))
+        Path(folder, "outputs").symlink_to(OUTPUTS.resolve())
+        server = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", f"{folder}/mirror"]
+        with subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as mirror:
+            try:
+                time.sleep(2)
+                command = f"sgpipe fetch visual-genome --triples {triples} --images-url http://127.0.0.1:{port}"
+                terminal(f"{command}\nls visual_genome\n{command}", out, 108, cwd=Path(folder))
+            finally:
+                mirror.terminate()
+
+
 def troubleshooting(out: Path) -> None:
     """A misspelt knob and the one line that answers it."""
     with TemporaryDirectory() as folder:
@@ -313,7 +331,7 @@ MADE: tuple[Callable[[Path], None], ...] = (
     cache_latents, cache_prompts, canonicalize, controlnet, curate, diffusers, graph_encoder, localisation, negatives,
     performance, scenes,
 )  # fmt: skip
-VECTORS: tuple[Callable[[Path], None], ...] = (experiments, own_images, troubleshooting)
+VECTORS: tuple[Callable[[Path], None], ...] = (experiments, fetch, own_images, troubleshooting)
 
 
 def pictures() -> dict[str, tuple[Callable[[Path], None], str]]:
