@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 import typer
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
 from benchmarks._diagrams import DIAGRAMS
 from benchmarks._drawing import OUTPUTS, curated, grid, save_png
@@ -221,21 +221,6 @@ def graph_encoder(out: Path) -> None:
     save_png(figure, out)
 
 
-def localisation(out: Path) -> None:
-    """The figure of `sgpipe report localisation`, in few colours."""
-    from sgpipe.attention_maps.config import Maps
-    from sgpipe.backbones.config import Backbone
-    from sgpipe.localisation.block_figure import draw_blocks, panels
-    from sgpipe.params.load import read_params
-    from sgpipe.report.localisation import layer_groups, measured
-
-    backbone, maps = read_params(Backbone, Maps)
-    groups = layer_groups(backbone, maps)
-    blocks = backbone.double_blocks + backbone.single_blocks
-    draw_blocks(panels(groups, *measured(METRICS)[1:]), groups, backbone.double_blocks, blocks, out)
-    Image.open(out).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(out, optimize=True)
-
-
 def performance(out: Path) -> None:
     """What maps cost beside plain generation, by family: FLOPs at full size, and time at a small one, with the bars."""
     from benchmarks.attention_maps import TIME_RATIO
@@ -328,7 +313,7 @@ def _command(command: str, out: Path) -> None:
 
 
 MADE: tuple[Callable[[Path], None], ...] = (
-    cache_latents, cache_prompts, canonicalize, controlnet, curate, diffusers, graph_encoder, localisation, negatives,
+    cache_latents, cache_prompts, canonicalize, controlnet, curate, diffusers, graph_encoder, negatives,
     performance, scenes,
 )  # fmt: skip
 VECTORS: tuple[Callable[[Path], None], ...] = (experiments, fetch, own_images, troubleshooting)
