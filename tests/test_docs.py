@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.pictures import pictures as made
+
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -58,6 +60,26 @@ def test_a_page_starts_with_what_you_get_and_the_command(page: Path) -> None:
     if page.stem not in NO_COMMAND:
         command = re.search(r"^```\n(?:sgpipe|sgworld|dvc|make|python -m) |^```python\n", head, re.MULTILINE)
         assert command, "no command before the first section"
+
+
+PICTURE = re.compile(r"!\[([^\]]*)\]\(((?:docs/)?images/[^)\s]+)\)")
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_has_a_picture_with_alt_text_near_its_top(page: Path) -> None:
+    head = "\n".join(page.read_text(encoding="utf-8").splitlines()[:25])
+    pictures = PICTURE.findall(head)
+    assert pictures, "no picture in the first 25 lines"
+    assert [file for alt, file in pictures if len(alt) < 20] == [], "a picture without words that stand in for it"
+
+
+def test_every_picture_is_used_and_asks_for_nothing_elsewhere(repo_root: Path) -> None:
+    used = {Path(file).name for page in pages(repo_root) for _, file in PICTURE.findall(page.read_text(encoding="utf-8"))}
+    images = sorted((repo_root / "docs" / "images").iterdir())
+    assert {image.name for image in images} == used
+    remote = re.compile(r"""@font-face|@import|(?:href|src)=["']https?:|url\(["']?https?:""")
+    assert {f"{name}.{ending}" for name, (_, ending) in made().items()} <= used
+    assert [image.name for image in images if image.suffix == ".svg" and remote.search(image.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize("name", ["troubleshooting", "experiments", "distributed", "interpretation"])

@@ -32,6 +32,8 @@ HEAD = f"""# Parameters
 
 Every knob of `params.yaml`, made from the code by `sgpipe params reference > docs/parameters.md`; a test fails where they differ.
 
+![The terminal after `sgpipe params show`: the first sections with their values](images/parameters.svg)
+
 - *params.yaml*: the value of the embedded default. *Left out*: what holds where the file does not name the knob.
 - A knob is changed by an edit, or for one experiment by `dvc exp run -S 'section.knob=value'` ([experiments](experiments.md)).
   Unknown keys, wrong types and values out of bounds are refused by name; `sgpipe params show` prints what was understood.
