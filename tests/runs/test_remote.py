@@ -26,7 +26,7 @@ def test_every_object_of_the_remote_has_the_hash_that_it_is_named_by() -> None:
 
 
 def test_the_remote_has_all_that_data_and_models_name() -> None:
-    for name in ("data.dvc", "models.dvc"):
+    for name in ("data.dvc", "models.dvc", "world_start.dvc"):
         (out,) = yaml.safe_load((ROOT / name).read_text())["outs"]
         files = json.loads(_named(out["md5"]).read_text())
         assert len(files) == out["nfiles"] and all(_named(each["md5"]).is_file() for each in files)
