@@ -12,6 +12,7 @@ from sgworld.world.compose import compose
 from sgworld.world.raster import render
 from sgworld.world.reading import same
 from sgworld.world.specification import SLOTS, Caption, Scene, Triple
+from sgworld.world.sprites import Pixels
 
 
 def false_of(rng: np.random.Generator, scene: Scene, triple: Triple) -> list[Triple]:
@@ -35,7 +36,9 @@ def of_captions(pool: Sequence[Caption]) -> Callable[[np.random.Generator, int],
     """Draws scenes of captions of the pool, one triple of each, and what is false of them."""
 
     def draw(rng: np.random.Generator, count: int) -> Statements:
-        pictures, true, false = [], [], []
+        pictures: list[Pixels] = []
+        true: list[str] = []
+        false: list[tuple[int, str]] = []
         while len(pictures) < count:
             scene = compose(pool[int(rng.integers(len(pool)))], rng.random(SLOTS))
             if not scene.triples:
@@ -54,7 +57,9 @@ def unseen(seed: int, count: int) -> Statements:
     statement, else another class.
     """
     rng = np.random.default_rng((seed, 3))
-    pictures, true, false = [], [], []
+    pictures: list[Pixels] = []
+    true: list[str] = []
+    false: list[tuple[int, str]] = []
     for number in range(count):
         held = "combination" if number % 2 else "triple"
         scene = compose(sample_caption(rng, held=held, neutral=0.0), rng.random(SLOTS))
