@@ -59,11 +59,12 @@ def train_model(
     way, which is how a training of unknown length is ended.
     """
     tensors = tensors_of(model.train())
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     engine = Engine(
         tensors, optimisers_of(model, rate, weight_decay, muon, muon_rate), losses,
         lambda step: learning_rate(step, steps, warmup, decay),
         steps=steps, samples=samples, advice="lower its rate in sgworld/recipe.py", clip=1.0,
-        average=Average(dict(model.named_parameters()), average, first=0), folder=folder, save_seconds=SAVE_SECONDS,
+        average=Average(trained, average, first=0), folder=folder, save_seconds=SAVE_SECONDS,
         progress=folder.name,
     )  # fmt: skip
     engine.resume()

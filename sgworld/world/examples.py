@@ -1,27 +1,29 @@
-"""What the generator is trained on: captions drawn ahead, noises, the scenes they mean, and where their objects stand."""
+"""What the generator is trained on: captions drawn ahead, and what the rows of names are taught of a scene, step by step.
 
-from collections.abc import Sequence
+From what a noise says to where an object stands is far: a chain of relations is to be added up, and the whole brought into the
+image. So the rows of names hold, behind one block after another, what the noise says, how each object stands to the first that it
+is related to, where it stands in the frame around all that hang together, and where in the image.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from sgpipe.runs.atomic import atomic_path
 from sgworld.world.captions import sample_caption
-from sgworld.world.compose import compose
 from sgworld.world.geometry import shared_area
-from sgworld.world.meaning import uniforms
-from sgworld.world.raster import render
+from sgworld.world.hearing import Named
 from sgworld.world.specification import Caption, Placed, Scene
 
-PLACE = 18
-"""Numbers that say where an object stands, which way it faces and whether another stands before it."""
+FEATURES: Final = {"heard": slice(0, 16), "link": slice(16, 32), "frame": slice(32, 64), "place": slice(110, 128)}
+"""Which features of the rows of names hold what."""
 _FREQUENCIES = torch.tensor([1.0, 0.464, 0.2154, 0.1])
 """Radians per token; the first and the third are frequencies of FLUX's rotary positions along an axis of twelve dimensions."""
 
@@ -42,30 +44,17 @@ def caption_pool(folder: Path, count: int, seed: int) -> list[Caption]:
 
 
 @dataclass(frozen=True)
-class Examples:
-    """A batch: words, noises `[B, 64, 16]`, the scenes they mean and their pixels `[B, 64, 64, 3]`, 0–255."""
+class Lessons:
+    """Of each object: its sample, the row of its name in T5's states, and what its features shall hold `[n, width]`.
 
-    texts: Sequence[str]
-    noise: Tensor
-    scenes: Sequence[Scene]
-    pixels: NDArray[np.uint8]
-
-
-def draw_examples(pool: Sequence[Caption], rng: np.random.Generator, generator: torch.Generator, count: int) -> Examples:
-    """Captions of the pool, each with a noise and the scene that it means."""
-    captions = [pool[index] for index in rng.integers(len(pool), size=count)]
-    noise = torch.randn(count, 64, 16, generator=generator)
-    scenes = [compose(caption, u) for caption, u in zip(captions, uniforms(noise), strict=True)]
-    return Examples([caption.text() for caption in captions], noise, scenes, np.stack([render(scene) for scene in scenes]))
-
-
-@dataclass(frozen=True)
-class Places:
-    """Of each object: its sample, the row of its name in T5's states, and what says where it stands `[n, 18]`."""
+    `heard`: what the noise says. `link`: from the object's middle to that of the first object that it is related to, 0 where there
+    is none. `frame`: from the corner of the box around all objects that hang together to its middle, and that box's height and
+    width. `place`: its middle in the image, which way it faces and whether another stands before it.
+    """
 
     samples: Tensor
     rows: Tensor
-    features: Tensor
+    features: Mapping[str, Tensor]
 
 
 def _covered(scene: Scene, placed: Placed) -> bool:
@@ -74,15 +63,44 @@ def _covered(scene: Scene, placed: Placed) -> bool:
     return any(shared_area(placed.box, scene.objects[index].box) for index in later)
 
 
-def places(tokenizer: Any, texts: Sequence[str], scenes: Sequence[Scene]) -> Places:
-    """Where the scenes' objects stand, by the tokens of their names. Every name is one token of the world's language."""
-    ids = tokenizer(list(texts), padding="max_length", truncation=True).input_ids
-    samples, rows, centres, facings = [], [], [], []
-    for number, (tokens, scene) in enumerate(zip(ids, scenes, strict=True)):
-        for placed in scene.objects:
-            samples.append(number)
-            rows.append(tokens.index(tokenizer.convert_tokens_to_ids(f"▁{placed.name}")))
-            centres.append(((placed.y + placed.h / 2) / 2, (placed.x + placed.w / 2) / 2))
+def _partner(scene: Scene, index: int) -> int | None:
+    """The other object of the first relation that an object takes part in."""
+    return next((s + o - index for s, _, o in scene.relations if index in (s, o)), None)
+
+
+def _connected(scene: Scene, index: int) -> set[int]:
+    """The objects that hang together with one, itself among them."""
+    found = {index}
+    for _ in scene.relations:
+        found |= {each for s, _, o in scene.relations if {s, o} & found for each in (s, o)}
+    return found
+
+
+def _turned(lengths: Sequence[Sequence[float]]) -> Tensor:
+    """Lengths `[n, k]` in cells as cosines and sines `[n, 8 k]`."""
+    angles = (torch.tensor(lengths)[:, :, None] / 2 * _FREQUENCIES).flatten(1)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def lessons(names: Named, scenes: Sequence[Scene], heard: Tensor) -> Lessons:
+    """What the rows of the scenes' names are taught; `heard` `[B, 16]` is what the noises say, as `hearing.features`."""
+    links, alone, frames, middles, facings = [], [], [], [], []
+    for scene in scenes:
+        centres = [(placed.y + placed.h / 2, placed.x + placed.w / 2) for placed in scene.objects]
+        for index, placed in enumerate(scene.objects):
+            partner, together = _partner(scene, index), [scene.objects[each] for each in _connected(scene, index)]
+            (y, x), (other_y, other_x) = centres[index], centres[index if partner is None else partner]
+            links.append((other_y - y, other_x - x))
+            alone.append(partner is None)
+            top, left = min(each.y for each in together), min(each.x for each in together)
+            bottom, right = max(each.y + each.h for each in together), max(each.x + each.w for each in together)
+            frames.append((y - top, x - left, float(bottom - top), float(right - left)))
+            middles.append((y, x))
             facings.append((1.0 if placed.facing == "right" else -1.0, 1.0 if _covered(scene, placed) else -1.0))
-    angles = (torch.tensor(centres)[:, :, None] * _FREQUENCIES).flatten(1)
-    return Places(torch.tensor(samples), torch.tensor(rows), torch.cat([angles.cos(), angles.sin(), torch.tensor(facings)], dim=1))
+    features = {
+        "heard": heard[names.samples],
+        "link": _turned(links).masked_fill(torch.tensor(alone)[:, None], 0.0),
+        "frame": _turned(frames),
+        "place": torch.cat([_turned(middles), torch.tensor(facings)], dim=1),
+    }
+    return Lessons(names.samples, names.rows, features)

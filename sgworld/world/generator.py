@@ -1,17 +1,16 @@
 """Training of the world's FLUX: a rectified flow from the noise that means a scene to that scene.
 
-Four things make it learn in hours on two cores. A noise means one scene (`meaning`). The first blocks are taught to write what the
-noise says into the first features of the rows of names: who stands left depends on the noise *and* on who is said first, and such
-products are learned late from a mean that is a faint feature of a row. Later blocks are taught to write where each object stands
-into the last features, and in half of the samples those after them are handed the true places there (teacher forcing), so that
-drawing is learned before reading is; the trained model is handed nothing. And a part of each batch is led by the model's own Euler
-steps, as in sampling.
+Four things make it learn in hours on two cores. A noise means one scene, as far as the first blocks can tell one noise from another
+(`hearing`). What lies between that and where an object stands is taught step by step, behind one block after another, in features
+of the rows of names (`examples.lessons`). In a part of the samples the blocks after a step are handed what is true there (teacher
+forcing), so that drawing is learned before reading is, and the later step beside the earlier; the trained model is handed nothing.
+And a part of each batch is led by the model's own Euler steps, as in sampling.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,16 +18,20 @@ from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sgworld.flux import encode_texts
 from sgworld.training import step_generator, train_model
 from sgworld.vae import encode
-from sgworld.world.examples import PLACE, Places, draw_examples, places
-from sgworld.world.meaning import CHANNELS, levels
+from sgworld.world.compose import compose
+from sgworld.world.examples import FEATURES, Lessons, lessons
+from sgworld.world.hearing import Ear, Encoded, Sounds, features
+from sgworld.world.meaning import uniforms
+from sgworld.world.raster import render
 from sgworld.world.specification import Caption
 
 STEPS = 4
-FORCED = 0.5
-"""Share of the samples that are handed the true places there, where any are."""
+FORCED: Final = {"link": 0.2, "frame": 0.2, "place": 0.5}
+"""Share of the samples that are handed what is true, by step."""
+TAUGHT: Final = {"heard": 1.0, "link": 2.0, "frame": 3.0, "place": 3.0}
+"""Weights of the errors of what is taught."""
 
 
 @dataclass(frozen=True)
@@ -43,61 +46,50 @@ class Mixture:
     independent: float = 0.4
 
 
-TAUGHT = 3.0
-"""Weight of the places' error."""
 READING, LEADING = Mixture(), Mixture((0.25, 0.1875, 0.125), between=0.25)
 """To begin with, most is at t = 1, where sampling starts; then half is as sampling goes on from there."""
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """T5's states `[B, T, 96]` and CLIP's vectors `[B, 64]` of a batch of texts."""
+class TaughtFlux:
+    """A FLUX whose text rows are looked at, and changed, behind some blocks: `behind` has the block of each step."""
 
-    states: Tensor
-    pooled: Tensor
-
-    def part(self, rows: slice) -> "Encoded":
-        """Of some of the samples."""
-        return Encoded(self.states[rows], self.pooled[rows])
-
-
-class PlacedFlux:
-    """A FLUX whose text rows are looked at, and changed, behind one block."""
-
-    def __init__(self, model: FluxTransformer2DModel, tokens: int, heard_by: int, read_by: int) -> None:
-        self.model, self._heard_by, self._read_by = model, heard_by, read_by
+    def __init__(self, model: FluxTransformer2DModel, tokens: int, behind: Mapping[str, int]) -> None:
+        self.model, self._step = model, {block: step for step, block in behind.items()}
         ids = FluxPipeline._prepare_latent_image_ids(1, 8, 8, torch.device("cpu"), torch.float32)
         self._rotary = model.pos_embed(torch.cat((torch.zeros(tokens, 3), ids)))
 
-    def __call__(self, states: Tensor, times: Tensor, text: Encoded, forced: Places | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Velocities `[B, 64, 16]`; what stands in all text rows' features of the noise `[B, T, 16]` and of places `[B, T, 18]`.
+    def __call__(
+        self, states: Tensor, times: Tensor, text: Encoded, known: Lessons | None = None, handed: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Velocities `[B, 64, 16]`, and by step what stands in the features of all text rows `[B, T, width]`.
 
-        `forced`: what is put there instead, for the samples and rows that it names. The model's own forward without it, matrix
-        products in bfloat16.
+        `handed`: by step, the samples `[B]` whose rows of names are given what is `known`. The model's own forward without it,
+        matrix products in bfloat16.
         """
         with torch.autocast("cpu", torch.bfloat16):
-            found = self._forward(states, times, text, forced)
-        velocity, heard, said = (each.float() for each in found)
-        return velocity, heard, said
+            velocity, said = self._forward(states, times, text, known, handed or {})
+        return velocity.float(), {step: each.float() for step, each in said.items()}
 
-    def _forward(self, states: Tensor, times: Tensor, text: Encoded, forced: Places | None) -> tuple[Tensor, Tensor, Tensor]:
-        model = self.model
+    def _forward(
+        self, states: Tensor, times: Tensor, text: Encoded, known: Lessons | None, handed: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        model, said = self.model, {}
         image = model.x_embedder(states)
         conditioning = model.time_text_embed(times * 1000, text.pooled)
         words = model.context_embedder(text.states)
-        heard = said = states.new_zeros(0)
         for index, block in enumerate(model.transformer_blocks):
             words, image = block(hidden_states=image, encoder_hidden_states=words, temb=conditioning, image_rotary_emb=self._rotary)
-            if index == self._heard_by:
-                heard = words[..., :CHANNELS]
-            if index == self._read_by:
-                said = words[..., -PLACE:]
-                if forced is not None:
-                    words = words.clone()
-                    words[forced.samples, forced.rows, -PLACE:] = forced.features.to(words)
+            if (step := self._step.get(index)) is None:
+                continue
+            said[step] = words[..., FEATURES[step]]
+            if known is not None and step in handed:
+                chosen = handed[step][known.samples]
+                words = words.clone()
+                given = known.features[step][chosen].to(words)
+                words[known.samples[chosen], known.rows[chosen], FEATURES[step]] = given
         for block in model.single_transformer_blocks:
             words, image = block(hidden_states=image, encoder_hidden_states=words, temb=conditioning, image_rotary_emb=self._rotary)
-        return model.proj_out(model.norm_out(image, conditioning)), heard, said
+        return model.proj_out(model.norm_out(image, conditioning)), said
 
 
 @torch.no_grad()
@@ -110,30 +102,28 @@ def latents_of(vae: AutoencoderKL, pixels: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step needs: noise and latents of the scenes it means `[B, 64, 16]`, the texts encoded, and where objects stand."""
+    """What a step needs: noise and latents of the scenes it means `[B, 64, 16]`, the texts encoded, and what is taught."""
 
     noise: Tensor
     scenes: Tensor
     text: Encoded
-    known: Places
+    known: Lessons
 
 
 @dataclass(frozen=True)
 class Batches(Dataset[Batch]):
     """The batch of each step, a function of (seed, step); made by a process of its own beside the training."""
 
-    pool: Sequence[Caption]
-    encoders: FluxPipeline
+    sounds: Sounds
+    ear: Ear
     vae: AutoencoderKL
-    size: int
-    seed: int
 
     def __getitem__(self, step: int) -> Batch:
-        rng, generator = np.random.default_rng((self.seed, step)), step_generator(self.seed, step)
-        examples = draw_examples(self.pool, rng, generator, self.size)
-        text = Encoded(*encode_texts(self.encoders, examples.texts))
-        known = places(self.encoders.tokenizer_2, examples.texts, examples.scenes)
-        return Batch(examples.noise, latents_of(self.vae, examples.pixels), text, known)
+        captions, noise, text, names = self.sounds[step]
+        said = self.ear.levels(noise, text, names)
+        scenes = [compose(caption, u) for caption, u in zip(captions, uniforms(said), strict=True)]
+        latents = latents_of(self.vae, np.stack([render(scene) for scene in scenes]))
+        return Batch(noise, latents, text, lessons(names, scenes, features(said)))
 
 
 def time_weights(times: Tensor, led: Tensor) -> Tensor:
@@ -154,7 +144,7 @@ class States:
 
 
 def draw_states(
-    flux: PlacedFlux, text: Encoded, noise: Tensor, scenes: Tensor, mixture: Mixture, generator: torch.Generator
+    flux: TaughtFlux, text: Encoded, noise: Tensor, scenes: Tensor, mixture: Mixture, generator: torch.Generator
 ) -> States:
     """Where the batch stands: first rows between noise and scene, then those at t = 1, last those that were led."""
     batch = len(noise)
@@ -171,63 +161,65 @@ def draw_states(
             break
         rows, t = slice(batch - count, batch), 1 - step / STEPS
         with torch.no_grad():
-            velocity, _, _ = flux(states[rows], times[rows], text.part(rows))
+            velocity, _ = flux(states[rows], times[rows], text.part(rows))
         states[rows] -= velocity / STEPS
         times[rows] = t - 1 / STEPS
         led[rows] = True
     return States(states, times, scenes, led)
 
 
-def losses_of(flux: PlacedFlux, batch: Batch, phase: "Phase", generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """The flow's weighted error plus that of the places, and what is logged.
+def losses_of(flux: TaughtFlux, batch: Batch, phase: "Phase", generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """The flow's weighted error plus those of what is taught, and what is logged.
 
-    Logged: both, and the share of the scenes' variance over the batch that is not explained at t = 1 where no places are handed.
+    Logged: all of them, and the share of the scenes' variance over the batch that is not explained at t = 1 where nothing is
+    handed. What the noise says is taught at t = 1, the rest from the first half of the times.
     """
     text, scenes, known = batch.text, batch.scenes, batch.known
     stand = draw_states(flux, text, batch.noise, scenes, phase.mixture, generator)
-    forced = torch.rand(len(scenes), generator=generator) < phase.forced
-    chosen = forced[known.samples]
-    handed = Places(known.samples[chosen], known.rows[chosen], known.features[chosen]) if phase.forced else None
-    velocity, heard, said = flux(stand.states, stand.times, text, handed)
+    handed = {step: torch.rand(len(scenes), generator=generator) < share for step, share in FORCED.items()} if phase.taught else {}
+    velocity, said = flux(stand.states, stand.times, text, known, handed)
     errors = (velocity - (stand.states - stand.scenes) / stand.times[:, None, None]).square().mean((1, 2))
     flow = (time_weights(stand.times, stand.led) * errors).mean()
-    unexplained = errors[(stand.times == 1) & ~forced].mean() / scenes.var(0).mean()
-    logged = {"flow": flow, "unexplained": unexplained}
-    if not phase.forced:
+    own = ~torch.stack([*handed.values(), torch.zeros(len(scenes), dtype=torch.bool)]).any(0)
+    logged = {"flow": flow, "unexplained": errors[(stand.times == 1) & own].mean() / scenes.var(0).mean()}
+    if not phase.taught:
         return flow, logged
-    read = (stand.times >= 0.5)[known.samples]
-    reading = (said[known.samples, known.rows] - known.features).square()[read].mean()
-    means = torch.as_tensor(4 * levels(batch.noise) - 2, dtype=torch.float32)
-    hearing = (heard[known.samples, known.rows] - means[known.samples]).square()[(stand.times == 1)[known.samples]].mean()
-    return flow + TAUGHT * reading + hearing, {**logged, "heard": hearing, "places": reading}
+    loss = flow
+    for step, weight in TAUGHT.items():
+        counted = (stand.times == 1 if step == "heard" else stand.times >= 0.5)[known.samples]
+        wrong = (said[step][known.samples, known.rows] - known.features[step]).square()[counted].mean()
+        loss, logged[step] = loss + weight * wrong, wrong
+    return loss, logged
 
 
 @dataclass(frozen=True)
 class Phase:
     """A part of the training: its steps, the peak of its rate, which falls to zero over the last `decay` steps, and its batches.
 
-    `blocks`: of which double-stream blocks of the model before this phase its own are made (see `deepen`). `heard_by`, `read_by`:
-    the blocks behind which what the noise says, and the places, stand in the rows of names. `forced`: share of samples that are
-    handed the true places; at 0 neither is taught. `average`: decay of the averaged weights.
+    `blocks`: of which double-stream blocks of the model before this phase its own are made (see `deepen`). `behind`: the block
+    behind which each step of `examples.lessons` stands. `taught`: whether they are taught and handed. `average`: decay of the
+    averaged weights. `held`: whether the blocks that hear stay as the ear has them; the noise of a large rate blurs what they hear.
     """
 
     steps: int
     mixture: Mixture
     blocks: tuple[int, ...]
-    heard_by: int
-    read_by: int
-    rate: float = 1e-3
+    behind: Mapping[str, int]
+    rate: float = 5e-4
     decay: int = 0
     batch: int = 48
-    forced: float = FORCED
+    taught: bool = True
     average: float = 0.999
+    held: bool = True
 
 
 def fit(
-    model: FluxTransformer2DModel, pool: Sequence[Caption], encoders: FluxPipeline, vae: AutoencoderKL, folder: Path,
+    model: FluxTransformer2DModel, ear: Ear, pool: Sequence[Caption], encoders: FluxPipeline, vae: AutoencoderKL, folder: Path,
     phase: Phase, *, seed: int, compiled: bool = True,
 ) -> FluxTransformer2DModel:  # fmt: skip
     """Train for a phase from the last checkpoint in `folder`; returns the averaged model. `model` has the phase's blocks.
+
+    A noise means what the frozen `ear` hears.
 
     Captions, noises and scenes are drawn anew at every step, by a process of their own.
     """
@@ -235,8 +227,10 @@ def fit(
     if compiled:
         torch._dynamo.config.automatic_dynamic_shapes = False
         model.compile_repeated_blocks(fullgraph=True)
-    flux = PlacedFlux(model, encoders.tokenizer_2.model_max_length, phase.heard_by, phase.read_by)
-    batches = Batches(pool, encoders, vae, phase.batch, seed)
+    tokens = encoders.tokenizer_2.model_max_length
+    Ear(model, phase.behind["heard"], tokens).requires_grad_(not phase.held)
+    flux = TaughtFlux(model, tokens, phase.behind)
+    batches = Batches(Sounds(pool, encoders, phase.batch, seed), ear, vae)
     ahead: Iterator[Batch] = iter(())
 
     def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -251,4 +245,4 @@ def fit(
     return train_model(
         model, losses, folder, steps=phase.steps, samples=phase.batch, rate=phase.rate, warmup=100, decay=phase.decay,
         average=phase.average, muon="transformer_blocks", muon_rate=2 * phase.rate,
-    )  # fmt: skip
+    ).requires_grad_(True)  # fmt: skip

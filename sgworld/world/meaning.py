@@ -50,13 +50,17 @@ So a neutral caption has four of the classes that are plausible for a pair, and 
 """
 
 
+def cut(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The value that each of `[B, 16]` numbers in 0…1 falls to: the middle of one of the channel's equal parts."""
+    counts = np.array(LEVELS)
+    return (np.minimum(np.floor(shares * counts), counts - 1) + 0.5) / counts
+
+
 def levels(noise: Tensor) -> NDArray[np.float64]:
     """A value `[B, 16]` per channel of noises `[B, 64, 16]`; for standard normal noise independent, uniform over its values."""
-    means = noise.double().sum(1).numpy() / noise.shape[1] ** 0.5
-    counts = np.array(LEVELS)
-    return (np.minimum(np.floor(ndtr(means) * counts), counts - 1) + 0.5) / counts
+    return cut(ndtr(noise.double().sum(1).numpy() / noise.shape[1] ** 0.5))
 
 
-def uniforms(noise: Tensor) -> NDArray[np.float64]:
-    """u `[B, 31]` of noises `[B, 64, 16]`: the value of each slot's channel."""
-    return levels(noise)[:, [CHANNEL[slot] for slot in range(SLOTS)]]
+def uniforms(said: NDArray[np.float64]) -> NDArray[np.float64]:
+    """u `[B, 31]` of the values `[B, 16]` of channels: of each slot that of its channel."""
+    return said[:, [CHANNEL[slot] for slot in range(SLOTS)]]

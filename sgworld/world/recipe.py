@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
 from sgworld.bank import Bank
 from sgworld.contrast import JUDGE, TEACHER, train_contrast
-from sgworld.flux import DOUBLE_BLOCKS, assemble, build_transformer, deepen, evenly
+from sgworld.flux import assemble, build_transformer, deepen
 from sgworld.language import train_language
 from sgworld.vae import train_vae
 from sgworld.world.compose import compose
 from sgworld.world.examples import caption_pool
 from sgworld.world.generator import LEADING, READING, Phase, fit
+from sgworld.world.hearing import Ear, Sounds, listen, sharpen
 from sgworld.world.raster import render
 from sgworld.world.specification import SLOTS, Caption
 from sgworld.world.statements import of_captions
@@ -24,12 +25,16 @@ TOKENS = 32
 """Of a caption: four relations between four objects take 29."""
 
 
-BLOCKS = tuple(range(9))
+BLOCKS = tuple(range(11))
 """Double-stream blocks to begin with."""
+DOUBLED = (0, 1, *(index for index in range(2, 10) for _ in range(2)), 10)
+"""All 19: these blocks twice, but for those that hear and the last."""
+BEHIND = {"heard": 1, "link": 3, "frame": 5, "place": 7}
+DEEP = {"heard": 1, "link": 5, "frame": 9, "place": 13}
 PHASES = (
-    Phase(5_000, READING, BLOCKS, heard_by=1, read_by=5),
-    Phase(5_000, LEADING, BLOCKS, heard_by=1, read_by=5, decay=1_500),
-    Phase(950, LEADING, tuple(evenly(9, DOUBLE_BLOCKS)), heard_by=1, read_by=11, rate=5e-4, decay=750, forced=0.0, average=0.995),
+    Phase(5_000, READING, BLOCKS, BEHIND),
+    Phase(5_000, LEADING, BLOCKS, BEHIND, decay=1_500),
+    Phase(950, LEADING, DOUBLED, DEEP, decay=750, average=0.995, taught=False),
 )
 
 
@@ -41,6 +46,10 @@ class Recipe:
     language_steps: int = 600
     vae_images: int = 24_000
     vae_steps: int = 1_500
+    line_steps: int = 400
+    """Of hearing before it is sharpened; none where the generator is trained on from a start."""
+    hearing_steps: int = 600
+    sounds: int = 96
     phases: tuple[Phase, ...] = PHASES
     clip_steps: int = 3_000
     tower_steps: int = 2_000
@@ -56,6 +65,17 @@ def _images(pool: list[Caption], count: int, seed: int) -> Bank:
     rng = np.random.default_rng(seed)
     scenes = (compose(pool[index % len(pool)], rng.random(SLOTS)) for index in range(count))
     return Bank(np.stack([render(scene) for scene in scenes]), [("", "", "")] * count)
+
+
+def _hearing(
+    model: FluxTransformer2DModel, pool: list[Caption], encoders: FluxPipeline, state: Path, recipe: Recipe, fresh: bool
+) -> Ear:
+    """Teach the model's first blocks to hear; returns a frozen copy of them."""
+    ear = Ear(model, BEHIND["heard"], TOKENS)
+    if fresh:
+        listen(ear, Sounds(pool, encoders, recipe.sounds, 7), state / "hearing-line", recipe.line_steps, 1e-3)
+    sharpen(ear, Sounds(pool, encoders, recipe.sounds, 8))
+    return listen(ear, Sounds(pool, encoders, recipe.sounds, 9), state / "hearing", recipe.hearing_steps, 3e-4).frozen()
 
 
 def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None, start: Path | None = None) -> None:
@@ -90,10 +110,11 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
         else:
             model = FluxTransformer2DModel.from_pretrained(start, subfolder="transformer").float()
         encoders = assemble(languages, vae, model)
+        ear = _hearing(model, pool, encoders, state, recipe, fresh=start is None)
         for number, phase in enumerate(recipe.phases):
             if number:
                 model = deepen(model, phase.blocks, 4 + number)
-            model = fit(model, pool, encoders, vae, state / f"flux-{number}", phase, seed=4 + number)
+            model = fit(model, ear, pool, encoders, vae, state / f"flux-{number}", phase, seed=4 + number)
         assemble(languages, vae, model.half()).save_pretrained(out / "mini-flux", safe_serialization=True)
     if "clip" in parts:
         train_contrast(

@@ -6,26 +6,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
 from sgworld.flux import build_transformer
-from sgworld.language import t5_tokenizer
+from sgworld.language import build_clip, build_t5, clip_tokenizer, t5_tokenizer
+from sgworld.vae import build_vae
 from sgworld.world import SLOTS, compose
-from sgworld.world.examples import PLACE, Places, caption_pool, draw_examples, places
-from sgworld.world.generator import LEADING, READING, TAUGHT, Batch, Encoded, Phase, PlacedFlux, draw_states, losses_of
-from sgworld.world.meaning import CHANNEL, CHANNELS, LEVELS, levels, uniforms
+from sgworld.world.examples import Lessons, caption_pool, lessons
+from sgworld.world.generator import LEADING, READING, TAUGHT, Batches, Phase, TaughtFlux, draw_states, latents_of, losses_of
+from sgworld.world.hearing import HEARD_AS_A_LINE, Ear, Encoded, Sounds, features, listen, named, said_of, sharpen
+from sgworld.world.meaning import CHANNEL, CHANNELS, LEVELS, cut, levels, uniforms
+from sgworld.world.raster import render
 from sgworld.world.recipe import TOKENS
 from sgworld.world.specification import ACROSS, Caption
 
 POOL = [Caption(("cat", "dog"), (("cat", "left of", "dog"),)), Caption(("ball", "cat", "dog"))]
+
+BEHIND = {"heard": 0, "link": 1, "frame": 2, "place": 3}
 
 
 def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _flux(blocks: int = 3) -> PlacedFlux:
-    return PlacedFlux(build_transformer(0, blocks).eval(), TOKENS, heard_by=0, read_by=1)
+def _flux(blocks: int = 5) -> TaughtFlux:
+    return TaughtFlux(build_transformer(0, blocks).eval(), TOKENS, BEHIND)
 
 
 def _text(count: int) -> Encoded:
@@ -34,7 +39,8 @@ def _text(count: int) -> Encoded:
 
 def test_what_noise_means_is_uniform_and_independent() -> None:
     noise = torch.randn(20_000, 64, 16, generator=_generator())
-    said, u = levels(noise), uniforms(noise)
+    said = levels(noise)
+    u = uniforms(said)
     assert said.shape == (20_000, CHANNELS) and u.shape == (20_000, SLOTS) and u.min() > 0 and u.max() < 1
     assert np.abs(np.corrcoef(said.T) - np.eye(CHANNELS)).max() < 0.04
     for channel, count in enumerate(LEVELS):
@@ -46,36 +52,67 @@ def test_what_noise_means_is_uniform_and_independent() -> None:
 
 def test_a_noise_that_leans_the_other_way_exchanges_the_roles() -> None:
     noise = torch.randn(1, 64, 16, generator=_generator(3))
-    u = uniforms(noise)[0]
+    u = uniforms(levels(noise))[0]
     other = u.copy()
     other[ACROSS] = 1 - u[ACROSS]
     first, second = (compose(POOL[0], each).triples[0] for each in (u, other))
     assert first == (second[2], second[1], second[0])
 
 
-def test_examples_show_what_their_noise_means() -> None:
-    examples = draw_examples(POOL, np.random.default_rng(0), _generator(), 6)
-    again = draw_examples(POOL, np.random.default_rng(0), _generator(), 6)
-    assert examples.texts == again.texts and torch.equal(examples.noise, again.noise)
-    known = {tuple(sorted(caption.names)): caption for caption in POOL}
-    for scene, u in zip(examples.scenes, uniforms(examples.noise), strict=True):
-        assert scene == compose(known[tuple(sorted(placed.name for placed in scene.objects))], u)
+def test_what_is_heard_is_cut_as_what_is_meant() -> None:
+    said = levels(torch.randn(500, 64, 16, generator=_generator(9)))
+    assert (cut(said_of(features(said))) == said).all()
+    assert (cut(said_of(features(said) + 0.2 * torch.rand(500, 16, generator=_generator()))) == said).all(), "near is the same"
+    assert (
+        cut(np.array([[-0.0] * 16, [1.0] * 16])) == [[0.5 / count for count in LEVELS], [1 - 0.5 / count for count in LEVELS]]
+    ).all()
+
+
+def test_rows_are_those_of_names() -> None:
+    tokenizer = t5_tokenizer(TOKENS, ",")
+    found = named(tokenizer, POOL)
+    assert found.samples.tolist() == [0, 0, 1, 1, 1]
+    ids = tokenizer([caption.text() for caption in POOL], padding="max_length").input_ids
+    places_of = zip(found.samples.tolist(), found.rows.tolist(), strict=True)
+    tokens = [tokenizer.convert_ids_to_tokens(ids[sample][row]) for sample, row in places_of]
+    assert tokens == ["▁cat", "▁dog", "▁ball", "▁cat", "▁dog"]
 
 
 def test_places_are_those_of_the_named_objects() -> None:
-    examples = draw_examples(POOL, np.random.default_rng(1), _generator(5), 4)
-    tokenizer = t5_tokenizer(TOKENS, ",")
-    known = places(tokenizer, examples.texts, examples.scenes)
-    assert known.features.shape == (sum(len(scene.objects) for scene in examples.scenes), PLACE)
-    ids = tokenizer(examples.texts, padding="max_length").input_ids
-    index = 0
-    for number, scene in enumerate(examples.scenes):
-        for placed in scene.objects:
-            assert known.samples[index] == number
-            assert tokenizer.convert_ids_to_tokens(ids[number][known.rows[index]]) == f"▁{placed.name}"
-            angle = torch.atan2(known.features[index, 8], known.features[index, 0]).item() % (2 * np.pi)
-            assert angle == pytest.approx(((placed.y + placed.h / 2) / 2) % (2 * np.pi), abs=1e-5), "radians per token, downwards"
-            index += 1
+    scenes = [compose(caption, u) for caption, u in zip(POOL, np.random.default_rng(1).random((2, SLOTS)), strict=True)]
+    names = named(t5_tokenizer(TOKENS, ","), POOL)
+    known = lessons(names, scenes, torch.zeros(2, CHANNELS))
+    assert known.features["place"].shape == (5, 18) and known.rows is names.rows
+    for index, placed in enumerate(placed for scene in scenes for placed in scene.objects):
+        angle = torch.atan2(known.features["place"][index, 8], known.features["place"][index, 0]).item() % (2 * np.pi)
+        assert angle == pytest.approx(((placed.y + placed.h / 2) / 2) % (2 * np.pi), abs=1e-5), "radians per token, downwards"
+
+
+def test_links_and_frames_are_those_of_related_objects() -> None:
+    caption = Caption(("cat", "dog", "ball", "cup"), (("dog", "left of", "cat"), ("ball", "above", "cat")))
+    scene = compose(caption, np.random.default_rng(4).random(SLOTS))
+    known = lessons(named(t5_tokenizer(TOKENS, ","), [caption]), [scene], torch.zeros(1, CHANNELS))
+
+    def lengths(step: str, number: int, object_: int) -> float:
+        """The number-th length of an object, cells, read off its lowest frequency."""
+        half = known.features[step].shape[1] // 2
+        sine, cosine = (known.features[step][object_, start + 4 * number + 3] for start in (half, 0))
+        return float(torch.atan2(sine, cosine)) / 0.1 * 2
+
+    cat, dog, ball, cup = scene.objects
+    middle = {each.name: (each.y + each.h / 2, each.x + each.w / 2) for each in scene.objects}
+    for number, (own, partner) in enumerate([(cat, dog), (dog, cat), (ball, cat)]):
+        for axis in (0, 1):
+            away = middle[partner.name][axis] - middle[own.name][axis]
+            assert lengths("link", axis, number) == pytest.approx(away, abs=1e-3)
+    assert (known.features["link"][3] == 0).all(), "nothing relates to the cup"
+    top, left = (min(getattr(each, side) for each in (cat, dog, ball)) for side in "yx")
+    bottom, right = max(e.y + e.h for e in (cat, dog, ball)), max(e.x + e.w for e in (cat, dog, ball))
+    for number, placed in enumerate((cat, dog, ball)):
+        y, x = middle[placed.name]
+        found = [lengths("frame", each, number) for each in range(4)]
+        assert found == pytest.approx([y - top, x - left, bottom - top, right - left], abs=1e-3)
+    assert [lengths("frame", each, 3) for each in range(4)] == pytest.approx([cup.h / 2, cup.w / 2, cup.h, cup.w], abs=1e-3)
 
 
 def test_without_places_it_is_the_models_own_forward() -> None:
@@ -87,14 +124,18 @@ def test_without_places_it_is_the_models_own_forward() -> None:
             hidden_states=states, encoder_hidden_states=text.states, pooled_projections=text.pooled, timestep=times,
             img_ids=ids, txt_ids=torch.zeros(TOKENS, 3),
         ).sample.float()  # fmt: skip
-        velocity, heard, said = flux(states, times, text)
-        handed = Places(torch.tensor([0]), torch.tensor([4]), torch.ones(1, PLACE))
-        forced, _, _ = flux(states, times, text, handed)
-        same = Places(torch.tensor([0]), torch.tensor([4]), said[0, 4][None])
-        as_said, _, _ = flux(states, times, text, same)
-    assert torch.equal(velocity, own) and torch.equal(as_said, own)
-    assert heard.shape == (2, TOKENS, CHANNELS)
-    assert not torch.equal(forced[0], own[0]) and torch.equal(forced[1], own[1])
+        velocity, said = flux(states, times, text)
+        assert torch.equal(velocity, own)
+        assert {step: each.shape[2] for step, each in said.items()} == {"heard": 16, "link": 16, "frame": 32, "place": 18}
+        for step in ("link", "frame", "place"):
+            as_said = Lessons(torch.tensor([0, 1]), torch.tensor([4, 4]), {step: said[step][:, 4]})
+            other = replace(as_said, features={step: 1 + said[step][:, 4]})
+            none, first = torch.tensor([False, False]), torch.tensor([True, False])
+            assert torch.equal(flux(states, times, text, as_said, {step: ~none})[0], own)
+            assert torch.equal(flux(states, times, text, other, {step: none})[0], own)
+            forced, found = flux(states, times, text, other, {step: first})
+            assert not torch.equal(forced[0], own[0]) and torch.equal(forced[1], own[1])
+            assert torch.equal(found[step], said[step]), "what was said before it was handed"
 
 
 def test_states_are_noise_between_and_led() -> None:
@@ -113,24 +154,82 @@ def test_states_are_noise_between_and_led() -> None:
     assert torch.allclose(stand.states[-1:], x, atol=1e-5)
 
 
-def test_noise_and_places_are_taught_to_the_rows_of_names() -> None:
-    flux = _flux()
-    examples = draw_examples(POOL, np.random.default_rng(0), _generator(), 8)
-    known = places(t5_tokenizer(TOKENS, ","), examples.texts, examples.scenes)
-    scenes, text = torch.randn(8, 64, 16, generator=_generator(7)), _text(8)
-    batch = Batch(examples.noise, scenes, text, known)
-    phase = Phase(1, READING, (0, 1, 2), heard_by=0, read_by=1, batch=8)
+@pytest.fixture(scope="module")
+def pipeline() -> FluxPipeline:
+    """Text encoders, VAE and generator of random weights."""
+    clip, words = clip_tokenizer([caption.text() for caption in POOL], TOKENS), t5_tokenizer(TOKENS, ",")
+    return FluxPipeline(
+        FlowMatchEulerDiscreteScheduler(), build_vae(0).eval(), build_clip(clip).eval(), clip, build_t5(len(words)).eval(), words,
+        build_transformer(0, 5),
+    )  # fmt: skip
+
+
+def test_a_batch_shows_what_the_ear_hears(pipeline: FluxPipeline) -> None:
+    sounds, ear = Sounds(POOL, pipeline, 6, 3), Ear(pipeline.transformer, 0, TOKENS).frozen()
+    batch, again, (captions, noise, text, names) = (
+        Batches(sounds, ear, pipeline.vae)[4],
+        Batches(sounds, ear, pipeline.vae)[4],
+        sounds[4],
+    )
+    assert (
+        torch.equal(batch.noise, noise) and torch.equal(batch.scenes, again.scenes) and torch.equal(batch.text.states, text.states)
+    )
+    with torch.no_grad():
+        heard = ear(noise, text)
+    rows = [heard[sample, names.rows[names.samples == sample]].mean(0) for sample in range(6)]
+    said = cut(said_of(torch.stack(rows)))
+    scenes = [compose(caption, u) for caption, u in zip(captions, uniforms(said), strict=True)]
+    assert torch.equal(batch.scenes, latents_of(pipeline.vae, np.stack([render(scene) for scene in scenes])))
+    known = lessons(names, scenes, features(said))
+    assert all(torch.equal(batch.known.features[step], each) for step, each in known.features.items())
+    assert torch.equal(batch.known.features["heard"], features(said)[names.samples])
+
+
+def test_an_ear_is_the_generators_first_blocks(pipeline: FluxPipeline) -> None:
+    flux, ear = TaughtFlux(pipeline.transformer, TOKENS, BEHIND), Ear(pipeline.transformer, 0, TOKENS)
+    _, noise, text, _ = Sounds(POOL, pipeline, 4, 3)[0]
+    kept = ear.frozen()
+    with torch.no_grad():
+        heard = ear(noise, text)
+        assert torch.equal(flux(noise, torch.ones(4), text)[1]["heard"], heard)
+        ear.image.bias += 1
+        assert not torch.equal(ear(noise, text), heard) and torch.equal(kept(noise, text), heard)
+        ear.image.bias -= 1
+
+
+def test_a_line_is_sharpened_to_steps(pipeline: FluxPipeline, tmp_path: Path) -> None:
+    ear, others = Ear(pipeline.transformer, 0, TOKENS), Sounds(POOL, pipeline, 256, 5)
+    listen(ear, Sounds(POOL, pipeline, 64, 4), tmp_path / "line", 120, 3e-3)
+
+    def errors() -> torch.Tensor:
+        _, noise, text, names = others[0]
+        with torch.no_grad():
+            return (ear(noise, text)[names.samples, names.rows] - features(levels(noise))[names.samples]).square().mean(0)
+
+    before = errors()
+    found = sharpen(ear, Sounds(POOL, pipeline, 64, 6), batches=20)
+    after = errors()
+    assert set(found) == set(torch.nonzero(before > HEARD_AS_A_LINE)[:, 0].tolist()) and len(found) > 8
+    assert all(better < worse for worse, better in found.values())
+    assert after.mean() < 0.8 * before.mean(), "on other sounds, too"
+
+
+def test_noise_and_places_are_taught_to_the_rows_of_names(pipeline: FluxPipeline) -> None:
+    flux = TaughtFlux(build_transformer(1, 5), TOKENS, BEHIND)
+    batch = Batches(Sounds(POOL, pipeline, 8, 3), Ear(flux.model, 0, TOKENS).frozen(), pipeline.vae)[0]
+    phase = Phase(1, READING, tuple(range(5)), BEHIND, batch=8)
     loss, logged = losses_of(flux, batch, phase, _generator(8))
-    assert loss.item() == pytest.approx((logged["flow"] + TAUGHT * logged["places"] + logged["heard"]).item())
-    plain, without = losses_of(flux, batch, replace(phase, forced=0.0), _generator(8))
-    assert "places" not in without and plain is not None and torch.equal(plain, without["flow"])
+    taught = sum(weight * logged[step].item() for step, weight in TAUGHT.items())
+    assert loss.item() == pytest.approx(logged["flow"].item() + taught)
+    plain, without = losses_of(flux, batch, replace(phase, taught=False), _generator(8))
+    assert "place" not in without and plain is not None and torch.equal(plain, without["flow"])
     optimiser = torch.optim.Adam(flux.model.parameters(), 1e-2)
     for _ in range(12):
         optimiser.zero_grad()
         trained, after = losses_of(flux, batch, phase, _generator(8))
         trained.backward()
         optimiser.step()
-    assert after["places"].item() < 0.7 * logged["places"].item() and after["heard"].item() < 0.9 * logged["heard"].item()
+    assert all(after[step].item() < 0.9 * logged[step].item() for step in TAUGHT)
 
 
 def test_captions_are_drawn_once(tmp_path: Path) -> None:
