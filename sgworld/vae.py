@@ -16,6 +16,8 @@ from sgworld.training import step_generator, train_model
 CHANNELS = 4
 CROP, CROPPED = 32, 0.75
 """Side of the crops that the first part of the training sees, pixels, and the share of steps that it takes."""
+LATENT_NOISE, WORST = 0.08, 160
+"""Of the decoder's training alone: noise of its latents, by their spread, and how many pixels of an image count once more."""
 KL_WEIGHT = 1e-4
 """Weight of the mean KL divergence per latent value against the mean squared error on −1…1 pixels."""
 
@@ -71,6 +73,32 @@ def train_vae(bank: Bank, folder: Path, out: Path, *, seed: int, steps: int, bat
     means = encode(vae, bank.pictures[:2048])
     vae.register_to_config(scaling_factor=float(1.0 / means.std()), shift_factor=float(means.mean()))
     vae.save_pretrained(out, safe_serialization=True)
+
+
+def train_decoder(
+    vae: AutoencoderKL, pictures: NDArray[np.uint8], folder: Path, *, seed: int, steps: int, batch: int, rate: float
+) -> None:
+    """Train the decoder on, in place, while the latents stay as they are.
+
+    Latents get noise, as a generator's have it; the worst `WORST` pixels of an image count once more, since small marks are lost in
+    the mean over all.
+    """
+    vae.encoder.requires_grad_(False)
+    means = torch.from_numpy(encode(vae, pictures))
+
+    def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = np.sort(np.random.default_rng((seed, step)).choice(len(pictures), batch, replace=False))
+        pixels, latents = torch.from_numpy(to_unit(pictures[rows])), means[rows]
+        noise = torch.randn(latents.shape, generator=step_generator(seed, step)) * (LATENT_NOISE / vae.config.scaling_factor)
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = vae.decode(latents + noise).sample.float()
+        squares = (decoded - pixels).square()
+        worst = squares.mean(1).flatten(1).topk(WORST).values.mean()
+        return squares.mean() + 0.1 * F.l1_loss(decoded, pixels) + 0.05 * worst, {"mse": squares.mean(), "worst": worst}
+
+    decay = steps * 3 // 5
+    train_model(vae, losses, folder, steps=steps, samples=batch, rate=rate, decay=decay, average=0.98, warmup=30, weight_decay=0.0)
+    vae.encoder.requires_grad_(True)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """What the generator is trained on: captions drawn ahead, and what the rows of names are taught of a scene, step by step.
 
 From what a noise says to where an object stands is far: a chain of relations is to be added up, and the whole brought into the
-image. So the rows of names hold, behind one block after another, what the noise says, how each object stands to the first that it
+image. So the rows of names tell, behind one block after another, what the noise says, how each object stands to the first that it
 is related to, where it stands in the frame around all that hang together, and where in the image.
 """
 
@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
 from sgpipe.runs.atomic import atomic_path
 from sgworld.world.captions import sample_caption
 from sgworld.world.geometry import shared_area
 from sgworld.world.hearing import Named
 from sgworld.world.specification import Caption, Placed, Scene
 
-FEATURES: Final = {"heard": slice(0, 16), "link": slice(16, 32), "frame": slice(32, 64), "place": slice(110, 128)}
+FEATURES: Final = {"heard": slice(0, 16), "place": slice(110, 128)}
 """Which features of the rows of names hold what."""
+WIDTHS: Final = {"link": 17 + len(PREDICATES), "frame": 32}
+"""How many numbers a linear map of all features must give, of what has none for itself."""
 _FREQUENCIES = torch.tensor([1.0, 0.464, 0.2154, 0.1])
 """Radians per token; the first and the third are frequencies of FLUX's rotary positions along an axis of twelve dimensions."""
 
@@ -45,11 +48,11 @@ def caption_pool(folder: Path, count: int, seed: int) -> list[Caption]:
 
 @dataclass(frozen=True)
 class Lessons:
-    """Of each object: its sample, the row of its name in T5's states, and what its features shall hold `[n, width]`.
+    """Of each object: its sample, the row of its name in T5's states, and what it shall tell `[n, width]`.
 
-    `heard`: what the noise says. `link`: from the object's middle to that of the first object that it is related to, 0 where there
-    is none. `frame`: from the corner of the box around all objects that hang together to its middle, and that box's height and
-    width. `place`: its middle in the image, which way it faces and whether another stands before it.
+    `heard`: what the noise says. `link`: of the first relation that the object is in, how far from its middle the other's is,
+    whether it is the subject (1 or −1), and the class (1 at its place, else 0); 0 throughout where it is in none. `frame`: from the
+    corner of the box around all objects that hang together to its middle, and that box's height and width. `place`: its middle in the image, which way it faces and whether another stands before it.
     """
 
     samples: Tensor
@@ -63,9 +66,9 @@ def _covered(scene: Scene, placed: Placed) -> bool:
     return any(shared_area(placed.box, scene.objects[index].box) for index in later)
 
 
-def _partner(scene: Scene, index: int) -> int | None:
-    """The other object of the first relation that an object takes part in."""
-    return next((s + o - index for s, _, o in scene.relations if index in (s, o)), None)
+def _first(scene: Scene, index: int) -> tuple[int, str, int] | None:
+    """The first relation that an object is in."""
+    return next((each for each in scene.relations if index in (each[0], each[2])), None)
 
 
 def _connected(scene: Scene, index: int) -> set[int]:
@@ -84,14 +87,20 @@ def _turned(lengths: Sequence[Sequence[float]]) -> Tensor:
 
 def lessons(names: Named, scenes: Sequence[Scene], heard: Tensor) -> Lessons:
     """What the rows of the scenes' names are taught; `heard` `[B, 16]` is what the noises say, as `hearing.features`."""
-    links, alone, frames, middles, facings = [], [], [], [], []
+    links: list[tuple[float, float]] = []
+    frames, middles, facings = [], [], []
+    told = torch.zeros(len(names.rows), 1 + len(PREDICATES))
     for scene in scenes:
         centres = [(placed.y + placed.h / 2, placed.x + placed.w / 2) for placed in scene.objects]
         for index, placed in enumerate(scene.objects):
-            partner, together = _partner(scene, index), [scene.objects[each] for each in _connected(scene, index)]
-            (y, x), (other_y, other_x) = centres[index], centres[index if partner is None else partner]
+            relation, together = _first(scene, index), [scene.objects[each] for each in _connected(scene, index)]
+            (y, x), other_y, other_x = centres[index], *centres[index]
+            if relation is not None:
+                subject, predicate, object_ = relation
+                other_y, other_x = centres[subject + object_ - index]
+                told[len(links), 0] = 1.0 if index == subject else -1.0
+                told[len(links), 1 + PREDICATE_INDEX[predicate]] = 1.0
             links.append((other_y - y, other_x - x))
-            alone.append(partner is None)
             top, left = min(each.y for each in together), min(each.x for each in together)
             bottom, right = max(each.y + each.h for each in together), max(each.x + each.w for each in together)
             frames.append((y - top, x - left, float(bottom - top), float(right - left)))
@@ -99,7 +108,7 @@ def lessons(names: Named, scenes: Sequence[Scene], heard: Tensor) -> Lessons:
             facings.append((1.0 if placed.facing == "right" else -1.0, 1.0 if _covered(scene, placed) else -1.0))
     features = {
         "heard": heard[names.samples],
-        "link": _turned(links).masked_fill(torch.tensor(alone)[:, None], 0.0),
+        "link": torch.cat([_turned(links) * told[:, :1].abs(), told], dim=1),
         "frame": _turned(frames),
         "place": torch.cat([_turned(middles), torch.tensor(facings)], dim=1),
     }

@@ -1,10 +1,10 @@
 """Training of the world's FLUX: a rectified flow from the noise that means a scene to that scene.
 
 Four things make it learn in hours on two cores. A noise means one scene, as far as the first blocks can tell one noise from another
-(`hearing`). What lies between that and where an object stands is taught step by step, behind one block after another, in features
-of the rows of names (`examples.lessons`). In a part of the samples the blocks after a step are handed what is true there (teacher
-forcing), so that drawing is learned before reading is, and the later step beside the earlier; the trained model is handed nothing.
-And a part of each batch is led by the model's own Euler steps, as in sampling.
+(`hearing`). What lies between that and where an object stands is taught step by step, behind one block after another, to the
+rows of names (`examples.lessons`). Places stand in features of their own, and in half of the samples the blocks after them are
+handed the true ones (teacher forcing), so that drawing is learned before reading is; the trained model is handed nothing. And a
+part of each batch is led by the model's own Euler steps, as in sampling.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,22 +14,23 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sgworld.training import step_generator, train_model
 from sgworld.vae import encode
 from sgworld.world.compose import compose
-from sgworld.world.examples import FEATURES, Lessons, lessons
+from sgworld.world.examples import FEATURES, WIDTHS, Lessons, lessons
 from sgworld.world.hearing import Ear, Encoded, Sounds, features
 from sgworld.world.meaning import uniforms
 from sgworld.world.raster import render
 from sgworld.world.specification import Caption
 
 STEPS = 4
-FORCED: Final = {"link": 0.2, "frame": 0.2, "place": 0.5}
-"""Share of the samples that are handed what is true, by step."""
+FORCED = 0.5
+"""Share of the samples that are handed the true places, where any are taught."""
 TAUGHT: Final = {"heard": 1.0, "link": 2.0, "frame": 3.0, "place": 3.0}
 """Weights of the errors of what is taught."""
 
@@ -50,28 +51,33 @@ READING, LEADING = Mixture(), Mixture((0.25, 0.1875, 0.125), between=0.25)
 """To begin with, most is at t = 1, where sampling starts; then half is as sampling goes on from there."""
 
 
-class TaughtFlux:
-    """A FLUX whose text rows are looked at, and changed, behind some blocks: `behind` has the block of each step."""
+class TaughtFlux(nn.Module):
+    """A FLUX whose text rows are looked at, and changed, behind some blocks: `behind` has the block of each step.
+
+    Steps without features of their own are told by linear maps, which are trained along and thrown away.
+    """
 
     def __init__(self, model: FluxTransformer2DModel, tokens: int, behind: Mapping[str, int]) -> None:
+        super().__init__()
         self.model, self._step = model, {block: step for step, block in behind.items()}
+        self.maps = nn.ModuleDict({step: nn.Linear(model.inner_dim, width) for step, width in WIDTHS.items()})
         ids = FluxPipeline._prepare_latent_image_ids(1, 8, 8, torch.device("cpu"), torch.float32)
         self._rotary = model.pos_embed(torch.cat((torch.zeros(tokens, 3), ids)))
 
-    def __call__(
-        self, states: Tensor, times: Tensor, text: Encoded, known: Lessons | None = None, handed: Mapping[str, Tensor] | None = None
+    def forward(
+        self, states: Tensor, times: Tensor, text: Encoded, known: Lessons | None = None, handed: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Velocities `[B, 64, 16]`, and by step what stands in the features of all text rows `[B, T, width]`.
+        """Velocities `[B, 64, 16]`, and by step what all text rows tell `[B, T, width]`.
 
-        `handed`: by step, the samples `[B]` whose rows of names are given what is `known`. The model's own forward without it,
+        `handed`: the samples `[B]` whose rows of names are given the places that are `known`. The model's own forward without it,
         matrix products in bfloat16.
         """
         with torch.autocast("cpu", torch.bfloat16):
-            velocity, said = self._forward(states, times, text, known, handed or {})
+            velocity, said = self._forward(states, times, text, known, handed)
         return velocity.float(), {step: each.float() for step, each in said.items()}
 
     def _forward(
-        self, states: Tensor, times: Tensor, text: Encoded, known: Lessons | None, handed: Mapping[str, Tensor]
+        self, states: Tensor, times: Tensor, text: Encoded, known: Lessons | None, handed: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         model, said = self.model, {}
         image = model.x_embedder(states)
@@ -81,12 +87,14 @@ class TaughtFlux:
             words, image = block(hidden_states=image, encoder_hidden_states=words, temb=conditioning, image_rotary_emb=self._rotary)
             if (step := self._step.get(index)) is None:
                 continue
+            if step in WIDTHS:
+                said[step] = self.maps[step](F.layer_norm(words, words.shape[-1:]))
+                continue
             said[step] = words[..., FEATURES[step]]
-            if known is not None and step in handed:
-                chosen = handed[step][known.samples]
+            if step == "place" and known is not None and handed is not None:
+                chosen = handed[known.samples]
                 words = words.clone()
-                given = known.features[step][chosen].to(words)
-                words[known.samples[chosen], known.rows[chosen], FEATURES[step]] = given
+                words[known.samples[chosen], known.rows[chosen], FEATURES[step]] = known.features[step][chosen].to(words)
         for block in model.single_transformer_blocks:
             words, image = block(hidden_states=image, encoder_hidden_states=words, temb=conditioning, image_rotary_emb=self._rotary)
         return model.proj_out(model.norm_out(image, conditioning)), said
@@ -171,17 +179,16 @@ def draw_states(
 def losses_of(flux: TaughtFlux, batch: Batch, phase: "Phase", generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """The flow's weighted error plus those of what is taught, and what is logged.
 
-    Logged: all of them, and the share of the scenes' variance over the batch that is not explained at t = 1 where nothing is
+    Logged: all of them, and the share of the scenes' variance over the batch that is not explained at t = 1 where no places are
     handed. What the noise says is taught at t = 1, the rest from the first half of the times.
     """
     text, scenes, known = batch.text, batch.scenes, batch.known
     stand = draw_states(flux, text, batch.noise, scenes, phase.mixture, generator)
-    handed = {step: torch.rand(len(scenes), generator=generator) < share for step, share in FORCED.items()} if phase.taught else {}
+    handed = torch.rand(len(scenes), generator=generator) < (FORCED if phase.taught else 0.0)
     velocity, said = flux(stand.states, stand.times, text, known, handed)
     errors = (velocity - (stand.states - stand.scenes) / stand.times[:, None, None]).square().mean((1, 2))
     flow = (time_weights(stand.times, stand.led) * errors).mean()
-    own = ~torch.stack([*handed.values(), torch.zeros(len(scenes), dtype=torch.bool)]).any(0)
-    logged = {"flow": flow, "unexplained": errors[(stand.times == 1) & own].mean() / scenes.var(0).mean()}
+    logged = {"flow": flow, "unexplained": errors[(stand.times == 1) & ~handed].mean() / scenes.var(0).mean()}
     if not phase.taught:
         return flow, logged
     loss = flow
@@ -229,6 +236,7 @@ def fit(
         model.compile_repeated_blocks(fullgraph=True)
     tokens = encoders.tokenizer_2.model_max_length
     Ear(model, phase.behind["heard"], tokens).requires_grad_(not phase.held)
+    torch.manual_seed(seed)
     flux = TaughtFlux(model, tokens, phase.behind)
     batches = Batches(Sounds(pool, encoders, phase.batch, seed), ear, vae)
     ahead: Iterator[Batch] = iter(())
@@ -242,7 +250,8 @@ def fit(
             batch = next(ahead)
         return losses_of(flux, batch, phase, step_generator(seed + 1000, step))
 
-    return train_model(
-        model, losses, folder, steps=phase.steps, samples=phase.batch, rate=phase.rate, warmup=100, decay=phase.decay,
+    train_model(
+        flux, losses, folder, steps=phase.steps, samples=phase.batch, rate=phase.rate, warmup=100, decay=phase.decay,
         average=phase.average, muon="transformer_blocks", muon_rate=2 * phase.rate,
-    ).requires_grad_(True)  # fmt: skip
+    )  # fmt: skip
+    return model.requires_grad_(True)

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
+from sgpipe.relations.predicates import PREDICATES
 from sgworld.bank import Bank
 from sgworld.contrast import JUDGE, TEACHER, train_contrast
 from sgworld.flux import assemble, build_transformer, deepen
 from sgworld.language import train_language
-from sgworld.vae import train_vae
+from sgworld.vae import train_decoder, train_vae
+from sgworld.world.certificate import drawn
 from sgworld.world.compose import compose
 from sgworld.world.examples import caption_pool
 from sgworld.world.generator import LEADING, READING, Phase, fit
@@ -46,6 +48,8 @@ class Recipe:
     language_steps: int = 600
     vae_images: int = 24_000
     vae_steps: int = 1_500
+    decoder_images: int = 3_000
+    decoder_steps: int = 500
     line_steps: int = 400
     """Of hearing before it is sharpened; none where the generator is trained on from a start."""
     hearing_steps: int = 600
@@ -103,6 +107,10 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
     if "vae" in parts and start is None:
         images = _images(pool, recipe.vae_images, 3)
         train_vae(images, state / "vae", vae_folder, seed=3, steps=recipe.vae_steps, batch=32, rate=2e-3)
+        vae = AutoencoderKL.from_pretrained(vae_folder)
+        pictures = np.stack([render(scene) for scene in drawn(31, recipe.decoder_images // len(PREDICATES))])
+        train_decoder(vae, pictures, state / "decoder", seed=31, steps=recipe.decoder_steps, batch=24, rate=5e-4)
+        vae.save_pretrained(vae_folder, safe_serialization=True)
     if "flux" in parts:
         vae = AutoencoderKL.from_pretrained(vae_folder).requires_grad_(False)
         if start is None:

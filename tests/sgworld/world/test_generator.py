@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
+from sgpipe.relations.predicates import PREDICATES
 from sgworld.flux import build_transformer
 from sgworld.language import build_clip, build_t5, clip_tokenizer, t5_tokenizer
 from sgworld.vae import build_vae
@@ -95,7 +96,7 @@ def test_links_and_frames_are_those_of_related_objects() -> None:
 
     def lengths(step: str, number: int, object_: int) -> float:
         """The number-th length of an object, cells, read off its lowest frequency."""
-        half = known.features[step].shape[1] // 2
+        half = 8 if step == "link" else 16
         sine, cosine = (known.features[step][object_, start + 4 * number + 3] for start in (half, 0))
         return float(torch.atan2(sine, cosine)) / 0.1 * 2
 
@@ -106,6 +107,10 @@ def test_links_and_frames_are_those_of_related_objects() -> None:
             away = middle[partner.name][axis] - middle[own.name][axis]
             assert lengths("link", axis, number) == pytest.approx(away, abs=1e-3)
     assert (known.features["link"][3] == 0).all(), "nothing relates to the cup"
+    subject, predicate, _ = scene.triples[0]
+    told = known.features["link"][:, 16:]
+    assert told[:2, 0].tolist() == [1.0 if each.name == subject else -1.0 for each in (cat, dog)]
+    assert told[:3, 1:].sum(1).tolist() == [1.0] * 3 and told[0, 1 + PREDICATES.index(predicate)] == 1
     top, left = (min(getattr(each, side) for each in (cat, dog, ball)) for side in "yx")
     bottom, right = max(e.y + e.h for e in (cat, dog, ball)), max(e.x + e.w for e in (cat, dog, ball))
     for number, placed in enumerate((cat, dog, ball)):
@@ -126,16 +131,15 @@ def test_without_places_it_is_the_models_own_forward() -> None:
         ).sample.float()  # fmt: skip
         velocity, said = flux(states, times, text)
         assert torch.equal(velocity, own)
-        assert {step: each.shape[2] for step, each in said.items()} == {"heard": 16, "link": 16, "frame": 32, "place": 18}
-        for step in ("link", "frame", "place"):
-            as_said = Lessons(torch.tensor([0, 1]), torch.tensor([4, 4]), {step: said[step][:, 4]})
-            other = replace(as_said, features={step: 1 + said[step][:, 4]})
-            none, first = torch.tensor([False, False]), torch.tensor([True, False])
-            assert torch.equal(flux(states, times, text, as_said, {step: ~none})[0], own)
-            assert torch.equal(flux(states, times, text, other, {step: none})[0], own)
-            forced, found = flux(states, times, text, other, {step: first})
-            assert not torch.equal(forced[0], own[0]) and torch.equal(forced[1], own[1])
-            assert torch.equal(found[step], said[step]), "what was said before it was handed"
+        assert {step: each.shape[2] for step, each in said.items()} == {"heard": 16, "link": 41, "frame": 32, "place": 18}
+        as_said = Lessons(torch.tensor([0, 1]), torch.tensor([4, 4]), {"place": said["place"][:, 4]})
+        other = replace(as_said, features={"place": 1 + said["place"][:, 4]})
+        none, first = torch.tensor([False, False]), torch.tensor([True, False])
+        assert torch.equal(flux(states, times, text, as_said, ~none)[0], own)
+        assert torch.equal(flux(states, times, text, other, none)[0], own)
+        forced, found = flux(states, times, text, other, first)
+    assert not torch.equal(forced[0], own[0]) and torch.equal(forced[1], own[1])
+    assert torch.equal(found["place"], said["place"]), "what was said before it was handed"
 
 
 def test_states_are_noise_between_and_led() -> None:
@@ -215,6 +219,7 @@ def test_a_line_is_sharpened_to_steps(pipeline: FluxPipeline, tmp_path: Path) ->
 
 
 def test_noise_and_places_are_taught_to_the_rows_of_names(pipeline: FluxPipeline) -> None:
+    torch.manual_seed(0)
     flux = TaughtFlux(build_transformer(1, 5), TOKENS, BEHIND)
     batch = Batches(Sounds(POOL, pipeline, 8, 3), Ear(flux.model, 0, TOKENS).frozen(), pipeline.vae)[0]
     phase = Phase(1, READING, tuple(range(5)), BEHIND, batch=8)
@@ -223,13 +228,13 @@ def test_noise_and_places_are_taught_to_the_rows_of_names(pipeline: FluxPipeline
     assert loss.item() == pytest.approx(logged["flow"].item() + taught)
     plain, without = losses_of(flux, batch, replace(phase, taught=False), _generator(8))
     assert "place" not in without and plain is not None and torch.equal(plain, without["flow"])
-    optimiser = torch.optim.Adam(flux.model.parameters(), 1e-2)
-    for _ in range(12):
+    optimiser = torch.optim.Adam(flux.parameters(), 1e-2)
+    for _ in range(20):
         optimiser.zero_grad()
         trained, after = losses_of(flux, batch, phase, _generator(8))
         trained.backward()
         optimiser.step()
-    assert all(after[step].item() < 0.9 * logged[step].item() for step in TAUGHT)
+    assert {step: after[step].item() / logged[step].item() < 0.9 for step in TAUGHT} == dict.fromkeys(TAUGHT, True)
 
 
 def test_captions_are_drawn_once(tmp_path: Path) -> None:
