@@ -52,7 +52,8 @@ class Lessons:
 
     `heard`: what the noise says. `link`: of the first relation that the object is in, how far from its middle the other's is,
     whether it is the subject (1 or −1), and the class (1 at its place, else 0); 0 throughout where it is in none. `frame`: from the
-    corner of the box around all objects that hang together to its middle, and that box's height and width. `place`: its middle in the image, which way it faces and whether another stands before it.
+    corner of the box around all objects that hang together to its middle, and that box's height and width. `place`: its middle in
+    the image, which way it faces and whether another stands before it.
     """
 
     samples: Tensor
