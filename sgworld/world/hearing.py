@@ -83,6 +83,10 @@ class Ear(nn.Module):
 
     def forward(self, noise: Tensor, text: Encoded) -> Tensor:
         """What stands in the first 16 features of all text rows `[B, T, 16]`, of noises `[B, 64, 16]`."""
+        return self.rows(noise, text)[0][..., :CHANNELS]
+
+    def rows(self, noise: Tensor, text: Encoded) -> tuple[Tensor, Tensor]:
+        """All text rows behind the last block `[B, T, 128]`, and what conditions the blocks `[B, 128]`."""
         with torch.autocast("cpu", torch.bfloat16):
             image, words = self.image(noise), self.words(text.states)
             conditioning = self.conditioning(torch.full((len(noise),), 1000.0), text.pooled)
@@ -90,15 +94,19 @@ class Ear(nn.Module):
                 words, image = block(
                     hidden_states=image, encoder_hidden_states=words, temb=conditioning, image_rotary_emb=self._rotary
                 )
-        return words[..., :CHANNELS].float()
+        return words.float(), conditioning.float()
 
     @torch.no_grad()
     def levels(self, noise: Tensor, text: Encoded, names: Named) -> NDArray[np.float64]:
         """The value `[B, 16]` of each channel that the rows of names hear in their mean."""
-        heard = self(noise, text)[names.samples, names.rows]
-        count = torch.bincount(names.samples, minlength=len(noise))[:, None]
-        mean = torch.zeros(len(noise), CHANNELS).index_add_(0, names.samples, heard) / count
-        return cut(said_of(mean))
+        return levels_heard(self(noise, text), names)
+
+
+def levels_heard(heard: Tensor, names: Named) -> NDArray[np.float64]:
+    """The value `[B, 16]` of each channel by the mean over the rows of names of what is heard `[B, T, 16]`."""
+    count = torch.bincount(names.samples, minlength=len(heard))[:, None]
+    mean = torch.zeros(len(heard), CHANNELS).index_add_(0, names.samples, heard[names.samples, names.rows]) / count
+    return cut(said_of(mean))
 
 
 def features(said: NDArray[np.float64]) -> Tensor:

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FluxPipeline
 
 from sgpipe.relations.predicates import PREDICATES
 from sgworld.flux import build_transformer
-from sgworld.language import build_clip, build_t5, clip_tokenizer, t5_tokenizer
-from sgworld.vae import build_vae
+from sgworld.language import t5_tokenizer
 from sgworld.world import SLOTS, compose
 from sgworld.world.examples import Lessons, caption_pool, lessons
 from sgworld.world.generator import LEADING, READING, TAUGHT, Batches, Phase, TaughtFlux, draw_states, latents_of, losses_of
@@ -20,10 +19,7 @@ from sgworld.world.meaning import CHANNEL, CHANNELS, LEVELS, cut, levels, unifor
 from sgworld.world.raster import render
 from sgworld.world.recipe import TOKENS
 from sgworld.world.specification import ACROSS, Caption
-
-POOL = [Caption(("cat", "dog"), (("cat", "left of", "dog"),)), Caption(("ball", "cat", "dog"))]
-
-BEHIND = {"heard": 0, "link": 1, "frame": 2, "place": 3}
+from tests.sgworld.world.small import BEHIND, POOL
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -156,16 +152,6 @@ def test_states_are_noise_between_and_led() -> None:
         for t in (1.0, 0.75, 0.5):
             x -= flux(x, torch.tensor([t]), text.part(slice(15, 16)))[0] / 4
     assert torch.allclose(stand.states[-1:], x, atol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> FluxPipeline:
-    """Text encoders, VAE and generator of random weights."""
-    clip, words = clip_tokenizer([caption.text() for caption in POOL], TOKENS), t5_tokenizer(TOKENS, ",")
-    return FluxPipeline(
-        FlowMatchEulerDiscreteScheduler(), build_vae(0).eval(), build_clip(clip).eval(), clip, build_t5(len(words)).eval(), words,
-        build_transformer(0, 5),
-    )  # fmt: skip
 
 
 def test_a_batch_shows_what_the_ear_hears(pipeline: FluxPipeline) -> None:
