@@ -2,8 +2,8 @@
 
 What a noise says stands in the rows of names once it is heard; from there to where objects stand, image rows have nothing to add.
 `mute` makes the blocks between so: their image rows have keys and values of zero, and count in the attention of text rows as so
-many logits of zero and nothing else. Then the text rows alone are the whole generator's, to rounding, and can be trained alone. Image
-rows are heard again as the generator's training moves these weights away from zero.
+many logits of zero and nothing else. Then the text rows alone are the whole generator's, to rounding, and can be trained alone.
+Image rows are heard again as the generator's training moves these weights away from zero.
 """
 
 import math

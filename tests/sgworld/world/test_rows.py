@@ -10,7 +10,7 @@ from sgworld.flux import build_transformer
 from sgworld.world.generator import TAUGHT, TaughtFlux
 from sgworld.world.hearing import Ear, Sounds
 from sgworld.world.recipe import TOKENS
-from sgworld.world.rows import HeardBatches, TextRows, mute, read_alone, reading_blocks
+from sgworld.world.rows import TEXT_PARTS, HeardBatches, TextRows, mute, read_alone, reading_blocks
 from tests.sgworld.world.small import BEHIND, POOL
 
 
@@ -45,24 +45,13 @@ def test_reading_alone_moves_text_weights_only(pipeline: FluxPipeline, flux: Tau
         known = batch.known
         with torch.no_grad():
             said = rows(batch.words, batch.conditioning)
-        return {
-            step: float((each[known.samples, known.rows] - known.features[step]).square().mean()) for step, each in said.items()
-        }
+        wrong = {step: each[known.samples, known.rows] - known.features[step] for step, each in said.items()}
+        return {step: float(each.square().mean()) for step, each in wrong.items()}
 
     first = errors()
     read_alone(rows, batches, tmp_path, TAUGHT, steps=30, rate=3e-3)
     assert {step: value < 0.9 * first[step] for step, value in errors().items()} == dict.fromkeys(first, True)
     moved = {name for name, value in flux.state_dict().items() if not torch.equal(value, before[name])}
-    parts = (
-        "norm1_context",
-        "ff_context",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "norm_added_q",
-        "norm_added_k",
-        "to_add_out",
-        "maps",
-    )
+    parts = ("norm1_context", "ff_context", *TEXT_PARTS, "maps")
     assert moved and all(any(part in name for part in parts) for name in moved)
     assert {int(name.split(".")[2]) for name in moved if "transformer_blocks" in name} == set(reading_blocks(BEHIND))
