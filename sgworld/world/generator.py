@@ -26,6 +26,7 @@ from sgworld.world.examples import FEATURES, WIDTHS, Lessons, lessons
 from sgworld.world.hearing import Ear, Encoded, Sounds, features
 from sgworld.world.meaning import uniforms
 from sgworld.world.raster import render
+from sgworld.world.rows import linear_maps
 from sgworld.world.specification import Caption
 
 STEPS = 4
@@ -52,15 +53,12 @@ READING, LEADING = Mixture(), Mixture((0.25, 0.1875, 0.125), between=0.25)
 
 
 class TaughtFlux(nn.Module):
-    """A FLUX whose text rows are looked at, and changed, behind some blocks: `behind` has the block of each step.
-
-    Steps without features of their own are told by linear maps, which are trained along and thrown away.
-    """
+    """A FLUX whose text rows are looked at, and changed, behind some blocks: `behind` has the block of each step."""
 
     def __init__(self, model: FluxTransformer2DModel, tokens: int, behind: Mapping[str, int]) -> None:
         super().__init__()
         self.model, self._step = model, {block: step for step, block in behind.items()}
-        self.maps = nn.ModuleDict({step: nn.Linear(model.inner_dim, width) for step, width in WIDTHS.items()})
+        self.maps = linear_maps(model)
         ids = FluxPipeline._prepare_latent_image_ids(1, 8, 8, torch.device("cpu"), torch.float32)
         self._rotary = model.pos_embed(torch.cat((torch.zeros(tokens, 3), ids)))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
 from sgpipe.relations.predicates import PREDICATES
@@ -16,9 +17,10 @@ from sgworld.vae import train_decoder, train_vae
 from sgworld.world.certificate import drawn
 from sgworld.world.compose import compose
 from sgworld.world.examples import caption_pool
-from sgworld.world.generator import LEADING, READING, Phase, fit
+from sgworld.world.generator import LEADING, READING, TAUGHT, Phase, fit
 from sgworld.world.hearing import Ear, Sounds, listen, sharpen
 from sgworld.world.raster import render
+from sgworld.world.rows import HeardBatches, TextRows, linear_maps, mute, read_alone
 from sgworld.world.specification import SLOTS, Caption
 from sgworld.world.statements import of_captions
 
@@ -51,9 +53,11 @@ class Recipe:
     decoder_images: int = 3_000
     decoder_steps: int = 500
     line_steps: int = 400
-    """Of hearing before it is sharpened; none where the generator is trained on from a start."""
+    """Of hearing before it is sharpened."""
     hearing_steps: int = 600
     sounds: int = 96
+    reading_steps: int = 3_000
+    texts: int = 192
     phases: tuple[Phase, ...] = PHASES
     clip_steps: int = 3_000
     tower_steps: int = 2_000
@@ -71,22 +75,26 @@ def _images(pool: list[Caption], count: int, seed: int) -> Bank:
     return Bank(np.stack([render(scene) for scene in scenes]), [("", "", "")] * count)
 
 
-def _hearing(
-    model: FluxTransformer2DModel, pool: list[Caption], encoders: FluxPipeline, state: Path, recipe: Recipe, fresh: bool
-) -> Ear:
-    """Teach the model's first blocks to hear; returns a frozen copy of them."""
+def _heard(model: FluxTransformer2DModel, pool: list[Caption], encoders: FluxPipeline, state: Path, recipe: Recipe) -> Ear:
+    """Teach a new model to hear and, on its text rows alone, to read; returns a frozen copy of the blocks that hear."""
+    model.set_attention_backend("_native_math")
     ear = Ear(model, BEHIND["heard"], TOKENS)
-    if fresh:
-        listen(ear, Sounds(pool, encoders, recipe.sounds, 7), state / "hearing-line", recipe.line_steps, 1e-3)
+    listen(ear, Sounds(pool, encoders, recipe.sounds, 7), state / "hearing-line", recipe.line_steps, 1e-3)
     sharpen(ear, Sounds(pool, encoders, recipe.sounds, 8))
-    return listen(ear, Sounds(pool, encoders, recipe.sounds, 9), state / "hearing", recipe.hearing_steps, 3e-4).frozen()
+    frozen = listen(ear, Sounds(pool, encoders, recipe.sounds, 9), state / "hearing", recipe.hearing_steps, 3e-4).frozen()
+    mute(model, BEHIND)
+    torch.manual_seed(10)
+    rows = TextRows(model, BEHIND, linear_maps(model))
+    batches = HeardBatches(Sounds(pool, encoders, recipe.texts, 10), frozen)
+    read_alone(rows, batches, state / "reading", TAUGHT, steps=recipe.reading_steps, rate=1e-3)
+    return frozen
 
 
 def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None, start: Path | None = None) -> None:
     """Train `parts` in order, working state in `state`, results in `out/{mini-flux,mini-clip,mini-tower}`.
 
-    `start` is a pipeline folder that the generator is trained on from: its transformer has the first phase's blocks, and its text
-    encoders and VAE are kept.
+    `start` is a pipeline folder that the generator is trained on from: its transformer has the first phase's blocks and can hear
+    and read, and its text encoders and VAE are kept.
 
     A training that was interrupted continues with the same command; a finished one is not repeated.
     """
@@ -118,7 +126,7 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
         else:
             model = FluxTransformer2DModel.from_pretrained(start, subfolder="transformer").float()
         encoders = assemble(languages, vae, model)
-        ear = _hearing(model, pool, encoders, state, recipe, fresh=start is None)
+        ear = _heard(model, pool, encoders, state, recipe) if start is None else Ear(model, BEHIND["heard"], TOKENS).frozen()
         for number, phase in enumerate(recipe.phases):
             if number:
                 model = deepen(model, phase.blocks, 4 + number)

@@ -42,6 +42,11 @@ def mute(model: FluxTransformer2DModel, behind: Mapping[str, int]) -> None:
             weight.zero_()
 
 
+def linear_maps(model: FluxTransformer2DModel) -> nn.ModuleDict:
+    """Maps of all features of a row to what it tells, for steps without features of their own; trained along and thrown away."""
+    return nn.ModuleDict({step: nn.Linear(model.inner_dim, width) for step, width in WIDTHS.items()})
+
+
 class TextRows(nn.Module):
     """The text rows of a muted FLUX through its reading blocks, whose text weights it shares; `maps` tell links and frames."""
 
