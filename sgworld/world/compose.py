@@ -37,7 +37,7 @@ TRIES = 4_000
 _REACH = 2 * GRID
 
 
-def _neutral_links(names: Sequence[str], u: U) -> list[Link]:
+def neutral_links(names: Sequence[str], u: U) -> list[Link]:
     """Which objects of a neutral caption relate: the first two said, then each further one to one before it, or to none."""
     links = [Link(names[0], names[1], None, 0)]
     for number, name in enumerate(names[2:]):
@@ -104,8 +104,11 @@ def _moved(group: Group, x: int, y: int) -> Group:
     return Group(boxes, group.facing, group.triples, marks, group.order)
 
 
-def _places(free: NDArray[np.bool_], u_x: float, u_y: float) -> Iterator[tuple[int, int]]:
-    """Free places, the one of (u_x, u_y) first: columns by their number of free places, then rows; others by distance from it."""
+def _places(free: NDArray[np.bool_], u_x: float, u_y: float, pointed: bool) -> Iterator[tuple[int, int]]:
+    """Free places, the one of (u_x, u_y) first: columns by their number of free places, then rows; others by distance from it.
+
+    `pointed`: u_x and u_y are shares of all places, free or not, and free ones come by distance from there.
+    """
     counts = free.sum(1)
     if not counts.any():
         return
@@ -113,13 +116,16 @@ def _places(free: NDArray[np.bool_], u_x: float, u_y: float) -> Iterator[tuple[i
     x = int(np.searchsorted(total, min(int(u_x * total[-1]), total[-1] - 1), side="right"))
     rows = np.flatnonzero(free[x])
     y = int(rows[min(len(rows) - 1, int(u_y * len(rows)))])
-    yield x, y
+    if pointed:
+        x, y = (min(int(share * count), count - 1) for share, count in zip((u_x, u_y), free.shape, strict=True))
     places = np.argwhere(free)
-    for place in places[np.argsort(np.abs(places - (x, y)).sum(1), kind="stable")][1:]:
+    for place in places[np.argsort(np.abs(places - (x, y)).sum(1), kind="stable")]:
         yield int(place[0]), int(place[1])
 
 
-def _arranged(standing: tuple[Group, ...], parts: Sequence[tuple[list[str], list[Link]]], u: U) -> Iterator[tuple[Group, ...]]:
+def _arranged(
+    standing: tuple[Group, ...], parts: Sequence[tuple[list[str], list[Link]]], u: U, pointed: bool
+) -> Iterator[tuple[Group, ...]]:
     """All ways to place what is left beside what stands, best first by the slots of u."""
     if not parts:
         yield standing
@@ -129,21 +135,23 @@ def _arranged(standing: tuple[Group, ...], parts: Sequence[tuple[list[str], list
     u_x, u_y = (u[ANCHOR_X], u[ANCHOR_Y]) if not number else (u[PLACE_X + number - 1], u[PLACE_Y + number - 1])
     alone = Group({names[0]: (0, 0, *size_of(names[0]))}, {}, order=(names[0],))
     for group in grown(Group({}, {}), links, u) if links else (alone,):
-        for x, y in _places(_free(group, standing), u_x, u_y):
-            yield from _arranged((*standing, _moved(group, x, y)), rest, u)
+        for x, y in _places(_free(group, standing), u_x, u_y, pointed):
+            yield from _arranged((*standing, _moved(group, x, y)), rest, u, pointed)
 
 
-def compose(caption: Caption, u: Sequence[float] | NDArray[np.floating]) -> Scene:
+def compose(caption: Caption, u: Sequence[float] | NDArray[np.floating], pointed: bool = False) -> Scene:
     """The scene that a caption and u `[31]`, values in 0…1, mean.
+
+    `pointed`: slots of places point to a place of the image, and the nearest free one is taken; not each free one as often.
 
     Raises `DataError` for a vector of another length, and for a caption whose relations fit no image together.
     """
     values = [float(value) for value in u]
     if len(values) != SLOTS or not all(0 <= value <= 1 for value in values):
         raise DataError(f"u: got {len(values)} values; {SLOTS} between 0 and 1 are needed")
-    links = [Link(a, b, p, slot) for slot, (a, p, b) in enumerate(caption.relations)] or _neutral_links(caption.names, values)
+    links = [Link(a, b, p, slot) for slot, (a, p, b) in enumerate(caption.relations)] or neutral_links(caption.names, values)
     parts = _components(caption.names, _closing_last(links))
-    for tried, groups in enumerate(_arranged((), parts, values)):
+    for tried, groups in enumerate(_arranged((), parts, values, pointed)):
         if tried >= TRIES:
             break
         kept = caption.relations or not held_out(triple for group in groups for triple in group.triples)

@@ -21,10 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from sgworld.training import step_generator, train_model
 from sgworld.vae import encode
-from sgworld.world.compose import compose
 from sgworld.world.examples import FEATURES, WIDTHS, Lessons, lessons
 from sgworld.world.hearing import Ear, Encoded, Sounds, features
-from sgworld.world.meaning import uniforms
+from sgworld.world.meaning import meant, uniforms
 from sgworld.world.raster import render
 from sgworld.world.rows import linear_maps
 from sgworld.world.specification import Caption
@@ -127,7 +126,7 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         captions, noise, text, names = self.sounds[step]
         said = self.ear.levels(noise, text, names)
-        scenes = [compose(caption, u) for caption, u in zip(captions, uniforms(said), strict=True)]
+        scenes = [meant(caption, u) for caption, u in zip(captions, uniforms(said), strict=True)]
         latents = latents_of(self.vae, np.stack([render(scene) for scene in scenes]))
         return Batch(noise, latents, text, lessons(names, scenes, features(said)))
 

@@ -157,12 +157,18 @@ def _closed(group: Group, triple: Triple) -> Group | None:
     return Group(group.boxes, group.facing, (*group.triples, triple), group.marks, group.order)
 
 
+@cache
+def classes_of(first: str, second: str) -> tuple[str, ...]:
+    """All classes that a pair can stand in, in the order in which a slot of u goes through them."""
+    return tuple(dict.fromkeys(p for p, _ in open_triples(first, second)))
+
+
 def _classes(link: Link, u: U) -> Iterator[str]:
     """Classes that a link may become, as its slot orders them."""
     if link.predicate is not None:
         yield link.predicate
         return
-    classes = list(dict.fromkeys(p for p, _ in open_triples(link.first, link.second)))
+    classes = classes_of(link.first, link.second)
     yield from (classes[i] for i in nearest_first(u[CLASS + link.slot], len(classes)))
 
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from torch import Tensor
 
+from sgworld.world.compose import compose, neutral_links
+from sgworld.world.groups import classes_of
 from sgworld.world.specification import (
     ACROSS,
     ANCHOR_X,
@@ -26,6 +28,8 @@ from sgworld.world.specification import (
     PLACE_Y,
     SLOTS,
     SUBJECT,
+    Caption,
+    Scene,
 )  # fmt: skip
 
 CHANNELS: Final = 16
@@ -46,7 +50,7 @@ neutral captions leave open, and places of further groups, which those have not;
 LEVELS: Final = (4, *(2 for _ in range(8)), 4, 4, 4, 2, 2, 2, 4)
 """How many values the mean of a channel has, the middles of equal shares: fewer scenes, each of which is learned sooner.
 
-So a neutral caption has four of the classes that are plausible for a pair, and no object that nothing relates.
+So a neutral caption has four classes for a pair, and no object that nothing relates.
 """
 
 
@@ -61,6 +65,31 @@ def levels(noise: Tensor) -> NDArray[np.float64]:
     return cut(ndtr(noise.double().sum(1).numpy() / noise.shape[1] ** 0.5))
 
 
+PREFERRED: Final = (
+    ("left of",),
+    ("above",),
+    ("riding", "eating", "drinking", "wearing", "pulling", "using", "hanging from", "carrying", "around/near"),
+    ("holding", "sitting on", "standing on", "playing with", "pushing", "looking at", "in", "on", "in front of"),
+)
+"""The class of a relation that a caption leaves open, by its channel's value: the first of these that the names can stand in."""
+
+
 def uniforms(said: NDArray[np.float64]) -> NDArray[np.float64]:
     """u `[B, 31]` of the values `[B, 16]` of channels: of each slot that of its channel."""
     return said[:, [CHANNEL[slot] for slot in range(SLOTS)]]
+
+
+def meant(caption: Caption, u: NDArray[np.float64]) -> Scene:
+    """The scene that a caption means with `uniforms` `[31]`.
+
+    Easier to read than what `compose` makes of them by itself: classes that are left open are few and the same for most names, and
+    further groups stand where their slots point.
+    """
+    if not caption.relations:
+        u = u.copy()
+        for link in neutral_links(caption.names, u.tolist()):
+            classes = classes_of(link.first, link.second)
+            wanted = PREFERRED[int(u[CLASS + link.slot] * len(PREFERRED))]
+            chosen = next(classes.index(each) for each in wanted if each in classes)
+            u[CLASS + link.slot] = (chosen + 0.5) / len(classes)
+    return compose(caption, u, pointed=True)

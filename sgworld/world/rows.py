@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sgworld.training import train_model
-from sgworld.world.compose import compose
 from sgworld.world.examples import FEATURES, WIDTHS, Lessons, lessons
 from sgworld.world.hearing import CHANNELS, Ear, Sounds, features, levels_heard
-from sgworld.world.meaning import uniforms
+from sgworld.world.meaning import meant, uniforms
 
 IMAGE_ROWS = 64
 TEXT_PARTS = ("add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k", "to_add_out")
@@ -112,7 +111,7 @@ class HeardBatches(Dataset[Heard]):
         with torch.no_grad():
             words, conditioning = self.ear.rows(noise, text)
         said = levels_heard(words[..., :CHANNELS], names)
-        scenes = [compose(caption, u) for caption, u in zip(captions, uniforms(said), strict=True)]
+        scenes = [meant(caption, u) for caption, u in zip(captions, uniforms(said), strict=True)]
         return Heard(words, conditioning, lessons(names, scenes, features(said)))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
+from numpy.typing import NDArray
 
 from sgpipe.relations.predicates import PREDICATES
 from sgworld.flux import build_transformer
@@ -15,10 +16,11 @@ from sgworld.world import SLOTS, compose
 from sgworld.world.examples import Lessons, caption_pool, lessons
 from sgworld.world.generator import LEADING, READING, TAUGHT, Batches, Phase, TaughtFlux, draw_states, latents_of, losses_of
 from sgworld.world.hearing import HEARD_AS_A_LINE, Ear, Encoded, Sounds, features, listen, named, said_of, sharpen
-from sgworld.world.meaning import CHANNEL, CHANNELS, LEVELS, cut, levels, uniforms
+from sgworld.world.meaning import CHANNEL, CHANNELS, LEVELS, cut, levels, meant, uniforms
 from sgworld.world.raster import render
 from sgworld.world.recipe import TOKENS
-from sgworld.world.specification import ACROSS, Caption
+from sgworld.world.specification import ACROSS, PLACE_X, PLACE_Y, Caption, Placed
+from sgworld.world.sprites import GRID
 from tests.sgworld.world.small import BEHIND, POOL
 
 
@@ -54,6 +56,33 @@ def test_a_noise_that_leans_the_other_way_exchanges_the_roles() -> None:
     other[ACROSS] = 1 - u[ACROSS]
     first, second = (compose(POOL[0], each).triples[0] for each in (u, other))
     assert first == (second[2], second[1], second[0])
+
+
+def test_a_neutral_caption_means_a_few_classes() -> None:
+    said = levels(torch.randn(400, 64, 16, generator=_generator(11)))
+    found = {}
+    for pair in (("cat", "dog"), ("horse", "person")):
+        scenes = [meant(Caption(pair), u) for u in uniforms(said)]
+        by_value = {
+            value: {scene.relations[0][1] for scene, each in zip(scenes, said, strict=True) if each[9] == value}
+            for value in set(said[:, 9])
+        }
+        found[pair] = [by_value[value] for value in sorted(by_value)]
+    assert found["cat", "dog"][:2] == found["horse", "person"][:2] == [{"left of"}, {"above"}]
+    assert found["horse", "person"][2] == {"riding"} and all(len(several) == 1 for each in found.values() for several in each)
+
+
+def test_what_a_caption_says_is_meant_as_composed_and_strangers_stand_where_pointed() -> None:
+    u = uniforms(levels(torch.randn(40, 64, 16, generator=_generator(12))))
+    assert [meant(POOL[0], each) for each in u] == [compose(POOL[0], each) for each in u]
+    caption = Caption(("cat", "dog", "ball"), (("cat", "left of", "dog"),))
+
+    def away(ball: Placed, each: NDArray[np.float64]) -> int:
+        wanted = int(each[PLACE_X] * (GRID - ball.w + 1)), int(each[PLACE_Y] * (GRID - ball.h + 1))
+        return abs(ball.x - wanted[0]) + abs(ball.y - wanted[1])
+
+    pointed, composed = (np.array([away(scene(caption, each).objects[2], each) for each in u]) for scene in (meant, compose))
+    assert pointed.mean() < 0.6 * composed.mean() and (pointed == 0).sum() > 1.5 * (composed == 0).sum()
 
 
 def test_what_is_heard_is_cut_as_what_is_meant() -> None:
@@ -168,7 +197,7 @@ def test_a_batch_shows_what_the_ear_hears(pipeline: FluxPipeline) -> None:
         heard = ear(noise, text)
     rows = [heard[sample, names.rows[names.samples == sample]].mean(0) for sample in range(6)]
     said = cut(said_of(torch.stack(rows)))
-    scenes = [compose(caption, u) for caption, u in zip(captions, uniforms(said), strict=True)]
+    scenes = [meant(caption, u) for caption, u in zip(captions, uniforms(said), strict=True)]
     assert torch.equal(batch.scenes, latents_of(pipeline.vae, np.stack([render(scene) for scene in scenes])))
     known = lessons(names, scenes, features(said))
     assert all(torch.equal(batch.known.features[step], each) for step, each in known.features.items())
