@@ -91,6 +91,24 @@ def measure_command(
             print(f"{name:28} {value}")
 
 
+@app.command("told")
+def told_command(
+    models: Annotated[Path, typer.Option(help="folder of mini-flux")],
+    metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/world_reading.json"),
+    captions: Annotated[int, typer.Option(min=96, help="captions, a multiple of 96")] = 1_920,
+) -> None:
+    """Measure how well a generator reads in a noise where objects are to stand."""
+    from sgpipe.runs.atomic import DIGITS, write_json
+    from sgworld.world.told import told
+
+    values = told(models, captions // 96 * 96)
+    write_json(values, metrics, DIGITS)
+    for kind, found in values.items():
+        print(
+            f"{kind:24} {found['captions']:5} captions, all within a cell {found['within_a_cell']:.3f}, error {found['error']:.4f}"
+        )
+
+
 def main() -> None:
     """Entry point: an error of this project ends in one line and exit code 2."""
     try:

@@ -27,7 +27,7 @@ FEATURES: Final = {"heard": slice(0, 16), "place": slice(110, 128)}
 """Which features of the rows of names hold what."""
 WIDTHS: Final = {"link": 17 + len(PREDICATES), "frame": 32}
 """How many numbers a linear map of all features must give, of what has none for itself."""
-_FREQUENCIES = torch.tensor([1.0, 0.464, 0.2154, 0.1])
+FREQUENCIES = torch.tensor([1.0, 0.464, 0.2154, 0.1])
 """Radians per token; the first and the third are frequencies of FLUX's rotary positions along an axis of twelve dimensions."""
 
 
@@ -82,7 +82,7 @@ def _connected(scene: Scene, index: int) -> set[int]:
 
 def _turned(lengths: Sequence[Sequence[float]]) -> Tensor:
     """Lengths `[n, k]` in cells as cosines and sines `[n, 8 k]`."""
-    angles = (torch.tensor(lengths)[:, :, None] / 2 * _FREQUENCIES).flatten(1)
+    angles = (torch.tensor(lengths)[:, :, None] / 2 * FREQUENCIES).flatten(1)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 

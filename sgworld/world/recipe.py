@@ -20,7 +20,7 @@ from sgworld.world.examples import caption_pool
 from sgworld.world.generator import LEADING, READING, TAUGHT, Phase, fit
 from sgworld.world.hearing import Ear, Sounds, listen, sharpen
 from sgworld.world.raster import render
-from sgworld.world.rows import HeardBatches, TextRows, linear_maps, mute, read_alone
+from sgworld.world.rows import HeardBatches, TextRows, linear_maps, mute, muted, read_alone
 from sgworld.world.specification import SLOTS, Caption
 from sgworld.world.statements import of_captions
 
@@ -75,26 +75,31 @@ def _images(pool: list[Caption], count: int, seed: int) -> Bank:
     return Bank(np.stack([render(scene) for scene in scenes]), [("", "", "")] * count)
 
 
-def _heard(model: FluxTransformer2DModel, pool: list[Caption], encoders: FluxPipeline, state: Path, recipe: Recipe) -> Ear:
-    """Teach a new model to hear and, on its text rows alone, to read; returns a frozen copy of the blocks that hear."""
-    model.set_attention_backend("_native_math")
+def _hear(model: FluxTransformer2DModel, pool: list[Caption], encoders: FluxPipeline, state: Path, recipe: Recipe) -> None:
+    """Teach a new model's first blocks to hear, and mute the image rows of those that are to read."""
     ear = Ear(model, BEHIND["heard"], TOKENS)
     listen(ear, Sounds(pool, encoders, recipe.sounds, 7), state / "hearing-line", recipe.line_steps, 1e-3)
     sharpen(ear, Sounds(pool, encoders, recipe.sounds, 8))
-    frozen = listen(ear, Sounds(pool, encoders, recipe.sounds, 9), state / "hearing", recipe.hearing_steps, 3e-4).frozen()
+    listen(ear, Sounds(pool, encoders, recipe.sounds, 9), state / "hearing", recipe.hearing_steps, 3e-4)
     mute(model, BEHIND)
+
+
+def _read(
+    model: FluxTransformer2DModel, ear: Ear, pool: list[Caption], encoders: FluxPipeline, state: Path, recipe: Recipe
+) -> None:
+    """Teach a muted model to read on its text rows alone; captions of two objects, soon read, are drawn a fourth as often."""
     torch.manual_seed(10)
     rows = TextRows(model, BEHIND, linear_maps(model))
-    batches = HeardBatches(Sounds(pool, encoders, recipe.texts, 10), frozen)
+    drawn_from = [caption for number, caption in enumerate(pool) if len(caption.names) > 2 or number % 4 == 0]
+    batches = HeardBatches(Sounds(drawn_from, encoders, recipe.texts, 10), ear)
     read_alone(rows, batches, state / "reading", TAUGHT, steps=recipe.reading_steps, rate=1e-3)
-    return frozen
 
 
 def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None, start: Path | None = None) -> None:
     """Train `parts` in order, working state in `state`, results in `out/{mini-flux,mini-clip,mini-tower}`.
 
-    `start` is a pipeline folder that the generator is trained on from: its transformer has the first phase's blocks and can hear
-    and read, and its text encoders and VAE are kept.
+    `start` is a pipeline folder that the generator is trained on from: its transformer has the first phase's blocks and can hear,
+    and its text encoders and VAE are kept. While its image rows are muted, it goes on with reading alone.
 
     A training that was interrupted continues with the same command; a finished one is not repeated.
     """
@@ -126,7 +131,12 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
         else:
             model = FluxTransformer2DModel.from_pretrained(start, subfolder="transformer").float()
         encoders = assemble(languages, vae, model)
-        ear = _heard(model, pool, encoders, state, recipe) if start is None else Ear(model, BEHIND["heard"], TOKENS).frozen()
+        model.set_attention_backend("_native_math")
+        if start is None:
+            _hear(model, pool, encoders, state, recipe)
+        ear = Ear(model, BEHIND["heard"], TOKENS).frozen()
+        if muted(model, BEHIND):
+            _read(model, ear, pool, encoders, state, recipe)
         for number, phase in enumerate(recipe.phases):
             if number:
                 model = deepen(model, phase.blocks, 4 + number)

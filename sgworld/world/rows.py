@@ -41,6 +41,12 @@ def mute(model: FluxTransformer2DModel, behind: Mapping[str, int]) -> None:
             weight.zero_()
 
 
+def muted(model: FluxTransformer2DModel, behind: Mapping[str, int]) -> bool:
+    """Whether the reading blocks are as `mute` leaves them."""
+    blocks = [model.transformer_blocks[index].attn for index in reading_blocks(behind)]
+    return not any(bool(weight.any()) for each in blocks for weight in (each.norm_k.weight, each.to_v.weight, each.to_v.bias))
+
+
 def linear_maps(model: FluxTransformer2DModel) -> nn.ModuleDict:
     """Maps of all features of a row to what it tells, for steps without features of their own; trained along and thrown away."""
     return nn.ModuleDict({step: nn.Linear(model.inner_dim, width) for step, width in WIDTHS.items()})

@@ -21,6 +21,7 @@ from sgworld.world.raster import render
 from sgworld.world.recipe import TOKENS
 from sgworld.world.specification import ACROSS, PLACE_X, PLACE_Y, Caption, Placed
 from sgworld.world.sprites import GRID
+from sgworld.world.told import agreement, cells
 from tests.sgworld.world.small import BEHIND, POOL
 
 
@@ -256,3 +257,20 @@ def test_captions_are_drawn_once(tmp_path: Path) -> None:
     pool = caption_pool(tmp_path, 5, 1)
     assert pool == caption_pool(tmp_path, 5, 1) and len(list(tmp_path.glob("*.json"))) == 1
     assert caption_pool(tmp_path, 3, 1) == pool[:3]
+
+
+def test_what_is_told_is_counted_by_captions() -> None:
+    scenes = [compose(caption, u) for caption, u in zip(POOL, np.random.default_rng(2).random((2, SLOTS)), strict=True)]
+    known = lessons(named(t5_tokenizer(TOKENS, ","), POOL), scenes, torch.zeros(2, CHANNELS))
+    middles = [(each.y + each.h / 2, each.x + each.w / 2) for scene in scenes for each in scene.objects]
+    assert torch.allclose(cells(known.features["place"]), torch.tensor(middles), atol=1e-3)
+    whole = agreement(known.features["place"], known, POOL)
+    assert whole == {
+        "2 objects, 1 relations": {"captions": 1, "within_a_cell": 1.0, "error": 0.0},
+        "3 objects, no relations": {"captions": 1, "within_a_cell": 1.0, "error": 0.0},
+    }
+    moved = replace(scenes[1], objects=(replace(scenes[1].objects[0], x=scenes[1].objects[0].x + 2), *scenes[1].objects[1:]))
+    other = lessons(named(t5_tokenizer(TOKENS, ","), POOL), [scenes[0], moved], torch.zeros(2, CHANNELS))
+    found = agreement(other.features["place"], known, POOL)
+    assert found["2 objects, 1 relations"]["within_a_cell"] == 1 and found["3 objects, no relations"]["within_a_cell"] == 0
+    assert found["3 objects, no relations"]["error"] > 0

@@ -10,7 +10,7 @@ from sgworld.flux import build_transformer
 from sgworld.world.generator import TAUGHT, TaughtFlux
 from sgworld.world.hearing import Ear, Sounds
 from sgworld.world.recipe import TOKENS
-from sgworld.world.rows import TEXT_PARTS, HeardBatches, TextRows, mute, read_alone, reading_blocks
+from sgworld.world.rows import TEXT_PARTS, HeardBatches, TextRows, mute, muted, read_alone, reading_blocks
 from tests.sgworld.world.small import BEHIND, POOL
 
 
@@ -34,6 +34,13 @@ def test_text_rows_alone_tell_what_the_whole_generator_does(pipeline: FluxPipeli
         flux.model.transformer_blocks[2].attn.to_v.bias += 1
         spoken = flux(noise, torch.ones(4), text)[1]
         assert not torch.allclose(alone["place"], spoken["place"], atol=0.05, rtol=0.02), "image rows are heard again"
+
+
+def test_what_is_muted_is_known(flux: TaughtFlux) -> None:
+    assert muted(flux.model, BEHIND) and not muted(build_transformer(2, 5), BEHIND)
+    with torch.no_grad():
+        flux.model.transformer_blocks[1].attn.to_v.bias[3] = 1e-3
+    assert not muted(flux.model, BEHIND)
 
 
 def test_reading_alone_moves_text_weights_only(pipeline: FluxPipeline, flux: TaughtFlux, tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""How well a generator reads: what its rows of names tell of places at t = 1, beside what the noise means."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from torch import Tensor
+from tqdm import tqdm
+
+from sgworld.world.captions import sample_caption
+from sgworld.world.examples import FREQUENCIES, Lessons, lessons
+from sgworld.world.generator import TaughtFlux
+from sgworld.world.hearing import Ear, Sounds, features
+from sgworld.world.meaning import meant, uniforms
+from sgworld.world.recipe import BEHIND, BLOCKS, DEEP
+from sgworld.world.specification import Caption
+
+SEED = 30_000
+BATCH = 96
+
+
+def cells(places: Tensor) -> Tensor:
+    """Middles `[n, 2]` (y, x) in cells, of features of places `[n, 18]`, by their second frequency."""
+    angles = torch.atan2(places[:, 8:16], places[:, :8])[:, [1, 5]]
+    return (angles % (2 * torch.pi)) / FREQUENCIES[1] * 2
+
+
+def agreement(told: Tensor, known: Lessons, captions: Sequence[Caption]) -> dict[str, dict[str, float]]:
+    """By numbers of objects and relations said: captions, share of them all of whose objects are told within a cell, mean squared
+    error of the features of places. `told` `[n, 18]` are the rows of `known`.
+    """
+    wanted = known.features["place"]
+    away = (cells(told) - cells(wanted)).abs().amax(1)
+    errors = (told - wanted).square().mean(1)
+    kinds: dict[str, list[tuple[bool, float]]] = defaultdict(list)
+    for number, caption in enumerate(captions):
+        mine = known.samples == number
+        kind = f"{len(caption.names)} objects, {len(caption.relations) or 'no'} relations"
+        kinds[kind].append((bool((away[mine] < 1).all()), float(errors[mine].mean())))
+    return {
+        kind: {
+            "captions": len(each),
+            "within_a_cell": float(np.mean([a for a, _ in each])),
+            "error": float(np.mean([b for _, b in each])),
+        }
+        for kind, each in sorted(kinds.items())
+    }
+
+
+@torch.no_grad()
+def told(models: Path, count: int) -> dict[str, Any]:
+    """`agreement` of the generator in `models/mini-flux` over captions that its training does not draw."""
+    pipeline = FluxPipeline.from_pretrained(models / "mini-flux")
+    model, tokens = pipeline.transformer.float().eval(), pipeline.tokenizer_2.model_max_length
+    behind = BEHIND if len(model.transformer_blocks) == len(BLOCKS) else DEEP
+    flux, ear = TaughtFlux(model, tokens, behind), Ear(model, behind["heard"], tokens)
+    pool = [sample_caption(np.random.default_rng((SEED, index))) for index in range(count)]
+    found, parts, samples = [], [], []
+    for start in tqdm(range(0, count, BATCH), desc="reading", unit="batch", mininterval=2):
+        sounds = Sounds(pool[start : start + BATCH], pipeline, BATCH, SEED + start)
+        captions, noise, text, names = sounds[0]
+        said = ear.levels(noise, text, names)
+        known = lessons(names, [meant(*each) for each in zip(captions, uniforms(said), strict=True)], features(said))
+        _, tells = flux(noise, torch.ones(BATCH), text)
+        found.append(tells["place"][known.samples, known.rows])
+        parts.append(known.features["place"])
+        samples.append((captions, known.samples + start))
+    known = Lessons(torch.cat([each for _, each in samples]), torch.zeros(0), {"place": torch.cat(parts)})
+    return agreement(torch.cat(found), known, [caption for captions, _ in samples for caption in captions])
