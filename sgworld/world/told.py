@@ -39,7 +39,7 @@ def agreement(told: Tensor, known: Lessons, captions: Sequence[Caption]) -> dict
     kinds: dict[str, list[tuple[bool, float]]] = defaultdict(list)
     for number, caption in enumerate(captions):
         mine = known.samples == number
-        kind = f"{len(caption.names)} objects, {len(caption.relations) or 'no'} relations"
+        kind = f"{len(caption.names)} objects, relations said: {len(caption.relations)}"
         kinds[kind].append((bool((away[mine] < 1).all()), float(errors[mine].mean())))
     return {
         kind: {

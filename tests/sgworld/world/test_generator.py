@@ -266,11 +266,11 @@ def test_what_is_told_is_counted_by_captions() -> None:
     assert torch.allclose(cells(known.features["place"]), torch.tensor(middles), atol=1e-3)
     whole = agreement(known.features["place"], known, POOL)
     assert whole == {
-        "2 objects, 1 relations": {"captions": 1, "within_a_cell": 1.0, "error": 0.0},
-        "3 objects, no relations": {"captions": 1, "within_a_cell": 1.0, "error": 0.0},
+        "2 objects, relations said: 1": {"captions": 1, "within_a_cell": 1.0, "error": 0.0},
+        "3 objects, relations said: 0": {"captions": 1, "within_a_cell": 1.0, "error": 0.0},
     }
     moved = replace(scenes[1], objects=(replace(scenes[1].objects[0], x=scenes[1].objects[0].x + 2), *scenes[1].objects[1:]))
     other = lessons(named(t5_tokenizer(TOKENS, ","), POOL), [scenes[0], moved], torch.zeros(2, CHANNELS))
     found = agreement(other.features["place"], known, POOL)
-    assert found["2 objects, 1 relations"]["within_a_cell"] == 1 and found["3 objects, no relations"]["within_a_cell"] == 0
-    assert found["3 objects, no relations"]["error"] > 0
+    assert found["2 objects, relations said: 1"]["within_a_cell"] == 1 and found["3 objects, relations said: 0"]["within_a_cell"] == 0
+    assert found["3 objects, relations said: 0"]["error"] > 0
