@@ -230,6 +230,7 @@ def fit(
     model.set_attention_backend("_native_math")
     if compiled:
         torch._dynamo.config.automatic_dynamic_shapes = False
+        torch._dynamo.config.recompile_limit = 64  # batches of four sizes, with and without gradients, held blocks and others
         model.compile_repeated_blocks(fullgraph=True)
     tokens = encoders.tokenizer_2.model_max_length
     Ear(model, phase.behind["heard"], tokens).requires_grad_(not phase.held)
