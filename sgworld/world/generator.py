@@ -234,7 +234,6 @@ def fit(
         model.compile_repeated_blocks(fullgraph=True)
     tokens = encoders.tokenizer_2.model_max_length
     Ear(model, phase.behind["heard"], tokens).requires_grad_(not phase.held)
-    torch.manual_seed(seed)
     flux = TaughtFlux(model, tokens, phase.behind)
     batches = Batches(Sounds(pool, encoders, phase.batch, seed), ear, vae)
     ahead: Iterator[Batch] = iter(())

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
 from sgpipe.relations.predicates import PREDICATES
@@ -88,7 +87,6 @@ def _read(
     model: FluxTransformer2DModel, ear: Ear, pool: list[Caption], encoders: FluxPipeline, state: Path, recipe: Recipe
 ) -> None:
     """Teach a muted model to read on its text rows alone; captions of two objects, soon read, are drawn a fourth as often."""
-    torch.manual_seed(10)
     rows = TextRows(model, BEHIND, linear_maps(model))
     drawn_from = [caption for number, caption in enumerate(pool) if len(caption.names) > 2 or number % 4 == 0]
     batches = HeardBatches(Sounds(drawn_from, encoders, recipe.texts, 10), ear)

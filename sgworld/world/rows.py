@@ -48,8 +48,14 @@ def muted(model: FluxTransformer2DModel, behind: Mapping[str, int]) -> bool:
 
 
 def linear_maps(model: FluxTransformer2DModel) -> nn.ModuleDict:
-    """Maps of all features of a row to what it tells, for steps without features of their own; trained along and thrown away."""
-    return nn.ModuleDict({step: nn.Linear(model.inner_dim, width) for step, width in WIDTHS.items()})
+    """Maps of all features of a row to what it tells, for steps without features of their own; trained along and thrown away.
+
+    They are zero at first, so that rows are not moved before the maps have found what is there.
+    """
+    maps = nn.ModuleDict({step: nn.Linear(model.inner_dim, width) for step, width in WIDTHS.items()})
+    for parameter in maps.parameters():
+        nn.init.zeros_(parameter)
+    return maps
 
 
 class TextRows(nn.Module):

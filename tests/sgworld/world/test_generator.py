@@ -269,7 +269,8 @@ def test_what_is_told_is_counted_by_captions() -> None:
         "2 objects, relations said: 1": {"captions": 1, "within_a_cell": 1.0, "error": 0.0},
         "3 objects, relations said: 0": {"captions": 1, "within_a_cell": 1.0, "error": 0.0},
     }
-    moved = replace(scenes[1], objects=(replace(scenes[1].objects[0], x=scenes[1].objects[0].x + 2), *scenes[1].objects[1:]))
+    ball, *others = scenes[1].objects
+    moved = replace(scenes[1], objects=(replace(ball, x=ball.x + 2), *others))
     other = lessons(named(t5_tokenizer(TOKENS, ","), POOL), [scenes[0], moved], torch.zeros(2, CHANNELS))
     found = agreement(other.features["place"], known, POOL)
     assert found["2 objects, relations said: 1"]["within_a_cell"] == 1 and found["3 objects, relations said: 0"]["within_a_cell"] == 0
