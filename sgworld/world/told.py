@@ -53,7 +53,7 @@ def agreement(told: Tensor, known: Lessons, captions: Sequence[Caption]) -> dict
 
 @torch.no_grad()
 def told(models: Path, count: int) -> dict[str, Any]:
-    """`agreement` of the generator in `models/mini-flux` over captions that its training does not draw."""
+    """`agreement` of the generator in `models/mini-flux` over captions and noises of a seed of its own."""
     pipeline = FluxPipeline.from_pretrained(models / "mini-flux")
     model, tokens = pipeline.transformer.float().eval(), pipeline.tokenizer_2.model_max_length
     behind = BEHIND if len(model.transformer_blocks) == len(BLOCKS) else DEEP
