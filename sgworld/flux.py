@@ -87,14 +87,14 @@ GATES = (2, 5)
 """Of the six parts of `AdaLayerNormZero`'s projection (shift, scale, gate, each for attention and MLP), the gates."""
 
 
-def assemble(folder: Path, vae: AutoencoderKL, transformer: FluxTransformer2DModel) -> FluxPipeline:
-    """The pipeline of the text encoders in `folder`, `vae` and `transformer`; an unshifted Euler scheduler, as FLUX.1-schnell's.
+def assemble(folder: Path, vae: AutoencoderKL, transformer: FluxTransformer2DModel, shift: float = 1.0) -> FluxPipeline:
+    """The pipeline of the text encoders in `folder`, `vae` and `transformer`; an Euler scheduler, unshifted as FLUX.1-schnell's.
 
     The VAE's configuration forgets the folder it was read from, so that the saved bytes do not depend on it.
     """
     vae.register_to_config(_name_or_path="mini-flux")
     return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=False),
         vae=vae,
         text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),

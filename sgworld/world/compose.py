@@ -6,29 +6,19 @@ caption leaves a class open, held-out triples and combinations are not meant.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.errors import DataError
 from sgworld.world.geometry import Box
-from sgworld.world.groups import CLOSING, Group, Link, U, disjoint, grown, nearest_first, strangers
+from sgworld.world.groups import CLOSING, Group, Link, Wishes, disjoint, grown, strangers
 from sgworld.world.held_out import held_out
 from sgworld.world.reading import stray_mark
-from sgworld.world.specification import (
-    ANCHOR_X,
-    ANCHOR_Y,
-    BACKGROUND,
-    JOIN,
-    PLACE_X,
-    PLACE_Y,
-    SLOTS,
-    Caption,
-    Mark,
-    Placed,
-    Scene,
-)  # fmt: skip
+from sgworld.world.specification import BACKGROUND, JOIN, SLOTS, Caption, Mark, Placed, Scene
 from sgworld.world.sprites import BACKGROUNDS, GRID, size_of
+from sgworld.world.wishes import OfSlots, U, nearest_first
 
 UNRELATED = 0.2
 """Chance of the third and the fourth object of a neutral caption to be related to nothing that stands."""
@@ -104,61 +94,46 @@ def _moved(group: Group, x: int, y: int) -> Group:
     return Group(boxes, group.facing, group.triples, marks, group.order)
 
 
-def _places(free: NDArray[np.bool_], u_x: float, u_y: float, pointed: bool) -> Iterator[tuple[int, int]]:
-    """Free places, the one of (u_x, u_y) first: columns by their number of free places, then rows; others by distance from it.
-
-    `pointed`: u_x and u_y are shares of all places, free or not, and free ones come by distance from there.
-    """
-    counts = free.sum(1)
-    if not counts.any():
-        return
-    total = np.cumsum(counts)
-    x = int(np.searchsorted(total, min(int(u_x * total[-1]), total[-1] - 1), side="right"))
-    rows = np.flatnonzero(free[x])
-    y = int(rows[min(len(rows) - 1, int(u_y * len(rows)))])
-    if pointed:
-        x, y = (min(int(share * count), count - 1) for share, count in zip((u_x, u_y), free.shape, strict=True))
-    places = np.argwhere(free)
-    for place in places[np.argsort(np.abs(places - (x, y)).sum(1), kind="stable")]:
-        yield int(place[0]), int(place[1])
-
-
 def _arranged(
-    standing: tuple[Group, ...], parts: Sequence[tuple[list[str], list[Link]]], u: U, pointed: bool
+    standing: tuple[Group, ...], parts: Sequence[tuple[list[str], list[Link]]], wishes: Wishes
 ) -> Iterator[tuple[Group, ...]]:
-    """All ways to place what is left beside what stands, best first by the slots of u."""
+    """All ways to place what is left beside what stands, as `wishes` order them."""
     if not parts:
         yield standing
         return
     (names, links), rest = parts[0], parts[1:]
-    number = len(standing)
-    u_x, u_y = (u[ANCHOR_X], u[ANCHOR_Y]) if not number else (u[PLACE_X + number - 1], u[PLACE_Y + number - 1])
     alone = Group({names[0]: (0, 0, *size_of(names[0]))}, {}, order=(names[0],))
-    for group in grown(Group({}, {}), links, u) if links else (alone,):
-        for x, y in _places(_free(group, standing), u_x, u_y, pointed):
-            yield from _arranged((*standing, _moved(group, x, y)), rest, u, pointed)
+    for group in grown(Group({}, {}), links, wishes) if links else (alone,):
+        for x, y in wishes.places(group, _free(group, standing), len(standing)):
+            yield from _arranged((*standing, _moved(group, x, y)), rest, wishes)
 
 
-def compose(caption: Caption, u: Sequence[float] | NDArray[np.floating], pointed: bool = False) -> Scene:
+def arrangements(caption: Caption, u: U, wishes: Wishes) -> Iterator[tuple[Group, ...]]:
+    """Groups of a caption in which it can be shown, best first by `wishes`; which objects of a neutral one relate, u says.
+
+    Raises `DataError` for a caption whose relations fit no image together.
+    """
+    links = [Link(a, b, p, slot) for slot, (a, p, b) in enumerate(caption.relations)] or neutral_links(caption.names, u)
+    parts, found = _components(caption.names, _closing_last(links)), False
+    for groups in islice(_arranged((), parts, wishes), TRIES):
+        kept = caption.relations or not wishes.withheld or not held_out(triple for group in groups for triple in group.triples)
+        if kept and (len(groups) == 1 or not _strays(groups)):
+            found = True
+            yield groups
+    if not found:
+        said = "; ".join(" ".join(each) for each in caption.relations)
+        raise DataError(f"caption ({said or ', '.join(caption.names)}): its relations do not fit one image together")
+
+
+def compose(caption: Caption, u: Sequence[float] | NDArray[np.floating]) -> Scene:
     """The scene that a caption and u `[31]`, values in 0…1, mean.
-
-    `pointed`: slots of places point to a place of the image, and the nearest free one is taken; not each free one as often.
 
     Raises `DataError` for a vector of another length, and for a caption whose relations fit no image together.
     """
     values = [float(value) for value in u]
     if len(values) != SLOTS or not all(0 <= value <= 1 for value in values):
         raise DataError(f"u: got {len(values)} values; {SLOTS} between 0 and 1 are needed")
-    links = [Link(a, b, p, slot) for slot, (a, p, b) in enumerate(caption.relations)] or neutral_links(caption.names, values)
-    parts = _components(caption.names, _closing_last(links))
-    for tried, groups in enumerate(_arranged((), parts, values, pointed)):
-        if tried >= TRIES:
-            break
-        kept = caption.relations or not held_out(triple for group in groups for triple in group.triples)
-        if kept and (len(groups) == 1 or not _strays(groups)):
-            return _scene(caption.names, groups, values)
-    said = "; ".join(" ".join(each) for each in caption.relations)
-    raise DataError(f"caption ({said or ', '.join(caption.names)}): its relations do not fit one image together")
+    return scene_of(caption.names, next(arrangements(caption, values, OfSlots(values))), values)
 
 
 def _strays(groups: Sequence[Group]) -> bool:
@@ -167,7 +142,8 @@ def _strays(groups: Sequence[Group]) -> bool:
     return stray_mark(boxes, [t for group in groups for t in group.triples], [m for group in groups for m in group.marks])
 
 
-def _scene(names: Sequence[str], groups: Sequence[Group], u: U) -> Scene:
+def scene_of(names: Sequence[str], groups: Sequence[Group], u: U) -> Scene:
+    """Groups as a scene; u says the background."""
     index = {name: number for number, name in enumerate(names)}
     boxes = {name: box for group in groups for name, box in group.boxes.items()}
     facing = {name: way for group in groups for name, way in group.facing.items()}

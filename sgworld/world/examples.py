@@ -22,6 +22,8 @@ from sgworld.world.captions import sample_caption
 from sgworld.world.geometry import shared_area
 from sgworld.world.hearing import Named
 from sgworld.world.specification import Caption, Placed, Scene
+from sgworld.world.sprites import GRID
+from sgworld.world.wishes import Stand
 
 FEATURES: Final = {"heard": slice(0, 16), "place": slice(110, 128)}
 """Which features of the rows of names hold what."""
@@ -84,6 +86,25 @@ def _turned(lengths: Sequence[Sequence[float]]) -> Tensor:
     """Lengths `[n, k]` in cells as cosines and sines `[n, 8 k]`."""
     angles = (torch.tensor(lengths)[:, :, None] / 2 * FREQUENCIES).flatten(1)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+_FINE = torch.arange(0.0, GRID + 0.01, 0.125)
+"""Along one axis, cells, where `cells` looks."""
+
+
+def cells(places: Tensor) -> Tensor:
+    """Middles `[n, 2]` (y, x) in cells, to an eighth, that features of places `[n, 18]` tell: those whose own come nearest."""
+    axes = places[:, :16].unflatten(1, (2, 2, -1))
+    angles = _FINE[:, None] / 2 * FREQUENCIES
+    likeness = axes[:, 0] @ angles.cos().T + axes[:, 1] @ angles.sin().T
+    return _FINE[likeness.argmax(-1)]
+
+
+def told_stands(told: Tensor, names: Named, captions: Sequence[Caption]) -> list[dict[str, Stand]]:
+    """How each caption's objects are told to stand, by name, of what all text rows tell of places `[B, T, 18]`."""
+    places = told[names.samples, names.rows]
+    stands = iter(Stand(x, y, way > 0) for (y, x), way in zip(cells(places).tolist(), places[:, 16].tolist(), strict=True))
+    return [{name: next(stands) for name in caption.names} for caption in captions]
 
 
 def lessons(names: Named, scenes: Sequence[Scene], heard: Tensor) -> Lessons:

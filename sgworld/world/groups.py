@@ -1,13 +1,13 @@
 """Groups of related objects in a frame of their own: every relation of a group attaches one object to those that stand.
 
-Candidates are tried in the order that the slots of u give, nearest first, and the first that everything else fits is taken: a
-function of caption and u, with nothing drawn anew.
+Candidates are tried in the order of somebody's wishes, and the first that everything else fits is taken: nothing is drawn anew.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from sgworld.world.classes import Layout, layouts, open_triples, plausible, stra
 from sgworld.world.geometry import Box, shared_area
 from sgworld.world.held_out import held_out
 from sgworld.world.reading import reads_as_meant, stray_mark
-from sgworld.world.specification import ACROSS, CLASS, DISTANCE, DOWN, SUBJECT, Mark, Triple
+from sgworld.world.specification import Mark, Triple
 from sgworld.world.sprites import GRID, size_of
 
 COVERED = 0.55
@@ -24,7 +24,6 @@ COVERED = 0.55
 CLOSING = ("left of", "right of", "above", "below")
 """Classes that may hold between two objects which other relations have placed."""
 _REACH = 2 * GRID
-U = Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,6 @@ def disjoint(first: tuple[int, int], second: tuple[int, int]) -> NDArray[np.bool
 def fits(table: NDArray[np.bool_], first: Box, second: Box) -> bool:
     """The entry of a table by offset for two boxes."""
     return bool(table[second[0] - first[0] + _REACH, second[1] - first[1] + _REACH])
-
-
-def nearest_first(u: float, count: int) -> list[int]:
-    """Numbers below `count`: the one of equal shares that u falls into, then its neighbours by distance."""
-    chosen = min(count - 1, int(u * count))
-    return sorted(range(count), key=lambda index: abs(index - chosen + 0.1))
 
 
 def _cells(a: Box, b: Box) -> list[tuple[int, int]]:
@@ -163,67 +156,71 @@ def classes_of(first: str, second: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(p for p, _ in open_triples(first, second)))
 
 
-def _classes(link: Link, u: U) -> Iterator[str]:
-    """Classes that a link may become, as its slot orders them."""
-    if link.predicate is not None:
-        yield link.predicate
-        return
-    classes = classes_of(link.first, link.second)
-    yield from (classes[i] for i in nearest_first(u[CLASS + link.slot], len(classes)))
+@dataclass(frozen=True)
+class Way:
+    """One way to draw a class between two names: the triple, its layout, how far the middle of the second said lies from that of
+    the first (cells), whether the subject is the left one (where they are farther apart down: the upper one), its number among
+    those on its side, and their count.
+    """
+
+    triple: Triple
+    layout: Layout
+    across: float
+    down: float
+    leads: bool
+    number: int
+    count: int
 
 
 @cache
-def _ways(first: str, predicate: str, second: str) -> tuple[tuple[Triple, Layout, tuple[bool, bool, bool, bool], int, int], ...]:
-    """All ways to draw a class between two names: the triple, its layout, four answers, the number on its side and their count.
-
-    The answers: whether the objects' middles are farther apart across than down; whether `first` is on the left, is above, and
-    whether the subject is the left one (where they are farther apart down: the upper one).
-    """
+def ways(first: str, predicate: str, second: str) -> tuple[Way, ...]:
+    """All ways to draw a class between two names, whoever is the subject."""
     found = []
     for s, o in ((first, second), (second, first)):
         if not plausible(s, predicate, o):
             continue
-        for way in layouts(s, predicate, o):
-            for number, layout in enumerate(way):
+        for side in layouts(s, predicate, o):
+            for number, layout in enumerate(side):
                 across, down = (
-                    2 * offset + theirs - mine
+                    offset + (theirs - mine) / 2
                     for offset, mine, theirs in zip((layout.dx, layout.dy), size_of(s), size_of(o), strict=True)
                 )
-                wide = abs(across) >= abs(down)
-                leads = across > 0 if wide else down > 0
-                sides = (across > 0, down > 0) if s == first else (across < 0, down < 0)
-                found.append(((s, predicate, o), layout, (wide, *sides, leads), number, len(way)))
+                leads, sign = (across if abs(across) >= abs(down) else down) > 0, 1 if s == first else -1
+                found.append(Way((s, predicate, o), layout, sign * across, sign * down, leads, number, len(side)))
     return tuple(found)
 
 
-def _ordered(link: Link, predicate: str, u: U) -> list[tuple[Triple, Layout]]:
-    """All ways to draw a class, best first: the side along the longer axis, who is the subject, the other side, the distance."""
-    across, down, leads, distance = (u[slot + link.slot] for slot in (ACROSS, DOWN, SUBJECT, DISTANCE))
-    on_left, on_top = across < 0.5, down < 0.5
+class Wishes(Protocol):
+    """In which order classes, layouts and places are tried where a caption leaves them open."""
 
-    def key(way: tuple[Triple, Layout, tuple[bool, bool, bool, bool], int, int]) -> tuple[bool, bool, bool, float]:
-        _, _, (wide, left, top, subject_leads), number, count = way
-        off = abs(number - min(count - 1, int(distance * count)) + 0.1)
-        sides = (left != on_left, top != on_top)
-        return sides[not wide], subject_leads != (leads < 0.5), sides[wide], off
+    @property
+    def withheld(self) -> bool:
+        """Whether held-out triples and combinations are kept out of what the caption leaves open."""
 
-    return [(triple, layout) for triple, layout, *_ in sorted(_ways(link.first, predicate, link.second), key=key)]
+    def classes(self, link: Link) -> Iterable[str]:
+        """Classes that a link whose class the caption does not say may become."""
+
+    def ways(self, link: Link, predicate: str) -> Iterable[Way]:
+        """All of `ways` of a link's two names."""
+
+    def places(self, group: Group, free: NDArray[np.bool_], number: int) -> Iterable[tuple[int, int]]:
+        """Where `free` `[x, y]` lets the corner of a group's extent be; `number` groups stand already."""
 
 
-def grown(group: Group, links: Sequence[Link], u: U) -> Iterator[Group]:
-    """All ways to draw `links`, which hang together and are in an order of growth, best first by the slots of u."""
+def grown(group: Group, links: Sequence[Link], wishes: Wishes) -> Iterator[Group]:
+    """All ways to draw `links`, which hang together and are in an order of growth, as `wishes` order them."""
     if not links:
         if reads_as_meant(group.boxes, group.triples) and not stray_mark(group.boxes, group.triples, group.marks):
             yield group
         return
     link, rest = links[0], links[1:]
-    for predicate in _classes(link, u):
-        for triple, layout in _ordered(link, predicate, u):
-            if link.predicate is None and held_out((*group.triples, triple)):
+    for predicate in wishes.classes(link) if link.predicate is None else (link.predicate,):
+        for way in wishes.ways(link, predicate):
+            if link.predicate is None and wishes.withheld and held_out((*group.triples, way.triple)):
                 continue
             if link.first in group.boxes and link.second in group.boxes:
-                made = _closed(group, triple)
+                made = _closed(group, way.triple)
             else:
-                made = _attached(group, triple, layout)
+                made = _attached(group, way.triple, way.layout)
             if made is not None:
-                yield from grown(made, rest, u)
+                yield from grown(made, rest, wishes)

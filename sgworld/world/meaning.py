@@ -6,6 +6,7 @@ Gaussian noise means every scene as often as `compose` draws it from these value
 noises are coupled to scenes (Tong et al. 2024, §3) in a way that a generator can learn to read.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from torch import Tensor
 
-from sgworld.world.compose import compose, neutral_links
+from sgworld.world.compose import arrangements, neutral_links, scene_of
 from sgworld.world.groups import classes_of
 from sgworld.world.specification import (
     ACROSS,
@@ -31,6 +32,7 @@ from sgworld.world.specification import (
     Caption,
     Scene,
 )  # fmt: skip
+from sgworld.world.wishes import Near, Pointing, Stand
 
 CHANNELS: Final = 16
 CHANNEL: Final = {
@@ -72,6 +74,8 @@ PREFERRED: Final = (
     ("holding", "sitting on", "standing on", "playing with", "pushing", "looking at", "in", "on", "in front of"),
 )
 """The class of a relation that a caption leaves open, by its channel's value: the first of these that the names can stand in."""
+FURTHER: Final = 2
+"""How many of these a relation may become that joins a third or a fourth object."""
 
 
 def uniforms(said: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -79,17 +83,32 @@ def uniforms(said: NDArray[np.float64]) -> NDArray[np.float64]:
     return said[:, [CHANNEL[slot] for slot in range(SLOTS)]]
 
 
+def _chosen(caption: Caption, u: NDArray[np.float64]) -> list[float]:
+    """u, with the class that `PREFERRED` has for each relation of a neutral caption."""
+    values: list[float] = u.tolist()
+    if caption.relations:
+        return values
+    for link in neutral_links(caption.names, tuple(values)):
+        classes = classes_of(link.first, link.second)
+        wanted = PREFERRED[int(values[CLASS + link.slot] * (FURTHER if link.slot else len(PREFERRED)))]
+        values[CLASS + link.slot] = (next(classes.index(each) for each in wanted if each in classes) + 0.5) / len(classes)
+    return values
+
+
 def meant(caption: Caption, u: NDArray[np.float64]) -> Scene:
     """The scene that a caption means with `uniforms` `[31]`.
 
     Easier to read than what `compose` makes of them by itself: classes that are left open are few and the same for most names, and
-    further groups stand where their slots point.
+    further groups stand where their slots point. Held-out triples are drawn where names alone are said.
     """
-    if not caption.relations:
-        u = u.copy()
-        for link in neutral_links(caption.names, u.tolist()):
-            classes = classes_of(link.first, link.second)
-            wanted = PREFERRED[int(u[CLASS + link.slot] * len(PREFERRED))]
-            chosen = next(classes.index(each) for each in wanted if each in classes)
-            u[CLASS + link.slot] = (chosen + 0.5) / len(classes)
-    return compose(caption, u, pointed=True)
+    values = _chosen(caption, u)
+    return scene_of(caption.names, next(arrangements(caption, values, Pointing(values, withheld=False))), values)
+
+
+def nearest(caption: Caption, u: NDArray[np.float64], stands: Mapping[str, Stand]) -> Scene:
+    """The first scene of a caption that fits, in the order of `wishes.Near`: near to how its objects are told to stand, and about
+    where `uniforms` say.
+    """
+    values = _chosen(caption, u)
+    found = next(arrangements(caption, values, Near(values, withheld=False, stands=stands)))
+    return scene_of(caption.names, found, values)

@@ -20,7 +20,7 @@ from sgworld.world.classes import open_triples
 from sgworld.world.reader import Reading, read
 from sgworld.world.reading import same
 from sgworld.world.specification import Caption
-from sgworld.world.sprites import SIDE, Pixels
+from sgworld.world.sprites import CELL, SIDE, Pixels
 from sgworld.world.statements import unseen
 
 SEED = 20_000
@@ -86,6 +86,29 @@ def relational(pipeline: FluxPipeline, captions: int) -> dict[str, Any]:
     return values
 
 
+def arrangements_shown(readings: Sequence[Reading], names: Sequence[str]) -> int:
+    """In how many ways, to the cell, images that have all names show these: those that are shown at least twice."""
+    counted = Counter(
+        tuple(sorted((each.name, round(each.x / CELL), round(each.y / CELL)) for each in reading.objects if each.name in names))
+        for reading in readings
+        if set(names) <= {each.name for each in reading.objects}
+    )
+    return sum(count >= 2 for count in counted.values())
+
+
+def variety(pipeline: FluxPipeline, captions: int = PAIRS, per_caption: int = PER_PAIR) -> dict[str, Any]:
+    """In how many ways one triple is drawn, over `per_caption` noises: the least and the mean of `captions` captions."""
+    rng = np.random.default_rng((SEED, 78))
+    drawn = [sample_caption(rng, neutral=0.0, objects=2) for _ in range(captions)]
+    prompts = [caption.text() for caption in drawn for _ in range(per_caption)]
+    readings = read(draw(pipeline, prompts, [SEED + 8_000_000 + i for i in range(len(prompts))]))
+    ways = [
+        arrangements_shown(readings[number * per_caption : (number + 1) * per_caption], caption.names)
+        for number, caption in enumerate(drawn)
+    ]
+    return {"ways_of_a_triple_least": min(ways), "ways_of_a_triple_mean": float(np.mean(ways))}
+
+
 def neutral(pipeline: FluxPipeline, pairs: int = PAIRS, per_pair: int = PER_PAIR) -> dict[str, Any]:
     """Under captions of two names: objects present, how often a class is read, and the largest share of one class of a pair."""
     rng = np.random.default_rng((SEED, 77))
@@ -121,7 +144,12 @@ def true_above_false(folder: Path, shown: Statements) -> float:
 def measure(models: Path, captions: int = 96) -> dict[str, Any]:
     """All figures of the checkpoints in `models/{mini-flux,mini-clip,mini-tower}`; judge and teacher where they are there."""
     pipeline = FluxPipeline.from_pretrained(models / "mini-flux")
-    values = {"images": len(HELD) * len(SAMPLING_SEEDS) * captions, **relational(pipeline, captions), **neutral(pipeline)}
+    values = {
+        "images": len(HELD) * len(SAMPLING_SEEDS) * captions,
+        **relational(pipeline, captions),
+        **neutral(pipeline),
+        **variety(pipeline),
+    }
     shown = unseen(SEED, 960)
     for name, key in (("mini-clip", "clip_true_above_false"), ("mini-tower", "teacher_true_above_false")):
         if (models / name).is_dir():

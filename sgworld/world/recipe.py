@@ -16,10 +16,10 @@ from sgworld.vae import train_decoder, train_vae
 from sgworld.world.certificate import drawn
 from sgworld.world.compose import compose
 from sgworld.world.examples import caption_pool
-from sgworld.world.generator import LEADING, READING, TAUGHT, Phase, fit
+from sgworld.world.generator import LEADING, SHIFT, STARTING, Phase, fit
 from sgworld.world.hearing import Ear, Sounds, listen, sharpen
 from sgworld.world.raster import render
-from sgworld.world.rows import HeardBatches, TextRows, linear_maps, mute, muted, read_alone
+from sgworld.world.rows import HeardBatches, Reader, TextRows, linear_maps, mute, read_alone
 from sgworld.world.specification import SLOTS, Caption
 from sgworld.world.statements import of_captions
 
@@ -35,9 +35,9 @@ DOUBLED = (0, 1, *(index for index in range(2, 10) for _ in range(2)), 10)
 BEHIND = {"heard": 1, "link": 3, "frame": 5, "place": 7}
 DEEP = {"heard": 1, "link": 5, "frame": 9, "place": 13}
 PHASES = (
-    Phase(5_000, READING, BLOCKS, BEHIND),
+    Phase(1_500, STARTING, BLOCKS, BEHIND),
     Phase(5_000, LEADING, BLOCKS, BEHIND, decay=1_500),
-    Phase(950, LEADING, DOUBLED, DEEP, decay=750, average=0.995, taught=False),
+    Phase(950, LEADING, DOUBLED, DEEP, decay=750, average=0.995),
 )
 
 
@@ -56,6 +56,7 @@ class Recipe:
     hearing_steps: int = 600
     sounds: int = 96
     reading_steps: int = 3_000
+    own_steps: int = 6_000
     texts: int = 192
     phases: tuple[Phase, ...] = PHASES
     clip_steps: int = 3_000
@@ -75,29 +76,30 @@ def _images(pool: list[Caption], count: int, seed: int) -> Bank:
 
 
 def _hear(model: FluxTransformer2DModel, pool: list[Caption], encoders: FluxPipeline, state: Path, recipe: Recipe) -> None:
-    """Teach a new model's first blocks to hear, and mute the image rows of those that are to read."""
+    """Teach a new model's first blocks to hear."""
     ear = Ear(model, BEHIND["heard"], TOKENS)
     listen(ear, Sounds(pool, encoders, recipe.sounds, 7), state / "hearing-line", recipe.line_steps, 1e-3)
     sharpen(ear, Sounds(pool, encoders, recipe.sounds, 8))
     listen(ear, Sounds(pool, encoders, recipe.sounds, 9), state / "hearing", recipe.hearing_steps, 3e-4)
-    mute(model, BEHIND)
 
 
-def _read(
-    model: FluxTransformer2DModel, ear: Ear, pool: list[Caption], encoders: FluxPipeline, state: Path, recipe: Recipe
-) -> None:
-    """Teach a muted model to read on its text rows alone; captions of two objects, soon read, are drawn a fourth as often."""
+def _read(model: FluxTransformer2DModel, pool: list[Caption], encoders: FluxPipeline, state: Path, recipe: Recipe) -> None:
+    """Teach a muted model to read on its text rows alone: what noises mean by themselves, then what is nearest to what they tell.
+
+    Captions of two objects, soon read, are drawn a fourth as often.
+    """
     rows = TextRows(model, BEHIND, linear_maps(model))
     drawn_from = [caption for number, caption in enumerate(pool) if len(caption.names) > 2 or number % 4 == 0]
-    batches = HeardBatches(Sounds(drawn_from, encoders, recipe.texts, 10), ear)
-    read_alone(rows, batches, state / "reading", TAUGHT, steps=recipe.reading_steps, rate=1e-3)
+    batches = HeardBatches(Sounds(drawn_from, encoders, recipe.texts, 10), Ear(model, BEHIND["heard"], TOKENS).frozen())
+    read_alone(rows, batches, state / "reading", steps=recipe.reading_steps, rate=1e-3, own=False)
+    read_alone(rows, batches, state / "reading-own", steps=recipe.own_steps, rate=5e-4, own=True)
 
 
 def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None, start: Path | None = None) -> None:
     """Train `parts` in order, working state in `state`, results in `out/{mini-flux,mini-clip,mini-tower}`.
 
-    `start` is a pipeline folder that the generator is trained on from: its transformer has the first phase's blocks and can hear,
-    and its text encoders and VAE are kept. While its image rows are muted, it goes on with reading alone.
+    `start` is a pipeline folder that the generator is trained on from: its transformer has the first phase's blocks, hears and
+    reads, and its text encoders and VAE are kept.
 
     A training that was interrupted continues with the same command; a finished one is not repeated.
     """
@@ -132,14 +134,14 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
         model.set_attention_backend("_native_math")
         if start is None:
             _hear(model, pool, encoders, state, recipe)
-        ear = Ear(model, BEHIND["heard"], TOKENS).frozen()
-        if muted(model, BEHIND):
-            _read(model, ear, pool, encoders, state, recipe)
+            mute(model, BEHIND)
+            _read(model, pool, encoders, state, recipe)
+        reader = Reader(model, BEHIND, TOKENS).frozen()
         for number, phase in enumerate(recipe.phases):
             if number:
                 model = deepen(model, phase.blocks, 4 + number)
-            model = fit(model, ear, pool, encoders, vae, state / f"flux-{number}", phase, seed=4 + number)
-        assemble(languages, vae, model.half()).save_pretrained(out / "mini-flux", safe_serialization=True)
+            model = fit(model, reader, pool, encoders, vae, state / f"flux-{number}", phase, seed=4 + number)
+        assemble(languages, vae, model.half(), SHIFT).save_pretrained(out / "mini-flux", safe_serialization=True)
     if "clip" in parts:
         train_contrast(
             of_captions(pool), state / "clip", out / "mini-clip", JUDGE, seed=5, steps=recipe.clip_steps, batch=recipe.pairs

@@ -6,24 +6,30 @@ many logits of zero and nothing else. Then the text rows alone are the whole gen
 Image rows are heard again as the generator's training moves these weights away from zero.
 """
 
+import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sgworld.training import train_model
-from sgworld.world.examples import FEATURES, WIDTHS, Lessons, lessons
-from sgworld.world.hearing import CHANNELS, Ear, Sounds, features, levels_heard
-from sgworld.world.meaning import meant, uniforms
+from sgworld.world.examples import FEATURES, WIDTHS, Lessons, cells, lessons, told_stands
+from sgworld.world.hearing import CHANNELS, Ear, Encoded, Named, Sounds, features, levels_heard
+from sgworld.world.meaning import meant, nearest, uniforms
+from sgworld.world.specification import Caption, Scene
 
 IMAGE_ROWS = 64
+WEIGHTS: Final = {"link": 2.0, "frame": 3.0, "place": 3.0}
+"""Of the errors of what is taught."""
 TEXT_PARTS = ("add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k", "to_add_out")
 
 
@@ -36,15 +42,26 @@ def reading_blocks(behind: Mapping[str, int]) -> range:
 def mute(model: FluxTransformer2DModel, behind: Mapping[str, int]) -> None:
     """Set keys and values of image rows to zero in the reading blocks, in place."""
     for index in reading_blocks(behind):
-        attention = model.transformer_blocks[index].attn
-        for weight in (attention.norm_k.weight, attention.to_v.weight, attention.to_v.bias):
+        for weight in _image_keys_and_values(model, index):
             weight.zero_()
 
 
 def muted(model: FluxTransformer2DModel, behind: Mapping[str, int]) -> bool:
     """Whether the reading blocks are as `mute` leaves them."""
-    blocks = [model.transformer_blocks[index].attn for index in reading_blocks(behind)]
-    return not any(bool(weight.any()) for each in blocks for weight in (each.norm_k.weight, each.to_v.weight, each.to_v.bias))
+    return not any(bool(each.any()) for index in reading_blocks(behind) for each in _image_keys_and_values(model, index))
+
+
+def held_by_reading(model: FluxTransformer2DModel, behind: Mapping[str, int]) -> Iterator[nn.Parameter]:
+    """The parameters of a muted model on which the text rows depend up to where places are told."""
+    yield from Ear(model, behind["heard"], 1).parameters()
+    yield from TextRows(model, behind).parameters()
+    for index in reading_blocks(behind):
+        yield from _image_keys_and_values(model, index)
+
+
+def _image_keys_and_values(model: FluxTransformer2DModel, index: int) -> tuple[nn.Parameter, ...]:
+    attention: Any = model.transformer_blocks[index].attn
+    return attention.norm_k.weight, attention.to_v.weight, attention.to_v.bias
 
 
 def linear_maps(model: FluxTransformer2DModel) -> nn.ModuleDict:
@@ -59,9 +76,12 @@ def linear_maps(model: FluxTransformer2DModel) -> nn.ModuleDict:
 
 
 class TextRows(nn.Module):
-    """The text rows of a muted FLUX through its reading blocks, whose text weights it shares; `maps` tell links and frames."""
+    """The text rows of a muted FLUX through its reading blocks, whose text weights it shares.
 
-    def __init__(self, model: FluxTransformer2DModel, behind: Mapping[str, int], maps: nn.ModuleDict) -> None:
+    `maps`, where given, tell links and frames.
+    """
+
+    def __init__(self, model: FluxTransformer2DModel, behind: Mapping[str, int], maps: nn.ModuleDict | None = None) -> None:
         super().__init__()
         self._step = {block: step for step, block in behind.items()}
         self._blocks = {index: model.transformer_blocks[index] for index in reading_blocks(behind)}
@@ -69,7 +89,7 @@ class TextRows(nn.Module):
             nn.ModuleList((block.norm1_context, block.ff_context, *(getattr(block.attn, name) for name in TEXT_PARTS)))
             for block in self._blocks.values()
         )
-        self.maps = maps
+        self.maps = nn.ModuleDict() if maps is None else maps
 
     def forward(self, words: Tensor, conditioning: Tensor) -> dict[str, Tensor]:
         """By step what all text rows tell `[B, T, width]`, of rows `[B, T, 128]` behind the last block that hears."""
@@ -78,9 +98,11 @@ class TextRows(nn.Module):
             for index, block in self._blocks.items():
                 words = _through(block, words, conditioning)
                 step = self._step.get(index)
-                if step in WIDTHS:
+                if step is None:
+                    continue
+                if step in self.maps:
                     said[step] = self.maps[step](F.layer_norm(words, words.shape[-1:])).float()
-                elif step is not None:
+                elif step in FEATURES:
                     said[step] = words[..., FEATURES[step]].float()
         return said
 
@@ -102,13 +124,53 @@ def _through(block: Any, words: Tensor, conditioning: Tensor) -> Tensor:
     return words + mlp_gate.unsqueeze(1) * block.ff_context(normed)
 
 
+class Reader(nn.Module):
+    """What a muted model reads in a noise: its ear and its text rows, which it shares. A frozen copy decides what noises mean."""
+
+    def __init__(self, model: FluxTransformer2DModel, behind: Mapping[str, int], tokens: int) -> None:
+        super().__init__()
+        self.ear, self.rows = Ear(model, behind["heard"], tokens), TextRows(model, behind)
+
+    def frozen(self) -> "Reader":
+        """A copy that stays as it is."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def told(self, noise: Tensor, text: Encoded) -> tuple[Tensor, Tensor]:
+        """Of all text rows what is heard `[B, T, 16]` and what they tell of places `[B, T, 18]`."""
+        words, conditioning = self.ear.rows(noise, text)
+        return words[..., :CHANNELS], self.rows(words, conditioning)["place"]
+
+    def scenes(self, captions: Sequence[Caption], noise: Tensor, text: Encoded, names: Named) -> list[Scene]:
+        """The scenes nearest to what is told of places."""
+        heard, places = self.told(noise, text)
+        u, stands = uniforms(levels_heard(heard, names)), told_stands(places, names, captions)
+        return [nearest(*each) for each in zip(captions, u, stands, strict=True)]
+
+
 @dataclass(frozen=True)
 class Heard:
-    """A batch: text rows behind the last block that hears `[B, T, 128]`, what conditions blocks `[B, 128]`, and what is taught."""
+    """A batch: captions and where their names stand, the values `[B, 16]` of channels, text rows behind the last block that hears
+    `[B, T, 128]`, and what conditions blocks `[B, 128]`.
+    """
 
+    captions: Sequence[Caption]
+    names: Named
+    said: NDArray[np.float64]
     words: Tensor
     conditioning: Tensor
-    known: Lessons
+
+    def meant(self) -> Lessons:
+        """What is taught of the scenes that the noises mean by themselves."""
+        return self._of(meant(*each) for each in zip(self.captions, uniforms(self.said), strict=True))
+
+    def nearest(self, told: Tensor) -> Lessons:
+        """What is taught of the scenes nearest to what all text rows tell of places `[B, T, 18]`."""
+        stands = told_stands(told, self.names, self.captions)
+        return self._of(nearest(*each) for each in zip(self.captions, uniforms(self.said), stands, strict=True))
+
+    def _of(self, scenes: Iterable[Scene]) -> Lessons:
+        return lessons(self.names, list(scenes), features(self.said))
 
 
 @dataclass(frozen=True)
@@ -122,29 +184,43 @@ class HeardBatches(Dataset[Heard]):
         captions, noise, text, names = self.sounds[step]
         with torch.no_grad():
             words, conditioning = self.ear.rows(noise, text)
-        said = levels_heard(words[..., :CHANNELS], names)
-        scenes = [meant(caption, u) for caption, u in zip(captions, uniforms(said), strict=True)]
-        return Heard(words, conditioning, lessons(names, scenes, features(said)))
+        return Heard(captions, names, levels_heard(words[..., :CHANNELS], names), words, conditioning)
 
 
 def read_alone(
-    rows: TextRows, batches: HeardBatches, folder: Path, weights: Mapping[str, float], *, steps: int, rate: float
-) -> TextRows:
-    """Train the text rows from the last checkpoint in `folder`; `weights` of the errors by step."""
+    rows: TextRows, batches: HeardBatches, folder: Path, *, steps: int, rate: float, own: bool, compiled: bool = True,
+) -> TextRows:  # fmt: skip
+    """Train the text rows from the last checkpoint in `folder`.
+
+    `own`: taught is the scene nearest to what the rows tell already, not the one that the noise means by itself.
+    """
     ahead: Iterator[Heard] = iter(())
+    forward = torch.compile(rows) if compiled else rows
 
     def losses(step: int, _of_pass: int) -> tuple[Tensor, dict[str, Tensor]]:
         nonlocal ahead
         batch = next(ahead, None)
         if batch is None:
             left = range(step, steps)
-            ahead = iter(DataLoader(batches, None, sampler=left, num_workers=2, multiprocessing_context="spawn"))
+            ahead = iter(DataLoader(batches, None, sampler=left, num_workers=1, multiprocessing_context="spawn"))
             batch = next(ahead)
-        said, known = rows(batch.words, batch.conditioning), batch.known
-        wrong = {step: (each[known.samples, known.rows] - known.features[step]).square().mean() for step, each in said.items()}
-        return torch.stack([weights[step] * each for step, each in wrong.items()]).sum(), wrong
+        said = forward(batch.words, batch.conditioning)
+        known = batch.nearest(said["place"].detach()) if own else batch.meant()
+        told = {step: each[known.samples, known.rows] for step, each in said.items()}
+        wrong = {step: (each - known.features[step]).square().mean() for step, each in told.items()}
+        loss = torch.stack([WEIGHTS[step] * each for step, each in wrong.items()]).sum()
+        return loss, wrong | _whole(told["place"], batch, known)
 
     return train_model(
         rows, losses, folder, steps=steps, samples=batches.sounds.size, rate=rate, warmup=100, decay=steps // 4, average=0.998,
         muon="blocks", muon_rate=2 * rate,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def _whole(told: Tensor, batch: Heard, known: Lessons) -> dict[str, Tensor]:
+    """By number of objects the share of captions all of whose objects `told` `[n, 18]` are within a cell of what is taught."""
+    away = (cells(told) - cells(known.features["place"])).abs().amax(1)
+    objects = torch.bincount(known.samples)
+    far = torch.zeros(len(objects)).scatter_reduce(0, known.samples, away, "amax")
+    return {f"whole_{count}": (far[objects == count] < 1).double().mean() for count in (2, 3, 4)}

@@ -1,4 +1,4 @@
-"""How well a generator reads: what its rows of names tell of places at t = 1, beside what the noise means."""
+"""How well a generator reads: what its rows of names tell of places, beside the scenes that come nearest to it."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,21 +12,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sgworld.world.captions import sample_caption
-from sgworld.world.examples import FREQUENCIES, Lessons, lessons
-from sgworld.world.generator import TaughtFlux
-from sgworld.world.hearing import Ear, Sounds, features
-from sgworld.world.meaning import meant, uniforms
+from sgworld.world.examples import Lessons, cells, lessons
+from sgworld.world.hearing import Sounds
+from sgworld.world.meaning import CHANNELS
 from sgworld.world.recipe import BEHIND, BLOCKS, DEEP
+from sgworld.world.rows import Reader
 from sgworld.world.specification import Caption
 
 SEED = 30_000
 BATCH = 96
-
-
-def cells(places: Tensor) -> Tensor:
-    """Middles `[n, 2]` (y, x) in cells, of features of places `[n, 18]`, by their second frequency."""
-    angles = torch.atan2(places[:, 8:16], places[:, :8])[:, [1, 5]]
-    return (angles % (2 * torch.pi)) / FREQUENCIES[1] * 2
 
 
 def agreement(told: Tensor, known: Lessons, captions: Sequence[Caption]) -> dict[str, dict[str, float]]:
@@ -53,21 +47,20 @@ def agreement(told: Tensor, known: Lessons, captions: Sequence[Caption]) -> dict
 
 @torch.no_grad()
 def told(models: Path, count: int) -> dict[str, Any]:
-    """`agreement` of the generator in `models/mini-flux` over captions and noises of a seed of its own."""
+    """`agreement` of the generator in `models/mini-flux` with the scenes that come nearest, over captions and noises of a seed of
+    its own.
+    """
     pipeline = FluxPipeline.from_pretrained(models / "mini-flux")
     model, tokens = pipeline.transformer.float().eval(), pipeline.tokenizer_2.model_max_length
-    behind = BEHIND if len(model.transformer_blocks) == len(BLOCKS) else DEEP
-    flux, ear = TaughtFlux(model, tokens, behind), Ear(model, behind["heard"], tokens)
+    reader = Reader(model, BEHIND if len(model.transformer_blocks) == len(BLOCKS) else DEEP, tokens)
     pool = [sample_caption(np.random.default_rng((SEED, index))) for index in range(count)]
-    found, parts, samples = [], [], []
+    found, wanted, samples = [], [], []
     for start in tqdm(range(0, count, BATCH), desc="reading", unit="batch", mininterval=2):
-        sounds = Sounds(pool[start : start + BATCH], pipeline, BATCH, SEED + start)
-        captions, noise, text, names = sounds[0]
-        said = ear.levels(noise, text, names)
-        known = lessons(names, [meant(*each) for each in zip(captions, uniforms(said), strict=True)], features(said))
-        _, tells = flux(noise, torch.ones(BATCH), text)
-        found.append(tells["place"][known.samples, known.rows])
-        parts.append(known.features["place"])
+        captions, noise, text, names = Sounds(pool[start : start + BATCH], pipeline, BATCH, SEED + start)[0]
+        known = lessons(names, reader.scenes(captions, noise, text, names), torch.zeros(BATCH, CHANNELS))
+        _, places = reader.told(noise, text)
+        found.append(places[known.samples, known.rows])
+        wanted.append(known.features["place"])
         samples.append((captions, known.samples + start))
-    known = Lessons(torch.cat([each for _, each in samples]), torch.zeros(0), {"place": torch.cat(parts)})
+    known = Lessons(torch.cat([each for _, each in samples]), torch.zeros(0), {"place": torch.cat(wanted)})
     return agreement(torch.cat(found), known, [caption for captions, _ in samples for caption in captions])

@@ -7,6 +7,8 @@ import numpy as np
 from sgpipe.relations.predicates import SYMMETRIC, relational_prompt
 from sgworld.world import SLOTS, compose
 from sgworld.world.captions import sample_caption
+from sgworld.world.measure import arrangements_shown
+from sgworld.world.raster import render
 from sgworld.world.reader import read
 from sgworld.world.reading import same
 from sgworld.world.specification import Caption
@@ -49,3 +51,13 @@ def test_unseen_scenes_are_the_same_for_the_same_seed() -> None:
     one, other = unseen(3, 6), unseen(3, 6)
     assert (one.pictures == other.pictures).all() and one.true == other.true and one.false == other.false
     assert [i for i, _ in one.false] == list(range(6))
+
+
+def test_arrangements_are_counted_to_the_cell() -> None:
+    caption, rng = Caption(("cat", "dog"), (("cat", "left of", "dog"),)), np.random.default_rng(3)
+    scenes = [compose(caption, rng.random(SLOTS)) for _ in range(3)]
+    boxes = {tuple(each.box for each in scene.objects) for scene in scenes}
+    assert len(boxes) == 3
+    readings = read(np.stack([render(scene) for scene in (*scenes, *scenes[:2])]))
+    assert arrangements_shown(readings, caption.names) == 2, "the third is shown once"
+    assert arrangements_shown(readings, ("cat", "ball")) == 0
