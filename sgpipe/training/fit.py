@@ -22,7 +22,7 @@ from sgpipe.attention_maps.options import MapOptions
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.backbones.images import decode
-from sgpipe.optim.compiled import keep_compiled
+from sgpipe.optim.compiled import compile_blocks, keep_compiled
 from sgpipe.runs.atomic import atomic_path, new_folder
 from sgpipe.runs.processes import Processes
 from sgpipe.tracking.run import StageRun
@@ -83,7 +83,7 @@ def prepare(model: ArmModel, arm: Arm) -> None:
     if arm.train.compile:
         keep_compiled()
         # one shape that stays is compiled for itself; of several, the second is compiled for all
-        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False if model.denoiser.family.fixed_length else None)
+        compile_blocks(transformer, dynamic=False if model.denoiser.family.fixed_length else None)
 
 
 def fit(

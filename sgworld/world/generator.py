@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sgpipe.optim.compiled import compile_blocks
 from sgworld.training import step_generator, train_model
 from sgworld.vae import encode
 from sgworld.world.hearing import Encoded, Sounds
@@ -182,9 +183,7 @@ def fit(
     """
     model.set_attention_backend("_native_math")
     if compiled:
-        torch._dynamo.config.automatic_dynamic_shapes = False
-        torch._dynamo.config.recompile_limit = 64  # batches of four sizes, with and without gradients, held blocks and others
-        model.compile_repeated_blocks(fullgraph=True)
+        compile_blocks(model)
     for parameter in held_by_reading(model, phase.behind):
         parameter.requires_grad_(False)
     velocity, batches = velocity_of(model), Batches(Sounds(pool, encoders, phase.batch, seed), reader, vae)
