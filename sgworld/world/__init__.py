@@ -1,16 +1,12 @@
 """The world of several relations: images of 2–4 objects in which all 24 classes are drawn, and can be read back exactly.
 
-caption = sample_caption(rng)        # or
-caption = Caption(("ball", "cat", "dog"), (("cat", "left of", "dog"), ("dog", "holding", "ball")))
-scene = compose(caption, u)          # u: 28 uniforms, see the slots in `specification`
-pixels = render(scene)               # [64, 64, 3], 0-255
-caption.text(rng)                    # the words, which leave roles open
-scene.triples                        # what is drawn, roles included
+    caption = sample_caption(rng)    # captions; or
+    caption = Caption(("cat", "dog", "ball"), (("cat", "left of", "dog"), ("dog", "holding", "ball")))    # specification
+    scene = compose(caption, u)      # compose; u: 31 uniforms, see the slots in `specification`
+    pixels = render(scene)           # raster; [64, 64, 3], 0-255
+    caption.text()                   # the words, which leave roles open
+    scene.triples                    # what is drawn, roles included
+    (reading,) = read(pixels[None])  # reader
+
+The package itself imports nothing: a judge does not depend on how scenes are composed.
 """
-
-from sgworld.world.captions import sample_caption
-from sgworld.world.compose import compose
-from sgworld.world.raster import render
-from sgworld.world.specification import SLOTS, Caption, Scene
-
-__all__ = ["SLOTS", "Caption", "Scene", "compose", "render", "sample_caption"]

@@ -52,8 +52,14 @@ def muted(model: FluxTransformer2DModel, behind: Mapping[str, int]) -> bool:
 
 
 def held_by_reading(model: FluxTransformer2DModel, behind: Mapping[str, int]) -> Iterator[nn.Parameter]:
-    """The parameters of a muted model on which the text rows depend up to where places are told."""
-    yield from Ear(model, behind["heard"], 1).parameters()
+    """The parameters of a muted model on which the text rows depend up to where places are told.
+
+    What the image rows do in the last block that hears with what they attend to is none of these.
+    """
+    last: Any = model.transformer_blocks[behind["heard"]]
+    seen = nn.ModuleList((last.attn.to_q, last.attn.norm_q, last.attn.to_out, last.ff))
+    free = {id(each) for each in seen.parameters()}
+    yield from (each for each in Ear(model, behind["heard"], 1).parameters() if id(each) not in free)
     yield from TextRows(model, behind).parameters()
     for index in reading_blocks(behind):
         yield from _image_keys_and_values(model, index)

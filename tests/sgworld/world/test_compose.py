@@ -10,12 +10,13 @@ from sgpipe.errors import DataError
 from sgpipe.graphs.prompts import words
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.predicates import PREDICATES
-from sgworld.world import SLOTS, Caption, Scene, compose, render, sample_caption
-from sgworld.world.captions import class_shares, known_by_names, sample_of_class
+from sgworld.world.captions import class_shares, known_by_names, sample_caption, sample_of_class
 from sgworld.world.classes import MARKED, UNMARKED, open_triples, plausible, straight
+from sgworld.world.compose import compose
 from sgworld.world.held_out import held_out, held_out_combination, held_out_triple
+from sgworld.world.raster import render
 from sgworld.world.reading import expected_marks, same, unmarked_triple
-from sgworld.world.specification import ANCHOR_X, BACKGROUND, CLASS, SUBJECT
+from sgworld.world.specification import ANCHOR_X, BACKGROUND, CLASS, SLOTS, SUBJECT, Caption, Scene
 from sgworld.world.sprites import GRID, NAMES
 
 HALF = np.full(SLOTS, 0.5)

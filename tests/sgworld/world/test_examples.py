@@ -9,12 +9,12 @@ import torch
 
 from sgpipe.relations.predicates import PREDICATES
 from sgworld.language import t5_tokenizer
-from sgworld.world import SLOTS, compose
+from sgworld.world.compose import compose
 from sgworld.world.examples import caption_pool, cells, lessons, told_stands
 from sgworld.world.hearing import named
 from sgworld.world.meaning import CHANNELS
 from sgworld.world.recipe import TOKENS
-from sgworld.world.specification import Caption
+from sgworld.world.specification import SLOTS, Caption
 from sgworld.world.told import agreement
 from tests.sgworld.world.small import POOL
 

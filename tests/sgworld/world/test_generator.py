@@ -98,6 +98,7 @@ def test_reading_is_held_while_drawing_is_learned(pipeline: FluxPipeline, tmp_pa
     moved = {name for name, each in model.state_dict().items() if not torch.equal(each, before[name])}
     held = {id(each) for each in held_by_reading(model, BEHIND)}
     assert {name for name, each in model.named_parameters() if id(each) in held}.isdisjoint(moved)
+    assert {"transformer_blocks.0.ff.net.2.weight", "transformer_blocks.0.attn.to_q.weight"} <= moved
     assert {"transformer_blocks.2.ff.net.2.weight", "transformer_blocks.4.ff_context.net.2.weight", "proj_out.weight"} <= moved
     for own, kept in zip(Reader(model, BEHIND, TOKENS).told(noise, text), reader.told(noise, text), strict=True):
         assert torch.equal(own, kept)

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sgworld.world import SLOTS, compose
 from sgworld.world.captions import sample_caption
+from sgworld.world.compose import compose
 from sgworld.world.meaning import CHANNEL, CHANNELS, LEVELS, levels, meant, nearest, uniforms
-from sgworld.world.specification import ACROSS, ANCHOR_Y, PLACE_X, PLACE_Y, Caption, Placed, Scene
+from sgworld.world.specification import ACROSS, ANCHOR_Y, PLACE_X, PLACE_Y, SLOTS, Caption, Placed, Scene
 from sgworld.world.sprites import GRID
 from sgworld.world.wishes import Stand
 from tests.sgworld.world.small import POOL

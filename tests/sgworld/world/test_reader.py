@@ -13,12 +13,14 @@ import torch
 from sgpipe.errors import DataError
 from sgpipe.evaluation.judge_factory import PLUGINS
 from sgpipe.evaluation.judges import Counter as CountingJudge
-from sgworld.world import SLOTS, Caption, compose, render
 from sgworld.world.certificate import drawn, figures, psnr, softened
 from sgworld.world.classes import MARKED
+from sgworld.world.compose import compose
 from sgworld.world.data import annotated, write_data
 from sgworld.world.judge import build_judge
+from sgworld.world.raster import render
 from sgworld.world.reader import read
+from sgworld.world.specification import SLOTS, Caption
 from sgworld.world.sprites import BACKGROUNDS
 
 SCENES = drawn(11, 2)

@@ -5,13 +5,13 @@ from collections import Counter
 import numpy as np
 
 from sgpipe.relations.predicates import SYMMETRIC, relational_prompt
-from sgworld.world import SLOTS, compose
 from sgworld.world.captions import sample_caption
+from sgworld.world.compose import compose
 from sgworld.world.measure import arrangements_shown
 from sgworld.world.raster import render
 from sgworld.world.reader import read
 from sgworld.world.reading import same
-from sgworld.world.specification import Caption
+from sgworld.world.specification import SLOTS, Caption
 from sgworld.world.statements import false_of, of_captions, unseen
 
 
