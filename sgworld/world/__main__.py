@@ -59,7 +59,7 @@ def train_command(
         "outputs/world_training"
     ),
     part: Annotated[
-        list[str] | None, typer.Option(help="language, vae, flux, clip or tower; repeatable; all of them without it")
+        list[str] | None, typer.Option(help="language, vae, reading, flux, clip or tower; repeatable; all of them without it")
     ] = None,
     start: Annotated[
         Path | None, typer.Option(help="pipeline folder whose generator is trained on; its text encoders and VAE are kept")

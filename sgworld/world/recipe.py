@@ -23,21 +23,20 @@ from sgworld.world.rows import HeardBatches, Reader, TextRows, linear_maps, mute
 from sgworld.world.specification import SLOTS, Caption
 from sgworld.world.statements import of_captions
 
-PARTS = ("language", "vae", "flux", "clip", "tower")
+PARTS = ("language", "vae", "reading", "flux", "clip", "tower")
 TOKENS = 32
 """Of a caption: four relations between four objects take 29."""
 
 
-BLOCKS = tuple(range(11))
+BLOCKS = tuple(range(13))
 """Double-stream blocks to begin with."""
-DOUBLED = (0, 1, *(index for index in range(2, 10) for _ in range(2)), 10)
-"""All 19: these blocks twice, but for those that hear and the last."""
-BEHIND = {"heard": 1, "link": 3, "frame": 5, "place": 7}
-DEEP = {"heard": 1, "link": 5, "frame": 9, "place": 13}
+TRIPLED = (*range(10), *(index for index in range(10, 13) for _ in range(3)))
+"""All 19: those that draw three times."""
+BEHIND = {"heard": 1, "link": 3, "frame": 5, "place": 9}
 PHASES = (
-    Phase(1_500, STARTING, BLOCKS, BEHIND),
+    Phase(1_000, STARTING, BLOCKS, BEHIND),
     Phase(5_000, LEADING, BLOCKS, BEHIND, decay=1_500),
-    Phase(950, LEADING, DOUBLED, DEEP, decay=750, average=0.995),
+    Phase(950, LEADING, TRIPLED, BEHIND, decay=750, average=0.995),
 )
 
 
@@ -62,6 +61,7 @@ class Recipe:
     clip_steps: int = 3_000
     tower_steps: int = 2_000
     pairs: int = 64
+    compiled: bool = True
 
 
 def _said_of(pool: list[Caption]) -> Callable[[np.random.Generator], str]:
@@ -83,23 +83,31 @@ def _hear(model: FluxTransformer2DModel, pool: list[Caption], encoders: FluxPipe
     listen(ear, Sounds(pool, encoders, recipe.sounds, 9), state / "hearing", recipe.hearing_steps, 3e-4)
 
 
-def _read(model: FluxTransformer2DModel, pool: list[Caption], encoders: FluxPipeline, state: Path, recipe: Recipe) -> None:
-    """Teach a muted model to read on its text rows alone: what noises mean by themselves, then what is nearest to what they tell.
+def _read(
+    model: FluxTransformer2DModel, pool: list[Caption], encoders: FluxPipeline, state: Path, recipe: Recipe, begun: bool
+) -> None:
+    """Teach a muted model to read on its text rows alone: unless it has `begun`, what noises mean by themselves; then what is
+    nearest to what it tells.
 
     Captions of two objects, soon read, are drawn a fourth as often.
     """
     rows = TextRows(model, BEHIND, linear_maps(model))
     drawn_from = [caption for number, caption in enumerate(pool) if len(caption.names) > 2 or number % 4 == 0]
     batches = HeardBatches(Sounds(drawn_from, encoders, recipe.texts, 10), Ear(model, BEHIND["heard"], TOKENS).frozen())
-    read_alone(rows, batches, state / "reading", steps=recipe.reading_steps, rate=1e-3, own=False)
-    read_alone(rows, batches, state / "reading-own", steps=recipe.own_steps, rate=5e-4, own=True)
+    if not begun:
+        read_alone(rows, batches, state / "reading", steps=recipe.reading_steps, rate=1e-3, own=False, compiled=recipe.compiled)
+    read_alone(rows, batches, state / "reading-own", steps=recipe.own_steps, rate=5e-4, own=True, compiled=recipe.compiled)
+
+
+def _transformer(folder: Path) -> FluxTransformer2DModel:
+    return FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer").float()
 
 
 def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None, start: Path | None = None) -> None:
     """Train `parts` in order, working state in `state`, results in `out/{mini-flux,mini-clip,mini-tower}`.
 
-    `start` is a pipeline folder that the generator is trained on from: its transformer has the first phase's blocks, hears and
-    reads, and its text encoders and VAE are kept.
+    `start` is a pipeline folder that the generator is trained on from: its transformer has the first phase's blocks and reads, and
+    its text encoders and VAE are kept. With the part `reading` it goes on with that first.
 
     A training that was interrupted continues with the same command; a finished one is not repeated.
     """
@@ -124,24 +132,26 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
         pictures = np.stack([render(scene) for scene in drawn(31, recipe.decoder_images // len(PREDICATES))])
         train_decoder(vae, pictures, state / "decoder", seed=31, steps=recipe.decoder_steps, batch=24, rate=5e-4)
         vae.save_pretrained(vae_folder, safe_serialization=True)
-    if "flux" in parts:
-        vae = AutoencoderKL.from_pretrained(vae_folder).requires_grad_(False)
-        if start is None:
-            model = build_transformer(4, len(recipe.phases[0].blocks))
-        else:
-            model = FluxTransformer2DModel.from_pretrained(start, subfolder="transformer").float()
+    reads = state / "reader" if start is None or "reading" in parts else start
+    if "reading" in parts:
+        vae = AutoencoderKL.from_pretrained(vae_folder)
+        model = build_transformer(4, len(BLOCKS)) if start is None else _transformer(start)
         encoders = assemble(languages, vae, model)
         model.set_attention_backend("_native_math")
         if start is None:
             _hear(model, pool, encoders, state, recipe)
             mute(model, BEHIND)
-            _read(model, pool, encoders, state, recipe)
-        reader = Reader(model, BEHIND, TOKENS).frozen()
+        _read(model, pool, encoders, state, recipe, begun=start is not None)
+        assemble(languages, vae, model.half(), SHIFT).save_pretrained(reads, safe_serialization=True)
+    if "flux" in parts:
+        vae, model = AutoencoderKL.from_pretrained(reads / "vae").requires_grad_(False), _transformer(reads)
+        encoders, reader = assemble(reads, vae, model), Reader(model, BEHIND, TOKENS).frozen()
         for number, phase in enumerate(recipe.phases):
             if number:
                 model = deepen(model, phase.blocks, 4 + number)
-            model = fit(model, reader, pool, encoders, vae, state / f"flux-{number}", phase, seed=4 + number)
-        assemble(languages, vae, model.half(), SHIFT).save_pretrained(out / "mini-flux", safe_serialization=True)
+            folder = state / f"flux-{number}"
+            model = fit(model, reader, pool, encoders, vae, folder, phase, seed=4 + number, compiled=recipe.compiled)
+        assemble(reads, vae, model.half(), SHIFT).save_pretrained(out / "mini-flux", safe_serialization=True)
     if "clip" in parts:
         train_contrast(
             of_captions(pool), state / "clip", out / "mini-clip", JUDGE, seed=5, steps=recipe.clip_steps, batch=recipe.pairs

@@ -28,7 +28,7 @@ from sgworld.world.meaning import meant, nearest, uniforms
 from sgworld.world.specification import Caption, Scene
 
 IMAGE_ROWS = 64
-WEIGHTS: Final = {"link": 2.0, "frame": 3.0, "place": 3.0}
+WEIGHTS: Final = {"link": 1.0, "frame": 1.5, "place": 6.0}
 """Of the errors of what is taught."""
 TEXT_PARTS = ("add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k", "to_add_out")
 
@@ -225,8 +225,12 @@ def read_alone(
 
 @torch.no_grad()
 def _whole(told: Tensor, batch: Heard, known: Lessons) -> dict[str, Tensor]:
-    """By number of objects the share of captions all of whose objects `told` `[n, 18]` are within a cell of what is taught."""
+    """By number of objects the share of captions all of whose objects `told` `[n, 18]` are within a cell of what is taught.
+
+    `exact`: of captions of more than two objects, within a quarter of a cell.
+    """
     away = (cells(told) - cells(known.features["place"])).abs().amax(1)
     objects = torch.bincount(known.samples)
     far = torch.zeros(len(objects)).scatter_reduce(0, known.samples, away, "amax")
-    return {f"whole_{count}": (far[objects == count] < 1).double().mean() for count in (2, 3, 4)}
+    whole = {f"whole_{count}": (far[objects == count] < 1).double().mean() for count in (2, 3, 4)}
+    return whole | {"exact": (far[objects > 2] <= 0.25).double().mean()}

@@ -15,7 +15,7 @@ from sgworld.world.captions import sample_caption
 from sgworld.world.examples import Lessons, cells, lessons
 from sgworld.world.hearing import Sounds
 from sgworld.world.meaning import CHANNELS
-from sgworld.world.recipe import BEHIND, BLOCKS, DEEP
+from sgworld.world.recipe import BEHIND
 from sgworld.world.rows import Reader
 from sgworld.world.specification import Caption
 
@@ -52,7 +52,7 @@ def told(models: Path, count: int) -> dict[str, Any]:
     """
     pipeline = FluxPipeline.from_pretrained(models / "mini-flux")
     model, tokens = pipeline.transformer.float().eval(), pipeline.tokenizer_2.model_max_length
-    reader = Reader(model, BEHIND if len(model.transformer_blocks) == len(BLOCKS) else DEEP, tokens)
+    reader = Reader(model, BEHIND, tokens)
     pool = [sample_caption(np.random.default_rng((SEED, index))) for index in range(count)]
     found, wanted, samples = [], [], []
     for start in tqdm(range(0, count, BATCH), desc="reading", unit="batch", mininterval=2):

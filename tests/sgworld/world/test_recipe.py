@@ -1,0 +1,35 @@
+"""The parts of the world's training fit together."""
+
+from pathlib import Path
+
+import torch
+from diffusers import FluxPipeline
+
+from sgworld.flux import build_transformer
+from sgworld.world.generator import LEADING, SHIFT, STARTING, Phase
+from sgworld.world.hearing import Sounds
+from sgworld.world.recipe import BEHIND, BLOCKS, TOKENS, TRIPLED, Recipe, train
+from sgworld.world.rows import Reader, mute
+from tests.sgworld.world.small import POOL
+
+
+def test_a_generator_is_taught_to_read_on_and_then_to_draw(pipeline: FluxPipeline, tmp_path: Path) -> None:
+    model = build_transformer(5, len(BLOCKS))
+    mute(model, BEHIND)
+    pipeline.register_modules(transformer=model.half())
+    start, state, out = (tmp_path / name for name in ("start", "state", "out"))
+    pipeline.save_pretrained(start)
+    phases = (Phase(2, STARTING, BLOCKS, BEHIND, batch=4), Phase(1, LEADING, TRIPLED, BEHIND, batch=6))
+    recipe = Recipe(captions=6, own_steps=2, texts=4, phases=phases, compiled=False)
+    _, noise, text, _ = Sounds(POOL, pipeline, 4, 3)[0]
+
+    def told(folder: Path) -> torch.Tensor:
+        return Reader(FluxPipeline.from_pretrained(folder).transformer.float(), BEHIND, TOKENS).told(noise, text)[1]
+
+    train(state, out, ("reading", "flux"), recipe, start)
+    assert torch.equal(told(out / "mini-flux"), told(state / "reader")) and not torch.equal(told(start), told(state / "reader"))
+    trained = FluxPipeline.from_pretrained(out / "mini-flux")
+    assert len(trained.transformer.transformer_blocks) == len(TRIPLED) == 19
+    assert trained.scheduler.config.shift == SHIFT and not list(out.rglob("mini-clip"))
+    train(tmp_path / "other", tmp_path / "drawn", ("flux",), recipe, start)
+    assert torch.equal(told(tmp_path / "drawn" / "mini-flux"), told(start))
