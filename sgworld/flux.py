@@ -90,9 +90,10 @@ GATES = (2, 5)
 def assemble(folder: Path, vae: AutoencoderKL, transformer: FluxTransformer2DModel, shift: float = 1.0) -> FluxPipeline:
     """The pipeline of the text encoders in `folder`, `vae` and `transformer`; an Euler scheduler, unshifted as FLUX.1-schnell's.
 
-    The VAE's configuration forgets the folder it was read from, so that the saved bytes do not depend on it.
+    The configurations of VAE and transformer forget the folder they were read from, so that the saved bytes do not depend on it.
     """
-    vae.register_to_config(_name_or_path="mini-flux")
+    for part in (vae, transformer):
+        part.register_to_config(_name_or_path="mini-flux")
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=False),
         vae=vae,
@@ -244,7 +245,6 @@ def train_on(bank: Bank, start: Path, folder: Path, out: Path, schedule: Schedul
             transformer, bank, latents, encoders, folder / "onward", schedule,
             seed=seed, steps=schedule.steps, warmup=50, decay=schedule.decay, average=0.995,
         )  # fmt: skip
-    trained.register_to_config(_name_or_path="mini-flux")
     assemble(start, vae, trained.half()).save_pretrained(out, safe_serialization=True)
 
 

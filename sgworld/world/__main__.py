@@ -80,7 +80,7 @@ def measure_command(
     metrics: Annotated[Path, typer.Option(help="metrics file")] = Path("metrics/world_generator.json"),
     captions: Annotated[int, typer.Option(min=2, help="captions of each number of objects, three images each")] = 96,
 ) -> None:
-    """Measure what the checkpoints can do on captions that training never showed."""
+    """Measure what the checkpoints can do on captions that training never said."""
     from sgpipe.runs.atomic import DIGITS, write_json
     from sgworld.world.measure import measure
 

@@ -16,7 +16,7 @@ from sgworld.world.specification import MOST_TRIPLES, SLOTS, Scene
 from sgworld.world.sprites import CELL, SIDE, Pixels
 
 HELD_OUT = {None: 0.84, "triple": 0.10, "combination": 0.06}
-"""Shares of images by what of them the generator's training never shows."""
+"""Shares of images by what of them the generator's training never says."""
 SEEN = 0.2
 """Chance that an annotator notes that two objects which nothing relates are beside or above one another."""
 

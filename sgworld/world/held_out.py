@@ -32,7 +32,7 @@ def held_out_combination(first: Triple, second: Triple) -> bool:
 
 
 def held_out(triples: Iterable[Triple]) -> str | None:
-    """What of triples in one scene training never shows: `triple`, else `combination`, else None."""
+    """What of triples in one scene training captions never say: `triple`, else `combination`, else None."""
     listed = list(triples)
     if any(map(held_out_triple, listed)):
         return "triple"

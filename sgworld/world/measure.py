@@ -1,4 +1,4 @@
-"""What the generator of this world can do, by the exact reader, on captions that its training never showed."""
+"""What the generator of this world can do, by the exact reader, on captions that its training never said."""
 
 from collections import Counter
 from collections.abc import Sequence
