@@ -52,6 +52,23 @@ def sheet_command(out: Annotated[Path, typer.Option(help="image to write")] = Pa
     print(out)
 
 
+@app.command("drawn")
+def drawn_command(
+    model: Annotated[Path, typer.Option(help="pipeline folder of the generator")] = Path("world_start"),
+    out: Annotated[Path, typer.Option(help="image to write")] = Path("outputs/world_drawn.png"),
+    seed: Seed = 0,
+) -> None:
+    """Let the generator draw captions of two, three and four objects, ten noises each."""
+    from diffusers import FluxPipeline
+
+    from sgworld.world.sheet import write_drawn
+
+    if not (model / "model_index.json").is_file():
+        raise SgpipeError(f"--model: {model} holds no pipeline; `dvc pull world_start.dvc` brings one")
+    write_drawn(out, FluxPipeline.from_pretrained(model), seed)
+    print(out)
+
+
 @app.command("train")
 def train_command(
     out: Annotated[Path, typer.Option(help="folder of mini-flux, mini-clip and mini-tower to write")],
