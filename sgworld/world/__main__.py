@@ -61,7 +61,7 @@ def drawn_command(
     """Let the generator draw captions of two, three and four objects, ten noises each."""
     from diffusers import FluxPipeline
 
-    from sgworld.world.sheet import write_drawn
+    from sgworld.world.drawn import write_drawn
 
     if not (model / "model_index.json").is_file():
         raise SgpipeError(f"--model: {model} holds no pipeline; `dvc pull world_start.dvc` brings one")

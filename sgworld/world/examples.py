@@ -25,8 +25,8 @@ from sgworld.world.specification import Caption, Placed, Scene
 from sgworld.world.sprites import GRID
 from sgworld.world.wishes import Stand
 
-FEATURES: Final = {"heard": slice(0, 16), "place": slice(110, 128)}
-"""Which features of the rows of names hold what."""
+FEATURES: Final = {"place": slice(110, 128)}
+"""Which features of the rows of names hold what, beside the first 16, which hold what is heard."""
 WIDTHS: Final = {"link": 17 + len(PREDICATES), "frame": 32}
 """How many numbers a linear map of all features must give, of what has none for itself."""
 FREQUENCIES = torch.tensor([1.0, 0.464, 0.2154, 0.1])
@@ -52,7 +52,7 @@ def caption_pool(folder: Path, count: int, seed: int) -> list[Caption]:
 class Lessons:
     """Of each object: its sample, the row of its name in T5's states, and what it shall tell `[n, width]`.
 
-    `heard`: what the noise says. `link`: of the first relation that the object is in, how far from its middle the other's is,
+    `link`: of the first relation that the object is in, how far from its middle the other's is,
     whether it is the subject (1 or −1), and the class (1 at its place, else 0); 0 throughout where it is in none. `frame`: from the
     corner of the box around all objects that hang together to its middle, and that box's height and width. `place`: its middle in
     the image, which way it faces and whether another stands before it.
@@ -107,8 +107,8 @@ def told_stands(told: Tensor, names: Named, captions: Sequence[Caption]) -> list
     return [{name: next(stands) for name in caption.names} for caption in captions]
 
 
-def lessons(names: Named, scenes: Sequence[Scene], heard: Tensor) -> Lessons:
-    """What the rows of the scenes' names are taught; `heard` `[B, 16]` is what the noises say, as `hearing.features`."""
+def lessons(names: Named, scenes: Sequence[Scene]) -> Lessons:
+    """What the rows of the scenes' names are taught."""
     links: list[tuple[float, float]] = []
     frames, middles, facings = [], [], []
     told = torch.zeros(len(names.rows), 1 + len(PREDICATES))
@@ -129,7 +129,6 @@ def lessons(names: Named, scenes: Sequence[Scene], heard: Tensor) -> Lessons:
             middles.append((y, x))
             facings.append((1.0 if placed.facing == "right" else -1.0, 1.0 if _covered(scene, placed) else -1.0))
     features = {
-        "heard": heard[names.samples],
         "link": torch.cat([_turned(links) * told[:, :1].abs(), told], dim=1),
         "frame": _turned(frames),
         "place": torch.cat([_turned(middles), torch.tensor(facings)], dim=1),

@@ -96,11 +96,6 @@ class Ear(nn.Module):
                 )
         return words.float(), conditioning.float()
 
-    @torch.no_grad()
-    def levels(self, noise: Tensor, text: Encoded, names: Named) -> NDArray[np.float64]:
-        """The value `[B, 16]` of each channel that the rows of names hear in their mean."""
-        return levels_heard(self(noise, text), names)
-
 
 def levels_heard(heard: Tensor, names: Named) -> NDArray[np.float64]:
     """The value `[B, 16]` of each channel by the mean over the rows of names of what is heard `[B, T, 16]`."""

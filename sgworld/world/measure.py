@@ -96,16 +96,19 @@ def arrangements_shown(readings: Sequence[Reading], names: Sequence[str]) -> int
     return sum(count >= 2 for count in counted.values())
 
 
+def _by_caption(pipeline: FluxPipeline, captions: Sequence[Caption], count: int, first: int) -> list[list[Reading]]:
+    """What `count` images of each caption show, one noise each, of seeds from `first` on."""
+    prompts = [caption.text() for caption in captions for _ in range(count)]
+    readings = read(draw(pipeline, prompts, range(first, first + len(prompts))))
+    return [readings[start : start + count] for start in range(0, len(readings), count)]
+
+
 def variety(pipeline: FluxPipeline, captions: int = PAIRS, per_caption: int = PER_PAIR) -> dict[str, Any]:
     """In how many ways one triple is drawn, over `per_caption` noises: the least and the mean of `captions` captions."""
     rng = np.random.default_rng((SEED, 78))
     drawn = [sample_caption(rng, neutral=0.0, objects=2) for _ in range(captions)]
-    prompts = [caption.text() for caption in drawn for _ in range(per_caption)]
-    readings = read(draw(pipeline, prompts, [SEED + 8_000_000 + i for i in range(len(prompts))]))
-    ways = [
-        arrangements_shown(readings[number * per_caption : (number + 1) * per_caption], caption.names)
-        for number, caption in enumerate(drawn)
-    ]
+    readings = _by_caption(pipeline, drawn, per_caption, SEED + 8_000_000)
+    ways = [arrangements_shown(mine, caption.names) for caption, mine in zip(drawn, readings, strict=True)]
     return {"ways_of_a_triple_least": min(ways), "ways_of_a_triple_mean": float(np.mean(ways))}
 
 
@@ -113,18 +116,16 @@ def neutral(pipeline: FluxPipeline, pairs: int = PAIRS, per_pair: int = PER_PAIR
     """Under captions of two names: objects present, how often a class is read, and the largest share of one class of a pair."""
     rng = np.random.default_rng((SEED, 77))
     captions = [sample_caption(rng, neutral=1.0, objects=2) for _ in range(pairs)]
-    prompts = [caption.text() for caption in captions for _ in range(per_pair)]
-    readings = read(draw(pipeline, prompts, [SEED + 7_000_000 + i for i in range(len(prompts))]))
+    readings = _by_caption(pipeline, captions, per_pair, SEED + 7_000_000)
     largest, classes, shown = [], 0, []
-    for number, caption in enumerate(captions):
-        mine = readings[number * per_pair : (number + 1) * per_pair]
+    for caption, mine in zip(captions, readings, strict=True):
         shown += [_shown(caption, reading) for reading in mine]
         counted = Counter(found[1] for reading in mine if (found := reading.between(*caption.names)) is not None)
         classes += sum(counted.values())
         largest.append(max(counted.values(), default=0) / per_pair)
     return {
         "neutral_objects_present": float(np.mean(shown)),
-        "neutral_class_read": classes / len(prompts),
+        "neutral_class_read": classes / (pairs * per_pair),
         "neutral_largest_class": float(np.max(largest)),
         "neutral_largest_class_mean": float(np.mean(largest)),
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
+from sgpipe.errors import DataError
 from sgpipe.relations.predicates import PREDICATES
 from sgworld.bank import Bank
 from sgworld.contrast import JUDGE, TEACHER, train_contrast
@@ -19,7 +20,7 @@ from sgworld.world.examples import caption_pool
 from sgworld.world.generator import LEADING, SHIFT, STARTING, Phase, fit
 from sgworld.world.hearing import Ear, Sounds, listen, sharpen
 from sgworld.world.raster import render
-from sgworld.world.rows import HeardBatches, Reader, TextRows, linear_maps, mute, read_alone
+from sgworld.world.rows import HeardBatches, Reader, TextRows, linear_maps, mute, muted, read_alone
 from sgworld.world.specification import SLOTS, Caption
 from sgworld.world.statements import of_captions
 
@@ -100,7 +101,10 @@ def _read(
 
 
 def _transformer(folder: Path) -> FluxTransformer2DModel:
-    return FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer").float()
+    model = FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer").float()
+    if len(model.transformer_blocks) != len(BLOCKS) or not muted(model, BEHIND):
+        raise DataError(f"{folder}: {len(BLOCKS)} double-stream blocks that read on text rows alone are needed to train on from")
+    return model
 
 
 def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None, start: Path | None = None) -> None:

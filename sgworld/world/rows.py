@@ -3,12 +3,12 @@
 What a noise says stands in the rows of names once it is heard; from there to where objects stand, image rows have nothing to add.
 `mute` makes the blocks between so: their image rows have keys and values of zero, and count in the attention of text rows as so
 many logits of zero and nothing else. Then the text rows alone are the whole generator's, to rounding, and can be trained alone.
-Image rows are heard again as the generator's training moves these weights away from zero.
+All of this is held while the generator learns to draw.
 """
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sgworld.training import train_model
 from sgworld.world.examples import FEATURES, WIDTHS, Lessons, cells, lessons, told_stands
-from sgworld.world.hearing import CHANNELS, Ear, Encoded, Named, Sounds, features, levels_heard
+from sgworld.world.hearing import CHANNELS, Ear, Encoded, Named, Sounds, levels_heard
 from sgworld.world.meaning import meant, nearest, uniforms
 from sgworld.world.specification import Caption, Scene
 
@@ -150,8 +150,12 @@ class Reader(nn.Module):
     def scenes(self, captions: Sequence[Caption], noise: Tensor, text: Encoded, names: Named) -> list[Scene]:
         """The scenes nearest to what is told of places."""
         heard, places = self.told(noise, text)
-        u, stands = uniforms(levels_heard(heard, names)), told_stands(places, names, captions)
-        return [nearest(*each) for each in zip(captions, u, stands, strict=True)]
+        return nearest_scenes(captions, names, levels_heard(heard, names), places)
+
+
+def nearest_scenes(captions: Sequence[Caption], names: Named, said: NDArray[np.float64], told: Tensor) -> list[Scene]:
+    """The scenes of captions and values `[B, 16]` of channels nearest to what all text rows tell of places `[B, T, 18]`."""
+    return [nearest(*each) for each in zip(captions, uniforms(said), told_stands(told, names, captions), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -168,15 +172,11 @@ class Heard:
 
     def meant(self) -> Lessons:
         """What is taught of the scenes that the noises mean by themselves."""
-        return self._of(meant(*each) for each in zip(self.captions, uniforms(self.said), strict=True))
+        return lessons(self.names, [meant(*each) for each in zip(self.captions, uniforms(self.said), strict=True)])
 
     def nearest(self, told: Tensor) -> Lessons:
         """What is taught of the scenes nearest to what all text rows tell of places `[B, T, 18]`."""
-        stands = told_stands(told, self.names, self.captions)
-        return self._of(nearest(*each) for each in zip(self.captions, uniforms(self.said), stands, strict=True))
-
-    def _of(self, scenes: Iterable[Scene]) -> Lessons:
-        return lessons(self.names, list(scenes), features(self.said))
+        return lessons(self.names, nearest_scenes(self.captions, self.names, self.said, told))
 
 
 @dataclass(frozen=True)

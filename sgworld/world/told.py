@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 from sgworld.world.captions import sample_caption
 from sgworld.world.examples import Lessons, cells, lessons
-from sgworld.world.hearing import Sounds
-from sgworld.world.meaning import CHANNELS
+from sgworld.world.hearing import Sounds, levels_heard
 from sgworld.world.recipe import BEHIND
-from sgworld.world.rows import Reader
+from sgworld.world.rows import Reader, nearest_scenes
 from sgworld.world.specification import Caption
 
 SEED = 30_000
@@ -57,8 +56,8 @@ def told(models: Path, count: int) -> dict[str, Any]:
     found, wanted, samples = [], [], []
     for start in tqdm(range(0, count, BATCH), desc="reading", unit="batch", mininterval=2):
         captions, noise, text, names = Sounds(pool[start : start + BATCH], pipeline, BATCH, SEED + start)[0]
-        known = lessons(names, reader.scenes(captions, noise, text, names), torch.zeros(BATCH, CHANNELS))
-        _, places = reader.told(noise, text)
+        heard, places = reader.told(noise, text)
+        known = lessons(names, nearest_scenes(captions, names, levels_heard(heard, names), places))
         found.append(places[known.samples, known.rows])
         wanted.append(known.features["place"])
         samples.append((captions, known.samples + start))

@@ -12,7 +12,6 @@ from sgworld.language import t5_tokenizer
 from sgworld.world.compose import compose
 from sgworld.world.examples import caption_pool, cells, lessons, told_stands
 from sgworld.world.hearing import named
-from sgworld.world.meaning import CHANNELS
 from sgworld.world.recipe import TOKENS
 from sgworld.world.specification import SLOTS, Caption
 from sgworld.world.told import agreement
@@ -22,7 +21,7 @@ from tests.sgworld.world.small import POOL
 def test_places_are_those_of_the_named_objects() -> None:
     scenes = [compose(caption, u) for caption, u in zip(POOL, np.random.default_rng(1).random((2, SLOTS)), strict=True)]
     names = named(t5_tokenizer(TOKENS, ","), POOL)
-    known = lessons(names, scenes, torch.zeros(2, CHANNELS))
+    known = lessons(names, scenes)
     assert known.features["place"].shape == (5, 18) and known.rows is names.rows
     for index, placed in enumerate(placed for scene in scenes for placed in scene.objects):
         angle = torch.atan2(known.features["place"][index, 8], known.features["place"][index, 0]).item() % (2 * np.pi)
@@ -32,7 +31,7 @@ def test_places_are_those_of_the_named_objects() -> None:
 def test_links_and_frames_are_those_of_related_objects() -> None:
     caption = Caption(("cat", "dog", "ball", "cup"), (("dog", "left of", "cat"), ("ball", "above", "cat")))
     scene = compose(caption, np.random.default_rng(4).random(SLOTS))
-    known = lessons(named(t5_tokenizer(TOKENS, ","), [caption]), [scene], torch.zeros(1, CHANNELS))
+    known = lessons(named(t5_tokenizer(TOKENS, ","), [caption]), [scene])
 
     def lengths(step: str, number: int, object_: int) -> float:
         """The number-th length of an object, cells, read off its lowest frequency."""
@@ -69,7 +68,7 @@ def test_captions_are_drawn_once(tmp_path: Path) -> None:
 def test_stands_are_read_off_features_of_places() -> None:
     scenes = [compose(caption, u) for caption, u in zip(POOL, np.random.default_rng(2).random((2, SLOTS)), strict=True)]
     names = named(t5_tokenizer(TOKENS, ","), POOL)
-    known = lessons(names, scenes, torch.zeros(2, CHANNELS))
+    known = lessons(names, scenes)
     told = torch.full((2, TOKENS, 18), 9.0)
     told[known.samples, known.rows] = known.features["place"] + 0.05
     for scene, stands in zip(scenes, told_stands(told, names, POOL), strict=True):
@@ -81,7 +80,7 @@ def test_stands_are_read_off_features_of_places() -> None:
 
 def test_what_is_told_is_counted_by_captions() -> None:
     scenes = [compose(caption, u) for caption, u in zip(POOL, np.random.default_rng(2).random((2, SLOTS)), strict=True)]
-    known = lessons(named(t5_tokenizer(TOKENS, ","), POOL), scenes, torch.zeros(2, CHANNELS))
+    known = lessons(named(t5_tokenizer(TOKENS, ","), POOL), scenes)
     middles = [(each.y + each.h / 2, each.x + each.w / 2) for scene in scenes for each in scene.objects]
     assert torch.allclose(cells(known.features["place"]), torch.tensor(middles))
     whole = agreement(known.features["place"], known, POOL)
@@ -91,7 +90,7 @@ def test_what_is_told_is_counted_by_captions() -> None:
     }
     ball, *others = scenes[1].objects
     moved = replace(scenes[1], objects=(replace(ball, x=ball.x + 2), *others))
-    other = lessons(named(t5_tokenizer(TOKENS, ","), POOL), [scenes[0], moved], torch.zeros(2, CHANNELS))
+    other = lessons(named(t5_tokenizer(TOKENS, ","), POOL), [scenes[0], moved])
     found = agreement(other.features["place"], known, POOL)
     two, three = found["2 objects, relations said: 1"], found["3 objects, relations said: 0"]
     assert two["within_a_cell"] == 1 and three["within_a_cell"] == 0 and three["error"] > 0

@@ -26,7 +26,7 @@ from sgworld.world.generator import (
 from sgworld.world.hearing import Encoded, Sounds
 from sgworld.world.raster import render
 from sgworld.world.recipe import TOKENS
-from sgworld.world.rows import Reader, held_by_reading, mute
+from sgworld.world.rows import Reader, held_by_reading, mute, muted
 from tests.sgworld.world.small import BEHIND, POOL
 
 
@@ -82,9 +82,14 @@ def test_what_is_not_explained_is_logged_by_own_steps() -> None:
     def zero(states: torch.Tensor, times: torch.Tensor, _: Encoded) -> torch.Tensor:
         return states / times[:, None, None]
 
-    _, logged = losses_of(zero, batch, Mixture(between=0.0), _generator(6))
-    assert set(logged) == {"unexplained"}
-    assert logged["unexplained"].item() == pytest.approx(scenes.square().mean().item() / scenes.var(0).mean().item(), rel=1e-4)
+    def share(*rows: int) -> float:
+        return float(scenes[list(rows)].square().mean() / scenes.var(0).mean())
+
+    _, logged = losses_of(zero, batch, LEADING, _generator(6))
+    assert {name: each.item() for name, each in logged.items()} == pytest.approx(
+        {"unexplained": share(*range(4, 12)), "led_1": share(12), "led_2": share(13), "led_3": share(14, 15)}, rel=1e-4
+    )
+    assert set(losses_of(zero, batch, Mixture(between=0.0), _generator(6))[1]) == {"unexplained"}
 
 
 def test_reading_is_held_while_drawing_is_learned(pipeline: FluxPipeline, tmp_path: Path) -> None:
@@ -102,7 +107,7 @@ def test_reading_is_held_while_drawing_is_learned(pipeline: FluxPipeline, tmp_pa
     assert {"transformer_blocks.2.ff.net.2.weight", "transformer_blocks.4.ff_context.net.2.weight", "proj_out.weight"} <= moved
     for own, kept in zip(Reader(model, BEHIND, TOKENS).told(noise, text), reader.told(noise, text), strict=True):
         assert torch.equal(own, kept)
-    assert all(each.requires_grad for each in model.parameters())
+    assert muted(model, BEHIND) and all(each.requires_grad for each in model.parameters())
 
 
 def test_times_are_the_schedulers() -> None:

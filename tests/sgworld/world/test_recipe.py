@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import FluxPipeline
 
+from sgpipe.errors import DataError
 from sgworld.flux import build_transformer
 from sgworld.world.generator import LEADING, SHIFT, STARTING, Phase
 from sgworld.world.hearing import Sounds
@@ -33,3 +35,10 @@ def test_a_generator_is_taught_to_read_on_and_then_to_draw(pipeline: FluxPipelin
     assert trained.scheduler.config.shift == SHIFT and not list(out.rglob("mini-clip"))
     train(tmp_path / "other", tmp_path / "drawn", ("flux",), recipe, start)
     assert torch.equal(told(tmp_path / "drawn" / "mini-flux"), told(start))
+
+
+def test_a_start_that_does_not_read_by_itself_is_refused(pipeline: FluxPipeline, tmp_path: Path) -> None:
+    pipeline.register_modules(transformer=build_transformer(5, len(BLOCKS)))
+    pipeline.save_pretrained(tmp_path / "start")
+    with pytest.raises(DataError, match="13 double-stream blocks that read on text rows alone"):
+        train(tmp_path / "state", tmp_path / "out", ("flux",), Recipe(captions=2), tmp_path / "start")

@@ -53,8 +53,8 @@ def test_a_frozen_reader_draws_what_comes_nearest(pipeline: FluxPipeline, model:
     captions, noise, text, names = Sounds(POOL, pipeline, 8, 3)[2]
     scenes, (heard, told) = reader.scenes(captions, noise, text, names), reader.told(noise, text)
     own, given = told[names.samples, names.rows], uniforms(levels_heard(heard, names))
-    by_slots = lessons(names, [meant(*each) for each in zip(captions, given, strict=True)], torch.zeros(8, 16)).features["place"]
-    by_told = lessons(names, scenes, torch.zeros(8, 16)).features["place"]
+    by_slots = lessons(names, [meant(*each) for each in zip(captions, given, strict=True)]).features["place"]
+    by_told = lessons(names, scenes).features["place"]
     assert (cells(own) - cells(by_told)).abs().sum() < (cells(own) - cells(by_slots)).abs().sum()
     with torch.no_grad():
         model.transformer_blocks[1].ff_context.net[2].bias += 1

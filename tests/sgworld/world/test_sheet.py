@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from sgworld.world.__main__ import app
 from sgworld.world.captions import sample_caption
+from sgworld.world.drawn import ASKED, NOISES, write_drawn
 from sgworld.world.measure import draw
-from sgworld.world.sheet import ASKED, NOISES, write_drawn
 from sgworld.world.sprites import SIDE
 
 
