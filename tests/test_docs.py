@@ -46,20 +46,15 @@ def test_the_index_has_every_page_and_every_stage(repo_root: Path) -> None:
     assert [name for name in stages if f"`{name}`" not in index] == []
 
 
-NO_COMMAND = {"README", "parameters", "architecture", "extending", "distributed"}
-"""The index; what is made from the code; a map of the packages; how to write code; one knob of params.yaml, which is shown."""
-
-
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
-def test_a_page_starts_with_what_you_get_and_the_command(page: Path) -> None:
-    if page.stem in ("README", "parameters"):
-        return
+def test_a_page_starts_with_what_you_get_then_a_picture_then_the_command(page: Path) -> None:
     _, title, first, rest = re.split(r"^(# .*)\n\n(.*)$", page.read_text(encoding="utf-8"), maxsplit=1, flags=re.MULTILINE)
     assert title and first.startswith("What you get: ")
     head = rest.partition("\n## ")[0]
-    if page.stem not in NO_COMMAND:
-        command = re.search(r"^```\n(?:sgpipe|sgworld|dvc|make|python -m) |^```python\n", head, re.MULTILINE)
-        assert command, "no command before the first section"
+    picture, block = head.find("!["), re.search(r"^```", head, re.MULTILINE)
+    assert 0 < picture, "no picture before the first section"
+    assert block and picture < block.start(), "the command, or what to write into params.yaml, is missing or stands before the picture"
+    assert re.search(r"^```\n(?:sgpipe|sgworld|dvc|make|python -m) |^```(?:python|yaml)\n|^references/", head, re.MULTILINE)
 
 
 PICTURE = re.compile(r"!\[([^\]]*)\]\(((?:docs/)?images/[^)\s]+)\)")

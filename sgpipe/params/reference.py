@@ -30,9 +30,13 @@ _BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("multiple_of
 
 HEAD = f"""# Parameters
 
-Every knob of `params.yaml`, made from the code by `sgpipe params reference > docs/parameters.md`; a test fails where they differ.
+What you get: every knob of `params.yaml`, made from the code by `sgpipe params reference > docs/parameters.md`; a test fails where they differ.
 
 ![The terminal after `sgpipe params show`: the first sections with their values](images/parameters.svg)
+
+```
+sgpipe params show      # what params.yaml means, in resolved form
+```
 
 - *params.yaml*: the value of the embedded default. *Left out*: what holds where the file does not name the knob.
 - A knob is changed by an edit, or for one experiment by `dvc exp run -S 'section.knob=value'` ([experiments](experiments.md)).
