@@ -52,8 +52,8 @@ def test_a_page_starts_with_what_you_get_then_a_picture_then_the_command(page: P
     assert title and first.startswith("What you get: ")
     head = rest.partition("\n## ")[0]
     picture, block = head.find("!["), re.search(r"^```", head, re.MULTILINE)
-    assert 0 < picture, "no picture before the first section"
-    assert block and picture < block.start(), "the command, or what to write into params.yaml, is missing or stands before the picture"
+    assert picture > 0, "no picture before the first section"
+    assert block and picture < block.start(), "the command, or what to write into params.yaml, is missing or comes first"
     assert re.search(r"^```\n(?:sgpipe|sgworld|dvc|make|python -m) |^```(?:python|yaml)\n|^references/", head, re.MULTILINE)
 
 

@@ -30,7 +30,8 @@ _BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("multiple_of
 
 HEAD = f"""# Parameters
 
-What you get: every knob of `params.yaml`, made from the code by `sgpipe params reference > docs/parameters.md`; a test fails where they differ.
+What you get: every knob of `params.yaml`. The page is made from code (`sgpipe params reference > docs/parameters.md`); a test
+fails where they differ.
 
 ![The terminal after `sgpipe params show`: the first sections with their values](images/parameters.svg)
 

@@ -33,6 +33,17 @@ def environment() -> dict[str, str]:
     return found
 
 
+def test_the_artifact_is_the_adapter_of_an_arm_of_the_default() -> None:
+    """What `dvc artifacts` finds is written by a stage, whatever blocks or generator params.yaml names."""
+    pipeline, params = (yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) for name in ("dvc.yaml", "params.yaml"))
+    found = pipeline["artifacts"]["graph-adapter"]
+    stage, arm, folder = Path(found["path"]).parts[-3:]
+    written = [next(iter(each)) for each in pipeline["stages"]["train_lora"]["do"]["outs"]]
+    assert f"outputs/{stage}/${{key}}" in written
+    assert arm in params["arms"] and folder == "adapter" and found["type"] == "model"
+    assert params["lora"]["blocks"] not in found["desc"] and params["backbone"]["model"] not in found["desc"]
+
+
 def run(root: Path, *command: str) -> str:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
