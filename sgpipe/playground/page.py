@@ -27,8 +27,8 @@ START: Final = [["dog", "left of", "cat"]]
 HISTORY = 24
 """Drawings that a session keeps."""
 CSS = """
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 17rem)); gap: 0.8rem; margin: 0; }
-.panels figure, .maps figure { margin: 0; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.8rem; margin: 0; }
+.panels figure, .maps figure { margin: 0; max-width: 17rem; }
 .panels img { width: 100%; image-rendering: pixelated; border-radius: 8px; }
 .panels figcaption { font-weight: 600; margin-bottom: 0.25rem; }
 .panels ul { margin: 0.3rem 0 0; padding-left: 1.1rem; font-size: 0.9em; }
