@@ -15,14 +15,14 @@ import msgspec
 from sgpipe.datasets.visual_genome.records import Malformed, raw_records
 from sgpipe.datasets.visual_genome.spans import Span, exact_spans, guessed_spans, list_start
 from sgpipe.errors import DataError, SgpipeError
-from sgpipe.runs.state import die_with_parent
+from sgpipe.runs.parent import die_with_parent
 
 if TYPE_CHECKING:
     from sgpipe.datasets.base import Batch, Progress
 
 
 Spans = Sequence[Span]
-RUN = 8
+RUN = 16
 """Spans that are read and judged in one go: each is small for the processor's cache, the run large for vector arithmetic."""
 Submit = Callable[..., "Future[Any]"]
 """Starts a function, whose first argument is a span, in another process."""
