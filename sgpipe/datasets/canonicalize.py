@@ -17,7 +17,7 @@ from sgpipe.datasets.base import VISUAL_GENOME, Batch, DataSet, Progress, Work
 from sgpipe.datasets.built_in import open_other
 from sgpipe.datasets.config import Canonicalize, Data
 from sgpipe.datasets.splits import Splitter
-from sgpipe.datasets.tables import ATTRIBUTES, IMAGES, OBJECTS, REJECTS, RELATIONS, TableWriter
+from sgpipe.datasets.tables import ATTRIBUTES, IMAGES, OBJECTS, REJECTS, RELATIONS, TableWriter, plain_arrow
 from sgpipe.errors import DataError
 from sgpipe.relations.predicates import PREDICATES
 from sgpipe.runs.atomic import atomic_path
@@ -90,6 +90,7 @@ def canonicalize(
     """
     about, folder = data_set.about(), out / ".work"
     with ExitStack() as stack:
+        stack.enter_context(plain_arrow())
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)

@@ -43,7 +43,9 @@ def repeated(*columns: NDArray[np.int64]) -> NDArray[np.bool_]:
     return result
 
 
-_fault = lru_cache(REMEMBERED)(name_fault)
+@lru_cache(REMEMBERED)
+def _name_code(name: str) -> int:
+    return CODE["name empty"] if not name else CODE["name invalid"] if name_fault(name) else 0
 
 
 def _encoded(texts: Strings | list[str]) -> tuple[NDArray[np.int32], list[str]]:
@@ -63,6 +65,11 @@ def _taken(texts: Strings | list[str], rows: NDArray[np.int64]) -> Strings:
     return found.dictionary_decode() if isinstance(found, pa.DictionaryArray) else found
 
 
+def _sides(boxes: NDArray) -> NDArray[np.float32]:
+    """Boxes `[N, 4]` as columns `[4, N]` of a table."""
+    return np.ascontiguousarray(boxes.T, dtype=np.float32)
+
+
 def _without_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether boxes `[N, 4]` have no width or no height in the tables' float32, where a tiny side is 0."""
     with np.errstate(over="ignore"):
@@ -74,11 +81,14 @@ def _rejects(file: str, invalid: Sequence[Invalid], **columns: Any) -> pa.Table:
     """Rows of `rejects.parquet`: `columns` of the records that were read, then those that could not be read at all."""
     count = len(columns["reason"])
     columns = {"file": pa.repeat(file, count), "relationship_id": pa.nulls(count, pa.int64()), **columns}
+    table = pa.table(columns, schema=REJECTS)
+    if not invalid:
+        return table
     damaged = [
         dict(zip(REJECTS.names, (file, each.record, each.image_id, each.item_id, "invalid", each.raw), strict=True))
         for each in invalid
     ]
-    return pa.concat_tables([pa.table(columns, schema=REJECTS), pa.Table.from_pylist(damaged, schema=REJECTS)])
+    return pa.concat_tables([table, pa.Table.from_pylist(damaged, schema=REJECTS)])
 
 
 def image_tables(
@@ -172,15 +182,14 @@ class Objects:
         """From boxes as annotated and the sizes of their images."""
         clipped = clip(boxes, width, height)
         index, values = _encoded(names)
-        empty, faulty = (np.array(list(map(test, values)), dtype=bool)[index] for test in (lambda name: not name, _fault))
-        reasons = {
-            "id missing": ids == MISSING,
-            "name empty": empty,
-            "name invalid": faulty,
-            "box empty": _without_area(boxes),
-            "box outside image": _without_area(clipped),
-        }
-        codes = np.select(list(reasons.values()), [CODE[reason] for reason in reasons], 0)
+        name_codes = np.array(list(map(_name_code, values)), dtype=np.int64)[index]
+        faults: list[tuple[NDArray, Any]] = [
+            (ids == MISSING, CODE["id missing"]),
+            (name_codes > 0, name_codes),
+            (_without_area(boxes), CODE["box empty"]),
+            (_without_area(clipped), CODE["box outside image"]),
+        ]
+        codes: NDArray = np.select([fault for fault, _ in faults], [code for _, code in faults], 0)
         return cls(ids, names if isinstance(names, pa.DictionaryArray) else pa.chunked_array([names]), clipped, codes)
 
 
@@ -199,7 +208,7 @@ def object_tables(
         "name": _taken(objects.names, keep),
         "raw_name": _taken(raw_names, keep),
     }
-    columns |= {name: objects.boxes[keep, i].astype(np.float32) for i, name in enumerate(BOX)}
+    columns |= dict(zip(BOX, _sides(objects.boxes[keep]), strict=True))
     rejects = _rejects(
         items.file, invalid,
         record=items.record[drop], image_id=items.image[drop], reason=[REASONS[code] for code in codes[drop]],
@@ -212,7 +221,7 @@ def _relation_columns(s: NDArray, o: NDArray, ids: NDArray, boxes: NDArray) -> d
     """Ids and boxes of subjects and objects, given by their rows."""
     columns: dict[str, Any] = {"subject_id": ids[s], "object_id": ids[o]}
     for prefix, side in (("s", s), ("o", o)):
-        columns |= {f"{prefix}{name}": boxes[side, i].astype(np.float32) for i, name in enumerate(BOX)}
+        columns |= dict(zip((f"{prefix}{name}" for name in BOX), _sides(boxes[side]), strict=True))
     return columns
 
 

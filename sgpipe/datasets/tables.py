@@ -4,7 +4,9 @@ Boxes are `x, y, w, h` in pixels of the full image, origin at the top left. The 
 and types come from the schema, writer settings are fixed, and nothing that changes between runs is stored.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -68,6 +70,26 @@ MAP_ITEMS: Final = pa.schema([*_texts("triple_id", "predicate", "condition", "pr
 mean over a sampling). Files of maps add `saliency` and `cross`, see `sgpipe/attention_maps/files.py`."""
 
 ROW_GROUP: Final = 1 << 17
+
+
+@contextmanager
+def plain_arrow() -> Iterator[None]:
+    """Have pyarrow make many small tables in less time and memory.
+
+    It imports pandas for the first array that it makes, if it is installed: half a second and 50 MiB. Its own allocator gives freed
+    memory back to the system at once, and the next table gets it page by page. What asks for pandas' objects later gets them.
+    """
+    if "pandas" not in sys.modules:
+        sys.modules["pandas"] = None  # type: ignore[assignment]  # an import finds none, and pyarrow remembers that
+        with suppress(AttributeError):  # where the import gives this None instead of an ImportError
+            pa.array([], pa.int64())
+        del sys.modules["pandas"]
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(usual)
 
 
 def write_table(table: pa.Table, path: Path) -> None:

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from sgpipe.errors import StateError
 from sgpipe.probes.jobs import Bench, Result, Unit
+from sgpipe.runs.parent import die_with_parent
 from sgpipe.runs.processes import Processes
-from sgpipe.runs.state import die_with_parent
 
 _bench: Bench | None = None
 """What a worker fits on; opened once."""

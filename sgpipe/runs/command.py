@@ -68,7 +68,7 @@ def run(main: Callable[..., None]) -> None:
     what is no stage, and for a call for help.
     """
     from sgpipe.runs.code import begin_stage, check_unchanged
-    from sgpipe.runs.state import die_with_parent
+    from sgpipe.runs.parent import die_with_parent
 
     die_with_parent()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,19 +24,6 @@ from sgpipe.runs.progress import AGAIN, keeps
 
 SHARED = "SGPIPE_SHARED"
 """Names the folder that `beside_cache` finds, for a process that outlives the workspace whose configuration says it."""
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent goes, since `kill -9` of DVC leaves its children. Linux only."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def user_dir(path: Path) -> Path:

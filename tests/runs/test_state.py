@@ -215,7 +215,7 @@ def test_folder_hash_sees_names_and_contents(tmp_path: Path) -> None:
 
 
 def test_a_stage_dies_with_its_parent() -> None:
-    child = "import time; from sgpipe.runs.state import die_with_parent; die_with_parent(); print('up', flush=True); time.sleep(60)"
+    child = "import time; from sgpipe.runs.parent import die_with_parent as die; die(); print('up', flush=True); time.sleep(60)"
     code = (
         "import subprocess, sys, time\n"
         f"p = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, text=True)\n"

@@ -41,7 +41,7 @@ def ending(with_: Exception) -> Callable[[], None]:
 def test_what_a_user_can_mend_is_one_line(
     error: Exception, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sgpipe.runs.state.die_with_parent", lambda: None)
+    monkeypatch.setattr("sgpipe.runs.parent.die_with_parent", lambda: None)
     monkeypatch.setattr("sys.argv", ["stage"])
     with pytest.raises(SystemExit) as ended:
         command.run(ending(error))
@@ -88,7 +88,7 @@ def test_a_read_only_parameter_file_is_left_as_it_is(tmp_path: Path, repo_root: 
 
 
 def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sgpipe.runs.state.die_with_parent", lambda: None)
+    monkeypatch.setattr("sgpipe.runs.parent.die_with_parent", lambda: None)
     monkeypatch.setattr("sys.argv", ["stage"])
     with pytest.raises(ConnectionResetError):
         command.run(ending(ConnectionResetError(errno.ECONNRESET, "reset")))

@@ -63,15 +63,15 @@ class VisualGenome(VisualGenomeImages):
         def reading(kind: Kind, submit: Submit) -> Callable[[Sequence[Span]], Future[Columns]]:
             return lambda spans: submit(read_spans, spans, kind, keys, work.folder)
 
-        found = ImageTables()
-        yield from read_pass(images, reading("images", at_once), 1, found.tables, work.progress)
-        if not (sizes := found.sizes()).size:
-            return
-        annotations = Annotations(self.root, keys, sizes, work)
         size = sum(path.stat().st_size for path in (objects, relationships) if path.is_file())
         workers = work.workers if size > _SMALL else 1
         ahead = 2 * workers if workers > 1 else 1  # so that no process waits
         with processes(workers) as submit:
+            found = ImageTables()
+            yield from read_pass(images, reading("images", at_once), 1, found.tables, work.progress)
+            if not (sizes := found.sizes()).size:
+                return
+            annotations = Annotations(self.root, keys, sizes, work)
             with LookupWriter(work.folder / FILES[1]) as lookup:
                 yield from read_pass(objects, reading("objects", submit), ahead, annotations.objects(lookup), work.progress)
             if older is not None:

@@ -4,6 +4,7 @@ An image's entries lie together, sorted by id, so a span of relationships reads 
 and memory holds 24 bytes per image.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -49,11 +50,11 @@ class LookupWriter:
     def write(self, images: NDArray[np.int64], entries: NDArray) -> None:
         """Add entries of these images; of two with the same id the first counts."""
         order = np.lexsort([entries["id"], images])
-        images, entries = images[order], entries[order]
+        images, ids = images[order], entries["id"][order]
         again = np.zeros(len(images), dtype=bool)
-        again[1:] = (images[1:] == images[:-1]) & (entries["id"][1:] == entries["id"][:-1])
-        images, entries = images[~again], entries[~again]
-        self._stream.write(entries.tobytes())
+        again[1:] = (images[1:] == images[:-1]) & (ids[1:] == ids[:-1])
+        images = images[~again]
+        self._stream.write(entries.take(order[~again]).tobytes())
         unique, start, counts = np.unique(images, return_index=True, return_counts=True)
         self._parts.append(np.stack([unique, self._length + start, counts]))
         self._length += len(images)
@@ -61,15 +62,14 @@ class LookupWriter:
 
 @dataclass(frozen=True)
 class Entries:
-    """Keys of the entries of several images, sorted, and the entries' numbers."""
+    """Entries of several images, and their keys, which are sorted."""
 
     keys: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    entries: NDArray
 
     def find(self, image: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Numbers of the entries with these ids in the images of these indices; -1 where there is none."""
-        at = find_sorted(self.keys, (image << ID_BITS) | np.maximum(ids, 0))
-        return np.append(self.rows, -1)[at]
+        """Rows of the entries with these ids in the images of these indices; -1 where there is none."""
+        return find_sorted(self.keys, (image << ID_BITS) | np.maximum(ids, 0))
 
 
 def lookups(folder: Path) -> list["Lookup"]:
@@ -78,18 +78,20 @@ def lookups(folder: Path) -> list["Lookup"]:
 
 
 class Lookup:
-    """The lookup of a folder, all written; what it reads of the files counts as memory until it is gone."""
+    """The lookup of a folder, all written."""
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "entries.bin"
-        self.entries = np.memmap(path, ENTRY, "r") if path.stat().st_size else np.zeros(0, dtype=ENTRY)
-        self._known, self._start, self._counts = np.load(folder / "index.npy", mmap_mode="r").view(np.ndarray)
-        self._ids = self.entries.view(np.ndarray)["id"]
+        self._path = folder / "entries.bin"
+        self._known, self._start, self._counts = np.load(folder / "index.npy")
 
     def of(self, images: NDArray[np.int64]) -> Entries:
         """Entries of some images."""
         at = find_sorted(self._known, images)
-        start, counts = (np.append(values, 0)[at] for values in (self._start, self._counts))
-        owner = np.arange(len(images)).repeat(counts)
-        rows = np.arange(len(owner)) + (start - np.cumsum(counts) + counts).repeat(counts)
-        return Entries((owner << ID_BITS) | self._ids[rows], rows)
+        there = np.flatnonzero(at >= 0)
+        start, counts = self._start[at[there]], self._counts[at[there]]
+        runs = np.flatnonzero(start != np.append(-1, start + counts)[:-1])  # what lies together is read at once
+        lengths = np.add.reduceat(counts, runs) if len(runs) else counts
+        places = (ENTRY.itemsize * np.stack([lengths, start[runs]], axis=1)).tolist()
+        with self._path.open("rb") as stream:
+            entries = np.frombuffer(b"".join([os.pread(stream.fileno(), *place) for place in places]), ENTRY)
+        return Entries((there.repeat(counts) << ID_BITS) | entries["id"], entries)

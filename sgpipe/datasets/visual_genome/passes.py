@@ -15,7 +15,7 @@ import msgspec
 from sgpipe.datasets.visual_genome.records import Malformed, raw_records
 from sgpipe.datasets.visual_genome.spans import Span, exact_spans, guessed_spans, list_start
 from sgpipe.errors import DataError, SgpipeError
-from sgpipe.runs.state import die_with_parent
+from sgpipe.runs.parent import die_with_parent
 
 if TYPE_CHECKING:
     from sgpipe.datasets.base import Batch, Progress
@@ -40,11 +40,13 @@ def at_once(work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
 
 @contextmanager
 def processes(count: int) -> Iterator[Submit]:
-    """What starts functions in `count` processes, or in this one where `count` is 1."""
+    """What starts functions in `count` processes, which get ready at once, or in this one where `count` is 1."""
     if count == 1:
         yield at_once
     else:
         with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), die_with_parent) as pool:
+            for _ in range(count):
+                pool.submit(int)
             yield pool.submit
 
 

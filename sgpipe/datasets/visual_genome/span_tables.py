@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sgpipe.datasets import rows
 from sgpipe.datasets.base import Batch, Work
 from sgpipe.datasets.visual_genome.columns import Columns, Described, Images, Objects, Relations, Texts, read_spans
-from sgpipe.datasets.visual_genome.lookup import ENTRY, NAMES, LookupWriter, find_sorted, lookups
+from sgpipe.datasets.visual_genome.lookup import ENTRY, NAMES, LookupWriter, find_sorted
 from sgpipe.datasets.visual_genome.spans import Span
 from sgpipe.relations.aliases import PredicateMap, canonical_names, read_aliases
 
@@ -74,7 +74,7 @@ class Annotations:
             place = np.full(len(objects.ids), -1)
             place[keep] = np.arange(len(keep))
             row, other = found.merged[place[found.merged[:, 0]] >= 0].T
-            merged = entries[place[row]]
+            merged = entries.take(place[row])
             merged["id"] = other
             image = items.image[np.concatenate([keep, row])]
             lookup.write(image, np.concatenate([entries, merged]))
@@ -87,6 +87,7 @@ class Annotations:
         """What makes tables of spans of relationships.json."""
         self._seen[:] = False
         listed = pa.array(self._names, pa.string())
+        files = [name for name in NAMES if (self._work.folder / name).is_dir()]
 
         def tables(spans: Sequence[Span], columns: Columns) -> Batch:
             positions = find_sorted(self._image_ids, columns.images)
@@ -95,28 +96,24 @@ class Annotations:
                 columns = read_spans(spans, "relationships", self._keys, self._work.folder, again)
             found: Relations = columns.items
             items, position = self._items(spans, columns)
-            row = found.found.reshape(-1)
-            files = lookups(self._work.folder)
-            starts = np.cumsum([0, *(len(lookup.entries) for lookup in files)])
-            source = np.searchsorted(starts, row, side="right") - 1
+            source = found.source.reshape(-1)
             is_own = source < 0
             own = self._checked(found.own, position.repeat(2)[is_own])
-            entries = np.empty(len(row), dtype=ENTRY)
-            for number, lookup in enumerate(files):
-                entries[source == number] = lookup.entries[row[source == number] - starts[number]]
-            entries = entries[~is_own]
-            names = np.empty(len(row), dtype=np.int32)
-            names[is_own], names[~is_own] = len(listed) + found.own.names.codes, entries["name"]
-            dictionary = pa.concat_arrays([listed, own.names.dictionary])
-            ids, boxes, codes = np.empty(len(row), dtype=np.int64), np.empty((len(row), 4)), np.zeros(len(row), dtype=np.int64)
-            ids[is_own], boxes[is_own], codes[is_own] = own.ids, own.boxes, own.codes
-            ids[~is_own], boxes[~is_own] = entries["object_id"], entries["box"]
-            ends = rows.Objects(ids, pa.DictionaryArray.from_arrays(names, dictionary), boxes, codes)
+            entries = found.found
+            ends = rows.Objects(
+                np.concatenate([entries["object_id"], own.ids]),
+                pa.DictionaryArray.from_arrays(
+                    np.concatenate([entries["name"], len(listed) + found.own.names.codes]),
+                    pa.concat_arrays([listed, own.names.dictionary]),
+                ),
+                np.concatenate([entries["box"], own.boxes.astype(np.float32)]),
+                np.concatenate([np.zeros(len(entries), dtype=np.int64), own.codes]),
+            )
+            joined = np.where(is_own, len(entries) + np.cumsum(is_own), np.cumsum(~is_own)).reshape(-1, 2).T - 1
             predicates = _texts(found.predicates, found.predicates.values)
-            joined = np.arange(len(row)).reshape(-1, 2).T
             kept, rejects = rows.relation_tables(items, found.ids, predicates, self._codes_of, joined, ends, columns.invalid)
-            counts = [*np.bincount(source[~is_own], minlength=len(files)).tolist(), int(is_own.sum())]
-            endpoints = dict(zip((*NAMES[: len(files)], spans[0].path.name), counts, strict=True))
+            counts = np.roll(np.bincount(source + 1, minlength=1 + len(files)), -1).tolist()
+            endpoints = dict(zip((*files, spans[0].path.name), counts, strict=True))
             return Batch("relations", spans[0].path, len(found.ids) + len(columns.invalid), kept, rejects, endpoints=endpoints)
 
         return tables

@@ -19,7 +19,7 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _SEPARATOR = re.compile(rb"\s*,\s*")
 _FIRST_KEY = re.compile(rb'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:', re.DOTALL)
 _LOOK = 1 << 20
-_WINDOW = 1 << 16
+_WINDOW = 1 << 14
 """First looked at, for a cut; more where there is none."""
 _LARGEST = 64 << 20
 """No record of an image is this large; a longer one has lost a quote or a bracket."""
