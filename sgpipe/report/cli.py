@@ -28,16 +28,25 @@ def readme_table(
     from sgpipe.report.tables import begin, replace_table, short_headline
     from sgpipe.report.tables import localisation as joint_table
     from sgpipe.report.tables import sweep as sweep_table
+    from sgpipe.report.written import EVALUATION, as_written
 
     if not readme.is_file():
         raise SgpipeError(f"{readme}: no such file; run from the repository root or give --readme")
     before = readme.read_text(encoding="utf-8")
-    after = replace_table(before, "evaluation", short_headline(read_metrics(evaluation)).markdown())
+    found = read_metrics(evaluation)
+    with as_written(evaluation, *EVALUATION):
+        table = short_headline(found).markdown()
+    after = replace_table(before, "evaluation", table)
     if sweep.is_file():
-        after = replace_table(after, "sweep", sweep_table(read_metrics(sweep)).markdown())
+        found = read_metrics(sweep)
+        with as_written(sweep, "metrics of a sweep", "sgpipe report sweep"):
+            table = sweep_table(found).markdown()
+        after = replace_table(after, "sweep", table)
     if joint.is_file() and begin("localisation") in after:
         found = read_metrics(joint)
-        after = replace_table(after, "localisation", replace(joint_table(found), caption="", note=found["sentence"]).markdown())
+        with as_written(joint, "table of localisation", "sgpipe report localisation"):
+            table = replace(joint_table(found), caption="", note=found["sentence"]).markdown()
+        after = replace_table(after, "localisation", table)
     if after == before:
         print(f"{readme}: already in step")
     elif check:
@@ -75,9 +84,10 @@ def localisation_command(
         raise SgpipeError(f"{metrics}: none of {', '.join(f'{name}.json' for name in PARTS)} is there; run `dvc repro localise`")
     backbone, maps = read_params(Backbone, Maps)
     groups = layer_groups(backbone, maps)
+    parts = measured(metrics, groups)
     found = localisation_table(metrics, outputs, groups, resamples, seed)
     write_json(found, metrics / "localisation_table.json", DIGITS)
-    if shown := panels(groups, *measured(metrics)[1:]):
+    if shown := panels(groups, *parts[1:]):
         draw_blocks(shown, groups, backbone.double_blocks, backbone.double_blocks + backbone.single_blocks, figure)
     print(joint_table(found).markdown())
 
@@ -93,8 +103,11 @@ def headline(
 
     from sgpipe.evaluation.arms import read_metrics
     from sgpipe.report.tables import short_headline
+    from sgpipe.report.written import EVALUATION, as_written
 
-    found = short_headline(read_metrics(evaluation))
+    metrics = read_metrics(evaluation)
+    with as_written(evaluation, *EVALUATION):
+        found = short_headline(metrics)
     shown = Table(box=None, pad_edge=False)
     for index, name in enumerate(found.head):
         shown.add_column(name, justify="right" if index else "left", no_wrap=True)

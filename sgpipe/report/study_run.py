@@ -32,6 +32,7 @@ from sgpipe.report.study import (
     sample,
     split_known,
 )
+from sgpipe.report.written import EVALUATION, as_written
 from sgpipe.runs.atomic import DIGITS, defined, new_folder, write_json
 from sgpipe.runs.processes import Processes
 
@@ -106,12 +107,17 @@ def qualified_judge(
 ) -> tuple[str | None, Judge | None, list[str]]:
     """The headline judge's name, itself, and the classes that it may judge; nobody where the evaluation does not qualify it."""
     about: dict[str, Any] = {"ground_truth_accuracy": None, "refused": []}
+    qualified, refused = False, list[str]()
     if evaluation.is_file():
-        about = read_metrics(evaluation)["judges"].get(judges.headline, about)
-    if (about["ground_truth_accuracy"] or 0) < statistics.threshold:
+        found = read_metrics(evaluation)
+        with as_written(evaluation, *EVALUATION):
+            about = found["judges"].get(judges.headline, about)
+            qualified = (about["ground_truth_accuracy"] or 0) >= statistics.threshold
+            refused = list(about["refused"])
+    if not qualified:
         return None, None, []
     judge = open_judge(judges.headline, judges.judges[judges.headline], processes.device)
-    return judges.headline, judge, [name for name in predicates if name not in about["refused"]]
+    return judges.headline, judge, [name for name in predicates if name not in refused]
 
 
 def run_study(

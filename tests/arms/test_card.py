@@ -87,6 +87,19 @@ def test_figures_of_another_training_or_arm_are_refused(folder: Path, tmp_path: 
         completed_card(folder, evaluation(tmp_path / "b", arm="text"))
 
 
+def test_an_evaluation_of_another_layout_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = evaluation(tmp_path)
+    whole = json.loads(path.read_text())
+    for wrong in ([], {"arms": []}, {name: of for name, of in whole.items() if name != "headline"}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match=r"evaluation\.json: (is no metrics of an evaluation|has no arm 'graph'; valid: none)"):
+            completed_card(folder, path)
+    path.write_text(json.dumps(whole))
+    (tmp_path / "lora" / "graph.json").write_text("[]")
+    with pytest.raises(DataError, match=r"graph\.json: is no metrics of a training .*`dvc repro train_lora@graph` writes"):
+        completed_card(folder, path)
+
+
 @pytest.mark.parametrize("targets", [("to_q", "to_k", "to_v", "to_out.0"), ("to_q", "add_v_proj"), ("to_add_out", "to_v")])
 @pytest.mark.parametrize("alpha", [4.0, 6.0])
 def test_diffusers_reads_the_same_updates_from_kohyas_names(
