@@ -6,15 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from sgpipe.arms.adapter import read_about
 from sgpipe.arms.coverage import TRAINED_ON
 from sgpipe.arms.generation import GraphGenerator
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import pipeline_parts
 from sgpipe.backbones.source import identity, locate
-from sgpipe.errors import DataError, ModelError, ParamsError
+from sgpipe.datasets.given import given_table
+from sgpipe.datasets.tables import TRIPLES
+from sgpipe.errors import ModelError, ParamsError
 from sgpipe.evaluation.arms import read_metrics
 from sgpipe.evaluation.config import JudgeParams, Statistics
 from sgpipe.evaluation.judge_factory import open_judge
@@ -88,9 +88,8 @@ def plan_study(
     trained = None if adapter is None else trained_on(adapter)
     names = None if trained is None else trained["names"]
     if known is not None:
-        if not known.is_file():
-            raise DataError(f"--known {known}: no such file; give a table of curated triples, as outputs/curated/triples.parquet")
-        names = sorted({name for row in pq.read_table(known, columns=["objects"])["objects"].to_pylist() for name in row})
+        table = given_table("--known", known, TRIPLES, "outputs/curated/triples.parquet", ["objects"])
+        names = sorted({name for row in table["objects"].to_pylist() for name in row or ()})
     items, left = split_known(study_items(), names)
     if not items:
         raise ParamsError(f"study: no prompt has all its names among the {len(names or [])} known; give another --known")
