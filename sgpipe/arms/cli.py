@@ -34,6 +34,7 @@ def generate(
     from sgpipe.arms.adapter import backbone_of, read_about, use_classes_of
     from sgpipe.arms.coverage import TRAINED_ON, uncovered
     from sgpipe.arms.generation import GraphGenerator, backbone_for
+    from sgpipe.arms.sizes import check_size
     from sgpipe.backbones.families import open_tokenizers
     from sgpipe.backbones.images import write_images
     from sgpipe.backbones.truncation import describe, unknown_tokens
@@ -43,6 +44,7 @@ def generate(
     from sgpipe.graphs.scene_graph import given_graph
     from sgpipe.runs.processes import pick_device
     from sgpipe.runs.progress import progress
+    from sgpipe.runs.quiet import late_bars
 
     where = pick_device(device, 0, "--device")
     about = {} if adapter is None else read_about(adapter)
@@ -59,6 +61,7 @@ def generate(
             raise ParamsError("generate: --size is needed without an adapter, whose training would name one")
         size = backbone_of(about, adapter).resolution
     backbone = backbone_for(model, adapter)
+    check_size(backbone, size)
     tokenizers = open_tokenizers(backbone)
     tokens = tokenizers.prompts([text]) + tokenizers.names(texts_of([scene]))
     said = unknown_tokens(tokens)
@@ -73,6 +76,7 @@ def generate(
         raise ParamsError(f"generate --strict: {'; '.join(said)}")
     for each in said:
         print(f"warning: {each}", file=sys.stderr)
+    late_bars()
     generator = GraphGenerator.load(
         model, adapter, device=str(where), backbone=backbone, guidance=guidance, ahead=([text], [scene])
     )

@@ -31,6 +31,7 @@ def test_the_base_is_shown_in_words(backbone: Backbone, tmp_path: Path) -> None:
         (["--graph", "dog, near, cat", "--size", "32"], "which has no inverse to compare it with; valid: .*left of"),
         (["--graph", DOG], "--size is needed without an adapter"),
         (["--graph", DOG, "--size", "32", "--prompt", "a dog"], "--prompt stands beside a graph that an adapter reads"),
+        (["--graph", DOG, "--size", "33"], "--size: got 33; .*multiples of 4 pixels: give 32 or 36"),
         (["--graph", DOG, "--size", "32", "--rows", "words"], r"--rows\.rows.*got 'words'.*valid: image, text"),
     ],
 )

@@ -242,7 +242,10 @@ def test_the_command_writes_numbers_figures_and_what_it_left_out(
     assert {"consistency", "complexity"} <= set(found["claims"])
     assert Image.open(out / "claims.png").size[0] > 800 and (out / "objects.png").is_file()
     with pytest.raises(DataError, match=r"--known no\.parquet: no such file"):
-        CliRunner().invoke(app, ["study", "--known", "no.parquet"], catch_exceptions=False)
+        CliRunner().invoke(app, [*given, "--known", "no.parquet"], catch_exceptions=False)
+    monkeypatch.setattr(study_run.GraphGenerator, "load", lambda *_, **__: pytest.fail("a pipeline is loaded"))
+    with pytest.raises(ParamsError, match=r"--size: got 63; .* takes multiples of 4 pixels: give 60 or 64"):
+        CliRunner().invoke(app, [*given, "--size", "63"], catch_exceptions=False)
     pq.write_table(pa.table({"objects": [["xylophone"]]}), tmp_path / "known.parquet")
     with pytest.raises(ParamsError, match="no prompt has all its names among the 1 known"):
         CliRunner().invoke(app, given, catch_exceptions=False)
