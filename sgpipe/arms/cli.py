@@ -1,5 +1,6 @@
 """`sgpipe generate`: an image of a graph."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,7 @@ def generate(
     strict: Annotated[
         bool, typer.Option("--strict", help="refuse what is otherwise a warning: truncated, unknown and untrained names and words")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print files, seeds, text, graph, adapter and warnings as JSON")] = False,
 ) -> None:
     """Draw an image of a graph with a trained adapter, or of a prompt with the base."""
     from sgpipe.arms.adapter import backbone_of, read_about, use_classes_of
@@ -83,7 +85,12 @@ def generate(
     seeds = range(seed, seed + count)
     with progress(count * steps, "sampling", "step"):
         images = generator.sample([text] * count, [scene if adapter else None] * count, seeds, steps=steps, size=size)
-    print(*write_images(images, seeds, out), sep="\n")
+    files = [str(path) for path in write_images(images, seeds, out)]
+    if not as_json:
+        return print(*files, sep="\n")
+    shown_graph = None if adapter is None else {"objects": list(scene.objects), "triples": [list(each) for each in scene.triples]}
+    given = {"adapter": None if adapter is None else str(adapter), "model": backbone.model, "prompt": text, "graph": shown_graph}
+    print(json.dumps({"files": files, "seeds": list(seeds), **given, "size": size, "warnings": said}, ensure_ascii=False))
 
 
 def compose(adapters: Parts, out: Annotated[Path, typer.Option(help="folder to write")]) -> None:

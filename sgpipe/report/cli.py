@@ -1,5 +1,6 @@
 """`sgpipe report`: what is made of metrics for readers."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -96,18 +97,25 @@ def localisation_command(
 def headline(
     evaluation: Evaluation = Path("metrics/evaluation.json"),
     report: Annotated[Path, typer.Option(help="page with everything")] = Path("outputs/report/index.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="print the rows as numbers, and the page, as JSON")] = False,
 ) -> None:
     """Print the headline table and where the report is: what `make repro` ends with."""
     from rich.console import Console
     from rich.table import Table
 
     from sgpipe.evaluation.arms import read_metrics
-    from sgpipe.report.tables import short_headline
+    from sgpipe.report.tables import headline_rows, short_headline
     from sgpipe.report.written import EVALUATION, as_written
 
     metrics = read_metrics(evaluation)
     with as_written(evaluation, *EVALUATION):
         found = short_headline(metrics)
+        rows = headline_rows(metrics)
+    if as_json:
+        if not report.is_file():
+            raise SgpipeError(f"{report}: no such file; run `dvc repro report`")
+        judge = metrics["headline"]["judge"]
+        return print(json.dumps({"judge": judge, "rows": rows, "note": found.note, "report": str(report)}, ensure_ascii=False))
     shown = Table(box=None, pad_edge=False)
     for index, name in enumerate(found.head):
         shown.add_column(name, justify="right" if index else "left", no_wrap=True)

@@ -10,11 +10,13 @@ import yaml
 from diffusers import FluxPipeline
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from sgpipe.arms.adapter import save_adapter
 from sgpipe.arms.config import Lora
 from sgpipe.arms.convert import to_kohya, write_kohya
 from sgpipe.arms.lora import LORA_FILE
+from sgpipe.cli import app
 from sgpipe.errors import DataError, ModelError
 from sgpipe.params.blocks import Blocks
 from sgpipe.report.card import completed_card, publish
@@ -134,6 +136,16 @@ def test_a_file_that_diffusers_reads_otherwise_is_not_left(folder: Path, tmp_pat
     with pytest.raises(ModelError, match=r"diffusers reads another LoRA than was written \(missing 0, error 1\)"):
         write_kohya(tmp_path, 4.0, tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_script_reads_what_was_converted(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    ran = CliRunner().invoke(app, ["adapter", "convert", str(folder), "--out", str(out), "--json"], catch_exceptions=False)
+    (said,) = ran.stdout.splitlines()
+    told = json.loads(said)
+    assert (told["file"], out.is_file()) == (str(out), True)
+    assert told["modules"] == sum(name.endswith(".alpha") for name in load_file(out))
+    assert [f"warning: {each}" for each in told["warnings"]] == [line for line in ran.stderr.splitlines() if "graph tokens" in line]
 
 
 def test_single_blocks_have_one_projection_for_all() -> None:

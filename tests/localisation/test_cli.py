@@ -1,5 +1,6 @@
 """`sgpipe localise`: an image for a person, and what it refuses."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,16 @@ def test_the_base_is_shown_in_words(backbone: Backbone, tmp_path: Path) -> None:
     assert done.exit_code == 0 and out.name in done.stdout
     with Image.open(out) as image:
         assert np.asarray(image.convert("L")).std() > 20
+
+
+def test_a_script_reads_what_was_generated(backbone: Backbone, tmp_path: Path) -> None:
+    asked = ["--model", backbone.model, "--prompt", "a photo of dog", "--size", "32", "--steps", "1", "--seed", "3", "--count", "2"]
+    ran = CliRunner().invoke(app, ["generate", *asked, "--out", str(tmp_path / "x.png"), "--json"], catch_exceptions=False)
+    (said,) = ran.stdout.splitlines()
+    told = json.loads(said)
+    assert told["files"] == [str(tmp_path / f"x-{seed}.png") for seed in (3, 4)] and told["seeds"] == [3, 4]
+    assert all(Path(path).is_file() for path in told["files"])
+    assert (told["prompt"], told["size"], told["adapter"], told["graph"]) == ("a photo of dog", 32, None, None)
 
 
 @pytest.mark.parametrize(
