@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from sgpipe.arms.adapter import save_adapter
+from sgpipe.arms.adapter import read_about, save_adapter
+from sgpipe.arms.card import LICENCES, card_text
 from sgpipe.arms.config import Lora
 from sgpipe.arms.convert import to_kohya, write_kohya
 from sgpipe.arms.lora import LORA_FILE
@@ -61,6 +62,17 @@ def test_a_trained_adapter_has_a_card_of_its_own_facts(folder: Path, world: Worl
     assert "FluxPipeline.from_pretrained" in text and 'graph="cat, above, dog"' in text
     assert "LoRA of rank 4 and α 4 on 8 projections of blocks [1..2] and graph tokens of layout `objects`" in text
     assert "read it before you publish" in text and "Nothing yet" in text
+
+
+def test_the_base_that_notice_lists_has_its_licence_on_the_card(folder: Path, repo_root: Path) -> None:
+    """Every base whose licence a card states stands in NOTICE.md with it; of the embedded one, which is ours, too."""
+    about = read_about(folder)
+    listed = [line for line in (repo_root / "NOTICE.md").read_text(encoding="utf-8").splitlines() if "Apache-2.0" in line]
+    for base, licence in LICENCES.items():
+        assert any(base.rpartition("/")[2] in line for line in listed), base
+        text = card_text({**about, "backbone": {**about["backbone"], "model": base}}, "FluxPipeline")
+        assert front(text)["license"] == licence == "apache-2.0" and "read it before you publish" not in text
+    assert "models/mini-flux" in LICENCES
 
 
 def test_the_completed_card_has_every_figure_with_its_interval(folder: Path, tmp_path: Path) -> None:
