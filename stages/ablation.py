@@ -7,6 +7,7 @@ from sgpipe.evaluation.config import Ablation, Evaluate, JudgeParams, Statistics
 from sgpipe.evaluation.judged import image_files, read_judged
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.command import run, write_metrics
+from sgpipe.runs.progress import progress
 from sgpipe.tracking.recorder import record
 from stages import METRICS, NEGATIVES_FILE, TRIPLES_FILE
 
@@ -20,7 +21,8 @@ def main() -> None:
     with record("ablation", sections, [TRIPLES_FILE, NEGATIVES_FILE, images, judged]) as recorded:
         named = [checkpoint_arm(each, epoch) for each in config.runs for epoch in config.epochs]
         verdicts, qualified = read_judged(TRIPLES_FILE.parent, NEGATIVES_FILE, judged, evaluate, judges, statistics, named)
-        found = ablation_figures(verdicts, qualified, image_files(images), config.epochs, config.runs)
+        with progress(len(config.epochs), "ablation", "epoch"):
+            found = ablation_figures(verdicts, qualified, image_files(images), config.epochs, config.runs)
         write_metrics(found, METRICS / "ablation.json", to_builtins(sections), recorded)
 
 

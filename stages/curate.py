@@ -2,9 +2,10 @@
 
 from sgpipe.datasets.tables import IMAGES, OBJECTS, RELATIONS, read_table, write_table
 from sgpipe.graphs.config import Curate
-from sgpipe.graphs.curate import curate
+from sgpipe.graphs.curate import STEPS, curate
 from sgpipe.params.load import read_params, to_builtins
 from sgpipe.runs.command import run, write_metrics
+from sgpipe.runs.progress import progress
 from sgpipe.tracking.recorder import record
 from stages import CANONICAL, MAP_TRIPLES_FILE, METRICS, TRIPLES_FILE
 
@@ -14,7 +15,9 @@ def main() -> None:
     config = read_params(Curate)
     inputs = [CANONICAL / f"{name}.parquet" for name in ("relations", "images", "objects")]
     with record("curate", {"curate": config}, inputs) as recorded:
-        curated = curate(read_table(inputs[0], RELATIONS), read_table(inputs[1], IMAGES), config, read_table(inputs[2], OBJECTS))
+        with progress(STEPS, "curating", "step"):
+            relations, images, objects = map(read_table, inputs, (RELATIONS, IMAGES, OBJECTS))
+            curated = curate(relations, images, config, objects)
         write_table(curated.triples, TRIPLES_FILE)
         write_table(curated.map_triples, MAP_TRIPLES_FILE)
         write_metrics(curated.metrics, METRICS / "curate.json", to_builtins(config), recorded)

@@ -11,6 +11,7 @@ LICENCES: Final = {
     "black-forest-labs/FLUX.1-schnell": "apache-2.0",
     "black-forest-labs/FLUX.2-klein-4B": "apache-2.0",
     "black-forest-labs/FLUX.2-klein-base-4B": "apache-2.0",
+    "models/mini-flux": "apache-2.0",
 }
 """Of the bases that NOTICE.md lists with one that leaves an adapter to its maker; of others the card says to read theirs."""
 

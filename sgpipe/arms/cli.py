@@ -1,5 +1,6 @@
 """`sgpipe generate`: an image of a graph."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,11 +30,13 @@ def generate(
     strict: Annotated[
         bool, typer.Option("--strict", help="refuse what is otherwise a warning: truncated, unknown and untrained names and words")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print files, seeds, text, graph, adapter and warnings as JSON")] = False,
 ) -> None:
     """Draw an image of a graph with a trained adapter, or of a prompt with the base."""
     from sgpipe.arms.adapter import backbone_of, read_about, use_classes_of
     from sgpipe.arms.coverage import TRAINED_ON, uncovered
     from sgpipe.arms.generation import GraphGenerator, backbone_for
+    from sgpipe.arms.sizes import check_size
     from sgpipe.backbones.families import open_tokenizers
     from sgpipe.backbones.images import write_images
     from sgpipe.backbones.truncation import describe, unknown_tokens
@@ -43,6 +46,7 @@ def generate(
     from sgpipe.graphs.scene_graph import given_graph
     from sgpipe.runs.processes import pick_device
     from sgpipe.runs.progress import progress
+    from sgpipe.runs.quiet import late_bars
 
     where = pick_device(device, 0, "--device")
     about = {} if adapter is None else read_about(adapter)
@@ -59,6 +63,7 @@ def generate(
             raise ParamsError("generate: --size is needed without an adapter, whose training would name one")
         size = backbone_of(about, adapter).resolution
     backbone = backbone_for(model, adapter)
+    check_size(backbone, size)
     tokenizers = open_tokenizers(backbone)
     tokens = tokenizers.prompts([text]) + tokenizers.names(texts_of([scene]))
     said = unknown_tokens(tokens)
@@ -73,13 +78,19 @@ def generate(
         raise ParamsError(f"generate --strict: {'; '.join(said)}")
     for each in said:
         print(f"warning: {each}", file=sys.stderr)
+    late_bars()
     generator = GraphGenerator.load(
         model, adapter, device=str(where), backbone=backbone, guidance=guidance, ahead=([text], [scene])
     )
     seeds = range(seed, seed + count)
     with progress(count * steps, "sampling", "step"):
         images = generator.sample([text] * count, [scene if adapter else None] * count, seeds, steps=steps, size=size)
-    print(*write_images(images, seeds, out), sep="\n")
+    files = [str(path) for path in write_images(images, seeds, out)]
+    if not as_json:
+        return print(*files, sep="\n")
+    shown_graph = None if adapter is None else {"objects": list(scene.objects), "triples": [list(each) for each in scene.triples]}
+    given = {"adapter": None if adapter is None else str(adapter), "model": backbone.model, "prompt": text, "graph": shown_graph}
+    print(json.dumps({"files": files, "seeds": list(seeds), **given, "size": size, "warnings": said}, ensure_ascii=False))
 
 
 def compose(adapters: Parts, out: Annotated[Path, typer.Option(help="folder to write")]) -> None:

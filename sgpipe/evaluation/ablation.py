@@ -15,6 +15,7 @@ from sgpipe.evaluation.statistics import Floats
 from sgpipe.evaluation.summary import QualifiedJudges, Summary, bounds
 from sgpipe.evaluation.verdicts import Condition, Verdicts
 from sgpipe.runs.atomic import defined
+from sgpipe.runs.progress import tick
 
 PREDECESSOR = {
     "10": {"samples": 10, "mse": 6460.0, "clip_accuracy": 0.60, "margin": 1.01},
@@ -33,7 +34,7 @@ def ablation_figures(
 ) -> dict[str, Any]:
     """Metrics of the ablation: each epoch (roles under g⁺ and g⁻, objects present, MSE), and each against the one before it.
 
-    Intervals over runs of several training seeds hold the training seed's variance (`Crossed`).
+    Intervals over runs of several training seeds hold the training seed's variance (`Crossed`). Each epoch ticks.
     """
     summary = Summary(verdicts, qualified)
     crossed = summary.crossed
@@ -61,6 +62,7 @@ def ablation_figures(
         apart = [distances(files[each.arm], verdicts.cases, verdicts.seeds, HEADLINE) for each in own]
         graphs, other_seed = zip(*apart, strict=True)
         ratio = crossed.function(lambda means: means[0] / means[1], [graphs, other_seed], LOG)
+        tick()
         return found | {"mse": float(np.mean(graphs)), "mse_other_seed": float(np.mean(other_seed)), **bounds("mse_ratio", ratio)}
 
     return defined(

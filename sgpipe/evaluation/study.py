@@ -6,7 +6,7 @@ u ≠ s.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from typing import Any, Final
 
@@ -80,9 +80,30 @@ def identified(d: Floats) -> Floats:
     return (nearest == np.arange(prompts)[:, None]).astype(np.float64)
 
 
+def unbounded(found: Estimate) -> Estimate:
+    """The estimate without bounds (NaN) where all resamples are the same figure, which says nothing of how sure it is."""
+    same = found.high - found.low <= 1e-9 * max(1.0, abs(found.value))
+    return replace(found, low=np.nan, high=np.nan) if same else found
+
+
 def ratio(own: Floats, other: Floats, bootstrap: Bootstrap) -> Estimate:
-    """Ratio of the means of `[P, S]` and `[P, S]`, with its interval over prompts."""
-    return bootstrap.function(lambda means: means[0] / means[1], [own, other])
+    """Ratio of the means of `[P, S]` and `[P, S]`, with its interval over prompts, see `unbounded`."""
+    return unbounded(bootstrap.function(lambda means: means[0] / means[1], [own, other]))
+
+
+def share(values: Floats, bootstrap: Bootstrap) -> Estimate:
+    """Mean of shares `[P, S]` within 0–1, NaN for images that do not count, with its interval over prompts.
+
+    Where all images have the same share v, resamples have no width. Then as many prompts as count, n, agree, so that the chance w
+    of another share is at most 1 − (α / 2)^(1 / n), the exact binomial bound (Clopper & Pearson 1934); what differs lies anywhere
+    in 0–1, so the mean is between v − w v and v + w (1 − v). For v of 0 or 1 that is `statistics.exact_share`.
+    """
+    found, counted = bootstrap.mean(values), np.isfinite(values)
+    if not counted.any() or np.ptp(values[counted]) > 0:
+        return found
+    other = 1 - ((1 - bootstrap.confidence) / 2) ** (1 / int(counted.any(1).sum()))
+    v = float(values[counted][0])
+    return replace(found, value=v, low=v - other * v, high=v + other * (1 - v))
 
 
 def complexity(images: Pixels) -> Floats:
@@ -92,7 +113,7 @@ def complexity(images: Pixels) -> Floats:
 
 def rank_correlation(counts: Sequence[int], values: Floats, bootstrap: Bootstrap) -> Estimate:
     """Spearman's ρ of the prompts' `counts` `[P]` and the means of `values` `[P, S]`, with a percentile interval over
-    prompts; NaN where one of them is constant.
+    prompts, see `unbounded`; NaN where one of them is constant.
     """
     x, y = np.asarray(counts), values.mean(1)
     rng = np.random.default_rng(bootstrap.seed)
@@ -105,7 +126,7 @@ def rank_correlation(counts: Sequence[int], values: Floats, bootstrap: Bootstrap
         return Estimate(np.nan, np.nan, np.nan, values.size)
     tail = (1 - bootstrap.confidence) / 2
     low, high = np.quantile(draws, (tail, 1 - tail)).tolist()
-    return Estimate(float(spearmanr(x, y).statistic), low, high, values.size)
+    return unbounded(Estimate(float(spearmanr(x, y).statistic), low, high, values.size))
 
 
 def plain(estimate: Estimate, claim: str, chance: float | None = None) -> dict[str, Any]:
@@ -141,7 +162,10 @@ def count_claim(counts: Sequence[int], images: Pixels, bootstrap: Bootstrap) -> 
 
 
 def presence_claims(counts: Sequence[int], shown: Floats, bootstrap: Bootstrap) -> dict[str, Any]:
-    """What images of scenes that name so many objects show of them; `shown` `[P, S]` are numbers of named objects found."""
+    """What images of scenes that name so many objects show of them; `shown` `[P, S]` are numbers of named objects found.
+
+    Intervals of shares are those of `share`, also where every image shows the same share of them.
+    """
     found = {
         "number": plain(
             rank_correlation(counts, shown, bootstrap), "more objects named, more objects shown: Spearman's ρ with those found", 0.0
@@ -149,8 +173,8 @@ def presence_claims(counts: Sequence[int], shown: Floats, bootstrap: Bootstrap) 
     }
     named = np.asarray(counts)
     for count in sorted(set(counts)):
-        share = np.where((named == count)[:, None], shown / count, np.nan)
-        found[f"of {count}"] = plain(bootstrap.mean(share), f"share of the named objects found where {count} are named")
+        shares = np.where((named == count)[:, None], shown / count, np.nan)
+        found[f"of {count}"] = plain(share(shares, bootstrap), f"share of the named objects found where {count} are named")
     return found
 
 

@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgpipe.datasets.tables import read_table
+from sgpipe.datasets.given import given_table
 from sgpipe.errors import DataError
 from sgpipe.evaluation.arms import LOSSES, headline_conditions
 from sgpipe.evaluation.calibration import finite_mean
@@ -130,7 +130,7 @@ class SweepSamples:
     @classmethod
     def read(cls, path: Path) -> "SweepSamples":
         """What `write` wrote. Raises `DataError` for another file."""
-        table = read_table(path, SWEEP)
+        table = given_table("--from", path, SWEEP, "the samples that `sgpipe report sweep` writes, metrics/sweep.parquet")
         try:
             facts = json.loads((pq.read_metadata(path).metadata or {})[FACTS])
         except (KeyError, ValueError) as error:

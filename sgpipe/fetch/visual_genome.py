@@ -17,7 +17,8 @@ import requests
 from PIL import Image
 from tqdm import tqdm
 
-from sgpipe.datasets.tables import IMAGES, TRIPLES, read_table
+from sgpipe.datasets.given import given_table
+from sgpipe.datasets.tables import IMAGES, TRIPLES
 from sgpipe.datasets.visual_genome.images import VisualGenomeImages
 from sgpipe.errors import DataError
 from sgpipe.fetch.catalogue import DIGESTS, IMAGE_FOLDERS, MEAN_IMAGE_BYTES, ROOM
@@ -146,8 +147,12 @@ def wanted_images(triples: Iterable[Path], images: Path, images_url: str | None)
 
     Addresses are the `url` column of `images`; with `images_url`, only their last two parts under that base.
     """
-    ids = {i for path in triples for i in read_table(path, TRIPLES, ["image_id"])["image_id"].to_pylist()}
-    rows = {row["image_id"]: row for row in read_table(images, IMAGES).to_pylist()}
+    tables = [given_table("--triples", path, TRIPLES, "outputs/curated/triples.parquet", ["image_id"]) for path in triples]
+    ids = {i for table in tables for i in table["image_id"].to_pylist()}
+    rows = {
+        row["image_id"]: row
+        for row in given_table("--images-table", images, IMAGES, "outputs/canonical/images.parquet").to_pylist()
+    }
     if unknown := sorted(ids - rows.keys()):
         raise DataError(
             f"{images}: {len(unknown)} images of the triples are not in it (first: {unknown[0]}); the tables are "

@@ -6,7 +6,7 @@ A class takes its lowest ranks (`candidates`).
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -24,6 +24,10 @@ from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.relations.boxes import square_crop, union
 from sgpipe.relations.predicates import concepts
 from sgpipe.runs.hashing import fraction
+from sgpipe.runs.progress import tick
+
+STEPS: Final = 5
+"""Ticks of `curate`: the candidates, what their graphs grow from, and the triples of val, train and maps."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,12 @@ def triples_table(frame: pl.DataFrame, split: str, graphs: Sequence[PlacedGraph]
 def curate(relations: pa.Table, images: pa.Table, params: Curate, objects: pa.Table = OBJECTS.empty_table()) -> Curated:
     """Choose the triples; `objects` are those of all images, for `whole` graphs.
 
-    Raises `DataError` naming every class that is too small, unless `allow_short`, and if none is left.
+    Ticks `STEPS` times. Raises `DataError` naming every class that is too small, unless `allow_short`, and if none is left.
     """
     ranked, rejected = candidates(relations, images, params)
+    tick()
     graphs = Graphs(relations, images, objects, params)
+    tick()
     train, val = params.train // len(params.predicates), params.val // len(params.predicates)
     wanted = {
         "val": ("val", params.predicates, val, params.max_per_pair, params.val_graph),
@@ -158,6 +164,7 @@ def curate(relations: pa.Table, images: pa.Table, params: Curate, objects: pa.Ta
             if params.combinations:
                 frame = kept_apart.prepared(frame, scenes_of(frame, "train", params.several_graph))
             further("several_train", "train", "train", frame)
+        tick()
     if short and not params.allow_short:
         raise DataError(
             f"curate: too few relations after the quality filters: {'; '.join(short)}; lower the counts or the bounds in "

@@ -16,6 +16,7 @@ from sgpipe.graphs.config import Curate, GraphSize
 from sgpipe.graphs.scene_graph import SceneGraph, Triple, combinations_of
 from sgpipe.relations.predicates import PREDICATES
 from sgpipe.runs.hashing import fraction
+from sgpipe.runs.progress import through
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class Graphs:
             return combination_side(combination, params) in (split, "train")
 
         rows = zip(_same_objects(frame).iter_rows(named=True), aims.tolist(), strict=True)
-        return [grow(row, self._by_image[row["image_id"]], most, allowed, meet) for row, most in rows]
+        seen = through(rows, "growing graphs", "graph", len(frame))
+        return [grow(row, self._by_image[row["image_id"]], most, allowed, meet) for row, most in seen]
 
     def fitting(self, frame: pl.DataFrame, split: str, size: GraphSize) -> pl.DataFrame:
         """The rows whose graph reaches the least size and, if asked for, names every object of its image; `size`: its triples."""

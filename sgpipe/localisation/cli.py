@@ -27,6 +27,7 @@ def localise(
     """Show through which blocks a relation reaches the image: what is told the graph is patched into what is told its swap."""
     from sgpipe.arms.adapter import backbone_of, read_about, use_classes_of
     from sgpipe.arms.generation import GraphGenerator, backbone_for
+    from sgpipe.arms.sizes import check_size
     from sgpipe.backbones.families import layout_of, open_tokenizers
     from sgpipe.errors import ParamsError
     from sgpipe.graphs.scene_graph import given_graph
@@ -38,6 +39,7 @@ def localise(
     from sgpipe.params.load import decode
     from sgpipe.runs.processes import pick_device
     from sgpipe.runs.progress import progress
+    from sgpipe.runs.quiet import late_bars
 
     where = pick_device(device, 0, "--device")
     kinds = decode("--rows", {"rows": [each.strip() for each in rows.split(",")]}, Localise, "sgpipe localise").rows
@@ -54,9 +56,11 @@ def localise(
         size = backbone_of(read_about(adapter), adapter).resolution
     backbone = backbone_for(model, adapter)
     layout = layout_of(Path(backbone.model))
+    check_size(backbone, size)
     given = {"blocks": (blocks, layout.double_blocks), "single_blocks": (single_blocks, layout.single_blocks)}
     group = LayerGroup.parse({stream: named for stream, (named, there) in given.items() if there})
     indices = group.resolve(layout.double_blocks, layout.single_blocks, "--blocks")
+    late_bars()
     generator = GraphGenerator.load(
         model, adapter, device=str(where), backbone=backbone, guidance=guidance, ahead=texts_of_runs(items)
     )

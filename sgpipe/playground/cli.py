@@ -27,6 +27,7 @@ def playground(
     from sgpipe.playground.page import build_page, found_adapters, found_models
     from sgpipe.runs.processes import pick_device
     from sgpipe.runs.progress import keeps
+    from sgpipe.runs.quiet import late_bars
 
     models = found_models(Path())
     if not models:
@@ -45,6 +46,7 @@ def playground(
     chosen = adapters[0] if adapters else BASE
     own = base_of(chosen)
     models.sort(key=lambda model: model != own)
+    late_bars()
     keeps("stopped; what was downloaded is kept: run the same command again for a new page")
     print(f"loading {models[0]}, {chosen}", flush=True)
     engine.open(models[0], chosen)

@@ -1,5 +1,6 @@
 """`sgpipe adapter`: what becomes of a trained adapter outside this project."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +32,9 @@ def card(
 
 @app.command("convert")
 def convert(
-    folder: Folder, out: Annotated[Path, typer.Option(help="safetensors file to write")] = Path("outputs/lora_kohya.safetensors")
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="safetensors file to write")] = Path("outputs/lora_kohya.safetensors"),
+    as_json: Annotated[bool, typer.Option("--json", help="print file, modules and warnings as JSON")] = False,
 ) -> None:
     """Write the LoRA in kohya's naming for FLUX.1, as ComfyUI reads it, and check it by reading it back with diffusers."""
     from sgpipe.arms.adapter import backbone_of, read_about
@@ -43,6 +46,12 @@ def convert(
     if pipeline != "FluxPipeline":
         raise ModelError(f"{folder}: of a {pipeline}; kohya's naming is written for a FluxPipeline alone")
     count = write_kohya(folder, about["settings"].get("lora", {}).get("alpha", 1.0), out)
-    print(f"{out}: {count} modules, read back by diffusers with the same updates")
+    warnings = []
     if "graph_tokens" in about["settings"]:
-        print("warning: graph tokens have no place in this format: who loads it gives no graph", file=sys.stderr)
+        warnings.append("graph tokens have no place in this format: who loads it gives no graph")
+    if as_json:
+        print(json.dumps({"file": str(out), "modules": count, "warnings": warnings}))
+    else:
+        print(f"{out}: {count} modules, read back by diffusers with the same updates")
+    for each in warnings:
+        print(f"warning: {each}", file=sys.stderr)

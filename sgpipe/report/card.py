@@ -12,6 +12,7 @@ from sgpipe.backbones.families import family_of_backbone
 from sgpipe.errors import DataError
 from sgpipe.evaluation.arms import read_metrics
 from sgpipe.report.tables import conditions, short_headline, with_interval
+from sgpipe.report.written import EVALUATION, as_written
 from sgpipe.runs.atomic import new_folder
 
 
@@ -39,18 +40,24 @@ def completed_card(folder: Path, metrics: Path) -> str:
     """The adapter's card with figures. Raises `DataError` for an evaluation without this arm, or of another training of it."""
     about = read_about(folder)
     arm, found = about["arm"], read_metrics(metrics)
-    if arm not in found.get("arms", {}):
-        raise DataError(
-            f"{metrics}: has no arm {arm!r}; valid: {', '.join(found.get('arms', {})) or 'a file of metrics/evaluation.json'}"
-        )
+    with as_written(metrics, *EVALUATION):
+        known = list(found["arms"])
+    if arm not in known:
+        raise DataError(f"{metrics}: has no arm {arm!r}; valid: {', '.join(known) or 'none, run `dvc repro evaluate`'}")
     trained = metrics.parent / "lora" / f"{arm}.json"
-    if trained.is_file() and about.get("config") != read_metrics(trained).get("config"):
-        raise DataError(
-            f"{metrics}: is of another training of {arm} than {folder} ({trained} has another `config`); run `dvc repro evaluate`"
-        )
-    kept = {name: of for name, of in found["arms"].items() if name in (arm, "base")}
-    table = short_headline({**found, "arms": kept})
-    return card_text(about, family_of_backbone(backbone_of(about, folder)).pipeline, results(arm, found), table.markdown())
+    if trained.is_file():
+        own = read_metrics(trained)
+        with as_written(trained, "metrics of a training", f"dvc repro train_lora@{arm}"):
+            same = own["config"] == about.get("config")
+        if not same:
+            raise DataError(
+                f"{metrics}: is of another training of {arm} than {folder} ({trained} has another `config`); "
+                "run `dvc repro evaluate`"
+            )
+    with as_written(metrics, *EVALUATION):
+        kept = {name: of for name, of in found["arms"].items() if name in (arm, "base")}
+        table, figures = short_headline({**found, "arms": kept}), results(arm, found)
+    return card_text(about, family_of_backbone(backbone_of(about, folder)).pipeline, figures, table.markdown())
 
 
 def publish(folder: Path, metrics: Path, out: Path) -> None:

@@ -1,5 +1,6 @@
 """`sgpipe report`: what is made of metrics for readers."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,16 +29,25 @@ def readme_table(
     from sgpipe.report.tables import begin, replace_table, short_headline
     from sgpipe.report.tables import localisation as joint_table
     from sgpipe.report.tables import sweep as sweep_table
+    from sgpipe.report.written import EVALUATION, as_written
 
     if not readme.is_file():
         raise SgpipeError(f"{readme}: no such file; run from the repository root or give --readme")
     before = readme.read_text(encoding="utf-8")
-    after = replace_table(before, "evaluation", short_headline(read_metrics(evaluation)).markdown())
+    found = read_metrics(evaluation)
+    with as_written(evaluation, *EVALUATION):
+        table = short_headline(found).markdown()
+    after = replace_table(before, "evaluation", table)
     if sweep.is_file():
-        after = replace_table(after, "sweep", sweep_table(read_metrics(sweep)).markdown())
+        found = read_metrics(sweep)
+        with as_written(sweep, "metrics of a sweep", "sgpipe report sweep"):
+            table = sweep_table(found).markdown()
+        after = replace_table(after, "sweep", table)
     if joint.is_file() and begin("localisation") in after:
         found = read_metrics(joint)
-        after = replace_table(after, "localisation", replace(joint_table(found), caption="", note=found["sentence"]).markdown())
+        with as_written(joint, "table of localisation", "sgpipe report localisation"):
+            table = replace(joint_table(found), caption="", note=found["sentence"]).markdown()
+        after = replace_table(after, "localisation", table)
     if after == before:
         print(f"{readme}: already in step")
     elif check:
@@ -75,9 +85,10 @@ def localisation_command(
         raise SgpipeError(f"{metrics}: none of {', '.join(f'{name}.json' for name in PARTS)} is there; run `dvc repro localise`")
     backbone, maps = read_params(Backbone, Maps)
     groups = layer_groups(backbone, maps)
+    parts = measured(metrics, groups)
     found = localisation_table(metrics, outputs, groups, resamples, seed)
     write_json(found, metrics / "localisation_table.json", DIGITS)
-    if shown := panels(groups, *measured(metrics)[1:]):
+    if shown := panels(groups, *parts[1:]):
         draw_blocks(shown, groups, backbone.double_blocks, backbone.double_blocks + backbone.single_blocks, figure)
     print(joint_table(found).markdown())
 
@@ -86,15 +97,25 @@ def localisation_command(
 def headline(
     evaluation: Evaluation = Path("metrics/evaluation.json"),
     report: Annotated[Path, typer.Option(help="page with everything")] = Path("outputs/report/index.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="print the rows as numbers, and the page, as JSON")] = False,
 ) -> None:
     """Print the headline table and where the report is: what `make repro` ends with."""
     from rich.console import Console
     from rich.table import Table
 
     from sgpipe.evaluation.arms import read_metrics
-    from sgpipe.report.tables import short_headline
+    from sgpipe.report.tables import headline_rows, short_headline
+    from sgpipe.report.written import EVALUATION, as_written
 
-    found = short_headline(read_metrics(evaluation))
+    metrics = read_metrics(evaluation)
+    with as_written(evaluation, *EVALUATION):
+        found = short_headline(metrics)
+        rows = headline_rows(metrics)
+    if as_json:
+        if not report.is_file():
+            raise SgpipeError(f"{report}: no such file; run `dvc repro report`")
+        judge = metrics["headline"]["judge"]
+        return print(json.dumps({"judge": judge, "rows": rows, "note": found.note, "report": str(report)}, ensure_ascii=False))
     shown = Table(box=None, pad_edge=False)
     for index, name in enumerate(found.head):
         shown.add_column(name, justify="right" if index else "left", no_wrap=True)

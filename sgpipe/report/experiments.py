@@ -1,6 +1,5 @@
 """The pages of several experiments, each linked to the others, and an index that compares them."""
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from sgpipe.errors import DataError
+from sgpipe.evaluation.arms import read_metrics
 from sgpipe.params.load import read_yaml
 from sgpipe.report.page import Section, render
 from sgpipe.report.sweep import get_outputs
@@ -41,8 +41,15 @@ def workspace_report(root: Path) -> list[Reported]:
     page, metrics = root / PAGE, root / "metrics/headline.json"
     if not (page.is_file() and metrics.is_file()):
         return []
-    headline = json.loads(metrics.read_text(encoding="utf-8"))
+    headline = _headline(read_metrics(metrics), str(metrics))
     return [Reported(WORKSPACE, "not committed", read_yaml(root / "params.yaml"), headline, page.read_text(encoding="utf-8"))]
+
+
+def _headline(found: Any, source: str) -> Mapping[str, float | None]:
+    """The figures by name. Raises `DataError` for anything else."""
+    if not isinstance(found, dict) or not all(value is None or isinstance(value, int | float) for value in found.values()):
+        raise DataError(f"{source}: is no headline, a JSON object of numbers; run `dvc repro headline` there")
+    return found
 
 
 def experiment_report(root: Path, item: Recorded) -> Reported:
@@ -50,10 +57,11 @@ def experiment_report(root: Path, item: Recorded) -> Reported:
     params, metrics = at_commit(root, item.commit)
     if "headline" not in metrics:
         raise DataError(f"{item.name}: has no metrics/headline.json; name experiments that ran stages report and headline")
+    headline = _headline(metrics["headline"], f"{item.name}:metrics/headline.json")
     with tempfile.TemporaryDirectory() as folder:
         get_outputs(root, item, (str(Path(PAGE).parent),), Path(folder))
         page = (Path(folder) / "report/index.html").read_text(encoding="utf-8")
-    return Reported(str(item.name), item.commit, params, metrics["headline"], page)
+    return Reported(str(item.name), item.commit, params, headline, page)
 
 
 def _address(one: Reported) -> str:

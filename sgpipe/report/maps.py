@@ -28,6 +28,7 @@ from sgpipe.backbones.truncation import check_names_kept, warn
 from sgpipe.errors import DataError
 from sgpipe.params.blocks import LayerGroup
 from sgpipe.runs.atomic import atomic_path
+from sgpipe.runs.progress import progress, tick
 
 Pixels = NDArray[np.uint8]
 MapsByName = dict[str, NDArray[np.float32]]
@@ -76,21 +77,28 @@ def concept_maps(
     """An image `[S, S, 3]` (0–255) and its maps `[K, H, W]` as `<kind>_<group>`, where the kinds are saliency and cross.
 
     Without `image` it is sampled from the noise of `seed`, and maps are means over the steps; of a given one, cropped to its middle
-    square, they are those of one forward at z_t. Raises `SgpipeError` for what the model does not take.
+    square, they are those of one forward at z_t. Raises `SgpipeError` for what the model does not take, and for a file
+    that is no image before anything is loaded.
     """
+    real = None if image is None else read_square(image, backbone.resolution)
     cache = _Prompts(backbone, prompt, concepts, device)
     denoiser, vae = Denoiser.load(backbone, device), load_module(backbone, "vae").to(device)
     options = MapOptions(maps.groups, maps.normalisation, variant=maps.variant)
     observer = Observer(denoiser, cache, options, maps.concept_tokens, backbone.resolution, guidance)
     item = pa.Table.from_pylist([{"prompt": prompt, "concepts": list(concepts), "seed": seed, "t": t}])
     family = denoiser.family
-    if image is None:
-        seen = observer.along_sampling(item, steps)
+    if real is None:
+        with progress(steps, "sampling", "step"):
+            seen = observer.along_sampling(item, steps)
         assert seen.latents is not None
         pixels = decode(family, vae, seen.latents)[0]
     else:
-        pixels = read_square(image, backbone.resolution)
-        seen = observer.of_noised(item, family.normalised(family.statistics(vae), encode(family, vae, [pixels])[0]))
+        pixels = real
+        with progress(2, "encoding and one forward", "step"):
+            clean = family.normalised(family.statistics(vae), encode(family, vae, [pixels])[0])
+            tick()
+            seen = observer.of_noised(item, clean)
+            tick()
     found = {f"{kind}_{group}": getattr(made, kind)[0].cpu().numpy() for group, made in seen.maps.items() for kind in KINDS}
     return pixels, found
 

@@ -30,12 +30,13 @@ def maps(
     from msgspec.structs import replace
 
     from sgpipe.arms.generation import read_backbone
+    from sgpipe.arms.sizes import check_size
     from sgpipe.attention_maps.config import Maps
     from sgpipe.backbones.config import Backbone
     from sgpipe.params.load import read_section
     from sgpipe.report.maps import concept_maps, of_model, write_arrays, write_figure
     from sgpipe.runs.processes import pick_device
-    from sgpipe.runs.progress import progress
+    from sgpipe.runs.quiet import late_bars
 
     named = [each.strip() for each in concepts.split(",")]
     if not all(named) or len(set(named)) < len(named):
@@ -49,11 +50,10 @@ def maps(
         raise ParamsError("--size is needed with --model, whose folder does not say which size it is good at")
     else:
         backbone, chosen = of_model(read_backbone(model), size)
+    check_size(backbone, backbone.resolution, "backbone.resolution" if size is None else "--size")
     where = pick_device(device, 0, "--device")
-    with progress(steps, "sampling", "step"):
-        pixels, found = concept_maps(
-            backbone, chosen, prompt, named, image, where, seed=seed, steps=steps, t=time, guidance=guidance
-        )
+    late_bars()
+    pixels, found = concept_maps(backbone, chosen, prompt, named, image, where, seed=seed, steps=steps, t=time, guidance=guidance)
     write_figure(pixels, named, found, f"{prompt} ({backbone.model})", out)
     write_arrays(pixels, named, found, prompt, out.with_suffix(".npz"))
     files = [str(out), str(out.with_suffix(".npz"))]

@@ -11,6 +11,8 @@ import polars as pl
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sgpipe.datasets.given import given_table
+from sgpipe.datasets.tables import TRIPLES
 from sgpipe.errors import ParamsError
 from sgpipe.evaluation.config import HEADLINE
 from sgpipe.evaluation.samples import ImageFile, Pixels
@@ -68,10 +70,13 @@ def at_random(triple_ids: Sequence[str], seed: int, count: int) -> list[str]:
 def sample_sheet(images: Path, triples: Path, seed: int, count: int, out: Path) -> None:
     """Write a PNG of `count` val triples in columns (`at_random`), of the least seed under neutral prompts.
 
-    `images` is the folder of the arms' images. Raises `DataError` where `base` or `graph` was not sampled.
+    `images` is the folder of the arms' images. Raises `DataError` where `base` or `graph` was not sampled, and for a file that
+    is no table of triples.
     """
+    columns = ["triple_id", "split", "subject", "predicate", "object"]
+    table = given_table("--triples", triples, TRIPLES, "outputs/curated/triples.parquet", columns)
     files = {arm: ImageFile(images / arm) for arm, _, _ in ROWS}
-    known = pl.read_parquet(triples).filter(split="val").rows_by_key("triple_id", named=True, unique=True)
+    known = pl.DataFrame(table).filter(split="val").rows_by_key("triple_id", named=True, unique=True)
     chosen = at_random(list(known), seed, count)
     first = [min(files[BASE].items["seed"].to_pylist())]
     figure = Figure(figsize=(1.15 * len(chosen), 3.9), layout="constrained")

@@ -204,14 +204,16 @@ def claims_figure(found: Mapping[str, Any], out: Path) -> None:
     figure = Figure(figsize=(8.4, 0.9 + 0.62 * len(flat)), dpi=110, layout="constrained")
     axes = figure.subplots(len(flat), 1, squeeze=False)[:, 0]
     for axis, (name, row) in zip(axes, flat, strict=True):
-        axis.plot([row["low"], row["high"]], [0, 0], color="#1f5fa8", linewidth=3)
+        bounds = [row["low"], row["high"]] if np.isfinite(row["low"]) else []
+        axis.plot(bounds, [0] * len(bounds), color="#1f5fa8", linewidth=3)
         axis.plot([row["value"]], [0], "o", color="#1f5fa8")
         if "chance" in row:
             axis.axvline(row["chance"], color="#5c5c5c", linestyle="--", linewidth=1)
-        low, high = min(0.0, row["low"]), max(1.0, row["high"])
+        low, high = min(0.0, row["value"], *bounds), max(1.0, row["value"], *bounds)
         axis.set(yticks=[], xlim=(low - 0.05, high + 0.05))
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        axis.set_title(f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]", fontsize=8, loc="right", pad=2)
+        said = f"[{row['low']:.2f}, {row['high']:.2f}]" if bounds else "[–, –]"
+        axis.set_title(f"{row['value']:.2f} {said}", fontsize=8, loc="right", pad=2)
         axis.tick_params(labelsize=7)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -33,17 +33,21 @@ def study(
     """
     import sgpipe
     from sgpipe.arms.generation import backbone_for
+    from sgpipe.arms.sizes import check_size
     from sgpipe.evaluation.config import JudgeParams, Statistics
     from sgpipe.evaluation.statistics import Bootstrap
     from sgpipe.graphs.config import Curate
     from sgpipe.params.load import read_section
     from sgpipe.report.study_run import plan_study, qualified_judge, run_study
     from sgpipe.runs.processes import Processes, pick_device
+    from sgpipe.runs.quiet import late_bars
     from sgpipe.runs.shards import shared_state
     from sgpipe.runs.state import fingerprint
 
+    late_bars()
     processes = Processes(0, 1, pick_device(device, 0, "--device"))
     backbone = backbone_for(model, adapter or one_sample)
+    check_size(backbone, size)
     plan = plan_study(backbone, adapter, one_sample, known, seeds=range(seeds), steps=steps, size=size, guidance=guidance)
     statistics, judges = read_section(params, "statistics", Statistics), read_section(params, "judge", JudgeParams)
     predicates = read_section(params, "curate", Curate).predicates

@@ -6,15 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from sgpipe.arms.adapter import read_about
 from sgpipe.arms.coverage import TRAINED_ON
 from sgpipe.arms.generation import GraphGenerator
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.families import pipeline_parts
 from sgpipe.backbones.source import identity, locate
-from sgpipe.errors import DataError, ModelError, ParamsError
+from sgpipe.datasets.given import given_table
+from sgpipe.datasets.tables import TRIPLES
+from sgpipe.errors import ModelError, ParamsError
 from sgpipe.evaluation.arms import read_metrics
 from sgpipe.evaluation.config import JudgeParams, Statistics
 from sgpipe.evaluation.judge_factory import open_judge
@@ -32,6 +32,7 @@ from sgpipe.report.study import (
     sample,
     split_known,
 )
+from sgpipe.report.written import EVALUATION, as_written
 from sgpipe.runs.atomic import DIGITS, defined, new_folder, write_json
 from sgpipe.runs.processes import Processes
 
@@ -87,9 +88,8 @@ def plan_study(
     trained = None if adapter is None else trained_on(adapter)
     names = None if trained is None else trained["names"]
     if known is not None:
-        if not known.is_file():
-            raise DataError(f"--known {known}: no such file; give a table of curated triples, as outputs/curated/triples.parquet")
-        names = sorted({name for row in pq.read_table(known, columns=["objects"])["objects"].to_pylist() for name in row})
+        table = given_table("--known", known, TRIPLES, "outputs/curated/triples.parquet", ["objects"])
+        names = sorted({name for row in table["objects"].to_pylist() for name in row or ()})
     items, left = split_known(study_items(), names)
     if not items:
         raise ParamsError(f"study: no prompt has all its names among the {len(names or [])} known; give another --known")
@@ -106,12 +106,17 @@ def qualified_judge(
 ) -> tuple[str | None, Judge | None, list[str]]:
     """The headline judge's name, itself, and the classes that it may judge; nobody where the evaluation does not qualify it."""
     about: dict[str, Any] = {"ground_truth_accuracy": None, "refused": []}
+    qualified, refused = False, list[str]()
     if evaluation.is_file():
-        about = read_metrics(evaluation)["judges"].get(judges.headline, about)
-    if (about["ground_truth_accuracy"] or 0) < statistics.threshold:
+        found = read_metrics(evaluation)
+        with as_written(evaluation, *EVALUATION):
+            about = found["judges"].get(judges.headline, about)
+            qualified = (about["ground_truth_accuracy"] or 0) >= statistics.threshold
+            refused = list(about["refused"])
+    if not qualified:
         return None, None, []
     judge = open_judge(judges.headline, judges.judges[judges.headline], processes.device)
-    return judges.headline, judge, [name for name in predicates if name not in about["refused"]]
+    return judges.headline, judge, [name for name in predicates if name not in refused]
 
 
 def run_study(

@@ -344,19 +344,33 @@ def localisation(found: Mapping[str, Any]) -> Table:
 GRAPHS = {"positive": "g⁺", "negative": "g⁻", "empty": "empty graph", "shuffled": "another triple's graph"}
 
 
-def short_headline(found: Mapping[str, Any]) -> Table:
-    """The conditions that answer the question, for the README and the end of a run; all of them stand in `headline`.
+def headline_conditions(found: Mapping[str, Any]) -> list[tuple[str, str, str, Mapping[str, Any]]]:
+    """The conditions that answer the question: graphs under neutral prompts, words where no graph is given."""
+    return [
+        (arm, prompt, graph, row)
+        for arm, prompt, graph, row in conditions(found)
+        if prompt == (HEADLINE if graph != NO_GRAPH else "relational") or (arm == BASE and prompt == HEADLINE)
+    ]
 
-    Graphs under neutral prompts, words where no graph is given.
-    """
+
+def headline_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `short_headline` as a script reads them: names as in the metrics, figures as numbers or None."""
+    names = ("objects_present", "direction_accuracy", "direction_accuracy_low", "direction_accuracy_high")
+    return [
+        {"arm": arm, "prompt": prompt, "graph": graph, **{name: row.get(name) for name in names}}
+        for arm, prompt, graph, row in headline_conditions(found)
+    ]
+
+
+def short_headline(found: Mapping[str, Any]) -> Table:
+    """`headline_conditions`, for the README and the end of a run; all conditions stand in `headline`."""
     rows = tuple(
         (
             f"{arm}, {prompt} prompt" + ("" if graph == NO_GRAPH else f", {GRAPHS[graph]}"),
             figure(row.get("objects_present")),
             with_interval(row, "direction_accuracy"),
         )
-        for arm, prompt, graph, row in conditions(found)
-        if prompt == (HEADLINE if graph != NO_GRAPH else "relational") or (arm == BASE and prompt == HEADLINE)
+        for arm, prompt, graph, row in headline_conditions(found)
     )
     judge = found["headline"]["judge"]
     return Table(

@@ -10,11 +10,14 @@ import yaml
 from diffusers import FluxPipeline
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
-from sgpipe.arms.adapter import save_adapter
+from sgpipe.arms.adapter import read_about, save_adapter
+from sgpipe.arms.card import LICENCES, card_text
 from sgpipe.arms.config import Lora
 from sgpipe.arms.convert import to_kohya, write_kohya
 from sgpipe.arms.lora import LORA_FILE
+from sgpipe.cli import app
 from sgpipe.errors import DataError, ModelError
 from sgpipe.params.blocks import Blocks
 from sgpipe.report.card import completed_card, publish
@@ -61,6 +64,17 @@ def test_a_trained_adapter_has_a_card_of_its_own_facts(folder: Path, world: Worl
     assert "read it before you publish" in text and "Nothing yet" in text
 
 
+def test_the_base_that_notice_lists_has_its_licence_on_the_card(folder: Path, repo_root: Path) -> None:
+    """Every base whose licence a card states stands in NOTICE.md with it; of the embedded one, which is ours, too."""
+    about = read_about(folder)
+    listed = [line for line in (repo_root / "NOTICE.md").read_text(encoding="utf-8").splitlines() if "Apache-2.0" in line]
+    for base, licence in LICENCES.items():
+        assert any(base.rpartition("/")[2] in line for line in listed), base
+        text = card_text({**about, "backbone": {**about["backbone"], "model": base}}, "FluxPipeline")
+        assert front(text)["license"] == licence == "apache-2.0" and "read it before you publish" not in text
+    assert "models/mini-flux" in LICENCES
+
+
 def test_the_completed_card_has_every_figure_with_its_interval(folder: Path, tmp_path: Path) -> None:
     metrics = evaluation(tmp_path)
     text = completed_card(folder, metrics)
@@ -85,6 +99,19 @@ def test_figures_of_another_training_or_arm_are_refused(folder: Path, tmp_path: 
         completed_card(folder, evaluation(tmp_path / "a", config="other"))
     with pytest.raises(DataError, match="has no arm 'graph'; valid: base, text"):
         completed_card(folder, evaluation(tmp_path / "b", arm="text"))
+
+
+def test_an_evaluation_of_another_layout_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = evaluation(tmp_path)
+    whole = json.loads(path.read_text())
+    for wrong in ([], {"arms": []}, {name: of for name, of in whole.items() if name != "headline"}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match=r"evaluation\.json: (is no metrics of an evaluation|has no arm 'graph'; valid: none)"):
+            completed_card(folder, path)
+    path.write_text(json.dumps(whole))
+    (tmp_path / "lora" / "graph.json").write_text("[]")
+    with pytest.raises(DataError, match=r"graph\.json: is no metrics of a training .*`dvc repro train_lora@graph` writes"):
+        completed_card(folder, path)
 
 
 @pytest.mark.parametrize("targets", [("to_q", "to_k", "to_v", "to_out.0"), ("to_q", "add_v_proj"), ("to_add_out", "to_v")])
@@ -121,6 +148,16 @@ def test_a_file_that_diffusers_reads_otherwise_is_not_left(folder: Path, tmp_pat
     with pytest.raises(ModelError, match=r"diffusers reads another LoRA than was written \(missing 0, error 1\)"):
         write_kohya(tmp_path, 4.0, tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_script_reads_what_was_converted(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    ran = CliRunner().invoke(app, ["adapter", "convert", str(folder), "--out", str(out), "--json"], catch_exceptions=False)
+    (said,) = ran.stdout.splitlines()
+    told = json.loads(said)
+    assert (told["file"], out.is_file()) == (str(out), True)
+    assert told["modules"] == sum(name.endswith(".alpha") for name in load_file(out))
+    assert [f"warning: {each}" for each in told["warnings"]] == [line for line in ran.stderr.splitlines() if "graph tokens" in line]
 
 
 def test_single_blocks_have_one_projection_for_all() -> None:

@@ -2,20 +2,23 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+import stages.ablation
 from sgpipe.arms.groups import GROUPS
 from sgpipe.errors import DataError
 from sgpipe.evaluation.ablation import ablation_figures
 from sgpipe.evaluation.arms import arm_figures
 from sgpipe.evaluation.calibration import calibrations, questions
+from sgpipe.evaluation.config import Ablation, JudgeParams, Statistics
 from sgpipe.evaluation.config import Judge as Named
-from sgpipe.evaluation.config import JudgeParams, Statistics
 from sgpipe.evaluation.groups import image_groups
 from sgpipe.evaluation.judges import Judge
 from sgpipe.evaluation.samples import CALIBRATION, FILE, SAMPLES, VERDICTS, ImageFile, to_png, write_image_file
@@ -27,6 +30,7 @@ from sgpipe.evaluation.verdicts import Condition, Scored, Verdicts
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.report import tables
 from sgpipe.report.page import headline_figure
+from sgpipe.runs import progress
 from sgpipe.runs.atomic import plain, write_json
 from tests.evaluation.conftest import Blind, FakeGenerator, Oracle, Written
 
@@ -198,6 +202,21 @@ def test_arms_side_by_side(world: tuple) -> None:
     assert arms["base"]["swap_follow_rate"] == pytest.approx(1 - arms["base"]["direction_accuracy"])
     with pytest.raises(DataError, match="val_loss_base is missing"):
         arm_figures(found["arms"], {"graph": {k: v for k, v in losses.items() if k != "val_loss_base"}})
+
+
+def test_every_epoch_moves_the_bar(world: tuple, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the stage itself, whose inputs are these verdicts."""
+    verdicts, qualified, files, _ = world
+    monkeypatch.setattr(progress, "_options", lambda what, unit: {"desc": what, "unit": unit, "mininterval": 0, "miniters": 1})
+    config, evaluate = Ablation(epochs=(10, 20), runs=("graph",)), SimpleNamespace(adapters={"graph": "graphs"})
+    for name, found in {
+        "read_params": (config, evaluate, None, None), "read_judged": (verdicts, qualified), "image_files": files,
+        "record": nullcontext(), "to_builtins": {}, "write_metrics": None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(stages.ablation, name, lambda *_, found=found: found)
+    stages.ablation.main()
+    said = capsys.readouterr().err
+    assert "ablation: 100%" in said and "2/2" in said
 
 
 def test_epochs_that_are_the_same_do_not_differ(world: tuple) -> None:

@@ -173,7 +173,7 @@ def test_samples_of_another_kind_are_refused(one: Experiment, tmp_path: Path) ->
         sweep_command(["arms-1"], source=path)
     with pytest.raises(ParamsError, match="give names of experiments"):
         sweep_command()
-    with pytest.raises(DataError, match="no such table"):
+    with pytest.raises(DataError, match="no such file"):
         sweep_command(source=path)
     write_table(samples.table, path)
     with pytest.raises(DataError, match="not the samples of a sweep"):

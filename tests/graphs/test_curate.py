@@ -1,19 +1,23 @@
 """Curation: balance, disjointness, independence of row order, quality bounds, crops, and shortfalls."""
 
 from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from msgspec.structs import replace
 
-from sgpipe.datasets.tables import IMAGES, RELATIONS, TRIPLES
+import stages.curate
+from sgpipe.datasets.tables import IMAGES, OBJECTS, RELATIONS, TRIPLES
 from sgpipe.errors import DataError
 from sgpipe.graphs.candidates import candidates
-from sgpipe.graphs.config import Crop, Curate, Quality
-from sgpipe.graphs.curate import curate
+from sgpipe.graphs.config import Crop, Curate, GraphSize, Quality
+from sgpipe.graphs.curate import STEPS, curate
 from sgpipe.relations.predicates import PREDICATES, relational_prompt
+from sgpipe.runs import progress
 
 CLASSES = ("on", "left of", "wearing", "around/near")
 SMALL = Curate(
@@ -48,6 +52,22 @@ def world(count: int = 1200, seed: int = 0) -> tuple[pa.Table, pa.Table]:
         "split": split.astype(object),
     }
     return pa.table(columns, schema=RELATIONS), pa.table(sizes, schema=IMAGES)
+
+
+def test_every_step_and_every_graph_moves_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the stage itself, which opens the bar, with graphs that grow."""
+    relations, images = world()
+    monkeypatch.setattr(progress, "_options", lambda what, unit: {"desc": what, "unit": unit, "mininterval": 0, "miniters": 1})
+    tables = {"relations": relations, "images": images, "objects": OBJECTS.empty_table()}
+    given = replace(SMALL, graph=GraphSize(1, 2), allow_short=True)
+    monkeypatch.setattr(stages.curate, "read_params", lambda *_: given)
+    monkeypatch.setattr(stages.curate, "read_table", lambda path, schema: tables[path.stem])
+    monkeypatch.setattr(stages.curate, "record", lambda *_: nullcontext())
+    for name in ("write_table", "write_metrics"):
+        monkeypatch.setattr(stages.curate, name, lambda *_: None)
+    stages.curate.main()
+    said = capsys.readouterr().err
+    assert "curating: 100%" in said and f"{STEPS}/{STEPS}" in said and "growing graphs: 100%" in said
 
 
 def test_balance_splits_and_prompts() -> None:

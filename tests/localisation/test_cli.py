@@ -1,5 +1,6 @@
 """`sgpipe localise`: an image for a person, and what it refuses."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,16 @@ def test_the_base_is_shown_in_words(backbone: Backbone, tmp_path: Path) -> None:
         assert np.asarray(image.convert("L")).std() > 20
 
 
+def test_a_script_reads_what_was_generated(backbone: Backbone, tmp_path: Path) -> None:
+    asked = ["--model", backbone.model, "--prompt", "a photo of dog", "--size", "32", "--steps", "1", "--seed", "3", "--count", "2"]
+    ran = CliRunner().invoke(app, ["generate", *asked, "--out", str(tmp_path / "x.png"), "--json"], catch_exceptions=False)
+    (said,) = ran.stdout.splitlines()
+    told = json.loads(said)
+    assert told["files"] == [str(tmp_path / f"x-{seed}.png") for seed in (3, 4)] and told["seeds"] == [3, 4]
+    assert all(Path(path).is_file() for path in told["files"])
+    assert (told["prompt"], told["size"], told["adapter"], told["graph"]) == ("a photo of dog", 32, None, None)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -31,6 +42,7 @@ def test_the_base_is_shown_in_words(backbone: Backbone, tmp_path: Path) -> None:
         (["--graph", "dog, near, cat", "--size", "32"], "which has no inverse to compare it with; valid: .*left of"),
         (["--graph", DOG], "--size is needed without an adapter"),
         (["--graph", DOG, "--size", "32", "--prompt", "a dog"], "--prompt stands beside a graph that an adapter reads"),
+        (["--graph", DOG, "--size", "33"], "--size: got 33; .*multiples of 4 pixels: give 32 or 36"),
         (["--graph", DOG, "--size", "32", "--rows", "words"], r"--rows\.rows.*got 'words'.*valid: image, text"),
     ],
 )

@@ -125,9 +125,14 @@ def test_two_at_once_get_what_each_gets_alone(world: World, adapter: Path, engin
         assert all(np.array_equal(one.maps["saliency"][g], other.maps["saliency"][g]) for g in one.maps["saliency"])
 
 
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 @pytest.mark.parametrize("trained", [True, False])
-def test_the_copied_command_draws_the_same_image(
-    world: World, adapter: Path, engine: Engine, tmp_path: Path, trained: bool
+def test_the_copied_command_and_the_copied_python_draw_the_same_image(
+    world: World, adapter: Path, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: bool
 ) -> None:
     request = asked(world, adapter if trained else BASE)
     result = engine.answer(request)
@@ -135,9 +140,13 @@ def test_the_copied_command_draws_the_same_image(
     out = tmp_path / "image.png"
     run = CliRunner().invoke(app, [*words[1:-1], str(out)])
     assert run.exit_code == 0, run.output
-    image = np.asarray(Image.open(out)).astype(int)
-    assert np.abs(image - result.panels[int(trained)].image.astype(int)).max() <= 1
-    compile(as_python(request, result.size), "copied", "exec")
+    monkeypatch.chdir(_made(tmp_path / "copied"))
+    exec(compile(as_python(request, result.size), "copied", "exec"), {"__name__": "__main__"})
+    for path in (out, tmp_path / "copied" / "image.png"):
+        image = np.asarray(Image.open(path)).astype(int)
+        assert image.shape == result.panels[0].image.shape, path
+        assert np.abs(image - result.panels[int(trained)].image.astype(int)).max() <= 1, path
+    assert [path.name for path in Path().iterdir()] == ["image.png"]
 
 
 @pytest.mark.parametrize(

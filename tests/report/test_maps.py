@@ -1,6 +1,9 @@
 """`sgpipe maps`: the image is the model's own, the maps are those of its layers in thirds, numbers and picture say the same."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,9 @@ from sgpipe.backbones.images import encode
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.rectified_flow import noise
 from sgpipe.cli import app
-from sgpipe.errors import DataError, ParamsError
-from sgpipe.report.maps import layer_thirds, read_square
+from sgpipe.errors import DataError, ParamsError, SgpipeError
+from sgpipe.report.maps import concept_maps, layer_thirds, of_model, read_square
+from sgpipe.runs import progress, quiet
 from tests.tiny import SIDE, write_pipeline
 
 PROMPT, CONCEPTS = "a photo of dog left of cat", ["dog", "left of", "cat"]
@@ -100,6 +104,79 @@ def test_maps_of_a_real_image_are_those_of_one_forward(model: Path, tmp_path: Pa
 def test_what_has_no_meaning_is_refused(more: list[str], error: str) -> None:
     with pytest.raises(ParamsError, match=error):
         called(*more)
+
+
+@pytest.mark.parametrize("more, error", [
+    (["--image", "none.jpg"], r"--image none\.jpg: cannot be read"),
+    (["--size", "63"], r"--size: got 63; .* multiples of 4 .*60 or 64"),
+])  # fmt: skip
+def test_what_cannot_be_seen_is_refused_before_anything_is_loaded(
+    model: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], error: str
+) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("a part of the pipeline is loaded")
+
+    for name in ("open_tokenizers", "open_text_encoders", "load_module"):
+        monkeypatch.setattr(f"sgpipe.report.maps.{name}", loaded)
+    with pytest.raises(SgpipeError, match=error):
+        called("--model", str(model), "--size", str(SIDE), *more)
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_both_ways_have_a_bar_that_reaches_its_end(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], real: bool
+) -> None:
+    monkeypatch.setattr(progress, "_options", lambda what, unit: {"desc": what, "unit": unit, "mininterval": 0, "miniters": 1})
+    Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8)).save(tmp_path / "real.png")
+    backbone, maps = of_model(read_backbone(model), SIDE)
+    concept_maps(backbone, maps, PROMPT, CONCEPTS, tmp_path / "real.png" if real else None, torch.device("cpu"), steps=3)
+    said = capsys.readouterr().err
+    assert "encoding and one forward: 100%" in said and "2/2" in said if real else "sampling: 100%" in said and "3/3" in said
+
+
+def test_what_is_soon_loaded_shows_no_bar_of_a_library(model: Path, tmp_path: Path) -> None:
+    """In a process of its own, as transformers keeps its switch for a whole process; other commands by the same switch."""
+    asked = ["--prompt", PROMPT, "--concepts", "dog,cat", "--model", str(model), "--size", str(SIDE)]
+    command = [sys.executable, "-m", "sgpipe.cli", "maps", *asked, "--out", str(tmp_path / "maps.png")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stderr == "" and ran.stdout.split() == [str(tmp_path / "maps.png"), str(tmp_path / "maps.npz")]
+
+
+def test_what_takes_longer_shows_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    monkeypatch.setattr(quiet, "SHOWN_AFTER", 0.01)
+    before = logging.set_tqdm_hook(None)
+    try:
+        quiet.late_bars()
+        assert list(logging.tqdm(range(2), desc="soon")) == [0, 1] and "soon" not in capsys.readouterr().err
+        for _ in logging.tqdm(range(4), desc="Loading weights", mininterval=0, miniters=1):
+            time.sleep(0.02)
+        assert "Loading weights" in capsys.readouterr().err
+    finally:
+        logging.set_tqdm_hook(before)
+
+
+@pytest.mark.parametrize("command", ["maps", "generate", "study", "localise", "playground"])
+def test_every_command_that_loads_texts_is_as_quiet(
+    model: Path, tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    class AskedFor(Exception):
+        pass
+
+    def asked() -> None:
+        raise AskedFor
+
+    monkeypatch.setattr(quiet, "late_bars", asked)
+    (tmp_path / "models").symlink_to(model.parent)
+    monkeypatch.chdir(tmp_path)
+    sized = ["--model", str(model), "--size", str(SIDE)]
+    given = {
+        "maps": [*sized, "--prompt", PROMPT, "--concepts", "dog"], "generate": [*sized, "--prompt", PROMPT], "study": sized,
+        "localise": [*sized, "--graph", "dog, left of, cat"], "playground": ["--params", str(repo_root / "params.yaml")],
+    }  # fmt: skip
+    with pytest.raises(AskedFor):
+        CliRunner().invoke(app, [command, *given[command]], catch_exceptions=False)
 
 
 def test_a_file_that_is_no_image_is_said(tmp_path: Path) -> None:

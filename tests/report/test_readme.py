@@ -57,6 +57,15 @@ def test_a_run_ends_with_the_table_and_the_page(tmp_path: Path) -> None:
     refused = RUNNER.invoke(app, command)
     assert isinstance(refused.exception, SgpipeError) and "dvc repro report" in str(refused.exception)
     page.touch()
+    (said,) = RUNNER.invoke(app, [*command, "--json"]).output.splitlines()
+    found = json.loads(said)
+    assert (found["judge"], found["report"]) == ("exact", str(page))
+    rows = {(row["arm"], row["prompt"], row["graph"]): row for row in found["rows"]}
+    assert rows["graph", "neutral", "positive"] == {
+        "arm": "graph", "prompt": "neutral", "graph": "positive", "objects_present": 0.8, "direction_accuracy": 0.7,
+        "direction_accuracy_low": 0.6, "direction_accuracy_high": 0.8,
+    }  # fmt: skip
+    assert rows["base", "neutral", "none"]["direction_accuracy"] is None and len(rows) == 5
     shown = RUNNER.invoke(app, command).output
     assert "graph, neutral prompt, g⁺" in shown and "0.700 [0.600, 0.800]" in shown
     assert shown.endswith(f"report: {page}\n") and "…" not in shown

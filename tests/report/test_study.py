@@ -13,7 +13,7 @@ from sgpipe.arms.generation import read_backbone
 from sgpipe.arms.groups import GROUPS
 from sgpipe.cli import app
 from sgpipe.errors import DataError, ParamsError
-from sgpipe.evaluation.statistics import Bootstrap
+from sgpipe.evaluation.statistics import Bootstrap, exact_share
 from sgpipe.evaluation.study import (
     CHANGED,
     OBJECTS,
@@ -27,12 +27,13 @@ from sgpipe.evaluation.study import (
     one_sample_claims,
     presence_claims,
     rerun_and_others,
+    share,
     study_items,
     turned,
 )
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.report import study_run
-from sgpipe.report.study import one_sample_requests, requests, sample, shown_objects, split_known
+from sgpipe.report.study import claims_figure, one_sample_requests, requests, sample, shown_objects, split_known
 from sgpipe.report.study_run import plan_study, run_study
 from sgpipe.runs.processes import Processes
 from tests.tiny import NAMES, SIDE, write_pipeline
@@ -122,6 +123,40 @@ def test_objects_present_are_counted_by_how_many_are_named() -> None:
     assert two["of 4"]["value"] == 0.5 and two["of 4"]["high"] < 1 and two["number"]["value"] > 0
     none = presence_claims(counts, np.zeros((20, 2)), BOOTSTRAP)
     assert np.isnan(none["number"]["value"]) and none["of 3"]["value"] == 0 and none["of 3"]["high"] > 0
+
+
+@pytest.mark.parametrize("prompts, bounds", [(5, (0.319, 0.841)), (20, (0.554, 0.723))])
+def test_a_share_that_all_prompts_have_is_no_surer_than_they_are_many(prompts: int, bounds: tuple[float, float]) -> None:
+    """Of 3 named objects 2 in every image; more seeds of the same prompts make it no surer."""
+    for seeds in (1, 6):
+        found = presence_claims([3] * prompts, np.full((prompts, seeds), 2.0), BOOTSTRAP)["of 3"]
+        assert found["value"] == pytest.approx(2 / 3) and (found["low"], found["high"]) == pytest.approx(bounds, abs=2e-3)
+    for value in (0.0, 1.0):
+        values = np.full((prompts, 3), value)
+        assert share(values, BOOTSTRAP) == exact_share(values, BOOTSTRAP.confidence)
+    mixed = np.array([[2.0, 1.0]] * prompts) / 3
+    assert share(mixed, BOOTSTRAP) == BOOTSTRAP.mean(mixed)
+    assert np.isnan(share(np.full((2, 2), np.nan), BOOTSTRAP).value)
+
+
+def test_its_interval_holds_the_mean_as_often_as_it_says() -> None:
+    """Prompts of which nine in ten show two of three objects, the others none: the interval of those that all agree."""
+    draw = np.random.default_rng(0)
+    values = np.where(draw.random((4000, 5)) < 0.9, 2 / 3, 0.0)
+    held = [found.low <= 0.6 <= found.high for found in (share(row[:, None], BOOTSTRAP) for row in values if np.ptp(row) == 0)]
+    assert len(held) > 2000 and np.mean(held) > 0.95
+
+
+def test_what_no_resample_changes_has_no_interval(tmp_path: Path) -> None:
+    """ρ of 1 on twenty prompts and a ratio of 0 where no image moved are no certainties."""
+    counts = [1, 2, 3, 4] * 5
+    found = presence_claims(counts, np.array([[n, n] for n in counts], float), BOOTSTRAP)["number"]
+    kept = flat([[0, 51], [102, 153]])
+    still = changed_claims(kept, kept, BOOTSTRAP)["changed_ratio"]
+    for row, value in ((found, 1), (still, 0)):
+        assert row["value"] == pytest.approx(value) and np.isnan([row["low"], row["high"]]).all()
+    claims_figure({"number": found, "still": still}, tmp_path / "claims.png")
+    assert Image.open(tmp_path / "claims.png").size[0] > 800
 
 
 def test_one_sample_is_measured_on_other_graphs_by_group() -> None:
@@ -242,7 +277,10 @@ def test_the_command_writes_numbers_figures_and_what_it_left_out(
     assert {"consistency", "complexity"} <= set(found["claims"])
     assert Image.open(out / "claims.png").size[0] > 800 and (out / "objects.png").is_file()
     with pytest.raises(DataError, match=r"--known no\.parquet: no such file"):
-        CliRunner().invoke(app, ["study", "--known", "no.parquet"], catch_exceptions=False)
+        CliRunner().invoke(app, [*given, "--known", "no.parquet"], catch_exceptions=False)
+    monkeypatch.setattr(study_run.GraphGenerator, "load", lambda *_, **__: pytest.fail("a pipeline is loaded"))
+    with pytest.raises(ParamsError, match=r"--size: got 63; .* takes multiples of 4 pixels: give 60 or 64"):
+        CliRunner().invoke(app, [*given, "--size", "63"], catch_exceptions=False)
     pq.write_table(pa.table({"objects": [["xylophone"]]}), tmp_path / "known.parquet")
     with pytest.raises(ParamsError, match="no prompt has all its names among the 1 known"):
         CliRunner().invoke(app, given, catch_exceptions=False)

@@ -176,6 +176,10 @@ def test_a_person_draws_a_graph(world: World, whole: tuple[Path, Training], tmp_
     if not torch.cuda.is_available():
         absent = runner.invoke(app, [*common, "--graph", "dog, left of, cat", "--device", "cuda"])
         assert isinstance(absent.exception, ParamsError) and "--device: got cuda" in str(absent.exception)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sgpipe.arms.generation.GraphGenerator.load", lambda *_, **__: pytest.fail("a pipeline is loaded"))
+        odd = runner.invoke(app, [*common, "--graph", "dog, left of, cat", "--size", "33"])
+        assert isinstance(odd.exception, ParamsError) and "--size: got 33" in str(odd.exception)
     refused = runner.invoke(app, ["generate", "--graph", "dog, left of, cat"])
     assert isinstance(refused.exception, ParamsError) and "needs --adapter" in str(refused.exception)
 
