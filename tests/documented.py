@@ -84,18 +84,18 @@ def ran(command: str, root: Path, code: int = 0) -> str:
 
 
 def _run(name: str, given: list[str]) -> tuple[int, str]:
-    if name in APPS:
-        done = CliRunner().invoke(import_module(APPS[name]).app, given, catch_exceptions=False)
-        return done.exit_code, done.output
     if name == "dvc":
         return dvc(given)
-    if name.startswith(("stages.", "benchmarks.")):
+    if name == "git":
+        done = subprocess.run([name, *given], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+    if name in APPS:
+        app = import_module(APPS[name]).app
+    else:
         app = typer.Typer()
         app.command()(import_module(name).main)
-        app(given, standalone_mode=False)
-        return 0, ""
-    done_ = subprocess.run([name, *given], capture_output=True, text=True, check=False)
-    return done_.returncode, done_.stdout + done_.stderr
+    invoked = CliRunner().invoke(app, given, catch_exceptions=False)
+    return invoked.exit_code, invoked.output
 
 
 def dvc(given: list[str]) -> tuple[int, str]:

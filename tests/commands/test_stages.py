@@ -47,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "lora": {"blocks": "1..2", "rank": 4, "alpha": 4},
         "maps": {"groups": {"middle": "0..1"}},
         "train": to_builtins(tiny_train(epochs=1)),
-        "evaluate": {"seeds": [0], "conditions": {"neutral": ["positive"]}, "steps": 2},
+        "evaluate": {"seeds": [0], "conditions": {"neutral": ["positive", "negative"]}, "steps": 2},
         "compute": {"device": "cpu", "threads": 1},
         "tracking": {"enabled": False},
     }  # fmt: skip
