@@ -54,7 +54,9 @@ EXPERIMENTS: dict[str, set[str]] = {
     "dvc exp run -S sgdiff.checkpoint=models/sgdiff -S '+arms.sgdiff={kind: sgdiff}' "
     "-S +evaluate.adapters.sgdiff=graphs evaluate": {*TOLD, "train_lora@sgdiff", "sample_images@sgdiff"},
     "dvc exp run -S '+arms.graph-1={kind: graph_lora, seed: 1}' -S '+arms.graph-2={kind: graph_lora, seed: 2}' "
-    "-S 'ablation.runs=[graph,graph-1,graph-2]'": {"resolve", "train_lora@graph-1", "sample_epochs@graph-2-20", "ablation"},
+    "-S +evaluate.adapters.graph-1=graphs -S +evaluate.adapters.graph-2=graphs -S 'ablation.runs=[graph,graph-1,graph-2]'": {
+        "resolve", "train_lora@graph-1", "sample_epochs@graph-2-20", "ablation",
+    },
     "dvc exp run -S localise.pairs=72 -S 'localise.rows=[image,text,prompt,graph]' localise": {"localise"},
     "dvc exp run -S 'study.arms=[graph]' study@graph": {"study@graph"},
 }  # fmt: skip
