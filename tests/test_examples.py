@@ -17,17 +17,17 @@ from sgpipe.backbones.denoiser import Denoiser
 from sgpipe.params.show import load_all
 
 
-def write_adapter(folder: Path, params: Path) -> None:
-    """Of the experiment's own parameters, with random updates in the place of a training."""
+def write_adapter(folder: Path, params: Path, options: dict[str, Any] | None = None, facts: dict[str, Any] | None = None) -> None:
+    """Of the experiment's own parameters, or of an arm with `options`, with random updates in the place of a training."""
     sections = load_all(params)
-    arms: Arms = sections["arms"]
+    arms = sections["arms"] if options is None else Arms.decode("arms", {"graph": options}, "tests")
     arm = resolve("graph", arms["graph"], Sections.of(sections))
     model = build(Denoiser.load(sections["backbone"], torch.device("cpu")), sections["backbone"], arm, 0.7)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.trainable().values():
             weight.add_(0.05 * torch.randn(weight.shape, generator=draw))
-    save_adapter(folder, model, arm, sections["backbone"], {})
+    save_adapter(folder, model, arm, sections["backbone"], facts or {})
 
 
 def test_every_cell_of_the_notebook_runs(repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,11 +55,14 @@ def recorded_commits(root: Path) -> Iterator[Recorded]:
 
 
 def at_commit(root: Path, commit: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """params.yaml and all metrics files as they are in `commit`. Raises `SgpipeError` for one that cannot be read."""
+    """params.yaml and all metrics files as they are in `commit`, without the tables beside them.
+
+    Raises `SgpipeError` for one that cannot be read.
+    """
     listed = git(root, "ls-tree", "-rz", "--name-only", commit, "params.yaml", "metrics/")
     params: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
-    for name in filter(None, listed.split("\0")):
+    for name in (each for each in listed.split("\0") if each.endswith((".yaml", ".json"))):
         text = git(root, "show", f"{commit}:./{name}")
         if name == "params.yaml":
             params = parse_yaml(text, f"{commit[:7]}:{name}")

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
+from tests.documented import shown
 from tests.stages.test_pipeline import ROOT, clone, environment
-from tests.test_commands import shown
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PAGE = ROOT / "docs/own_images.md"

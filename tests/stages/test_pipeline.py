@@ -16,6 +16,7 @@ import yaml
 from sgpipe.graphs.config import Curate
 from sgpipe.params.load import read_section, to_builtins
 from sgpipe.runs.state import config_hash
+from tests.documented import copied
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_STAGES = ("canonicalize", "curate", "negatives")
@@ -60,17 +61,7 @@ def command(root: Path, module: str, *arguments: str) -> None:
 
 def clone(target: Path, data: Path) -> Path:
     """The working tree's code in a fresh repository whose parameters name `data` and take what triples there are."""
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *COPIED],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for name in filter(None, files.split("\0")):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            (target / name).write_bytes((ROOT / name).read_bytes())
+    copied(target, *COPIED)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"]["root"] = str(data)
     params["curate"]["allow_short"] = True

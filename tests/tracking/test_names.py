@@ -7,7 +7,7 @@ import pytest
 from sgpipe.tracking.git import code_hash, code_hash_at
 from sgpipe.tracking.run import track
 from sgpipe.tracking.store import runs_page
-from sgpipe.tracking.sync import sync
+from sgpipe.tracking.sync import at_commit, sync
 from tests.tracking.repositories import run, runs
 
 
@@ -108,6 +108,13 @@ def test_a_commit_that_cannot_be_read_is_said_and_left_out(project: Path, capsys
     assert sync(project, "trial").created == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and f"{broken[:7]}:metrics/toy.json" in said[0]
+
+
+def test_a_table_among_the_metrics_is_no_figure(project: Path) -> None:
+    """As metrics/sweep.parquet, which is no text."""
+    Path("metrics/toy.parquet").write_bytes(b"PAR1\x15\x04\x15\xa0\x00")
+    _, metrics = at_commit(project, commit(project, "Samples"))
+    assert metrics == {"toy": {"score": 1, "by": {"left of": 0.5}}}
 
 
 def test_constants_are_parameters_and_final_values_do_not_join_curves(stored: Path) -> None:
