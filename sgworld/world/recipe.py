@@ -33,7 +33,7 @@ BLOCKS = tuple(range(13))
 """Double-stream blocks to begin with."""
 TRIPLED = (*range(10), *(index for index in range(10, 13) for _ in range(3)))
 """All 19: those that draw three times."""
-BEHIND = {"heard": 1, "link": 3, "frame": 5, "place": 9}
+BEHIND = {"heard": 1, "link": 3, "frame": 5, "rough": 9, "place": 12}
 PHASES = (
     Phase(1_000, STARTING, BLOCKS, BEHIND),
     Phase(5_000, LEADING, BLOCKS, BEHIND, decay=1_500),
