@@ -13,10 +13,10 @@ from sgworld.world.sprites import GRID
 
 U = Sequence[float]
 SIDE, TURNED = 6.0, 1.0
-"""Cells that an object may be farther away to stand on the side, and in the role, that u says; and one above the other, to look there."""
+"""Cells that an object may be farther away to stand on the side, and in the role, that u says; and, below or above, to look there."""
 UNUSUAL, INSIDE = 3.0, 8.0
-"""Cells that an object may be farther away to stand in line and as near or far as u says; and a further group, by axis, to stand along
-an edge of the image.
+"""Cells that an object may be farther away to stand in line and as near or far as u says; and, by axis, a further group to stand
+along an edge of the image.
 """
 MARGIN = 1
 """Cells between objects and the edge of the image that they stand along."""
@@ -108,17 +108,18 @@ def usual(first: str, predicate: str, second: str, far: bool) -> frozenset[Way]:
 class Sparse(OfSlots):
     """The wishes of u as far as a generator shall read them: few places, far from one another.
 
-    Whoever tells a place with an error below half a cell has told which is meant, if no other is near. So distances are the least or
-    the greatest, objects in line, and groups in corners of the image, wherever they can be. `stands`, where somebody tells how
-    objects stand, by name: what comes nearest to it of what u says nearly as well. Classes, roles, sides, distances and the corner
-    of the first group are u's all the same, so that a generator that is taught what is nearest to what it tells has no way to tell
-    the same in every noise; the corners of further groups follow what is told.
+    Whoever tells a place with an error has told which is meant all the same, if no other is near. So distances are the least or the
+    greatest, objects in line, and groups in corners of the image, wherever they can be.
+
+    `stands`: where somebody tells that objects stand, by name. Then it is what comes nearest to that of what u says nearly as well.
+    Classes, roles, sides, distances and the corner of the first group are u's even so, that a generator that is taught what is
+    nearest to what it tells has no way to tell the same in every noise; the corners of further groups follow what is told.
     """
 
     stands: Mapping[str, Stand] = field(default_factory=dict)
 
     def ways(self, link: Link, predicate: str) -> Iterable[Way]:
-        """By the distance to how the second said is told to stand to the first; `SIDE`, `TURNED` and `UNUSUAL` count as distance."""
+        """By how far the second said is told to stand from where a way has it; `SIDE`, `TURNED` and `UNUSUAL` count as cells."""
         across, down, leads, near = (self.u[slot + link.slot] < 0.5 for slot in (ACROSS, DOWN, SUBJECT, DISTANCE))
         chosen = usual(link.first, predicate, link.second, not near)
         told = [self.stands[name] for name in (link.first, link.second)] if self.stands else None
