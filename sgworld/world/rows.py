@@ -31,8 +31,8 @@ IMAGE_ROWS = 64
 WEIGHTS: Final = {"link": 1.0, "frame": 1.5, "rough": 0.1, "place": 0.3}
 """Of the errors of what is taught."""
 SHARP: Final = 0.2
-"""Cells from which on an error of a place counts by its logarithm, so that captions that are told wrong do not drown what others lack
-to the exact place.
+"""Cells from which on an error of a place counts by its logarithm, so that captions that are told wrong do not drown what others
+lack to the exact place.
 """
 TEXT_PARTS = ("add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k", "to_add_out")
 

@@ -13,7 +13,7 @@ from sgworld.world.sprites import GRID
 
 U = Sequence[float]
 SIDE, TURNED = 6.0, 1.0
-"""Cells that an object may be farther away to stand on the side, and in the role, that u says; and, below or above, to look there."""
+"""Cells that an object may be farther away to stand on the side, and in the role, that u says; and, above or below, to look so."""
 UNUSUAL, INSIDE = 3.0, 8.0
 """Cells that an object may be farther away to stand in line and as near or far as u says; and, by axis, a further group to stand
 along an edge of the image.
