@@ -157,7 +157,7 @@ def losses_of(velocity: Velocity, batch: Batch, mixture: Mixture, generator: tor
 class Phase:
     """A part of the training: its steps, the peak of its rate, which falls to zero over the last `decay` steps, and its batches.
 
-    `blocks`: of which double-stream blocks of the model before this phase its own are made (see `deepen`). `behind`: the block
+    `blocks`: of which double-stream blocks of the phase before its own are made (see `deepen`). `behind`: the block
     behind which each step of `examples.lessons` stands. `average`: decay of the averaged weights. `behind_alone`: the blocks up to
     where places are told are held whole, which spares their backward pass; those that follow are all that draws.
     """
