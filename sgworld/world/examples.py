@@ -25,7 +25,7 @@ from sgworld.world.specification import Caption, Placed, Scene
 from sgworld.world.sprites import GRID
 from sgworld.world.wishes import Stand
 
-FEATURES: Final = {"place": slice(110, 128)}
+FEATURES: Final = {"rough": slice(110, 128), "place": slice(110, 128)}
 """Which features of the rows of names hold what, beside the first 16, which hold what is heard."""
 WIDTHS: Final = {"link": 17 + len(PREDICATES), "frame": 32}
 """How many numbers a linear map of all features must give, of what has none for itself."""
@@ -55,7 +55,7 @@ class Lessons:
     `link`: of the first relation that the object is in, how far from its middle the other's is,
     whether it is the subject (1 or −1), and the class (1 at its place, else 0); 0 throughout where it is in none. `frame`: from the
     corner of the box around all objects that hang together to its middle, and that box's height and width. `place`: its middle in
-    the image, which way it faces and whether another stands before it.
+    the image, which way it faces and whether another stands before it; `rough` is the same some blocks before.
     """
 
     samples: Tensor
@@ -103,7 +103,7 @@ def cells(places: Tensor) -> Tensor:
 def told_stands(told: Tensor, names: Named, captions: Sequence[Caption]) -> list[dict[str, Stand]]:
     """How each caption's objects are told to stand, by name, of what all text rows tell of places `[B, T, 18]`."""
     places = told[names.samples, names.rows]
-    stands = iter(Stand(x, y, way > 0) for (y, x), way in zip(cells(places).tolist(), places[:, 16].tolist(), strict=True))
+    stands = iter(Stand(x, y) for y, x in cells(places).tolist())
     return [{name: next(stands) for name in caption.names} for caption in captions]
 
 
@@ -133,4 +133,4 @@ def lessons(names: Named, scenes: Sequence[Scene]) -> Lessons:
         "frame": _turned(frames),
         "place": torch.cat([_turned(middles), torch.tensor(facings)], dim=1),
     }
-    return Lessons(names.samples, names.rows, features)
+    return Lessons(names.samples, names.rows, features | {"rough": features["place"]})

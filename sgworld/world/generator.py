@@ -157,8 +157,9 @@ def losses_of(velocity: Velocity, batch: Batch, mixture: Mixture, generator: tor
 class Phase:
     """A part of the training: its steps, the peak of its rate, which falls to zero over the last `decay` steps, and its batches.
 
-    `blocks`: of which double-stream blocks of the model before this phase its own are made (see `deepen`). `behind`: the block
-    behind which each step of `examples.lessons` stands. `average`: decay of the averaged weights.
+    `blocks`: of which double-stream blocks of the phase before its own are made (see `deepen`). `behind`: the block
+    behind which each step of `examples.lessons` stands. `average`: decay of the averaged weights. `behind_alone`: the blocks up to
+    where places are told are held whole, which spares their backward pass; those that follow are all that draws.
     """
 
     steps: int
@@ -169,6 +170,7 @@ class Phase:
     decay: int = 0
     batch: int = 48
     average: float = 0.999
+    behind_alone: bool = False
 
 
 def fit(
@@ -186,6 +188,8 @@ def fit(
         compile_blocks(model)
     for parameter in held_by_reading(model, phase.behind):
         parameter.requires_grad_(False)
+    if phase.behind_alone:
+        model.transformer_blocks[: phase.behind["place"] + 1].requires_grad_(False)
     velocity, batches = velocity_of(model), Batches(Sounds(pool, encoders, phase.batch, seed), reader, vae)
     ahead: Iterator[Batch] = iter(())
 

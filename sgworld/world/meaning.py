@@ -32,7 +32,7 @@ from sgworld.world.specification import (
     Caption,
     Scene,
 )  # fmt: skip
-from sgworld.world.wishes import Near, Pointing, Stand
+from sgworld.world.wishes import Sparse, Stand
 
 CHANNELS: Final = 16
 CHANNEL: Final = {
@@ -99,16 +99,16 @@ def meant(caption: Caption, u: NDArray[np.float64]) -> Scene:
     """The scene that a caption means with `uniforms` `[31]`.
 
     Easier to read than what `compose` makes of them by itself: classes that are left open are few and the same for most names, and
-    further groups stand where their slots point. Held-out triples are drawn where names alone are said.
+    so are distances and places. Held-out triples are drawn where names alone are said.
     """
     values = _chosen(caption, u)
-    return scene_of(caption.names, next(arrangements(caption, values, Pointing(values, withheld=False))), values)
+    return scene_of(caption.names, next(arrangements(caption, values, Sparse(values, withheld=False))), values)
 
 
 def nearest(caption: Caption, u: NDArray[np.float64], stands: Mapping[str, Stand]) -> Scene:
-    """The first scene of a caption that fits, in the order of `wishes.Near`: near to how its objects are told to stand, and about
+    """The first scene of a caption that fits, in the order of `wishes.Sparse`: near to how its objects are told to stand, and about
     where `uniforms` say.
     """
     values = _chosen(caption, u)
-    found = next(arrangements(caption, values, Near(values, withheld=False, stands=stands)))
+    found = next(arrangements(caption, values, Sparse(values, withheld=False, stands=stands)))
     return scene_of(caption.names, found, values)

@@ -29,16 +29,12 @@ TOKENS = 32
 """Of a caption: four relations between four objects take 29."""
 
 
-BLOCKS = tuple(range(13))
+BLOCKS = tuple(range(16))
 """Double-stream blocks to begin with."""
-TRIPLED = (*range(10), *(index for index in range(10, 13) for _ in range(3)))
-"""All 19: those that draw three times."""
-BEHIND = {"heard": 1, "link": 3, "frame": 5, "place": 9}
-PHASES = (
-    Phase(1_000, STARTING, BLOCKS, BEHIND),
-    Phase(5_000, LEADING, BLOCKS, BEHIND, decay=1_500),
-    Phase(950, LEADING, TRIPLED, BEHIND, decay=750, average=0.995),
-)
+DOUBLED = (*range(13), *(index for index in range(13, 16) for _ in range(2)))
+"""All 19: those that draw twice."""
+BEHIND = {"heard": 1, "link": 3, "frame": 5, "rough": 9, "place": 12}
+PHASES = (Phase(1_000, STARTING, BLOCKS, BEHIND), Phase(9_000, LEADING, DOUBLED, BEHIND, decay=3_000, behind_alone=True))
 
 
 @dataclass(frozen=True)
@@ -102,16 +98,16 @@ def _read(
 
 def _transformer(folder: Path) -> FluxTransformer2DModel:
     model = FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer").float()
-    if len(model.transformer_blocks) != len(BLOCKS) or not muted(model, BEHIND):
-        raise DataError(f"{folder}: {len(BLOCKS)} double-stream blocks that read on text rows alone are needed to train on from")
+    if len(model.transformer_blocks) not in (len(BLOCKS), len(DOUBLED)) or not muted(model, BEHIND):
+        raise DataError(f"{folder}: {len(BLOCKS)} or {len(DOUBLED)} double-stream blocks are needed that read on text rows alone")
     return model
 
 
 def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe | None = None, start: Path | None = None) -> None:
     """Train `parts` in order, working state in `state`, results in `out/{mini-flux,mini-clip,mini-tower}`.
 
-    `start` is a pipeline folder that the generator is trained on from: its transformer has the first phase's blocks and reads, and
-    its text encoders and VAE are kept. With the part `reading` it goes on with that first.
+    `start` is a pipeline folder that the generator is trained on from: its transformer has the blocks of a phase and reads, and its
+    text encoders and VAE are kept. With the part `reading` it goes on with that first. Phases of fewer blocks are passed over.
 
     A training that was interrupted continues with the same command; a finished one is not repeated.
     """
@@ -151,7 +147,9 @@ def train(state: Path, out: Path, parts: tuple[str, ...] = PARTS, recipe: Recipe
         vae, model = AutoencoderKL.from_pretrained(reads / "vae").requires_grad_(False), _transformer(reads)
         encoders, reader = assemble(reads, vae, model), Reader(model, BEHIND, TOKENS).frozen()
         for number, phase in enumerate(recipe.phases):
-            if number:
+            if len(model.transformer_blocks) > len(phase.blocks):
+                continue
+            if len(model.transformer_blocks) < len(phase.blocks):
                 model = deepen(model, phase.blocks, 4 + number)
             folder = state / f"flux-{number}"
             model = fit(model, reader, pool, encoders, vae, folder, phase, seed=4 + number, compiled=recipe.compiled)

@@ -2,29 +2,32 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgworld.world.groups import Group, Link, Way, classes_of, ways
 from sgworld.world.specification import ACROSS, ANCHOR_X, ANCHOR_Y, CLASS, DISTANCE, DOWN, PLACE_X, PLACE_Y, SUBJECT
+from sgworld.world.sprites import GRID
 
 U = Sequence[float]
-SIDE, FACING = 6.0, 1.0
-"""Cells that an object may be farther away to stand on the side, and in the role, that u says; and to face as it is told to."""
-ASTRAY = 3.0
-"""What each cell counts by which a place is farther from where u points than is as good as that place: one cell, and one more for
-each object of a group beyond two, since large groups have few places.
+SIDE, TURNED = 6.0, 1.0
+"""Cells that an object may be farther away to stand on the side, and in the role, that u says; and, above or below, to look so."""
+UNUSUAL, INSIDE = 3.0, 8.0
+"""Cells that an object may be farther away to stand in line and as near or far as u says; and, by axis, a further group to stand
+along an edge of the image.
 """
+MARGIN = 1
+"""Cells between objects and the edge of the image that they stand along."""
 
 
 @dataclass(frozen=True)
 class Stand:
-    """Where an object is told to stand: its middle (x, y), cells, and whether it looks to the right."""
+    """Where an object is told to stand: its middle (x, y), cells."""
 
     x: float
     y: float
-    right: bool
 
 
 def nearest_first(u: float, count: int) -> list[int]:
@@ -87,60 +90,65 @@ class OfSlots:
         return _by_distance(free, x, int(rows[min(len(rows) - 1, int(u_y * len(rows)))]))
 
 
+@cache
+def usual(first: str, predicate: str, second: str, far: bool) -> frozenset[Way]:
+    """Of each side, role and mirror image the way that is most in line, and of those the nearest, or the farthest where `far`."""
+    chosen: dict[tuple[bool, ...], tuple[tuple[float, float, float], Way]] = {}
+    for way in ways(first, predicate, second):
+        wide = abs(way.across) >= abs(way.down)
+        along, off = (way.across, way.down) if wide else (way.down, way.across)
+        key = (abs(off), -abs(along) if far else abs(along), off)
+        side = (wide, along > 0, way.leads, way.layout.left)
+        if side not in chosen or key < chosen[side][0]:
+            chosen[side] = key, way
+    return frozenset(way for _, way in chosen.values())
+
+
 @dataclass(frozen=True)
-class Pointing(OfSlots):
-    """The wishes of u, but that slots of places point to a place of the image, free or not, and the nearest free one is taken."""
+class Sparse(OfSlots):
+    """The wishes of u as far as a generator shall read them: few places, far from one another.
 
-    def pointed(self, free: NDArray[np.bool_], number: int) -> tuple[int, int]:
-        """The place that the slots point to."""
-        x, y = (min(int(self.u[slot] * count), count - 1) for slot, count in zip(_place_slots(number), free.shape, strict=True))
-        return x, y
+    Whoever tells a place with an error has told which is meant all the same, if no other is near. So distances are the least or the
+    greatest, objects in line, and groups in corners of the image, wherever they can be.
 
-    def places(self, group: Group, free: NDArray[np.bool_], number: int) -> Iterable[tuple[int, int]]:
-        """Free places by distance from the one that the slots point to."""
-        return _by_distance(free, *self.pointed(free, number))
-
-
-@dataclass(frozen=True)
-class Near(Pointing):
-    """What comes near to how the objects are told to stand, by name, of what u says nearly as well.
-
-    Classes, roles, sides and the neighbourhood of a place are those of u wherever they can be, so that a generator that is taught
-    what is nearest to what it tells has no way to tell the same in every noise. The rest follows what is told.
+    `stands`: where somebody tells that objects stand, by name. Then it is what comes nearest to that of what u says nearly as well.
+    Classes, roles, sides, distances and the corner of the first group are u's even so, that a generator that is taught what is
+    nearest to what it tells has no way to tell the same in every noise; the corners of further groups follow what is told.
     """
 
     stands: Mapping[str, Stand] = field(default_factory=dict)
 
     def ways(self, link: Link, predicate: str) -> Iterable[Way]:
-        """By the distance to how the second said is told to stand to the first; `SIDE` and `FACING` count as distance."""
-        first, second = self.stands[link.first], self.stands[link.second]
-        across, down, leads = (self.u[slot + link.slot] < 0.5 for slot in (ACROSS, DOWN, SUBJECT))
+        """By how far the second said is told to stand from where a way has it; `SIDE`, `TURNED` and `UNUSUAL` count as cells."""
+        across, down, leads, near = (self.u[slot + link.slot] < 0.5 for slot in (ACROSS, DOWN, SUBJECT, DISTANCE))
+        chosen = usual(link.first, predicate, link.second, not near)
+        told = [self.stands[name] for name in (link.first, link.second)] if self.stands else None
 
         def key(way: Way) -> float:
-            away = ((way.across - second.x + first.x) ** 2 + (way.down - second.y + first.y) ** 2) ** 0.5
-            astray = (way.across > 0) != across if abs(way.across) >= abs(way.down) else (way.down > 0) != down
-            subject, _, object_ = way.triple
-            turned = sum(
-                faces is not None and (faces == "right") != self.stands[name].right
-                for name, faces in ((subject, way.layout.subject_facing), (object_, way.layout.object_facing))
-            )
-            return away + SIDE * (astray + (way.leads != leads)) + FACING * turned
+            wide = abs(way.across) >= abs(way.down)
+            astray = (way.across > 0) != across if wide else (way.down > 0) != down
+            cost = SIDE * (astray + (way.leads != leads)) + UNUSUAL * (way not in chosen)
+            if not wide:
+                cost += TURNED * (way.layout.left == across)
+            if told is None:
+                return cost
+            first, second = told
+            return cost + ((way.across - second.x + first.x) ** 2 + (way.down - second.y + first.y) ** 2) ** 0.5
 
         return sorted(ways(link.first, predicate, link.second), key=key)
 
     def places(self, group: Group, free: NDArray[np.bool_], number: int) -> Iterable[tuple[int, int]]:
-        """Free places by distance from where the group's objects are told to stand in the mean.
-
-        Where the first group is led by u, too, the others are not: there are few places left.
+        """By distance from the corner of the image that u says; where somebody tells, further groups by distance from where their
+        objects are told to stand in the mean, `INSIDE` more for each axis along which they keep no `MARGIN`.
         """
         left, top, _, _ = group.extent()
-        corners = [
-            (self.stands[name].x - box[0] - box[2] / 2 + left, self.stands[name].y - box[1] - box[3] / 2 + top)
-            for name, box in group.boxes.items()
-        ]
+        boxes = np.array(list(group.boxes.values())) - (left, top, 0, 0)
+        least, most = MARGIN - boxes[:, :2].min(0), GRID - MARGIN - (boxes[:, :2] + boxes[:, 2:]).max(0)
         places = np.argwhere(free)
-        costs = np.abs(places - np.mean(corners, axis=0)).sum(1)
-        if not number:
-            slack = max(1, len(group.boxes) - 1)
-            costs += ASTRAY * (np.abs(places - self.pointed(free, number)) - slack).clip(0).sum(1)
-        return _in_order(places, costs)
+        if not number or not self.stands:
+            corner = np.where([self.u[slot] < 0.5 for slot in _place_slots(number)], least, most)
+            return _in_order(places, np.abs(places - corner).sum(1))
+        told = [(self.stands[name].x, self.stands[name].y) for name in group.boxes]
+        wanted = (np.array(told) - boxes[:, 2:] / 2 - boxes[:, :2]).mean(0)
+        inside = ((places != least) & (places != most)).sum(1)
+        return _in_order(places, np.abs(places - wanted).sum(1) + INSIDE * inside)

@@ -75,7 +75,6 @@ def test_stands_are_read_off_features_of_places() -> None:
         for each in scene.objects:
             stand = stands[each.name]
             assert abs(stand.x - each.x - each.w / 2) <= 0.25 and abs(stand.y - each.y - each.h / 2) <= 0.25
-            assert stand.right == (each.facing == "right")
 
 
 def test_what_is_told_is_counted_by_captions() -> None:
