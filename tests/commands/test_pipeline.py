@@ -70,7 +70,7 @@ SIDE_BY_SIDE = {
 QUEUED = {
     "dvc exp run --queue -S 'lora.blocks=[0..6],[7..12],[13..18]'": "Queued experiment",
     "dvc queue start -j 1": "Started '1' new experiments task queue worker",
-    "dvc queue logs '<name>' -f": "Running stage 'resolve'",
+    "dvc queue logs '<name>' -f": "Reproducing experiment '",
 }
 RUN = (*MADE, *EXPERIMENTS, *SIDE_BY_SIDE, *QUEUED)
 

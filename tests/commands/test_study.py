@@ -37,7 +37,11 @@ PATCHED = {
 STUDIED = {
     "sgpipe study --adapter outputs/lora/graph/adapter": {"base", "graph", "changed graph"},
     "sgpipe study --known outputs/curated/triples.parquet": {"base"},
-    "sgpipe study --known outputs/curated/triples.parquet --one-sample outputs/lora/one/adapter": {"base", "one sample"},
+    "sgpipe study --known outputs/curated/triples.parquet --one-sample outputs/lora/one/adapter": {
+        "base",
+        "one sample",
+        "without one sample",
+    },
 }
 """What is sampled in each."""
 SHOWN = {"sgworld sheet": "outputs/sheet.png"}
