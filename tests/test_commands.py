@@ -31,6 +31,7 @@ RUN = (
 
 LONG: Mapping[str, tuple[str, str | None]] = {
     "make bench": ("measures for an hour", "benchmarks/test_against.py::test_the_stages_are_those_that_there_are"),
+    "make check": ("this test is one of its own", None),
     "make placement": ("trains for hours", "localisation/test_placement.py::test_a_killed_run_goes_on_and_gives_the_same_table"),
     "make repro": ("makes an environment, then half an hour", "commands/test_pipeline.py::test_the_pipeline_and_its_experiments"),
     "make sweep": (

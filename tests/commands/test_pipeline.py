@@ -63,6 +63,7 @@ EXPERIMENTS: dict[str, set[str]] = {
 """What each runs, and perhaps more."""
 SIDE_BY_SIDE = {
     "sgpipe pipeline why train_lora": ("train_lora@graph:", "resolve, which comes before:", "params: lora.rank 16 -> 8"),
+    "sgpipe pipeline why train_lora@graph": ("train_lora@graph:", "nothing changed since it ran"),
     "sgpipe report experiments": ("outputs/experiments/index.html",),
     "sgpipe report experiments early 'mid*' --out outputs/experiments": ("outputs/experiments/index.html",),
     "sgpipe tracking sync": ("runs created",),

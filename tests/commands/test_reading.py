@@ -24,6 +24,7 @@ def run_each(says: Says, root: Path) -> None:
 
 HERE: Says = {
     "sgpipe dag": ("train_lora ×2", "← probe_table, evaluate"),
+    "sgpipe params show": ("lora:", "blocks: [7, 8, 9, 10, 11, 12]"),
     "sgpipe preset": ("flux-schnell-vg: ", "predecessor-miniature: "),
     "sgpipe preset flux-schnell-vg": ("backbone.resolution", "knobs differ; --apply writes them"),
     "sgpipe preset flux-schnell-vg --settings": ("-S backbone.model=black-forest-labs/FLUX.1-schnell",),
