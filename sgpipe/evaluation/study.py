@@ -96,7 +96,7 @@ def share(values: Floats, bootstrap: Bootstrap) -> Estimate:
 
     Where all images have the same share v, resamples have no width. Then as many prompts as count, n, agree, so that the chance w
     of another share is at most 1 − (α / 2)^(1 / n), the exact binomial bound (Clopper & Pearson 1934); what differs lies anywhere
-    in 0–1, so the mean is between v − w v and v + w (1 − v). For v of 0 or 1 that is `statistics.exact_share`.
+    in 0–1, so the mean is between v − w v and v + w (1 − v). For v of 0 or 1 it is `exact_share`.
     """
     found, counted = bootstrap.mean(values), np.isfinite(values)
     if not counted.any() or np.ptp(values[counted]) > 0:
