@@ -22,9 +22,10 @@ def playground(
         import gradio  # noqa: F401
     except ImportError:
         raise SgpipeError("playground: gradio is not installed; `pip install 'sgpipe[playground]'`") from None
+    from sgpipe.graphs.scene_graph import SceneGraph
     from sgpipe.params.show import load_all
-    from sgpipe.playground.engine import BASE, Engine, base_of, known_names
-    from sgpipe.playground.page import build_page, found_adapters, found_models
+    from sgpipe.playground.engine import BASE, Engine, Request, base_of, known_names
+    from sgpipe.playground.page import START, build_page, found_adapters, found_models
     from sgpipe.runs.processes import pick_device
     from sgpipe.runs.progress import keeps
     from sgpipe.runs.quiet import late_bars
@@ -50,6 +51,7 @@ def playground(
     keeps("stopped; what was downloaded is kept: run the same command again for a new page")
     print(f"loading {models[0]}, {chosen}", flush=True)
     engine.open(models[0], chosen)
+    engine.answer(Request(SceneGraph.of(*START[0]), seed=1, model=models[0], adapter=chosen))  # the first forward is a slow one
     with TemporaryDirectory() as folder:
         page, options = build_page(engine, models, adapters, known_names(adapters), Path(folder))
         print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
