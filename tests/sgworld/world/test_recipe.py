@@ -35,9 +35,7 @@ def test_a_generator_is_taught_to_read_on_and_then_to_draw(pipeline: FluxPipelin
     assert trained.scheduler.config.shift == SHIFT and not list(out.rglob("mini-clip"))
     train(tmp_path / "other", tmp_path / "drawn", ("flux",), recipe, out / "mini-flux")
     assert torch.equal(told(tmp_path / "drawn" / "mini-flux"), told(out / "mini-flux"))
-    assert [each.name for each in sorted((tmp_path / "other").glob("flux-*"))] == ["flux-1"], (
-        "with 19 blocks, these go on"
-    )
+    assert [each.name for each in sorted((tmp_path / "other").glob("flux-*"))] == ["flux-1"], "with 19 blocks, these go on"
 
 
 def test_a_start_that_does_not_read_by_itself_is_refused(pipeline: FluxPipeline, tmp_path: Path) -> None:
