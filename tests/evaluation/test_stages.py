@@ -163,7 +163,7 @@ def test_figures_and_page_of_arms_drawn_by_rule(root: Path, capsys: pytest.Captu
     assert ablation["comparisons"]["2-1"]["difference"] > 0
     set_params(root, maps={"groups": {"early": "0", "late": "1..2"}})
     moved = {"method": "patching", "kind": "denoising", "rows": "text", "effect": 0.4, "effect_low": 0.3, "effect_high": 0.5}
-    found = {"rows": [{"group": group, **moved} for group in ("early", "late")]}
+    found = {"rows": [{"group": group, "block": None, **moved} for group in ("early", "late")]}
     Path("metrics/localisation.json").write_text(json.dumps(found))
     call(stages.report.main)
     page = Path("outputs/report/index.html").read_text()

@@ -16,7 +16,7 @@ from sgpipe.relations.predicates import INVERSE
 from sgpipe.runs.checkpoints import checkpoints, read_checkpoint
 from sgworld.bank import draw_bank
 from sgworld.contrast import contrastive_loss, false_triples
-from sgworld.flux import build_transformer, deepen, draw, encode_texts, evenly, mean_weights, shallow_of
+from sgworld.flux import build_transformer, deepen, draw, encode_texts, evenly, mean_weights, output_projections, shallow_of
 from sgworld.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
 from sgworld.measure import images_per_second
 from sgworld.recipe import Recipe, continue_flux, train
@@ -121,8 +121,9 @@ def test_a_deepened_transformer_computes_the_same_and_all_of_it_can_learn() -> N
     assert torch.equal(shallow(**inputs).sample, deep(**inputs).sample)
     with torch.enable_grad():
         deep(**inputs).sample.square().mean().backward()
-    opened = [block.norm1.linear.weight.grad for block in deep.transformer_blocks]
-    assert all(gradient is not None and bool(gradient.abs().sum() > 0) for gradient in opened)
+    for block in deep.transformer_blocks:
+        for part in output_projections(block):
+            assert part.weight.grad is not None and bool(part.weight.grad.abs().sum() > 0)
 
 
 def test_cutting_a_deepened_transformer_down_gives_back_what_it_was_made_from() -> None:
