@@ -28,6 +28,9 @@ SHIFT = 1 / 3
 """Of the scheduler's times: what the noise says can be heard at t = 1 alone, so the first step goes half of the way."""
 TIMES = tuple(SHIFT * t / (1 + (SHIFT - 1) * t) for t in (1.0, 0.75, 0.5, 0.25, 0.0))
 """t before each of four Euler steps, and 0."""
+SURE, SPARE = 0.6, 2
+"""Cells to which places are told in what is drawn from, and how many times as many noises are read as are needed.
+"""
 Velocity = Callable[[Tensor, Tensor, Encoded], Tensor]
 """Velocities `[B, 64, 16]` of states `[B, 64, 16]`, times `[B]` and texts."""
 
@@ -85,16 +88,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches(Dataset[Batch]):
-    """The batch of each step, a function of (seed, step); made by a process of its own beside the training."""
+    """The batch of each step, a function of (seed, step); made by a process of its own beside the training.
+
+    Of the sounds of a step it has the first `size` that are told to `SURE` of a cell, and the next ones where those are fewer: what
+    is told farther from its scene teaches to draw beside what is told.
+    """
 
     sounds: Sounds
     reader: Reader
     vae: AutoencoderKL
+    size: int
 
     def __getitem__(self, step: int) -> Batch:
         captions, noise, text, names = self.sounds[step]
-        scenes = self.reader.scenes(captions, noise, text, names)
-        return Batch(noise, latents_of(self.vae, np.stack([render(scene) for scene in scenes])), text)
+        scenes, far = self.reader.scenes(captions, noise, text, names)
+        chosen = far.clamp(min=SURE).argsort(stable=True)[: self.size]
+        pictures = np.stack([render(scenes[index]) for index in chosen.tolist()])
+        return Batch(noise[chosen], latents_of(self.vae, pictures), Encoded(text.states[chosen], text.pooled[chosen]))
 
 
 def time_weights(times: Tensor, led: Tensor) -> Tensor:
@@ -190,7 +200,7 @@ def fit(
         parameter.requires_grad_(False)
     if phase.behind_alone:
         model.transformer_blocks[: phase.behind["place"] + 1].requires_grad_(False)
-    velocity, batches = velocity_of(model), Batches(Sounds(pool, encoders, phase.batch, seed), reader, vae)
+    velocity, batches = velocity_of(model), Batches(Sounds(pool, encoders, SPARE * phase.batch, seed), reader, vae, phase.batch)
     ahead: Iterator[Batch] = iter(())
 
     def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:

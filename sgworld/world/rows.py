@@ -151,10 +151,12 @@ class Reader(nn.Module):
         words, conditioning = self.ear.rows(noise, text)
         return words[..., :CHANNELS], self.rows(words, conditioning)["place"]
 
-    def scenes(self, captions: Sequence[Caption], noise: Tensor, text: Encoded, names: Named) -> list[Scene]:
-        """The scenes nearest to what is told of places."""
+    def scenes(self, captions: Sequence[Caption], noise: Tensor, text: Encoded, names: Named) -> tuple[list[Scene], Tensor]:
+        """The scenes nearest to what is told of places, and how far it is from them (see `farthest`)."""
         heard, places = self.told(noise, text)
-        return nearest_scenes(captions, names, levels_heard(heard, names), places)
+        scenes = nearest_scenes(captions, names, levels_heard(heard, names), places)
+        known = lessons(names, scenes)
+        return scenes, farthest(places[known.samples, known.rows], known)
 
 
 def nearest_scenes(captions: Sequence[Caption], names: Named, said: NDArray[np.float64], told: Tensor) -> list[Scene]:
@@ -219,7 +221,7 @@ def read_alone(
         told = {step: each[known.samples, known.rows] for step, each in said.items()}
         wrong = {step: _error(step, each, known.features[step]) for step, each in told.items()}
         loss = torch.stack([WEIGHTS[step] * each for step, each in wrong.items()]).sum()
-        return loss, wrong | _whole(told["place"], batch, known)
+        return loss, wrong | _whole(told["place"], known)
 
     return train_model(
         rows, losses, folder, steps=steps, samples=batches.sounds.size, rate=rate, warmup=100, decay=steps // 4, average=0.998,
@@ -237,13 +239,17 @@ def _error(step: str, told: Tensor, wanted: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _whole(told: Tensor, batch: Heard, known: Lessons) -> dict[str, Tensor]:
+def farthest(told: Tensor, known: Lessons) -> Tensor:
+    """Of each caption the largest distance `[B]`, cells along an axis, of where an object is told `[n, 18]` from what is taught."""
+    away = (cells(told) - cells(known.features["place"])).abs().amax(1)
+    return torch.zeros(int(known.samples[-1]) + 1).scatter_reduce(0, known.samples, away, "amax")
+
+
+def _whole(told: Tensor, known: Lessons) -> dict[str, Tensor]:
     """By number of objects the share of captions all of whose objects `told` `[n, 18]` are within a cell of what is taught.
 
     `exact`: of captions of more than two objects, within a quarter of a cell.
     """
-    away = (cells(told) - cells(known.features["place"])).abs().amax(1)
-    objects = torch.bincount(known.samples)
-    far = torch.zeros(len(objects)).scatter_reduce(0, known.samples, away, "amax")
+    objects, far = torch.bincount(known.samples), farthest(told, known)
     whole = {f"whole_{count}": (far[objects == count] < 1).double().mean() for count in (2, 3, 4)}
     return whole | {"exact": (far[objects > 2] <= 0.25).double().mean()}

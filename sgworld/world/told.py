@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sgworld.world.captions import sample_caption
-from sgworld.world.examples import Lessons, cells, lessons
+from sgworld.world.examples import Lessons, lessons
 from sgworld.world.hearing import Sounds, levels_heard
 from sgworld.world.recipe import BEHIND
-from sgworld.world.rows import Reader, nearest_scenes
+from sgworld.world.rows import Reader, farthest, nearest_scenes
 from sgworld.world.specification import Caption
 
 SEED = 30_000
@@ -23,22 +23,21 @@ BATCH = 96
 
 
 def agreement(told: Tensor, known: Lessons, captions: Sequence[Caption]) -> dict[str, dict[str, float]]:
-    """By numbers of objects and relations said: captions, share of them all of whose objects are told within a cell, mean squared
-    error of the features of places. `told` `[n, 18]` are the rows of `known`.
+    """By numbers of objects and relations said: captions, shares of them all of whose objects are told within a cell and within a
+    quarter of one, mean squared error of the features of places. `told` `[n, 18]` are the rows of `known`.
     """
-    wanted = known.features["place"]
-    away = (cells(told) - cells(wanted)).abs().amax(1)
-    errors = (told - wanted).square().mean(1)
-    kinds: dict[str, list[tuple[bool, float]]] = defaultdict(list)
+    far = farthest(told, known)
+    errors = (told - known.features["place"]).square().mean(1)
+    kinds: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for number, caption in enumerate(captions):
-        mine = known.samples == number
         kind = f"{len(caption.names)} objects, relations said: {len(caption.relations)}"
-        kinds[kind].append((bool((away[mine] < 1).all()), float(errors[mine].mean())))
+        kinds[kind].append((float(far[number]), float(errors[known.samples == number].mean())))
     return {
         kind: {
             "captions": len(each),
-            "within_a_cell": float(np.mean([a for a, _ in each])),
-            "error": float(np.mean([b for _, b in each])),
+            "within_a_cell": float(np.mean([cells < 1 for cells, _ in each])),
+            "within_a_quarter": float(np.mean([cells <= 0.25 for cells, _ in each])),
+            "error": float(np.mean([error for _, error in each])),
         }
         for kind, each in sorted(kinds.items())
     }

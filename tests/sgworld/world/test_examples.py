@@ -84,12 +84,14 @@ def test_what_is_told_is_counted_by_captions() -> None:
     assert torch.allclose(cells(known.features["place"]), torch.tensor(middles))
     whole = agreement(known.features["place"], known, POOL)
     assert whole == {
-        "2 objects, relations said: 1": {"captions": 1, "within_a_cell": 1.0, "error": 0.0},
-        "3 objects, relations said: 0": {"captions": 1, "within_a_cell": 1.0, "error": 0.0},
+        "2 objects, relations said: 1": {"captions": 1, "within_a_cell": 1.0, "within_a_quarter": 1.0, "error": 0.0},
+        "3 objects, relations said: 0": {"captions": 1, "within_a_cell": 1.0, "within_a_quarter": 1.0, "error": 0.0},
     }
     ball, *others = scenes[1].objects
-    moved = replace(scenes[1], objects=(replace(ball, x=ball.x + 2), *others))
-    other = lessons(named(t5_tokenizer(TOKENS, ","), POOL), [scenes[0], moved])
-    found = agreement(other.features["place"], known, POOL)
-    two, three = found["2 objects, relations said: 1"], found["3 objects, relations said: 0"]
-    assert two["within_a_cell"] == 1 and three["within_a_cell"] == 0 and three["error"] > 0
+    for cells_off, within in ((2, (0, 0)), (0.5, (1, 0)), (0.25, (1, 1))):
+        moved = replace(scenes[1], objects=(replace(ball, x=ball.x + cells_off), *others))
+        other = lessons(named(t5_tokenizer(TOKENS, ","), POOL), [scenes[0], moved])
+        found = agreement(other.features["place"], known, POOL)
+        two, three = found["2 objects, relations said: 1"], found["3 objects, relations said: 0"]
+        assert two["error"] == 0 < three["error"]
+        assert (three["within_a_cell"], three["within_a_quarter"]) == within and two["within_a_quarter"] == 1

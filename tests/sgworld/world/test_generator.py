@@ -12,6 +12,7 @@ from sgworld.world.generator import (
     LEADING,
     SHIFT,
     STARTING,
+    SURE,
     TIMES,
     Batch,
     Batches,
@@ -54,15 +55,29 @@ def test_states_are_noise_between_and_led() -> None:
     assert torch.allclose(stand.states[-1:], x, atol=1e-5)
 
 
-def test_a_batch_shows_what_the_reader_reads(pipeline: FluxPipeline) -> None:
+def test_a_batch_shows_what_the_reader_reads_where_it_tells_places_best(pipeline: FluxPipeline) -> None:
     mute(pipeline.transformer, BEHIND)
     sounds, reader = Sounds(POOL, pipeline, 6, 3), Reader(pipeline.transformer, BEHIND, TOKENS).frozen()
-    batch, again = Batches(sounds, reader, pipeline.vae)[4], Batches(sounds, reader, pipeline.vae)[4]
+    batch, again = (Batches(sounds, reader, pipeline.vae, 4)[4] for _ in range(2))
     captions, noise, text, names = sounds[4]
-    assert torch.equal(batch.noise, noise) and torch.equal(batch.scenes, again.scenes)
-    assert torch.equal(batch.text.states, text.states) and torch.equal(batch.text.pooled, text.pooled)
-    scenes = reader.scenes(captions, noise, text, names)
-    assert torch.equal(batch.scenes, latents_of(pipeline.vae, np.stack([render(scene) for scene in scenes])))
+    scenes, far = reader.scenes(captions, noise, text, names)
+    best = far.argsort()[:4]
+    assert far.min() > SURE, "weights are random"
+    assert torch.equal(batch.noise, noise[best]) and torch.equal(batch.scenes, again.scenes)
+    assert torch.equal(batch.text.states, text.states[best]) and torch.equal(batch.text.pooled, text.pooled[best])
+    assert torch.equal(batch.scenes, latents_of(pipeline.vae, np.stack([render(scenes[index]) for index in best])))
+
+
+def test_noises_that_are_told_exactly_enough_are_taken_as_they_come(
+    pipeline: FluxPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mute(pipeline.transformer, BEHIND)
+    sounds, reader = Sounds(POOL, pipeline, 6, 3), Reader(pipeline.transformer, BEHIND, TOKENS).frozen()
+    captions, noise, text, names = sounds[0]
+    scenes, _ = reader.scenes(captions, noise, text, names)
+    monkeypatch.setattr(Reader, "scenes", lambda *_: (scenes, torch.tensor([0.5, 3.0, 0.1, 2.0, 0.0, 0.2])))
+    for size, chosen in ((3, [0, 2, 4]), (5, [0, 2, 4, 5, 3])):
+        assert torch.equal(Batches(sounds, reader, pipeline.vae, size)[0].noise, noise[chosen])
 
 
 def test_what_is_not_explained_is_logged_by_own_steps() -> None:

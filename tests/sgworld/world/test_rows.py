@@ -51,14 +51,17 @@ def test_what_is_muted_is_known(model: FluxTransformer2DModel) -> None:
 def test_a_frozen_reader_draws_what_comes_nearest(pipeline: FluxPipeline, model: FluxTransformer2DModel) -> None:
     reader = Reader(model, BEHIND, TOKENS).frozen()
     captions, noise, text, names = Sounds(POOL, pipeline, 8, 3)[2]
-    scenes, (heard, told) = reader.scenes(captions, noise, text, names), reader.told(noise, text)
+    (scenes, far), (heard, told) = reader.scenes(captions, noise, text, names), reader.told(noise, text)
     own, given = told[names.samples, names.rows], uniforms(levels_heard(heard, names))
     by_slots = lessons(names, [meant(*each) for each in zip(captions, given, strict=True)]).features["place"]
-    by_told = lessons(names, scenes).features["place"]
+    known = lessons(names, scenes)
+    by_told = known.features["place"]
+    away = (cells(own) - cells(by_told)).abs().amax(1)
+    assert far.tolist() == [away[known.samples == number].max().item() for number in range(8)]
     assert (cells(own) - cells(by_told)).abs().sum() < (cells(own) - cells(by_slots)).abs().sum()
     with torch.no_grad():
         model.transformer_blocks[1].ff_context.net[2].bias += 1
-    assert reader.scenes(captions, noise, text, names) == scenes
+    assert reader.scenes(captions, noise, text, names)[0] == scenes
 
 
 @pytest.mark.parametrize("own", [False, True])
