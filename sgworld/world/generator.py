@@ -29,8 +29,7 @@ SHIFT = 1 / 3
 TIMES = tuple(SHIFT * t / (1 + (SHIFT - 1) * t) for t in (1.0, 0.75, 0.5, 0.25, 0.0))
 """t before each of four Euler steps, and 0."""
 SURE, SPARE = 0.6, 2
-"""Cells to which places are told in what is drawn from, and how many times as many noises are read as are needed.
-"""
+"""Cells to which places are told in what is drawn from, and how many times as many noises are read as are needed."""
 Velocity = Callable[[Tensor, Tensor, Encoded], Tensor]
 """Velocities `[B, 64, 16]` of states `[B, 64, 16]`, times `[B]` and texts."""
 
