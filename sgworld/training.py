@@ -1,17 +1,22 @@
 """What trainings of embedded checkpoints share: optimisers, schedule, averaged weights, on the engine of `sgpipe.optim`."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from sgpipe.optim.engine import Engine, Losses
 from sgpipe.optim.schedules import trapezoid
 from sgpipe.optim.weights import Average, assign, tensors_of
+from sgpipe.runs.processes import Processes
 
 SAVE_SECONDS = 180.0
+ALONE: Final = Processes(0, 1, torch.device("cpu"))
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 def learning_rate(step: int, steps: int, warmup: int, decay: int) -> float:
@@ -52,8 +57,11 @@ def train_model(
     muon_rate: float = 0.0,
     average: float = 0.999,
     weight_decay: float = 0.01,
+    processes: Processes = ALONE,
 ) -> M:
     """Train `model` from the last checkpoint in `folder`; returned in evaluation mode with its averaged weights.
+
+    `samples` are those of a step of one process; where several share a step, its gradient is the mean of theirs.
 
     `folder` gets checkpoints and `log.jsonl`. To continue, run the same command again; `decay` and `steps` may be changed on the
     way, which is how a training of unknown length is ended.
@@ -63,9 +71,9 @@ def train_model(
     engine = Engine(
         tensors, optimisers_of(model, rate, weight_decay, muon, muon_rate), losses,
         lambda step: learning_rate(step, steps, warmup, decay),
-        steps=steps, samples=samples, advice="lower its rate in sgworld/recipe.py", clip=1.0,
+        steps=steps, samples=samples * processes.count, advice="lower its rate in sgworld/recipe.py", clip=1.0,
         average=Average(trained, average, first=0), folder=folder, save_seconds=SAVE_SECONDS,
-        progress=folder.name,
+        progress=folder.name, processes=processes,
     )  # fmt: skip
     engine.resume()
     engine.run()
@@ -77,3 +85,20 @@ def train_model(
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The random numbers of one step: a function of (seed, step), so that a resumed training draws what a whole one does."""
     return torch.Generator().manual_seed((seed << 32) + step)
+
+
+class Ahead(Iterator[T]):
+    """The batches of a training's steps in turn, the first asked for being that of `step`.
+
+    Where one process trains, another makes them meanwhile; where several do, each makes its own: of step s the batch of index
+    s × count + its number.
+    """
+
+    def __init__(self, batches: Dataset[T], step: int, steps: int, processes: Processes) -> None:
+        numbers = range(step * processes.count + processes.index, steps * processes.count, processes.count)
+        workers = int(processes.count == 1)
+        context = "spawn" if workers else None
+        self._batches = iter(DataLoader(batches, None, sampler=numbers, num_workers=workers, multiprocessing_context=context))
+
+    def __next__(self) -> T:
+        return next(self._batches)

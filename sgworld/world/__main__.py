@@ -81,14 +81,19 @@ def train_command(
     start: Annotated[
         Path | None, typer.Option(help="pipeline folder whose generator is trained on; its text encoders and VAE are kept")
     ] = None,
+    reading_steps: Annotated[int | None, typer.Option(min=3, help="of reading from --start, in place of the recipe's")] = None,
+    drawing_steps: Annotated[int | None, typer.Option(min=3, help="of drawing with all blocks, in place of the recipe's")] = None,
 ) -> None:
     """Train text encoders, VAE, generator, CLIP judge and the graph encoder's teacher of this world."""
-    from sgworld.world.recipe import PARTS, train
+    from sgpipe.runs.config import Compute
+    from sgpipe.runs.processes import start as join
+    from sgworld.world.recipe import PARTS, Recipe, train
 
     wanted = part or list(PARTS)
     if unknown := [each for each in wanted if each not in PARTS]:
         raise SgpipeError(f"--part: got {unknown[0]!r}; valid: {', '.join(PARTS)}")
-    train(state, out, tuple(wanted), start=start)
+    recipe = Recipe().going_on(reading_steps, drawing_steps)
+    train(state, out, tuple(wanted), recipe, start, join(Compute(device="cpu")))
 
 
 @app.command("measure")

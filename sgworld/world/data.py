@@ -9,10 +9,10 @@ from sgpipe.relations.predicates import INVERSE
 from sgworld import scenes
 from sgworld.visual_genome import write_visual_genome
 from sgworld.world.captions import sample_caption
-from sgworld.world.compose import compose
+from sgworld.world.meaning import CHANNELS, cut, meant, uniforms
 from sgworld.world.raster import render
 from sgworld.world.reading import unmarked_triple
-from sgworld.world.specification import MOST_TRIPLES, SLOTS, Scene
+from sgworld.world.specification import MOST_TRIPLES, Scene
 from sgworld.world.sprites import CELL, SIDE, Pixels
 
 HELD_OUT = {None: 0.84, "triple": 0.10, "combination": 0.06}
@@ -22,9 +22,9 @@ SEEN = 0.2
 
 
 def draw(rng: np.random.Generator) -> Scene:
-    """A scene of the data set; captions are only the way to it, so none is neutral."""
+    """A scene of the data set, one of those that the generator is to draw; captions are only the way to it, so none is neutral."""
     held = list(HELD_OUT)[int(rng.choice(len(HELD_OUT), p=list(HELD_OUT.values())))]
-    return compose(sample_caption(rng, held=held, neutral=0.0), rng.random(SLOTS))
+    return meant(sample_caption(rng, held=held, neutral=0.0), uniforms(cut(rng.random((1, CHANNELS))))[0])
 
 
 def incidental(scene: Scene) -> list[tuple[int, str, int]]:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.contrib.concurrent import process_map
 
 from sgpipe.relations.predicates import PREDICATE_INDEX, PREDICATES
 from sgpipe.runs.atomic import atomic_path
@@ -33,15 +33,21 @@ FREQUENCIES = torch.tensor([1.0, 0.464, 0.2154, 0.1])
 """Radians per token; the first and the third are frequencies of FLUX's rotary positions along an axis of twelve dimensions."""
 
 
+CHUNK: Final = 500
+"""Captions that a process draws at a time; tqdm counts chunks."""
+
+
+def _drawn(seed: tuple[int, int]) -> Caption:
+    return sample_caption(np.random.default_rng(seed))
+
+
 def caption_pool(folder: Path, count: int, seed: int) -> list[Caption]:
-    """`count` captions of the world, drawn into `folder` or read from there; the i-th depends on (seed, i) alone."""
+    """`count` captions of the world, drawn into `folder` by all cores or read from there; the i-th depends on (seed, i) alone."""
     path = folder / f"captions-{seed}-{count}.json"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = [
-            sample_caption(np.random.default_rng((seed, index)))
-            for index in tqdm(range(count), desc="drawing captions", unit="caption", mininterval=2)
-        ]
+        seeds = [(seed, index) for index in range(count)]
+        drawn = process_map(_drawn, seeds, desc="drawing captions", unit="chunk", total=-(-count // CHUNK), chunksize=CHUNK)
         with atomic_path(path) as temporary:
             temporary.write_bytes(msgspec.json.encode([(each.names, each.relations) for each in drawn]))
     stored = msgspec.json.decode(path.read_bytes(), type=list[tuple[tuple[str, ...], tuple[tuple[str, str, str], ...]]])

@@ -5,7 +5,7 @@ names before the image rows begin. What has been learned of reading is held whil
 led by the model's own Euler steps, as in sampling.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sgpipe.optim.compiled import compile_blocks
-from sgworld.training import step_generator, train_model
+from sgpipe.runs.processes import Processes
+from sgworld.training import ALONE, Ahead, step_generator, train_model
 from sgworld.vae import encode
 from sgworld.world.hearing import Encoded, Sounds
 from sgworld.world.raster import render
@@ -46,8 +47,8 @@ class Mixture:
     independent: float = 0.4
 
 
-STARTING, LEADING = Mixture(), Mixture((0.25, 0.1875, 0.125), between=0.25)
-"""To begin with, most is at t = 1, where sampling starts; then half is as sampling goes on from there."""
+STARTING, LEADING = Mixture(), Mixture((0.2, 0.1, 0.05), between=0.15)
+"""To begin with, most is at t = 1, where sampling starts; then a third is as sampling goes on from there."""
 
 
 def velocity_of(model: FluxTransformer2DModel) -> Velocity:
@@ -87,7 +88,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches(Dataset[Batch]):
-    """The batch of each step, a function of (seed, step); made by a process of its own beside the training.
+    """Batches, each a function of its index and of the seed of the sounds.
 
     Of the sounds of a step it has the first `size` that are told to `SURE` of a cell, and the next ones where those are fewer: what
     is told farther from its scene teaches to draw beside what is told.
@@ -98,8 +99,8 @@ class Batches(Dataset[Batch]):
     vae: AutoencoderKL
     size: int
 
-    def __getitem__(self, step: int) -> Batch:
-        captions, noise, text, names = self.sounds[step]
+    def __getitem__(self, index: int) -> Batch:
+        captions, noise, text, names = self.sounds[index]
         scenes, far = self.reader.scenes(captions, noise, text, names)
         chosen = far.clamp(min=SURE).argsort(stable=True)[: self.size]
         pictures = np.stack([render(scenes[index]) for index in chosen.tolist()])
@@ -184,13 +185,13 @@ class Phase:
 
 def fit(
     model: FluxTransformer2DModel, reader: Reader, pool: Sequence[Caption], encoders: FluxPipeline, vae: AutoencoderKL,
-    folder: Path, phase: Phase, *, seed: int, compiled: bool = True,
+    folder: Path, phase: Phase, *, seed: int, compiled: bool = True, processes: Processes = ALONE,
 ) -> FluxTransformer2DModel:  # fmt: skip
     """Train for a phase from the last checkpoint in `folder`; returns the averaged model. `model` has the phase's blocks.
 
     A noise means what the frozen `reader` reads; what of the model reads is held.
 
-    Captions, noises and scenes are drawn anew at every step, by a process of their own.
+    Captions, noises and scenes are drawn anew at every step; `processes` share its batch.
     """
     model.set_attention_backend("_native_math")
     if compiled:
@@ -199,20 +200,17 @@ def fit(
         parameter.requires_grad_(False)
     if phase.behind_alone:
         model.transformer_blocks[: phase.behind["place"] + 1].requires_grad_(False)
-    velocity, batches = velocity_of(model), Batches(Sounds(pool, encoders, SPARE * phase.batch, seed), reader, vae, phase.batch)
-    ahead: Iterator[Batch] = iter(())
+    size = phase.batch // processes.count
+    velocity, batches = velocity_of(model), Batches(Sounds(pool, encoders, SPARE * size, seed), reader, vae, size)
+    ahead: Ahead[Batch] | None = None
 
     def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
         nonlocal ahead
-        batch = next(ahead, None)
-        if batch is None:
-            left = range(step, phase.steps)
-            ahead = iter(DataLoader(batches, None, sampler=left, num_workers=1, multiprocessing_context="spawn"))
-            batch = next(ahead)
-        return losses_of(velocity, batch, phase.mixture, step_generator(seed + 1000, step))
+        ahead = ahead or Ahead(batches, step, phase.steps, processes)
+        return losses_of(velocity, next(ahead), phase.mixture, step_generator(seed + 1000 + processes.index, step))
 
     train_model(
-        model, losses, folder, steps=phase.steps, samples=phase.batch, rate=phase.rate, warmup=100, decay=phase.decay,
-        average=phase.average, muon="transformer_blocks", muon_rate=2 * phase.rate,
+        model, losses, folder, steps=phase.steps, samples=size, rate=phase.rate, warmup=100, decay=phase.decay,
+        average=phase.average, muon="transformer_blocks", muon_rate=2 * phase.rate, processes=processes,
     )  # fmt: skip
     return model.requires_grad_(True)

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from sgworld.training import train_model
+from sgpipe.runs.processes import Processes
+from sgworld.training import ALONE, Ahead, train_model
 from sgworld.world.examples import FEATURES, FREQUENCIES, WIDTHS, Lessons, cells, lessons, told_stands
 from sgworld.world.hearing import CHANNELS, Ear, Encoded, Named, Sounds, levels_heard
 from sgworld.world.meaning import meant, nearest, uniforms
@@ -187,13 +188,13 @@ class Heard:
 
 @dataclass(frozen=True)
 class HeardBatches(Dataset[Heard]):
-    """The batch of each step, a function of (seed, step)."""
+    """Batches, each a function of its index and of the seed of the sounds."""
 
     sounds: Sounds
     ear: Ear
 
-    def __getitem__(self, step: int) -> Heard:
-        captions, noise, text, names = self.sounds[step]
+    def __getitem__(self, index: int) -> Heard:
+        captions, noise, text, names = self.sounds[index]
         with torch.no_grad():
             words, conditioning = self.ear.rows(noise, text)
         return Heard(captions, names, levels_heard(words[..., :CHANNELS], names), words, conditioning)
@@ -201,21 +202,19 @@ class HeardBatches(Dataset[Heard]):
 
 def read_alone(
     rows: TextRows, batches: HeardBatches, folder: Path, *, steps: int, rate: float, own: bool, compiled: bool = True,
+    processes: Processes = ALONE,
 ) -> TextRows:  # fmt: skip
     """Train the text rows from the last checkpoint in `folder`.
 
     `own`: taught is the scene nearest to what the rows tell already, not the one that the noise means by itself.
     """
-    ahead: Iterator[Heard] = iter(())
+    ahead: Ahead[Heard] | None = None
     forward = torch.compile(rows) if compiled else rows
 
     def losses(step: int, _of_pass: int) -> tuple[Tensor, dict[str, Tensor]]:
         nonlocal ahead
-        batch = next(ahead, None)
-        if batch is None:
-            left = range(step, steps)
-            ahead = iter(DataLoader(batches, None, sampler=left, num_workers=1, multiprocessing_context="spawn"))
-            batch = next(ahead)
+        ahead = ahead or Ahead(batches, step, steps, processes)
+        batch = next(ahead)
         said = forward(batch.words, batch.conditioning)
         known = batch.nearest(said["place"].detach()) if own else batch.meant()
         told = {step: each[known.samples, known.rows] for step, each in said.items()}
@@ -224,8 +223,8 @@ def read_alone(
         return loss, wrong | _whole(told["place"], known)
 
     return train_model(
-        rows, losses, folder, steps=steps, samples=batches.sounds.size, rate=rate, warmup=100, decay=steps // 4, average=0.998,
-        muon="blocks", muon_rate=2 * rate,
+        rows, losses, folder, steps=steps, samples=batches.sounds.size, rate=rate, warmup=100, decay=steps // 3, average=0.998,
+        muon="blocks", muon_rate=2 * rate, processes=processes,
     )  # fmt: skip
 
 

@@ -10,17 +10,19 @@ import torch
 from diffusers import FluxPipeline
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import Dataset
 
 from sgpipe.errors import DataError, StateError
 from sgpipe.relations.predicates import INVERSE
 from sgpipe.runs.checkpoints import checkpoints, read_checkpoint
+from sgpipe.runs.processes import Processes
 from sgworld.bank import draw_bank
 from sgworld.contrast import contrastive_loss, false_triples
 from sgworld.flux import build_transformer, deepen, draw, encode_texts, evenly, mean_weights, output_projections, shallow_of
 from sgworld.language import POOLED_WIDTH, T5_WIDTH, TOKENS, t5_tokenizer, words
 from sgworld.measure import images_per_second
 from sgworld.recipe import Recipe, continue_flux, train
-from sgworld.training import learning_rate, step_generator, train_model
+from sgworld.training import Ahead, learning_rate, step_generator, train_model
 
 
 def fit(folder: Path, stop: int | None = None) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -43,6 +45,17 @@ def fit(folder: Path, stop: int | None = None) -> tuple[dict[str, torch.Tensor],
 def equal(one: tuple[dict[str, torch.Tensor], ...], other: tuple[dict[str, torch.Tensor], ...]) -> bool:
     pairs = zip(one, other, strict=True)
     return all(torch.equal(a[name], b[name]) for a, b in pairs for name in a | b)
+
+
+class Squares(Dataset[int]):
+    def __getitem__(self, index: int) -> int:
+        return index**2
+
+
+@pytest.mark.parametrize(("index", "count", "wanted"), [(0, 1, [4, 9, 16]), (0, 3, [36, 81, 144]), (2, 3, [64, 121, 196])])
+def test_each_process_makes_its_own_batch_of_a_step(index: int, count: int, wanted: list[int]) -> None:
+    ahead = Ahead(Squares(), 2, 5, Processes(index, count, torch.device("cpu")))
+    assert list(ahead) == wanted
 
 
 def test_the_mean_of_two_models_is_that_of_each_weight() -> None:

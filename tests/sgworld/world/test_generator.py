@@ -40,10 +40,11 @@ def _text(count: int) -> Encoded:
 
 
 def test_states_are_noise_between_and_led() -> None:
+    mixture = Mixture((0.25, 0.1875, 0.125), between=0.25)
     velocity, text = velocity_of(build_transformer(0, 2).eval()), _text(16)
     noise, scenes = torch.randn(16, 64, 16, generator=_generator()), torch.randn(16, 64, 16, generator=_generator(4))
-    stand = draw_states(velocity, text, noise, scenes, LEADING, _generator(6))
-    between, led = round(16 * LEADING.between), round(16 * LEADING.led[0])
+    stand = draw_states(velocity, text, noise, scenes, mixture, _generator(6))
+    between, led = round(16 * mixture.between), round(16 * mixture.led[0])
     assert torch.equal(stand.states[between : 16 - led], noise[between : 16 - led])
     assert (stand.times[between : 16 - led] == 1).all() and (stand.times[:between] < 1).all()
     assert stand.led.tolist() == [False] * (16 - led) + [True] * led
