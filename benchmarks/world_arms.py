@@ -293,7 +293,7 @@ def main(
     metrics: Annotated[Path, typer.Option(help="metrics file; variants are added to it")] = Path("metrics/world_arms.json"),
     variant: Annotated[list[str] | None, typer.Option(help=f"repeatable; {', '.join(VARIANTS)}; all of them without it")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="passes over 800 triples in batches of 16")] = 12,
-    rate: Annotated[float, typer.Option(help="learning rate of LoRA; of the vectors ten times as much")] = 2e-3,
+    rate: Annotated[float, typer.Option(help="learning rate of LoRA; of the vectors ten times as much")] = 1e-3,
     draws: Annotated[int, typer.Option(min=1, help="noises that are tried for each train triple")] = 32,
 ) -> None:
     """Train and measure."""

@@ -23,7 +23,8 @@ from sgworld.vae import encode
 from sgworld.world.hearing import Encoded, Sounds
 from sgworld.world.raster import render
 from sgworld.world.rows import Reader, held_by_reading
-from sgworld.world.specification import Caption
+from sgworld.world.specification import Caption, Scene
+from sgworld.world.sprites import GRID
 
 SHIFT = 1 / 3
 """Of the scheduler's times: what the noise says can be heard at t = 1 alone, so the first step goes half of the way."""
@@ -31,6 +32,8 @@ TIMES = tuple(SHIFT * t / (1 + (SHIFT - 1) * t) for t in (1.0, 0.75, 0.5, 0.25, 
 """t before each of four Euler steps, and 0."""
 SURE, SPARE = 0.6, 2
 """Cells to which places are told in what is drawn from, and how many times as many noises are read as are needed."""
+MARKED = 4.0
+"""How much an error counts where a mark is: it tells the class, and has few pixels."""
 Velocity = Callable[[Tensor, Tensor, Encoded], Tensor]
 """Velocities `[B, 64, 16]` of states `[B, 64, 16]`, times `[B]` and texts."""
 
@@ -77,13 +80,24 @@ def latents_of(vae: AutoencoderKL, pixels: Any) -> Tensor:
     return FluxPipeline._pack_latents(latents, *latents.shape).float()
 
 
+def token_weights(scene: Scene) -> Tensor:
+    """What an error of each token `[64]` of a scene weighs: `MARKED` times as much where a mark is, 1 in the mean."""
+    weights = torch.ones(GRID // 2, GRID // 2)
+    for mark in scene.marks:
+        weights[mark.y // 2 : -(-(mark.y + mark.h) // 2), mark.x // 2 : -(-(mark.x + mark.w) // 2)] = MARKED
+    return (weights / weights.mean()).flatten()
+
+
 @dataclass(frozen=True)
 class Batch:
-    """What a step needs: noise and latents of the scenes it means `[B, 64, 16]`, and the texts encoded."""
+    """What a step needs: noise and latents of the scenes it means `[B, 64, 16]`, the texts encoded, and what errors of tokens weigh
+    `[B, 64]`, 1 in the mean of a scene.
+    """
 
     noise: Tensor
     scenes: Tensor
     text: Encoded
+    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -103,8 +117,9 @@ class Batches(Dataset[Batch]):
         captions, noise, text, names = self.sounds[index]
         scenes, far = self.reader.scenes(captions, noise, text, names)
         chosen = far.clamp(min=SURE).argsort(stable=True)[: self.size]
-        pictures = np.stack([render(scenes[index]) for index in chosen.tolist()])
-        return Batch(noise[chosen], latents_of(self.vae, pictures), Encoded(text.states[chosen], text.pooled[chosen]))
+        shown = [scenes[index] for index in chosen.tolist()]
+        latents = latents_of(self.vae, np.stack([render(each) for each in shown]))
+        return Batch(noise[chosen], latents, text.part(chosen), torch.stack([token_weights(each) for each in shown]))
 
 
 def time_weights(times: Tensor, led: Tensor) -> Tensor:
@@ -149,13 +164,14 @@ def draw_states(
 
 
 def losses_of(velocity: Velocity, batch: Batch, mixture: Mixture, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """The flow's weighted error; logged are the shares of the scenes' variance over the batch that are not explained: at t = 1, and
-    where the model's own steps led, by how many of them.
+    """The flow's error, weighted by token and by time; logged are the shares of the scenes' variance over the batch that are not
+    explained: at t = 1, and where the model's own steps led, by how many of them.
     """
     stand = draw_states(velocity, batch.text, batch.noise, batch.scenes, mixture, generator)
     found = velocity(stand.states, stand.times, batch.text)
-    errors = (found - (stand.states - stand.scenes) / stand.times[:, None, None]).square().mean((1, 2))
-    wrong = errors.detach() * stand.times.square() / batch.scenes.var(0).mean()
+    by_token = (found - (stand.states - stand.scenes) / stand.times[:, None, None]).square().mean(2)
+    errors = (by_token * batch.weights).mean(1)
+    wrong = by_token.detach().mean(1) * stand.times.square() / batch.scenes.var(0).mean()
     logged = {"unexplained": wrong[stand.times == 1].mean()}
     for steps, share in enumerate(mixture.led, 1):
         if share:

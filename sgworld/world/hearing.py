@@ -42,7 +42,7 @@ class Encoded:
     states: Tensor
     pooled: Tensor
 
-    def part(self, rows: slice) -> "Encoded":
+    def part(self, rows: slice | Tensor) -> "Encoded":
         """Of some of the samples."""
         return Encoded(self.states[rows], self.pooled[rows])
 

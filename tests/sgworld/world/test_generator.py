@@ -8,8 +8,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
 from sgworld.flux import build_transformer
+from sgworld.world.compose import compose
 from sgworld.world.generator import (
-    LEADING,
+    MARKED,
     SHIFT,
     STARTING,
     SURE,
@@ -22,12 +23,14 @@ from sgworld.world.generator import (
     fit,
     latents_of,
     losses_of,
+    token_weights,
     velocity_of,
 )
 from sgworld.world.hearing import Encoded, Sounds
 from sgworld.world.raster import render
 from sgworld.world.recipe import TOKENS
 from sgworld.world.rows import Reader, held_by_reading, mute, muted
+from sgworld.world.specification import SLOTS, Caption
 from tests.sgworld.world.small import BEHIND, POOL
 
 
@@ -83,14 +86,14 @@ def test_noises_that_are_told_exactly_enough_are_taken_as_they_come(
 
 def test_what_is_not_explained_is_logged_by_own_steps() -> None:
     scenes, noise = (torch.randn(16, 64, 16, generator=_generator(seed)) for seed in (4, 5))
-    batch = Batch(noise, scenes, _text(16))
+    batch, mixture = Batch(noise, scenes, _text(16), torch.ones(16, 64)), Mixture((0.25, 0.1875, 0.125), between=0.25)
 
     def exact(states: torch.Tensor, times: torch.Tensor, _: Encoded) -> torch.Tensor:
         """Knows the scenes of a whole batch, and guesses zero for a part of one."""
         aim = scenes if len(states) == 16 else torch.zeros_like(states)
         return (states - aim) / times[:, None, None]
 
-    loss, logged = losses_of(exact, batch, LEADING, _generator(6))
+    loss, logged = losses_of(exact, batch, mixture, _generator(6))
     assert loss.item() == 0 and {name: each.item() for name, each in logged.items()} == dict.fromkeys(
         ("unexplained", "led_1", "led_2", "led_3"), 0.0
     )
@@ -101,11 +104,36 @@ def test_what_is_not_explained_is_logged_by_own_steps() -> None:
     def share(*rows: int) -> float:
         return float(scenes[list(rows)].square().mean() / scenes.var(0).mean())
 
-    _, logged = losses_of(zero, batch, LEADING, _generator(6))
+    _, logged = losses_of(zero, batch, mixture, _generator(6))
     assert {name: each.item() for name, each in logged.items()} == pytest.approx(
         {"unexplained": share(*range(4, 12)), "led_1": share(12), "led_2": share(13), "led_3": share(14, 15)}, rel=1e-4
     )
     assert set(losses_of(zero, batch, Mixture(between=0.0), _generator(6))[1]) == {"unexplained"}
+
+
+def test_errors_weigh_more_where_a_mark_is() -> None:
+    scene = compose(Caption(("cat", "hat"), (("cat", "wearing", "hat"),)), np.full(SLOTS, 0.3))
+    (mark,) = scene.marks
+    weights = token_weights(scene).view(8, 8)
+    assert weights.mean().item() == pytest.approx(1)
+    cells = {(y // 2, x // 2) for y in range(mark.y, mark.y + mark.h) for x in range(mark.x, mark.x + mark.w)}
+    heavy = {(y, x) for y, x in (weights > 1).nonzero().tolist()}
+    assert heavy == cells and weights.max() / weights.min() == pytest.approx(MARKED)
+    assert torch.equal(token_weights(compose(POOL[0], np.full(SLOTS, 0.3))), torch.ones(64))
+    scenes, noise = (torch.randn(2, 64, 16, generator=_generator(seed)) for seed in (4, 5))
+    aside = torch.zeros(2, 64)
+    aside[0, :2] = 32.0
+
+    def wrong(states: torch.Tensor, times: torch.Tensor, _: Encoded) -> torch.Tensor:
+        """By 1 in the first token of the first sample."""
+        velocities = (states - scenes) / times[:, None, None]
+        velocities[0, 0] += 1
+        return velocities
+
+    batch = Batch(noise, scenes, _text(2), aside)
+    loss, logged = losses_of(wrong, batch, Mixture(between=0.0), _generator(6))
+    assert loss.item() == pytest.approx(32 / 64 / 2, rel=1e-4)
+    assert logged["unexplained"].item() == pytest.approx(1 / 64 / 2 / scenes.var(0).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("alone", [False, True])
