@@ -77,7 +77,7 @@ SETTINGS: Final = {
         "on", "in", "around/near", "above", "below", "behind", "in front of", "wearing", "holding", "sitting on", "standing on",
         "hanging from", "riding", "carrying", "eating", "looking at",
     ],
-    "curate.train": 800, "curate.val": 160, "curate.whole": True, "curate.crop": {"kind": "image"},
+    "curate.train": 800, "curate.val": 160, "curate.maps_per_class": 8, "curate.whole": True, "curate.crop": {"kind": "image"},
     "backbone.max_sequence_length": 32, "tracking.enabled": False,
 }  # fmt: skip
 
@@ -101,7 +101,7 @@ VARIANTS: Final = {
 
 def make_inputs(work: Path, model: Path) -> None:
     """Data set, parameters and what the stages make of them; what is there stays."""
-    if (work / "outputs" / "resolved").is_dir():
+    if (work / "outputs" / "resolved" / "graph.json").is_file():
         return
     from sgworld.world.data import write_data
 
