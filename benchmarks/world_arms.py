@@ -1,16 +1,16 @@
 """An arm in the world of several relations: which noise, which tokens and which times it needs there. An exploration: the pipeline
 has none of it yet.
 
-The generator of that world draws one scene per noise, so that a crop that is paired with a noise of its own says at t = 1 nothing
-but the mean of all scenes. Here each train triple gets the noise whose scene, under the triple in words, comes nearest to its crop:
+The generator of that world draws one scene per noise, so that a crop that meets any noise teaches at t = 1 nothing but the
+mean of all scenes. Here each train triple gets the noise whose scene, under the triple in words, comes nearest to its crop:
 the best of `--draws` noises, then of those with the sign of one channel turned (a coupling as in Pooladian et al. 2023, searched
-for). Captions leave roles open, and the neutral prompt names the two in either order: in half of the pairs the base would
-exchange the roles.
+for). A step takes other noise of the same channel means.
 
 Variants, each another in one thing from the first:
 
-- `phrases`: tokens are the rows of the text encoder for the predicate, read in a sentence with its two names, in front of the
-  prompt; a learned vector of (predicate, role) is added to the prompt's rows of the names; all four times of the sampler
+- `phrases`: tokens are the rows of the text encoder for the predicate, read in a sentence with its two names, in place of
+  the prompt's padding; a learned vector of (predicate, role) is added to the prompt's rows of the names; all four times of the
+  sampler
 - `no_phrases`: those learned vectors alone
 - `first_step`: trained and active at t = 1 alone
 - `independent`: noise as it comes

@@ -36,10 +36,9 @@ BLOCKS = tuple(range(16))
 DOUBLED = (*range(13), *(index for index in range(13, 16) for _ in range(2)))
 """All 19: those that draw twice."""
 BEHIND = {"heard": 1, "link": 3, "frame": 5, "rough": 9, "place": 12}
-DRAWING = 3_000
 PHASES = (
     Phase(1_000, STARTING, BLOCKS, BEHIND),
-    Phase(DRAWING, LEADING, DOUBLED, BEHIND, decay=DRAWING // 3, batch=64, average=0.998, behind_alone=True),
+    Phase(9_000, LEADING, DOUBLED, BEHIND, decay=3_000, batch=64, average=0.998, behind_alone=True),
 )
 
 

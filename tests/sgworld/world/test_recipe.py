@@ -46,11 +46,17 @@ def test_a_generator_is_taught_to_read_on_and_then_to_draw(pipeline: FluxPipelin
 PROGRAM = """
 import sys
 from pathlib import Path
+from sgpipe.optim import engine
 from sgpipe.runs.config import Compute
 from sgpipe.runs.processes import start
 from sgworld.world.generator import LEADING, Phase
 from sgworld.world.recipe import BEHIND, DOUBLED, Recipe, train
 state, out, begin = map(Path, sys.argv[1:])
+average = engine.average_gradients
+def counted(weights, processes):
+    print("over", processes, flush=True)
+    average(weights, processes)
+engine.average_gradients = counted
 phase = Phase(2, LEADING, DOUBLED, BEHIND, batch=6, behind_alone=True)
 recipe = Recipe(captions=6, own_steps=2, texts=4, phases=(phase,), compiled=False)
 train(state, out, ("reading", "flux"), recipe, begin, start(Compute(device="cpu")))
@@ -72,6 +78,7 @@ def test_two_processes_share_the_steps_and_one_of_them_writes(pipeline: FluxPipe
         env={**os.environ, "PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("over 2") == 2 * (2 + 2), "both take every step of both parts, and share it"
     for part in ("reading-own", "flux-0"):
         lines = (tmp_path / "state" / part / "log.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [2], "one log, of both"
