@@ -14,18 +14,24 @@ Variants, each another in one thing from the first:
 - `no_phrases`: those learned vectors alone
 - `first_step`: trained and active at t = 1 alone
 - `independent`: noise as it comes
+- `spoken`: the rows of names are read in that sentence, too; crops that no noise comes near are left out; no margin to the
+  negative; where turning one channel exchanges the roles of a class, that channel stays random, so that who is the subject is
+  told by the graph and not by the noise; LoRA on blocks 0–9, half of the batch at t = 1 and more
 
 `python -m benchmarks.world_arms --model world_start --work outputs/world_arms` renders the data set, runs the stages up to the
 caches there, and writes `metrics/world_arms.json`: on val graphs of one triple, neutral prompts, 4 Euler steps, 1 seed, how often
-the exact reader finds the triple (`right`), its class whatever the roles (`type`), and both objects, with the graph and without.
+the exact reader finds the triple (`right`), its class whatever the roles (`type`), and both objects, with the graph and without,
+and with the graph before any training (`untrained`).
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -52,20 +58,24 @@ from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.optim.compiled import compile_blocks
+from sgpipe.optim.precision import choose
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.load import read_params
 from sgpipe.relations.predicates import phrase
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import Processes
 from sgpipe.training import controls
+from sgpipe.training.config import Margin
 from sgpipe.training.examples import Data, Example, Sources, read_data
 from sgpipe.training.fit import prepare
 from sgpipe.training.loop import Training
 from sgpipe.training.objective import Noised, Objective, Spoken
 
 CPU: Final = torch.device("cpu")
-TIMES: Final = (1.0, 1.0, 1.0, 0.5, 0.25, 0.1)
-"""Drawn from for each sample: the sampler's own, half of them where it begins."""
+TIMES: Final = (0.5, 0.25, 0.1)
+"""The sampler's own behind its first, which is drawn as often as these together, or twice as often."""
+FAR: Final = 0.05
+"""Mean squared error from which on a noise means another scene than its crop: of 800 crops 74 % are below it, half below 0.01."""
 STAGES: Final = (
     ("canonicalize",), ("curate",), ("negatives",), ("cache_prompts",),
     ("cache_prompts", "--negatives", "outputs/negatives/negatives.parquet", "--out", "outputs/negative_prompts",
@@ -89,6 +99,12 @@ class Variant:
     phrases: bool = True
     coupled: bool = True
     first_step: bool = False
+    spoken: bool = False
+    blocks: range = range(2, 13)
+    first_times: int = 3
+    """How often t = 1 is drawn beside `TIMES`."""
+    token_rate: float = 10
+    token_scale: float = 0.2
 
 
 VARIANTS: Final = {
@@ -96,6 +112,7 @@ VARIANTS: Final = {
     "no_phrases": Variant(phrases=False),
     "first_step": Variant(first_step=True),
     "independent": Variant(coupled=False),
+    "spoken": Variant(spoken=True, blocks=range(10), first_times=6, token_rate=20, token_scale=1.0),
 }
 
 
@@ -118,7 +135,7 @@ def make_inputs(work: Path, model: Path) -> None:
 
 
 class Phrases:
-    """Rows of the text encoder for a predicate, read in a sentence with its two names."""
+    """Rows of the text encoder for a triple, read in a sentence."""
 
     def __init__(self, model: Path) -> None:
         from diffusers import FluxPipeline
@@ -126,37 +143,59 @@ class Phrases:
         parts = FluxPipeline.from_pretrained(model, transformer=None, vae=None)
         self._tokenizer: Any = parts.tokenizer_2
         self._encoder: Any = parts.text_encoder_2
-        self._known: dict[tuple[str, str, str], Tensor] = {}
+        self._known: dict[tuple[str, str, str], list[Tensor]] = {}
+
+    def length(self, text: str) -> int:
+        """Number of its tokens."""
+        return len(self._tokenizer.tokenize(text))
 
     @torch.no_grad()
-    def rows(self, triple: tuple[str, str, str]) -> Tensor:
-        """`[k, D]`."""
+    def rows(self, triple: tuple[str, str, str]) -> list[Tensor]:
+        """Those of the subject, of the predicate and of the object, each `[k, D]`."""
         if triple not in self._known:
             subject, predicate, object_ = triple
-            before, own = f"a photo of {subject}", phrase(predicate)
-            ids = self._tokenizer([f"{before} {own} {object_} on a plain background"], padding="max_length", return_tensors="pt")
-            start, count = (len(self._tokenizer.tokenize(text)) for text in (before, own))
-            self._known[triple] = self._encoder(ids.input_ids)[0][0, start : start + count].float()
+            said, cuts = "a photo of", [self.length("a photo of")]
+            for part in (subject, phrase(predicate), object_):
+                said = f"{said} {part}"
+                cuts.append(self.length(said))
+            ids = self._tokenizer([f"{said} on a plain background"], padding="max_length", return_tensors="pt").input_ids
+            states = self._encoder(ids)[0][0].float()
+            self._known[triple] = [states[start:end] for start, end in pairwise(cuts)]
         return self._known[triple]
 
 
 @dataclass
 class PhraseModel(ArmModel):
-    """An arm whose graphs also stand as phrases in place of the last rows of the prompt, which are padding."""
+    """An arm whose graphs also stand as phrases in place of the last rows of the prompt, which are padding; with `names` the
+    prompt's rows of names are those of the sentence, too.
+    """
 
     phrases: Phrases | None = None
+    names: bool = False
 
     def condition(self, graphs: Sequence[SceneGraph], texts: Sequence[str], text: TextCondition, names: NameTable) -> TextCondition:
         """See `ArmModel.condition`."""
         if self.phrases is None:
             return super().condition(graphs, texts, text, names)
         states = text.states.float().clone()
-        for row, graph in zip(states, graphs, strict=True):
-            said = [self.phrases.rows((graph.objects[s], p, graph.objects[o])) for s, p, o in graph.triples]
+        for row, graph, prompt in zip(states, graphs, texts, strict=True):
+            said = [(graph.objects[s], p, graph.objects[o]) for s, p, o in graph.triples]
             if said:
-                together = torch.cat(said)
+                together = torch.cat([self.phrases.rows(each)[1] for each in said])
                 row[-len(together) :] = together
+            for triple in said if self.names else []:
+                subject, _, object_ = self.phrases.rows(triple)
+                for name, own in ((triple[0], subject), (triple[2], object_)):
+                    start = self.phrases.length(prompt[: prompt.index(name)].strip())
+                    row[start : start + len(own)] = own
         return super().condition(graphs, texts, replace(text, states=states.to(text.states.dtype)), names)
+
+
+def in_precision() -> torch.autocast:
+    """Matrix products in the precision that is the faster one on this machine."""
+    with torch.enable_grad():  # the choice is measured forward and backward
+        chosen = choose(CPU)
+    return torch.autocast("cpu", torch.bfloat16, enabled=chosen == "bfloat16")
 
 
 def _channels(noise: Tensor) -> Tensor:
@@ -165,18 +204,38 @@ def _channels(noise: Tensor) -> Tensor:
     return noise.view(batch, channels, height // 2, 2, width // 2, 2)
 
 
-def like(noise: Tensor, random: torch.Generator) -> Tensor:
-    """Other noise with the same mean of every packed channel, which is all that this generator hears of it."""
+def like(noise: Tensor, random: torch.Generator, free: Sequence[int | None] | None = None) -> Tensor:
+    """Other noise with the same mean of every packed channel, which is all that this generator hears of it; the mean of each
+    sample's `free` channel is drawn anew.
+    """
     fresh = _channels(torch.randn(noise.shape, generator=random))
-    return (fresh - fresh.mean((2, 4), keepdim=True) + _channels(noise).mean((2, 4), keepdim=True)).reshape(noise.shape)
+    drawn, means = fresh.mean((2, 4), keepdim=True), _channels(noise).mean((2, 4), keepdim=True)
+    for row, channel in enumerate(free or ()):
+        if channel is not None:
+            _of(means, channel)[row] = _of(drawn, channel)[row]
+    return (fresh - drawn + means).reshape(noise.shape)
+
+
+def _of(channels: Tensor, number: int) -> Tensor:
+    """One of packed channels `[B, C, h, 2, w, 2]`: `[B, h, w]`, the same memory."""
+    return channels[:, number // 4, :, number % 4 // 2, :, number % 2]
+
+
+def turned(noise: Tensor, channel: int) -> Tensor:
+    """Noise with the sign of one packed channel turned."""
+    result = noise.clone()
+    _of(_channels(result), channel).mul_(-1)
+    return result
 
 
 @torch.no_grad()
-def coupled(base: Denoiser, data: Data, draws: int, batch: int = 50, compiled: bool = True) -> tuple[dict[str, Tensor], float]:
-    """A noise `[C, h, w]` for each train triple, and the mean squared error to the crops of what they are drawn as."""
+def coupled(
+    base: Denoiser, data: Data, draws: int, batch: int = 50, compiled: bool = True
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """A noise `[C, h, w]` for each train triple, and the mean squared error to its crop of what that is drawn as."""
     if compiled:
         compile_blocks(base.transformer)
-    random, found, errors = torch.Generator().manual_seed(5), {}, []
+    random, found, errors = torch.Generator().manual_seed(5), {}, {}
     examples = list(data.train) + list(data.train)[: -len(data.train) % batch]
     for start in tqdm(range(0, len(examples), batch), desc="coupling", unit="batch"):
         part = examples[start : start + batch]
@@ -184,23 +243,50 @@ def coupled(base: Denoiser, data: Data, draws: int, batch: int = 50, compiled: b
         text, at = data.prompts.get([each.prompts["relational"] for each in part]), torch.ones(len(part))
 
         def error(noise: Tensor, latents: Tensor = latents, text: TextCondition = text, at: Tensor = at) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
+            with in_precision():
                 velocity = base.velocity(noise, at, text, None)
             return (noise - velocity.float() - latents).square().flatten(1).mean(1)
 
         best = torch.randn(latents.shape, generator=random)
         least, channels = error(best), 4 * latents.shape[1]
         for number in range(draws - 1 + channels):
-            tried = torch.randn(latents.shape, generator=random) if number < draws - 1 else best.clone()
-            if number >= draws - 1:
-                channel, (y, x) = (number - draws + 1) // 4, divmod(number % 4, 2)
-                tried[:, channel, y::2, x::2] *= -1
+            last = number - draws + 1
+            tried = torch.randn(latents.shape, generator=random) if last < 0 else turned(best, last)
             wrong = error(tried)
             best = torch.where((wrong < least)[:, None, None, None], tried, best)
             least = torch.minimum(wrong, least)
         found |= {each.triple_id: noise for each, noise in zip(part, best, strict=True)}
-        errors.append(least)
-    return found, float(torch.cat(errors).mean())
+        errors |= {each.triple_id: float(value) for each, value in zip(part, least, strict=True)}
+    return found, errors
+
+
+@torch.no_grad()
+def reversing(base: Denoiser, data: Data, noises: dict[str, Tensor], vae: Any, each: int = 12) -> dict[str, int]:
+    """The channel whose turning exchanges subject and object, of classes that have one: of most of `each` train triples it is the
+    one that does and leaves the image nearest to the crop.
+    """
+    from sgworld.world.judge import ExactReader
+
+    reader, channels = ExactReader(), {}
+    for predicate in sorted({example.predicate for example in data.train}):
+        part = [example for example in data.train if example.predicate == predicate][:each]
+        text, at = data.prompts.get([example.prompts["relational"] for example in part]), torch.ones(len(part))
+        latents = data.latents.latents([example.triple_id for example in part])
+        statements = [[(o, p, s)] for s, p, o in (example.graph.named[0] for example in part)]
+        found = torch.stack([noises[example.triple_id] for example in part])
+        errors = []
+        for channel in (None, *range(4 * found.shape[1])):
+            noise = found if channel is None else turned(found, channel)
+            with in_precision():
+                drawn = noise - base.velocity(noise, at, text, None).float()
+            exchanged = reader.scores(np.stack(list(decode(base.family, vae, drawn))), statements)[:, 0] == 1
+            error = (drawn - latents).square().flatten(1).mean(1).numpy()
+            errors.append(np.where(exchanged, error, np.inf))
+        nearest = np.where(np.isfinite(errors).any(0), np.argmin(errors, axis=0), 0)
+        channel, count = Counter(nearest.tolist()).most_common(1)[0]
+        if channel and 2 * count > each:
+            channels[predicate] = channel - 1
+    return channels
 
 
 class Exploration(Training):
@@ -208,16 +294,19 @@ class Exploration(Training):
 
     variant = Variant()
     noises: dict[str, Tensor]
+    free: dict[str, int]
 
     def batch(self, step: int, pass_: int = 0) -> tuple[Noised, Spoken, Spoken]:
         """See `Training.batch`."""
         noised, positive, negative = super().batch(step, pass_)
         if self.variant.coupled:
             chosen = torch.stack([self.noises[each.triple_id] for each in noised.examples])
-            noised = replace(noised, noise=like(chosen, generator("like", step)))
+            free = [self.free.get(each.predicate) for each in noised.examples] if self.variant.spoken else None
+            noised = replace(noised, noise=like(chosen, generator("like", step), free))
         if not self.variant.first_step:
-            drawn = torch.randint(len(TIMES), (len(noised.examples),), generator=generator("times", step))
-            noised = replace(noised, t=torch.tensor(TIMES)[drawn])
+            times = torch.tensor((*[1.0] * self.variant.first_times, *TIMES))
+            drawn = torch.randint(len(times), (len(noised.examples),), generator=generator("times", step))
+            noised = replace(noised, t=times[drawn])
         return noised, positive, negative
 
 
@@ -225,19 +314,26 @@ def of_variant(arm: Arm, variant: Variant, epochs: int, rate: float) -> Arm:
     """The arm `graph` with the rows of the text for LoRA, learned vectors on names, and the variant's times."""
     train, settings = arm.train, arm.settings
     times = structs.replace(train.times, low=0.9 if variant.first_step else 0.0, high=1.0)
-    optimiser = structs.replace(train.optimiser, learning_rate=rate, token_lr_multiplier=10, schedule="cosine", warmup=20)
+    changed = {"learning_rate": rate, "token_lr_multiplier": variant.token_rate, "schedule": "cosine", "warmup": 20}
+    optimiser = structs.replace(train.optimiser, **changed)
     validation = structs.replace(train.validation, triples=48, images=0, every=epochs)
-    train = structs.replace(train, epochs=epochs, keep_epochs=(), times=times, optimiser=optimiser, validation=validation)
-    lora: Lora = structs.replace(
-        settings.lora, blocks=Blocks(range(2, 13)), targets=("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
+    train = structs.replace(
+        train, epochs=epochs, keep_epochs=(), times=times, optimiser=optimiser, validation=validation, precision=choose(CPU)
     )
-    tokens: GraphTokens = structs.replace(settings.graph_tokens, injection="residual", relation_scale=0.2)
+    if variant.spoken:
+        train = structs.replace(train, losses=structs.replace(train.losses, margin=Margin(weight=0.0)))
+    lora: Lora = structs.replace(
+        settings.lora, blocks=Blocks(variant.blocks), targets=("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
+    )
+    tokens: GraphTokens = structs.replace(settings.graph_tokens, injection="residual", relation_scale=variant.token_scale)
     return replace(arm, train=train, settings=structs.replace(settings, lora=lora, graph_tokens=tokens))
 
 
 @torch.no_grad()
-def found_in_images(model: ArmModel, data: Data, examples: Sequence[Example], vae: Any, condition: str) -> dict[str, float]:
-    """Shares of samples, one per triple, in which the exact reader finds the triple, its class, and both objects."""
+def found_in_images(model: ArmModel, data: Data, examples: Sequence[Example], vae: Any, condition: str) -> dict[str, Any]:
+    """Shares of samples, one per triple, in which the exact reader finds the triple, its class, and both objects; the first by
+    class, too.
+    """
     from sgworld.world.judge import ExactReader
 
     reader, rows = ExactReader(), []
@@ -245,7 +341,7 @@ def found_in_images(model: ArmModel, data: Data, examples: Sequence[Example], va
         part = examples[start : start + 48]
         said = controls.spoken(condition, part, "neutral", model.mode)
         text, seeds = data.prompts.get(said.texts), list(range(start, start + len(part)))
-        with model.evaluating(), torch.autocast("cpu", torch.bfloat16), torch.compiler.set_stance("force_eager"):
+        with model.evaluating(), in_precision(), torch.compiler.set_stance("force_eager"):
             if condition == "base":
                 with model.off():
                     latents = model.denoiser.sample(text, seeds, 64, 4, None)
@@ -255,7 +351,9 @@ def found_in_images(model: ArmModel, data: Data, examples: Sequence[Example], va
         ends = [each.graph.named[0] for each in part]
         scores = reader.scores(images, [[(s, p, o), (o, p, s)] for s, p, o in ends])
         rows.append(np.stack([scores[:, 0] == 1, (scores == 1).any(1), np.isfinite(scores[:, 0])], 1))
-    return dict(zip(("right", "type", "present"), np.concatenate(rows).mean(0).tolist(), strict=True))
+    found, classes = np.concatenate(rows), np.array([each.predicate for each in examples])
+    by_class = {predicate: float(found[classes == predicate, 0].mean()) for predicate in sorted(set(classes.tolist()))}
+    return {**dict(zip(("right", "type", "present"), found.mean(0).tolist(), strict=True)), "right_by_class": by_class}
 
 
 @dataclass(frozen=True)
@@ -267,6 +365,8 @@ class Inputs:
     data: Data
     vae: Any
     noises: dict[str, Tensor]
+    errors: dict[str, float]
+    free: dict[str, int]
     epochs: int
     rate: float
 
@@ -275,16 +375,21 @@ class Inputs:
         variant = VARIANTS[name]
         arm = of_variant(read_arm(Path("outputs/resolved/graph.json")), variant, self.epochs, self.rate)
         plain = build(Denoiser.load(self.backbone, CPU, "none"), self.backbone, arm, self.data.names.rms)
-        made = PhraseModel(**vars(plain), phrases=Phrases(self.model) if variant.phrases else None)
+        phrases = Phrases(self.model) if variant.phrases else None
+        made = PhraseModel(**vars(plain), phrases=phrases, names=variant.spoken)
         prepare(made, arm)
+        held_out = [each for each in self.data.held_out if len(each.graph.triples) == 1]
+        found: dict[str, Any] = {"epochs": self.epochs, "rate": self.rate}
+        found["untrained"] = found_in_images(made, self.data, held_out, self.vae, "graph")
         folder = Path("trained") / name
         folder.mkdir(parents=True, exist_ok=True)
-        training = Exploration(Objective(made, self.data, arm.train.losses), arm.train, folder, Processes(0, 1, CPU))
-        training.variant, training.noises = variant, self.noises
+        near = [each for each in self.data.train if not variant.spoken or self.errors[each.triple_id] < FAR]
+        objective = Objective(made, replace(self.data, train=near), arm.train.losses)
+        training = Exploration(objective, arm.train, folder, Processes(0, 1, CPU))
+        training.variant, training.noises, training.free = variant, self.noises, self.free
         training.run()
-        held_out = [each for each in self.data.held_out if len(each.graph.triples) == 1]
         with training.engine.averaged():
-            return {said: found_in_images(made, self.data, held_out, self.vae, said) for said in ("graph", "empty", "base")}
+            return found | {said: found_in_images(made, self.data, held_out, self.vae, said) for said in ("graph", "empty", "base")}
 
 
 def main(
@@ -301,16 +406,19 @@ def main(
     make_inputs(work, model)
     os.chdir(work)
     backbone = read_params(Backbone)
-    data, stored = read_data(Sources(), backbone), Path(f"noises-{draws}.pt")
+    data, vae, stored = read_data(Sources(), backbone), load_module(backbone, "vae"), Path(f"coupling-{draws}.pt")
     if not stored.is_file():
         base = Denoiser.load(backbone, CPU, "none")
         base.transformer.set_attention_backend("_native_math")
-        torch.save(coupled(base, data, draws), stored)
-    noises, error = torch.load(stored)
-    inputs = Inputs(model, backbone, data, load_module(backbone, "vae"), noises, epochs, rate)
+        noises, errors = coupled(base, data, draws)
+        torch.save((noises, errors, reversing(base, data, noises, vae)), stored)
+    noises, errors, free = torch.load(stored)
+    inputs = Inputs(model, backbone, data, vae, noises, errors, free, epochs, rate)
     values: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     for name in variant or list(VARIANTS):
-        values |= {name: inputs.explored(name), "coupling_error": error, "epochs": epochs}
+        found = np.array(list(errors.values()))
+        coupling = {"error": float(found.mean()), "near": float((found < FAR).mean())}
+        values |= {name: inputs.explored(name), "coupling": coupling, "free_channels": free}
         write_json(values, out, DIGITS)
         print(name, values[name])
 
