@@ -6,7 +6,7 @@ mean of all scenes. Here each train triple gets the noise whose scene, under the
 the best of `--draws` noises, then of those with the sign of one channel turned (a coupling as in Pooladian et al. 2023, searched
 for). A step takes other noise of the same channel means.
 
-Variants, each another in one thing from the first:
+Variants, each but the last another in one thing from the first:
 
 - `phrases`: tokens are the rows of the text encoder for the predicate, read in a sentence with its two names, in place of
   the prompt's padding; a learned vector of (predicate, role) is added to the prompt's rows of the names; all four times of the
