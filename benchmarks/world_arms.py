@@ -40,8 +40,8 @@ import typer
 import yaml
 from msgspec import structs
 from torch import Tensor
-from tqdm import tqdm
 
+from benchmarks._coupling import CPU, FAR, coupled, in_precision, like, reversing
 from benchmarks._workspace import merged
 from sgpipe.arms.adapter import build
 from sgpipe.arms.config import Lora
@@ -56,7 +56,6 @@ from sgpipe.backbones.rectified_flow import generator
 from sgpipe.graph_encoder.config import GraphTokens
 from sgpipe.graph_encoder.open_vocabulary import NameTable
 from sgpipe.graphs.scene_graph import SceneGraph
-from sgpipe.optim.compiled import compile_blocks
 from sgpipe.optim.precision import choose
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.load import read_params
@@ -70,11 +69,8 @@ from sgpipe.training.fit import prepare
 from sgpipe.training.loop import Training
 from sgpipe.training.objective import Noised, Objective, Spoken
 
-CPU: Final = torch.device("cpu")
 TIMES: Final = (0.5, 0.25, 0.1)
 """The sampler's own behind its first, which is drawn as often as these together, or twice as often."""
-FAR: Final = 0.05
-"""Mean squared error from which on a noise means another scene than its crop: of 800 crops 74 % are below it, half below 0.01."""
 STAGES: Final = (
     ("canonicalize",), ("curate",), ("negatives",), ("cache_prompts",),
     ("cache_prompts", "--negatives", "outputs/negatives/negatives.parquet", "--out", "outputs/negative_prompts",
@@ -190,100 +186,6 @@ class PhraseModel(ArmModel):
         return super().condition(graphs, texts, replace(text, states=states.to(text.states.dtype)), names)
 
 
-def in_precision() -> torch.autocast:
-    """Matrix products in the precision that is the faster one on this machine."""
-    with torch.enable_grad():  # the choice is measured forward and backward
-        chosen = choose(CPU)
-    return torch.autocast("cpu", torch.bfloat16, enabled=chosen == "bfloat16")
-
-
-def _channels(noise: Tensor) -> Tensor:
-    """Latents `[B, C, h, w]` as packed channels over tokens `[B, C, h/2, 2, w/2, 2]`, the same memory."""
-    batch, channels, height, width = noise.shape
-    return noise.view(batch, channels, height // 2, 2, width // 2, 2)
-
-
-def like(noise: Tensor, random: torch.Generator, free: Sequence[int | None] | None = None) -> Tensor:
-    """Other noise with the same mean of every packed channel, which is all that this generator hears of it; the mean of each
-    sample's `free` channel is drawn anew.
-    """
-    fresh = _channels(torch.randn(noise.shape, generator=random))
-    drawn, means = fresh.mean((2, 4), keepdim=True), _channels(noise).mean((2, 4), keepdim=True)
-    for row, channel in enumerate(free or ()):
-        if channel is not None:
-            _of(means, channel)[row] = _of(drawn, channel)[row]
-    return (fresh - drawn + means).reshape(noise.shape)
-
-
-def _of(channels: Tensor, number: int) -> Tensor:
-    """One of packed channels `[B, C, h, 2, w, 2]`: `[B, h, w]`, the same memory."""
-    return channels[:, number // 4, :, number % 4 // 2, :, number % 2]
-
-
-def turned(noise: Tensor, channel: int) -> Tensor:
-    """Noise with the sign of one packed channel turned."""
-    result = noise.clone()
-    _of(_channels(result), channel).mul_(-1)
-    return result
-
-
-@torch.no_grad()
-def coupled(
-    base: Denoiser, data: Data, draws: int, batch: int = 50, compiled: bool = True
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """A noise `[C, h, w]` for each train triple, and the mean squared error to its crop of what that is drawn as."""
-    if compiled:
-        compile_blocks(base.transformer)
-    random, found, errors = torch.Generator().manual_seed(5), {}, {}
-    examples = list(data.train) + list(data.train)[: -len(data.train) % batch]
-    for start in tqdm(range(0, len(examples), batch), desc="coupling", unit="batch"):
-        part = examples[start : start + batch]
-        latents = data.latents.latents([each.triple_id for each in part])
-        text, at = data.prompts.get([each.prompts["relational"] for each in part]), torch.ones(len(part))
-
-        def error(noise: Tensor, latents: Tensor = latents, text: TextCondition = text, at: Tensor = at) -> Tensor:
-            with in_precision():
-                velocity = base.velocity(noise, at, text, None)
-            return (noise - velocity.float() - latents).square().flatten(1).mean(1)
-
-        best = torch.randn(latents.shape, generator=random)
-        least, channels = error(best), 4 * latents.shape[1]
-        for number in range(draws - 1 + channels):
-            last = number - draws + 1
-            tried = torch.randn(latents.shape, generator=random) if last < 0 else turned(best, last)
-            wrong = error(tried)
-            best = torch.where((wrong < least)[:, None, None, None], tried, best)
-            least = torch.minimum(wrong, least)
-        found |= {each.triple_id: noise for each, noise in zip(part, best, strict=True)}
-        errors |= {each.triple_id: float(value) for each, value in zip(part, least, strict=True)}
-    return found, errors
-
-
-@torch.no_grad()
-def reversing(base: Denoiser, data: Data, noises: dict[str, Tensor], vae: Any, each: int = 8) -> dict[str, int]:
-    """The channel of a class whose turning makes the base draw most of `each` train triples with subject and object exchanged;
-    classes that have none, or whose roles nothing exchanges, are not in it.
-    """
-    from sgworld.world.judge import ExactReader
-
-    reader, channels = ExactReader(), {}
-    for predicate in sorted({example.predicate for example in data.train}):
-        part = [example for example in data.train if example.predicate == predicate][:each]
-        text, at = data.prompts.get([example.prompts["relational"] for example in part]), torch.ones(len(part))
-        statements = [[(o, p, s)] for s, p, o in (example.graph.named[0] for example in part)]
-        found = torch.stack([noises[example.triple_id] for example in part])
-        shares = []
-        for channel in (None, *range(4 * found.shape[1])):
-            noise = found if channel is None else turned(found, channel)
-            with in_precision():
-                drawn = noise - base.velocity(noise, at, text, None).float()
-            images = np.stack(list(decode(base.family, vae, drawn)))
-            shares.append(float((reader.scores(images, statements) == 1).mean()))
-        if shares[0] < 0.5 < max(shares[1:]):
-            channels[predicate] = int(np.argmax(shares[1:]))
-    return channels
-
-
 class Exploration(Training):
     """A training whose noise and times are those of a variant."""
 
@@ -392,8 +294,8 @@ def main(
     work: Annotated[Path, typer.Option(help="data set, caches and trainings")] = Path("outputs/world_arms"),
     metrics: Annotated[Path, typer.Option(help="metrics file; variants are added to it")] = Path("metrics/world_arms.json"),
     variant: Annotated[list[str] | None, typer.Option(help=f"repeatable; {', '.join(VARIANTS)}; all of them without it")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over 800 triples in batches of 16")] = 12,
-    rate: Annotated[float, typer.Option(help="learning rate of LoRA; of the vectors ten times as much")] = 1e-3,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the train triples in batches of 16")] = 12,
+    rate: Annotated[float, typer.Option(help="learning rate of LoRA; of the vectors 10 or 20 times as much")] = 1e-3,
     draws: Annotated[int, typer.Option(min=1, help="noises that are tried for each train triple")] = 32,
 ) -> None:
     """Train and measure."""
@@ -410,10 +312,10 @@ def main(
     noises, errors, free = torch.load(stored)
     inputs = Inputs(model, backbone, data, vae, noises, errors, free, epochs, rate)
     values: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    left = np.array(list(errors.values()))
+    values |= {"coupling": {"error": float(left.mean()), "near": float((left < FAR).mean())}, "free_channels": free}
     for name in variant or list(VARIANTS):
-        found = np.array(list(errors.values()))
-        coupling = {"error": float(found.mean()), "near": float((found < FAR).mean())}
-        values |= {name: inputs.explored(name), "coupling": coupling, "free_channels": free}
+        values[name] = inputs.explored(name)
         write_json(values, out, DIGITS)
         print(name, values[name])
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-from benchmarks.world_arms import VARIANTS, PhraseModel, Phrases, _of, coupled, like, reversing, turned
+from benchmarks._coupling import _of, coupled, like, reversing, turned
+from benchmarks.world_arms import VARIANTS, PhraseModel, Phrases
 from sgpipe.graphs.scene_graph import SceneGraph
 from sgworld.flux import build_transformer
 from sgworld.language import build_clip, build_t5, clip_tokenizer, t5_tokenizer
@@ -83,7 +84,7 @@ def test_phrases_take_the_place_of_padding_and_change_nothing_else(folder: Path,
 
 
 def test_the_search_finds_noises_that_are_drawn_nearer_to_the_crops(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.world_arms.choose", lambda device: "float32")
+    monkeypatch.setattr("benchmarks._coupling.choose", lambda device: "float32")
     data, draws = world.data(), 3
     noises, errors = coupled(world.denoiser(), data, draws, batch=len(data.train), compiled=False)
     ids = [each.triple_id for each in data.train]
@@ -122,8 +123,8 @@ def test_the_free_channel_is_the_one_that_exchanges_the_roles_of_most(world: Wor
             return (six | three & (np.arange(len(images)) % 2 == 1) | self.always).astype(float)[:, None]
 
     monkeypatch.setattr("sgworld.world.judge.ExactReader", Reader)
-    monkeypatch.setattr("benchmarks.world_arms.decode", lambda family, vae, latents: iter(latents.numpy()))
-    monkeypatch.setattr("benchmarks.world_arms.choose", lambda device: "float32")
+    monkeypatch.setattr("benchmarks._coupling.decode", lambda family, vae, latents: iter(latents.numpy()))
+    monkeypatch.setattr("benchmarks._coupling.choose", lambda device: "float32")
     one = data.train[0]
     train, noises = [one] * 4, {one.triple_id: noise}
     assert reversing(Base(), replace(data, train=train), noises, None) == {one.predicate: 6}
