@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sgpipe.relations.predicates import DIRECTIONAL, INVERSE, PREDICATES, SYMMETRIC, relational_prompt
 from sgpipe.runs.atomic import atomic_path, write_json
 from sgworld.bank import Bank, Triple, to_unit
-from sgworld.training import train_model
+from sgworld.training import quick_products, train_model
 
 CONTEXT = 32
 """Text length: CLIP's tokenizer needs up to 20 tokens for the longest prompt."""
@@ -114,7 +114,7 @@ def train_contrast(
     def losses(step: int, _: int) -> tuple[Tensor, dict[str, Tensor]]:
         shown = draw(np.random.default_rng((seed, step)), batch)
         pixels = torch.from_numpy(to_unit(shown.pictures))
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with quick_products(), sdpa_kernel(SDPBackend.MATH):
             texts = model.encode_text(tokenizer([*shown.true, *(text for _, text in shown.false)]), normalize=True).float()
             image = model.encode_image(pixels, normalize=True).float()
         scale = model.logit_scale.exp().clamp(max=100)

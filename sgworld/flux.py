@@ -18,7 +18,7 @@ from sgworld.bank import NEUTRAL, SIDE, Bank, row_chances
 from sgworld.coupling import Coupling
 from sgworld.flow import STEPS, flow_loss
 from sgworld.language import POOLED_WIDTH, T5_WIDTH, TOKENS, token_ids
-from sgworld.training import step_generator, train_model
+from sgworld.training import quick_products, step_generator, train_model
 from sgworld.vae import CHANNELS, encode
 
 DOUBLE_BLOCKS, SHALLOW_BLOCKS = 19, 6
@@ -172,7 +172,7 @@ def fit(
         encoded = encode_texts(encoders, texts)
 
         def velocity(states: Tensor, times: Tensor, first: int) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
+            with quick_products():
                 return model(
                     hidden_states=states,
                     encoder_hidden_states=encoded[0][first:],

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from sgpipe.optim.engine import Engine, Losses
+from sgpipe.optim.precision import choose
 from sgpipe.optim.schedules import trapezoid
 from sgpipe.optim.weights import Average, assign, tensors_of
 from sgpipe.runs.processes import Processes
@@ -17,6 +18,13 @@ SAVE_SECONDS = 180.0
 ALONE: Final = Processes(0, 1, torch.device("cpu"))
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
+
+
+def quick_products() -> torch.autocast:
+    """Matrix products in the precision that is the faster one on this machine (`sgpipe.optim.precision`)."""
+    with torch.enable_grad():  # the choice is measured forward and backward
+        chosen = choose(ALONE.device)
+    return torch.autocast("cpu", torch.bfloat16, enabled=chosen == "bfloat16")
 
 
 def learning_rate(step: int, steps: int, warmup: int, decay: int) -> float:

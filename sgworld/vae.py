@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sgworld.bank import SIDE, Bank, to_unit
-from sgworld.training import step_generator, train_model
+from sgworld.training import quick_products, step_generator, train_model
 
 CHANNELS = 4
 CROP, CROPPED = 32, 0.75
@@ -65,7 +65,7 @@ def train_vae(bank: Bank, folder: Path, out: Path, *, seed: int, steps: int, bat
         if step < steps * CROPPED:
             top, left = rng.integers(0, SIDE - CROP + 1, size=2)
             pixels = pixels[:, :, top : top + CROP, left : left + CROP]
-        with torch.autocast("cpu", torch.bfloat16):
+        with quick_products():
             loss, error = _loss(vae, pixels, step_generator(seed, step))
         return loss, {"mse": error}
 
@@ -90,7 +90,7 @@ def train_decoder(
         rows = np.sort(np.random.default_rng((seed, step)).choice(len(pictures), batch, replace=False))
         pixels, latents = torch.from_numpy(to_unit(pictures[rows])), means[rows]
         noise = torch.randn(latents.shape, generator=step_generator(seed, step)) * (LATENT_NOISE / vae.config.scaling_factor)
-        with torch.autocast("cpu", torch.bfloat16):
+        with quick_products():
             decoded = vae.decode(latents + noise).sample.float()
         squares = (decoded - pixels).square()
         worst = squares.mean(1).flatten(1).topk(WORST).values.mean()
@@ -104,7 +104,7 @@ def train_decoder(
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: NDArray[np.uint8], batch: int = 128) -> NDArray[np.float32]:
     """Posterior means `[N, 4, 16, 16]`, not yet shifted and scaled; computed in bfloat16, far inside the posterior's deviation."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with quick_products():
         parts = [
             vae.encode(torch.from_numpy(to_unit(pictures[start : start + batch]))).latent_dist.mean.float()
             for start in range(0, len(pictures), batch)

@@ -5,13 +5,14 @@
 """
 
 from collections.abc import Generator, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, ValidationError
 
-from sgpipe.datasets.base import ID_BITS, Batch, Finite, Invalid, Pixels, Progress, Work
+from sgpipe.datasets.base import ID_BITS, Batch, Finite, Invalid, Pixels, Progress, Work, convert_whole
 from sgpipe.datasets.config import Gqa as Options
 from sgpipe.datasets.image_files import StoredImages, cut_off
 from sgpipe.datasets.json_stream import JsonStream
@@ -46,9 +47,19 @@ class _Object(Struct):
     attributes: list[str] = []
 
 
-class _Relation(Struct):
+class _Relation(Struct, gc=False):
     name: str
     object: str
+
+
+class _SoundObject(_Object):
+    relations: list[_Relation] = []
+
+
+class _SoundGraph(_Size):
+    """A graph in which nothing is wrong, as nearly all are: converted at once."""
+
+    objects: dict[str, _SoundObject]
 
 
 def image_id_of(name: Any) -> int | None:
@@ -123,12 +134,13 @@ class Gqa(StoredImages):
         image_id = image_id_of(name)
         if image_id is None:
             return Invalid(number, None, None, f"image {name!r}: a name of digits is needed, with perhaps an n before them")
-        graph = read_item(value, _Graph, number, image_id)
+        graph = _graph(value, number, image_id)
         if isinstance(graph, Invalid):
             return graph
-        objects, said = list[ObjectRecord | Invalid](), list[tuple[int, _Relation | Invalid]]()
+        objects, said = list[ObjectRecord | Invalid](), list[tuple[int, int | None, _Relation | Invalid]]()
         for key, raw in graph.objects.items():
-            object_id, found = _number(key), read_item(raw, _Object, number, image_id)
+            object_id = _number(key)
+            found = raw if isinstance(raw, _Object) else read_item(raw, _Object, number, image_id)
             if object_id is None or isinstance(found, Invalid):
                 why = found if isinstance(found, Invalid) else Invalid(number, image_id, None, f"object {key!r}: no number")
                 objects.append(why)
@@ -136,10 +148,11 @@ class Gqa(StoredImages):
             box = (found.x, found.y, found.w, found.h)
             objects.append(ObjectRecord(object_id, found.name, box, tuple(found.attributes)))
             for each in found.relations:
-                said.append((object_id, read_item(each, _Relation, number, image_id, len(said))))
-        kept = iter(self._kept(image_id, [(s, _number(each.object)) for s, each in said if isinstance(each, _Relation)]))
+                sound = each if isinstance(each, _Relation) else read_item(each, _Relation, number, image_id, len(said))
+                said.append((object_id, _number(sound.object) if isinstance(sound, _Relation) else None, sound))
+        kept = iter(self._kept(image_id, [(s, o) for s, o, each in said if isinstance(each, _Relation)]))
         relations = [
-            each if isinstance(each, Invalid) else _relation(n, subject, each, next(kept)) for n, (subject, each) in enumerate(said)
+            each if isinstance(each, Invalid) else _relation(n, s, o, each, next(kept)) for n, (s, o, each) in enumerate(said)
         ]
         return Record(image_id, graph.width, graph.height, tuple(objects), tuple(relations))
 
@@ -153,23 +166,24 @@ class Gqa(StoredImages):
         return (fraction(self._options.seed, "left_right", images, ends.min(axis=1), ends.max(axis=1)) < share).tolist()
 
 
-def _relation(number: int, subject: int, said: _Relation, keep: bool) -> RelationRecord:
+def _relation(number: int, subject: int, object_: int | None, said: _Relation, keep: bool) -> RelationRecord:
     from_boxes = said.name in FROM_BOXES
-    object_id = _number(said.object)
-    return RelationRecord(
-        number,
-        subject,
-        said.name,
-        UNKNOWN if object_id is None else object_id,
-        source="geometric" if from_boxes else "annotated",
-        reason="share of left and right" if from_boxes and not keep else None,
-    )
+    source, reason = "geometric" if from_boxes else "annotated", "share of left and right" if from_boxes and not keep else None
+    return RelationRecord(number, subject, said.name, UNKNOWN if object_ is None else object_, source=source, reason=reason)
 
 
+@lru_cache(1 << 12)
 def _number(text: Any) -> int | None:
     """An object's number; None where there is none that fits."""
     digits = isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) <= 13
     return int(text) if digits and int(text) < UNKNOWN else None
+
+
+def _graph(value: Any, number: int, image_id: int) -> _SoundGraph | _Graph | Invalid:
+    try:
+        return convert_whole(value, _SoundGraph)
+    except ValidationError:
+        return read_item(value, _Graph, number, image_id)
 
 
 def _graphs(path: Path, progress: Progress = lambda path, done: None) -> Iterator[tuple[Any, Any]]:

@@ -14,8 +14,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from sgpipe.datasets import rows
-from sgpipe.datasets.base import Batch, Finite, Id, Invalid, Pixels, Work, convert_whole
+from sgpipe.datasets.base import ID_BITS, Batch, Finite, Id, Invalid, Pixels, Work, convert_whole
 from sgpipe.datasets.tables import ATTRIBUTES
+from sgpipe.datasets.visual_genome.lookup import find_sorted
 from sgpipe.relations.aliases import REMEMBERED, PredicateMap, plain_name
 
 AT_ONCE = 1024
@@ -86,12 +87,18 @@ def batches(
     work.progress(file, file.stat().st_size)
 
 
-def _numbers(values: Iterable[int]) -> NDArray[np.int64]:
-    return np.array(list(values), dtype=np.int64)
+def _numbers(values: list[int]) -> NDArray[np.int64]:
+    return np.array(values, dtype=np.int64)
+
+
+def _strings(values: list[str]) -> pa.DictionaryArray:
+    return pa.array(values, pa.string()).dictionary_encode()
 
 
 def _codes(reasons: Sequence[str | None]) -> NDArray[np.int64]:
-    return _numbers(0 if reason is None else rows.CODE[reason] for reason in reasons)
+    if not any(reasons):
+        return np.zeros(len(reasons), dtype=np.int64)
+    return _numbers([0 if reason is None else rows.CODE[reason] for reason in reasons])
 
 
 def _parts(items: Sequence[tuple[T | Invalid, ...]], kind: type[T]) -> tuple[list[T], list[int], list[Invalid]]:
@@ -121,29 +128,28 @@ def _chunk(
     codes[[record.reason != IMAGE_UNKNOWN for record in records]] = np.where(again, rows.CODE["image repeated"], faults)
     flat, counts, damaged = _parts([record.objects for record in records], ObjectRecord)
     items = _items(file, index, ids, codes, counts, [each.reason for each in flat])
-    raw_names = [each.name for each in flat]
+    raw_names = _strings([each.name for each in flat])
     boxes = np.array([each.box for each in flat], dtype=np.float64).reshape(-1, 4)
-    names = pa.array(map(_plain, raw_names), pa.string())
-    objects = rows.Objects.of(_numbers(each.object_id for each in flat), names, boxes, width[items.owner], height[items.owner])
+    names = pa.array([_plain(each.name) for each in flat], pa.string())
+    objects = rows.Objects.of(_numbers([each.object_id for each in flat]), names, boxes, width[items.owner], height[items.owner])
     keep, kept, rejected = rows.object_tables(items, objects, raw_names, boxes, damaged)
     derived = rows.geometric_relations(work.geometric, kept, objects.boxes[keep])
     said = _attributes([flat[i] for i in keep], items.image[keep])
     yield Batch("objects", file, len(flat) + len(damaged), kept, rejected, derived, said)
 
-    place: dict[tuple[int, int], int] = {}
-    for row, key in enumerate(zip(items.owner.tolist(), objects.ids.tolist(), strict=True)):
-        place.setdefault(key, row)
+    keys = (items.owner << ID_BITS) | objects.ids
+    order = np.argsort(keys, kind="stable")  # of two with the same id the first counts
     objects = replace(objects, codes=np.where(objects.codes > 0, objects.codes, items.codes))
     told, counts, damaged = _parts([record.relations for record in records], RelationRecord)
     items = _items(file, index, ids, codes, counts, [each.reason for each in told])
-    owners, unknown = items.owner.tolist(), len(flat)
-    sides = [each.subject for each in told], [each.object for each in told]
-    joined = [_numbers(place.get(key, unknown) for key in zip(owners, side, strict=True)) for side in sides]
+    sides = _numbers([each.subject for each in told]), _numbers([each.object for each in told])
+    found = [find_sorted(keys[order], (items.owner << ID_BITS) | side) for side in sides]
+    joined = np.stack([np.where(at < 0, len(flat), np.append(order, 0)[at]) for at in found])
     no_object = np.array([rows.CODE["object unknown"]])
     ends = objects.followed_by(rows.Objects(np.array([-1]), pa.chunked_array([["?"]]), np.zeros((1, 4)), no_object))
-    relation_ids = _numbers(each.relationship_id for each in told)
-    raws, sources = [each.predicate for each in told], [each.source for each in told]
-    kept, rejected = rows.relation_tables(items, relation_ids, raws, codes_of, np.stack(joined), ends, damaged, sources)
+    relation_ids = _numbers([each.relationship_id for each in told])
+    raws, sources = _strings([each.predicate for each in told]), _strings([each.source for each in told])
+    kept, rejected = rows.relation_tables(items, relation_ids, raws, codes_of, joined, ends, damaged, sources)
     yield Batch("relations", file, len(told) + len(damaged), kept, rejected)
 
 
@@ -155,15 +161,16 @@ def _items(
     return replace(items, codes=np.where(items.codes > 0, items.codes, _codes(reasons)))
 
 
+@lru_cache(REMEMBERED)
+def _plain_attributes(attributes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(attribute for attribute in dict.fromkeys(map(_plain, attributes)) if attribute)
+
+
 def _attributes(objects: list[ObjectRecord], images: NDArray[np.int64]) -> pa.Table | None:
     """Rows of `attributes.parquet`; None where no object has any."""
-    said = [
-        (each.object_id, image, attribute)
-        for each, image in zip(objects, images.tolist(), strict=True)
-        for attribute in dict.fromkeys(map(_plain, each.attributes))
-        if attribute
-    ]
-    if not said:
+    said = [_plain_attributes(each.attributes) for each in objects]
+    counts = list(map(len, said))
+    if not any(counts):
         return None
-    columns = [pa.array(column) for column in zip(*said, strict=True)]
-    return pa.table(columns, schema=ATTRIBUTES)
+    ids = _numbers([each.object_id for each in objects]).repeat(counts)
+    return pa.table([ids, images.repeat(counts), [each for several in said for each in several]], schema=ATTRIBUTES)

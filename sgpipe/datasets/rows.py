@@ -209,10 +209,11 @@ def object_tables(
         "raw_name": _taken(raw_names, keep),
     }
     columns |= dict(zip(BOX, _sides(objects.boxes[keep]), strict=True))
+    told = _taken(raw_names, drop).to_pylist()
     rejects = _rejects(
         items.file, invalid,
         record=items.record[drop], image_id=items.image[drop], reason=[REASONS[code] for code in codes[drop]],
-        raw=[f"{ids[i]}: {raw!r} {given[i].tolist()}" for i, raw in zip(drop, _taken(raw_names, drop).to_pylist(), strict=True)],
+        raw=[f"{each}: {raw!r} {box}" for each, raw, box in zip(ids[drop].tolist(), told, given[drop].tolist(), strict=True)],
     )  # fmt: skip
     return keep, pa.table(columns, schema=OBJECTS), rejects
 
@@ -233,7 +234,7 @@ def relation_tables(
     joined: NDArray[np.int64],
     ends: Objects,
     invalid: Sequence[Invalid] = (),
-    sources: list[str] | None = None,
+    sources: Strings | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Rows of `relations.parquet` and rejects. `joined` `[2, N]` are the rows of `ends` that are subjects and objects; `sources`
     say where each relation comes from, all `annotated` where they are left out.
@@ -266,7 +267,7 @@ def relation_tables(
         "predicate": pa.array(list(PREDICATES), pa.string()).take(pa.array(predicate[keep] // 2)),
         "object": _taken(ends.names, object_[keep]),
         "raw_predicate": _taken(raw, keep),
-        "source": pa.repeat("annotated", len(keep)) if sources is None else pa.array(sources, pa.string()).take(pa.array(keep)),
+        "source": pa.repeat("annotated", len(keep)) if sources is None else _taken(sources, keep),
         **_relation_columns(subject[keep], object_[keep], ends.ids, ends.boxes),
     }
     told = _taken(ends.names, first[drop]), _taken(raw, drop), _taken(ends.names, last[drop])

@@ -109,7 +109,10 @@ class TableWriter:
         self._schema = schema
         self._pending: list[pa.Table] = []
         self._waiting = 0
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=3, store_schema=False)
+        few = [field.name for field in schema if field.type == pa.string() and field.name != "raw"]  # distinct values
+        self._writer = pq.ParquetWriter(
+            path, schema, compression="zstd", compression_level=3, store_schema=False, use_dictionary=few or False
+        )
 
     def __enter__(self) -> Self:
         return self

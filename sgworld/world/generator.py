@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from sgpipe.optim.compiled import compile_blocks
 from sgpipe.runs.processes import Processes
-from sgworld.training import ALONE, Ahead, step_generator, train_model
+from sgworld.training import ALONE, Ahead, quick_products, step_generator, train_model
 from sgworld.vae import encode
 from sgworld.world.hearing import Encoded, Sounds
 from sgworld.world.raster import render
@@ -59,7 +59,7 @@ def velocity_of(model: FluxTransformer2DModel) -> Velocity:
     ids = FluxPipeline._prepare_latent_image_ids(1, 8, 8, torch.device("cpu"), torch.float32)
 
     def velocity(states: Tensor, times: Tensor, text: Encoded) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with quick_products():
             return model(
                 hidden_states=states,
                 encoder_hidden_states=text.states,

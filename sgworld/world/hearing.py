@@ -24,7 +24,7 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 
 from sgworld.flux import encode_texts
-from sgworld.training import step_generator, train_model
+from sgworld.training import quick_products, step_generator, train_model
 from sgworld.world.meaning import CHANNELS, LEVELS, cut, levels
 from sgworld.world.specification import Caption
 
@@ -87,7 +87,7 @@ class Ear(nn.Module):
 
     def rows(self, noise: Tensor, text: Encoded) -> tuple[Tensor, Tensor]:
         """All text rows behind the last block `[B, T, 128]`, and what conditions the blocks `[B, 128]`."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with quick_products():
             image, words = self.image(noise), self.words(text.states)
             conditioning = self.conditioning(torch.full((len(noise),), 1000.0), text.pooled)
             for block in self.blocks:

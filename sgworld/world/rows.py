@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sgpipe.runs.processes import Processes
-from sgworld.training import ALONE, Ahead, train_model
+from sgworld.training import ALONE, Ahead, quick_products, train_model
 from sgworld.world.examples import FEATURES, FREQUENCIES, WIDTHS, Lessons, cells, lessons, told_stands
 from sgworld.world.hearing import CHANNELS, Ear, Encoded, Named, Sounds, levels_heard
 from sgworld.world.meaning import meant, nearest, uniforms
@@ -105,7 +105,7 @@ class TextRows(nn.Module):
     def forward(self, words: Tensor, conditioning: Tensor) -> dict[str, Tensor]:
         """By step what all text rows tell `[B, T, width]`, of rows `[B, T, 128]` behind the last block that hears."""
         said = {}
-        with torch.autocast("cpu", torch.bfloat16):
+        with quick_products():
             for index, block in self._blocks.items():
                 words = _through(block, words, conditioning)
                 step = self._step.get(index)

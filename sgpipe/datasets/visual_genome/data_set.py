@@ -65,7 +65,7 @@ class VisualGenome(VisualGenomeImages):
 
         size = sum(path.stat().st_size for path in (objects, relationships) if path.is_file())
         workers = work.workers if size > _SMALL else 1
-        ahead = 2 * workers if workers > 1 else 1  # so that no process waits
+        ahead = 4 * workers if workers > 1 else 1  # so that no process waits
         with processes(workers) as submit:
             found = ImageTables()
             yield from read_pass(images, reading("images", at_once), 1, found.tables, work.progress)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 Spans = Sequence[Span]
-RUN = 8
+RUN = 32
 """Spans that are read and judged in one go: each is small for the processor's cache, the run large for vector arithmetic."""
 Submit = Callable[..., "Future[Any]"]
 """Starts a function, whose first argument is a span, in another process."""

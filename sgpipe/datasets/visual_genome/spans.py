@@ -5,6 +5,7 @@ when its end is one too, for anything cut inside a record leaves a bracket or a 
 spans all decode was cut rightly. Where one does not, `exact_spans` follows strings and brackets from the last proven cut.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from sgpipe.errors import DataError
 
-SPAN_BYTES = 1 << 18
+SPAN_BYTES = 1 << 17
 """Aimed size of a span; the memory in use is a multiple of it, or of the largest single record."""
 
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
@@ -77,20 +78,21 @@ def guessed_spans(path: Path, start: int, size: int = SPAN_BYTES) -> Iterator[Sp
         yield from exact_spans(path, start, size)
         return
     boundary = re.compile(rb"\}\s*,\s*(?=\{\s*" + re.escape(first[1]) + rb"\s*:)")
-    while True:
-        for look in range(start + size, length, _WINDOW - 256):
-            if found := boundary.search(_read(path, look, _WINDOW)):
-                break
-            if look + _WINDOW - 256 - start > 8 * max(size, _LOOK):
-                yield from exact_spans(path, start, size)
+    with path.open("rb", buffering=0) as stream:
+        while True:
+            for look in range(start + size, length, _WINDOW - 256):
+                if found := boundary.search(os.pread(stream.fileno(), _WINDOW, look)):
+                    break
+                if look + _WINDOW - 256 - start > 8 * max(size, _LOOK):
+                    yield from exact_spans(path, start, size)
+                    return
+            else:
+                tail = _read(path, start, length - start).rstrip()
+                closed = tail.endswith(b"]")
+                yield Span(path, start, start + len(tail) - closed, closed)
                 return
-        else:
-            tail = _read(path, start, length - start).rstrip()
-            closed = tail.endswith(b"]")
-            yield Span(path, start, start + len(tail) - closed, closed)
-            return
-        yield Span(path, start, look + found.start() + 1)
-        start = look + found.end()
+            yield Span(path, start, look + found.start() + 1)
+            start = look + found.end()
 
 
 def exact_spans(path: Path, start: int, size: int = SPAN_BYTES) -> Iterator[Span]:
