@@ -2,11 +2,12 @@
 has none of it yet.
 
 The generator of that world draws one scene per noise, so that a crop that meets any noise teaches at t = 1 nothing but the
-mean of all scenes. Here each train triple gets the noise whose scene, under the triple in words, comes nearest to its crop:
+mean of all scenes. Here each train graph gets the noise whose scene, under the graph in words, comes nearest to its crop:
 the best of `--draws` noises, then of those with the sign of one channel turned (a coupling as in Pooladian et al. 2023, searched
-for). A step takes other noise of the same channel means.
+for). A step takes other noise of the same channel means. A second noise is searched for under the same sentence with subject and
+object exchanged (`benchmarks._coupling.coupled`).
 
-Variants, each but the last another in one thing from the first:
+Variants, each of the first four another in one thing from the first:
 
 - `phrases`: tokens are the rows of the text encoder for the predicate, read in a sentence with its two names, in place of
   the prompt's padding; a learned vector of (predicate, role) is added to the prompt's rows of the names; all four times of the
@@ -15,13 +16,14 @@ Variants, each but the last another in one thing from the first:
 - `first_step`: trained and active at t = 1 alone
 - `independent`: noise as it comes
 - `spoken`: the rows of names are read in that sentence, too; crops that no noise comes near are left out; no margin to the
-  negative; where turning one channel exchanges the roles of a class, that channel stays random, so that who is the subject is
-  told by the graph and not by the noise; LoRA on blocks 0–9, half of the batch at t = 1 and more
+  negative; both noises of a crop by turns, so that who is the subject is told by the graph and not by the noise; LoRA on blocks
+  0–9, two thirds of the batch at t = 1
+- `graphs`: the same with train graphs of two and three triples, too
 
 `python -m benchmarks.world_arms --model world_start --work outputs/world_arms` renders the data set, runs the stages up to the
-caches there, and writes `metrics/world_arms.json`: on val graphs of one triple, neutral prompts, 4 Euler steps, 1 seed, how often
-the exact reader finds the triple (`right`), its class whatever the roles (`type`), and both objects, with the graph and without,
-and with the graph before any training (`untrained`).
+caches there, and writes `metrics/world_arms.json`, on val graphs under neutral prompts, 4 Euler steps: how often the exact reader
+finds a triple (`right`), all of a graph's (`graphs`), a triple's class whatever the roles (`type`), and all objects, with the graph
+and without, and with the graph before any training (`untrained`).
 """
 
 import json
@@ -30,7 +32,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -41,25 +42,23 @@ import yaml
 from msgspec import structs
 from torch import Tensor
 
-from benchmarks._coupling import CPU, FAR, coupled, in_precision, like, reversing
+from benchmarks._coupling import CPU, FAR, Coupled, coupled, in_precision, like
+from benchmarks._phrases import PhraseModel, Phrases
 from benchmarks._workspace import merged
 from sgpipe.arms.adapter import build
 from sgpipe.arms.config import Lora
 from sgpipe.arms.model import ArmModel
 from sgpipe.arms.resolve import Arm, read_arm
-from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.config import Backbone
 from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.families import open_text_encoders
 from sgpipe.backbones.images import decode
 from sgpipe.backbones.loading import load_module
 from sgpipe.backbones.rectified_flow import generator
 from sgpipe.graph_encoder.config import GraphTokens
-from sgpipe.graph_encoder.open_vocabulary import NameTable
-from sgpipe.graphs.scene_graph import SceneGraph
 from sgpipe.optim.precision import choose
 from sgpipe.params.blocks import Blocks
 from sgpipe.params.load import read_params
-from sgpipe.relations.predicates import phrase
 from sgpipe.runs.atomic import DIGITS, write_json
 from sgpipe.runs.processes import Processes
 from sgpipe.training import controls
@@ -83,6 +82,7 @@ SETTINGS: Final = {
         "hanging from", "riding", "carrying", "eating", "looking at",
     ],
     "curate.train": 800, "curate.val": 160, "curate.maps_per_class": 8, "curate.whole": True, "curate.crop": {"kind": "image"},
+    "curate.several": 200, "curate.several_train": 600, "curate.combinations": 24, "negatives.changes": "any",
     "backbone.max_sequence_length": 32, "tracking.enabled": False,
 }  # fmt: skip
 
@@ -95,6 +95,8 @@ class Variant:
     coupled: bool = True
     first_step: bool = False
     spoken: bool = False
+    several: bool = False
+    """Whether graphs of several triples are trained on, too."""
     blocks: range = range(2, 13)
     first_times: int = 3
     """How often t = 1 is drawn beside `TIMES`."""
@@ -108,6 +110,7 @@ VARIANTS: Final = {
     "first_step": Variant(first_step=True),
     "independent": Variant(coupled=False),
     "spoken": Variant(spoken=True, blocks=range(10), first_times=6, token_rate=20, token_scale=1.0),
+    "graphs": Variant(spoken=True, several=True, blocks=range(10), first_times=6, token_rate=20, token_scale=1.0),
 }
 
 
@@ -124,90 +127,33 @@ def make_inputs(work: Path, model: Path) -> None:
     (work / "presets").symlink_to(repository / "presets")
     values = merged(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")), SETTINGS)
     (work / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    for words in STAGES:
-        command = [sys.executable, "-m", f"stages.{words[0]}", *words[1:]]
+    for stage, *options in STAGES:
+        command = [sys.executable, "-m", f"stages.{stage}", *options]
         subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": str(repository)}, check=True)
-
-
-class Phrases:
-    """Rows of the text encoder for a triple, read in a sentence."""
-
-    def __init__(self, model: Path) -> None:
-        from diffusers import FluxPipeline
-
-        parts = FluxPipeline.from_pretrained(model, transformer=None, vae=None)
-        self._tokenizer: Any = parts.tokenizer_2
-        self._encoder: Any = parts.text_encoder_2
-        self._known: dict[tuple[str, str, str], list[Tensor]] = {}
-
-    def length(self, text: str) -> int:
-        """Number of its tokens."""
-        return len(self._tokenizer.tokenize(text))
-
-    @torch.no_grad()
-    def rows(self, triple: tuple[str, str, str]) -> list[Tensor]:
-        """Those of the subject, of the predicate and of the object, each `[k, D]`."""
-        if triple not in self._known:
-            subject, predicate, object_ = triple
-            said, cuts = "a photo of", [self.length("a photo of")]
-            for part in (subject, phrase(predicate), object_):
-                said = f"{said} {part}"
-                cuts.append(self.length(said))
-            ids = self._tokenizer([f"{said} on a plain background"], padding="max_length", return_tensors="pt").input_ids
-            states = self._encoder(ids)[0][0].float()
-            self._known[triple] = [states[start:end] for start, end in pairwise(cuts)]
-        return self._known[triple]
-
-
-@dataclass
-class PhraseModel(ArmModel):
-    """An arm whose graphs also stand as phrases in place of the last rows of the prompt, which are padding; with `names` the
-    prompt's rows of names are those of the sentence, too.
-    """
-
-    phrases: Phrases | None = None
-    names: bool = False
-
-    def condition(self, graphs: Sequence[SceneGraph], texts: Sequence[str], text: TextCondition, names: NameTable) -> TextCondition:
-        """See `ArmModel.condition`."""
-        if self.phrases is None:
-            return super().condition(graphs, texts, text, names)
-        states = text.states.float().clone()
-        for row, graph, prompt in zip(states, graphs, texts, strict=True):
-            said = [(graph.objects[s], p, graph.objects[o]) for s, p, o in graph.triples]
-            if said:
-                together = torch.cat([self.phrases.rows(each)[1] for each in said])
-                row[-len(together) :] = together
-            for triple in said if self.names else []:
-                subject, _, object_ = self.phrases.rows(triple)
-                for name, own in ((triple[0], subject), (triple[2], object_)):
-                    start = self.phrases.length(prompt[: prompt.index(name)].strip())
-                    row[start : start + len(own)] = own
-        return super().condition(graphs, texts, replace(text, states=states.to(text.states.dtype)), names)
 
 
 class Exploration(Training):
     """A training whose noise and times are those of a variant."""
 
     variant = Variant()
-    noises: dict[str, Tensor]
-    free: dict[str, int]
+    noises: dict[str, list[Tensor]]
 
     def batch(self, step: int, pass_: int = 0) -> tuple[Noised, Spoken, Spoken]:
         """See `Training.batch`."""
         noised, positive, negative = super().batch(step, pass_)
         if self.variant.coupled:
-            chosen = torch.stack([self.noises[each.triple_id] for each in noised.examples])
-            free = [self.free.get(each.predicate) for each in noised.examples] if self.variant.spoken else None
-            noised = replace(noised, noise=like(chosen, generator("like", step), free))
+            turns = torch.randint(1 << 16, (len(noised.examples),), generator=generator("readings", self.train.seed, step))
+            known = [self.noises[each.triple_id] for each in noised.examples]
+            chosen = torch.stack([several[turn % len(several)] for several, turn in zip(known, turns.tolist(), strict=True)])
+            noised = replace(noised, noise=like(chosen, generator("like", self.train.seed, step)))
         if not self.variant.first_step:
             times = torch.tensor((*[1.0] * self.variant.first_times, *TIMES))
-            drawn = torch.randint(len(times), (len(noised.examples),), generator=generator("times", step))
+            drawn = torch.randint(len(times), (len(noised.examples),), generator=generator("times", self.train.seed, step))
             noised = replace(noised, t=times[drawn])
         return noised, positive, negative
 
 
-def of_variant(arm: Arm, variant: Variant, epochs: int, rate: float) -> Arm:
+def of_variant(arm: Arm, variant: Variant, epochs: int, rate: float, seed: int) -> Arm:
     """The arm `graph` with the rows of the text for LoRA, learned vectors on names, and the variant's times."""
     train, settings = arm.train, arm.settings
     times = structs.replace(train.times, low=0.9 if variant.first_step else 0.0, high=1.0)
@@ -215,7 +161,14 @@ def of_variant(arm: Arm, variant: Variant, epochs: int, rate: float) -> Arm:
     optimiser = structs.replace(train.optimiser, **changed)
     validation = structs.replace(train.validation, triples=48, images=0, every=epochs)
     train = structs.replace(
-        train, epochs=epochs, keep_epochs=(), times=times, optimiser=optimiser, validation=validation, precision=choose(CPU)
+        train,
+        epochs=epochs,
+        keep_epochs=(),
+        times=times,
+        optimiser=optimiser,
+        validation=validation,
+        precision=choose(CPU),
+        seed=seed,
     )
     if variant.spoken:
         train = structs.replace(train, losses=structs.replace(train.losses, margin=Margin(weight=0.0)))
@@ -226,31 +179,45 @@ def of_variant(arm: Arm, variant: Variant, epochs: int, rate: float) -> Arm:
     return replace(arm, train=train, settings=structs.replace(settings, lora=lora, graph_tokens=tokens))
 
 
+def _sampled(model: ArmModel, data: Data, part: Sequence[Example], seeds: list[int], condition: str) -> Tensor:
+    said = controls.spoken(condition, part, "neutral", model.mode)
+    text = data.prompts.get(said.texts)
+    with model.evaluating(), in_precision(), torch.compiler.set_stance("force_eager"):
+        if condition == "base":
+            with model.off():
+                return model.denoiser.sample(text, seeds, 64, 4, None)
+        return model.sample(model.condition(said.graphs, said.texts, text, data.names), text, seeds, 64, 4, None)
+
+
 @torch.no_grad()
 def found_in_images(model: ArmModel, data: Data, examples: Sequence[Example], vae: Any, condition: str) -> dict[str, Any]:
-    """Shares of samples, one per triple, in which the exact reader finds the triple, its class, and both objects; the first by
-    class, too.
+    """Shares of samples, one per graph, in which the exact reader finds its triples (of graphs the mean), all of them, their
+    classes whatever the roles, and all objects, and one of them twice; the first by class, too. Of the condition `negative`: the
+    triple that was changed, and the others.
     """
     from sgworld.world.judge import ExactReader
 
-    reader, rows = ExactReader(), []
+    reader, rows, by_class = ExactReader(), [], dict[str, list[float]]()
     for start in range(0, len(examples), 48):
         part = examples[start : start + 48]
-        said = controls.spoken(condition, part, "neutral", model.mode)
-        text, seeds = data.prompts.get(said.texts), list(range(start, start + len(part)))
-        with model.evaluating(), in_precision(), torch.compiler.set_stance("force_eager"):
-            if condition == "base":
-                with model.off():
-                    latents = model.denoiser.sample(text, seeds, 64, 4, None)
-            else:
-                latents = model.sample(model.condition(said.graphs, said.texts, text, data.names), text, seeds, 64, 4, None)
+        latents = _sampled(model, data, part, list(range(start, start + len(part))), condition)
         images = np.stack(list(decode(model.denoiser.family, vae, latents.float())))
-        ends = [each.graph.named[0] for each in part]
-        scores = reader.scores(images, [[(s, p, o), (o, p, s)] for s, p, o in ends])
-        rows.append(np.stack([scores[:, 0] == 1, (scores == 1).any(1), np.isfinite(scores[:, 0])], 1))
-    found, classes = np.concatenate(rows), np.array([each.predicate for each in examples])
-    by_class = {predicate: float(found[classes == predicate, 0].mean()) for predicate in sorted(set(classes.tolist()))}
-    return {**dict(zip(("right", "type", "present"), found.mean(0).tolist(), strict=True)), "right_by_class": by_class}
+        for image, each in zip(images, part, strict=True):
+            graph = each.negative if condition == "negative" else each.graph
+            named = list(graph.named)
+            scores = reader.scores(image[None], [[*named, *((o, p, s) for s, p, o in named)]])[0].reshape(2, -1)
+            right, changed = scores[0] == 1, np.arange(len(named)) == each.changed
+            twice = reader.duplicates(image[None], [list(graph.objects)])[0]
+            rows.append(
+                [right.mean(), right.all(), (scores == 1).any(0).mean(), np.isfinite(scores).all(), twice]
+                + ([right[changed].mean(), right[~changed].mean() if len(named) > 1 else np.nan] if condition == "negative" else [])
+            )
+            for (_, predicate, _), found in zip(named, right.tolist(), strict=True):
+                by_class.setdefault(predicate, []).append(found)
+    names = ("right", "graphs", "type", "present", "duplicates", "changed", "others")
+    means = [float(np.nanmean(column)) if np.isfinite(column).any() else None for column in np.array(rows, float).T]
+    found = {name: mean for name, mean in zip(names, means, strict=False) if mean is not None}
+    return {**found, "right_by_class": {name: float(np.mean(of_class)) for name, of_class in sorted(by_class.items())}}
 
 
 @dataclass(frozen=True)
@@ -261,32 +228,45 @@ class Inputs:
     backbone: Backbone
     data: Data
     vae: Any
-    noises: dict[str, Tensor]
-    errors: dict[str, float]
-    free: dict[str, int]
+    noises: dict[str, tuple[Coupled, Coupled]]
     epochs: int
     rate: float
+    seed: int
 
     def explored(self, name: str) -> dict[str, Any]:
         """Figures of a variant, with its graphs, with empty ones, and of the base."""
         variant = VARIANTS[name]
-        arm = of_variant(read_arm(Path("outputs/resolved/graph.json")), variant, self.epochs, self.rate)
+        arm = of_variant(read_arm(Path("outputs/resolved/graph.json")), variant, self.epochs, self.rate, self.seed)
         plain = build(Denoiser.load(self.backbone, CPU, "none"), self.backbone, arm, self.data.names.rms)
         phrases = Phrases(self.model) if variant.phrases else None
         made = PhraseModel(**vars(plain), phrases=phrases, names=variant.spoken)
         prepare(made, arm)
-        held_out = [each for each in self.data.held_out if len(each.graph.triples) == 1]
-        found: dict[str, Any] = {"epochs": self.epochs, "rate": self.rate}
-        found["untrained"] = found_in_images(made, self.data, held_out, self.vae, "graph")
-        folder = Path("trained") / name
+        groups = {"": self._held_out((1,))} | ({"several": self._held_out((2, 3))} if variant.several else {})
+        found: dict[str, Any] = {"epochs": self.epochs, "rate": self.rate, "seed": self.seed}
+
+        def measured(conditions: Sequence[str]) -> dict[str, Any]:
+            shares = {(group, said): found_in_images(made, self.data, each, self.vae, said)
+                      for group, each in groups.items() for said in conditions}  # fmt: skip
+            return {f"{group}_{said}".strip("_"): value for (group, said), value in shares.items()}
+
+        found |= {f"untrained_{said}".removesuffix("_graph"): value for said, value in measured(["graph"]).items()}
+        folder = Path("trained") / f"{name}-{self.seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        near = [each for each in self.data.train if not variant.spoken or self.errors[each.triple_id] < FAR]
-        objective = Objective(made, replace(self.data, train=near), arm.train.losses)
+        both = {
+            key: [each.noise for each in pair if each.error < FAR] if variant.spoken else [pair[0].noise]
+            for key, pair in self.noises.items()
+        }
+        train = [each for each in self.data.train if (variant.several or len(each.graph.triples) == 1) and both.get(each.triple_id)]
+        found["examples"] = len(train)
+        objective = Objective(made, replace(self.data, train=tuple(train)), arm.train.losses)
         training = Exploration(objective, arm.train, folder, Processes(0, 1, CPU))
-        training.variant, training.noises, training.free = variant, self.noises, self.free
+        training.variant, training.noises = variant, both
         training.run()
         with training.engine.averaged():
-            return found | {said: found_in_images(made, self.data, held_out, self.vae, said) for said in ("graph", "empty", "base")}
+            return found | measured(["graph", "negative", "empty", "base"])
+
+    def _held_out(self, sizes: Sequence[int]) -> list[Example]:
+        return [each for each in self.data.held_out if len(each.graph.triples) in sizes]
 
 
 def main(
@@ -296,7 +276,8 @@ def main(
     variant: Annotated[list[str] | None, typer.Option(help=f"repeatable; {', '.join(VARIANTS)}; all of them without it")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the train triples in batches of 16")] = 12,
     rate: Annotated[float, typer.Option(help="learning rate of LoRA; of the vectors 10 or 20 times as much")] = 1e-3,
-    draws: Annotated[int, typer.Option(min=1, help="noises that are tried for each train triple")] = 32,
+    draws: Annotated[int, typer.Option(min=1, help="noises that are tried for each train graph")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="training seed")] = 0,
 ) -> None:
     """Train and measure."""
     out, model, work = metrics.resolve(), model.resolve(), work.resolve()
@@ -305,19 +286,20 @@ def main(
     backbone = read_params(Backbone)
     data, vae, stored = read_data(Sources(), backbone), load_module(backbone, "vae"), Path(f"coupling-{draws}.pt")
     if not stored.is_file():
-        base = Denoiser.load(backbone, CPU, "none")
+        base, encoders = Denoiser.load(backbone, CPU, "none"), open_text_encoders(backbone, CPU, "none")
         base.transformer.set_attention_backend("_native_math")
-        noises, errors = coupled(base, data, draws)
-        torch.save((noises, errors, reversing(base, data, noises, vae)), stored)
-    noises, errors, free = torch.load(stored)
-    inputs = Inputs(model, backbone, data, vae, noises, errors, free, epochs, rate)
+        pairs = coupled(base, data, data.train, encoders.prompts, draws)
+        torch.save({key: [(each.noise, each.error) for each in pair] for key, pair in pairs.items()}, stored)
+    noises = {key: tuple(Coupled(*each) for each in pair) for key, pair in torch.load(stored).items()}
+    inputs = Inputs(model, backbone, data, vae, noises, epochs, rate, seed)
     values: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    left = np.array(list(errors.values()))
-    values |= {"coupling": {"error": float(left.mean()), "near": float((left < FAR).mean())}, "free_channels": free}
+    near = np.array([[each.error < FAR for each in pair] for pair in noises.values()])
+    values["coupling"] = {"near": float(near[:, 0].mean()), "near_reversed": float(near[:, 1].mean())}
     for name in variant or list(VARIANTS):
-        values[name] = inputs.explored(name)
+        found = inputs.explored(name)
+        values[name if seed == 0 else f"{name}_seed_{seed}"] = found
         write_json(values, out, DIGITS)
-        print(name, values[name])
+        print(name, found)
 
 
 if __name__ == "__main__":
