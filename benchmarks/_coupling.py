@@ -1,17 +1,19 @@
-"""Noise for crops, where a generator draws one scene per noise: the one whose scene comes nearest to a crop, and other noise that
-means the same.
+"""Noise for crops, where a generator draws one scene per noise: the one whose scene comes nearest to a crop, other noise that
+means the same, and the channel that tells who is the subject.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from sgpipe.backbones.base import TextCondition
 from sgpipe.backbones.denoiser import Denoiser
+from sgpipe.backbones.images import decode
 from sgpipe.backbones.rectified_flow import generator
 from sgpipe.graphs.prompts import words
 from sgpipe.optim.compiled import compile_blocks
@@ -36,10 +38,16 @@ def _channels(noise: Tensor) -> Tensor:
     return noise.view(batch, channels, height // 2, 2, width // 2, 2)
 
 
-def like(noise: Tensor, random: torch.Generator) -> Tensor:
-    """Other noise with the same mean of every packed channel, which is all that this generator hears of it."""
+def like(noise: Tensor, random: torch.Generator, free: Sequence[int | None] | None = None) -> Tensor:
+    """Other noise with the same mean of every packed channel, which is all that this generator hears of it; the mean of each
+    sample's `free` channel is drawn anew.
+    """
     fresh = _channels(torch.randn(noise.shape, generator=random))
     drawn, means = fresh.mean((2, 4), keepdim=True), _channels(noise).mean((2, 4), keepdim=True)
+    for row, channel in enumerate(free or ()):
+        if channel is not None:
+            at = (row, channel // 4, 0, channel % 4 // 2, 0, channel % 2)
+            means[at] = drawn[at]
     return (fresh - drawn + means).reshape(noise.shape)
 
 
@@ -138,3 +146,28 @@ def coupled(
         ]
         found |= {each.triple_id: pair for each, pair in zip(part, zip(*pairs, strict=True), strict=True)}
     return found
+
+
+@torch.no_grad()
+def reversing(base: Denoiser, data: Data, noises: dict[str, Tensor], vae: Any, each: int = 24) -> dict[str, int]:
+    """The channel of a class whose turning makes the base draw most of `each` train triples with subject and object exchanged;
+    classes that have none, or whose roles nothing exchanges, are not in it.
+    """
+    from sgworld.world.judge import ExactReader
+
+    reader, channels = ExactReader(), {}
+    for predicate in sorted({example.predicate for example in data.train}):
+        part = [example for example in data.train if example.predicate == predicate][:each]
+        text, at = data.prompts.get([example.prompts["relational"] for example in part]), torch.ones(len(part))
+        statements = [[(o, p, s)] for s, p, o in (example.graph.named[0] for example in part)]
+        found = torch.stack([noises[example.triple_id] for example in part])
+        shares = []
+        for channel in (None, *range(4 * found.shape[1])):
+            noise = found if channel is None else turned(found, torch.full((len(found),), channel))
+            with in_precision():
+                drawn = noise - base.velocity(noise, at, text, None).float()
+            images = np.stack(list(decode(base.family, vae, drawn)))
+            shares.append(float((reader.scores(images, statements) == 1).mean()))
+        if shares[0] < 0.5 < max(shares[1:]):
+            channels[predicate] = int(np.argmax(shares[1:]))
+    return channels

@@ -16,9 +16,10 @@ Variants, each of the first four another in one thing from the first:
 - `first_step`: trained and active at t = 1 alone
 - `independent`: noise as it comes
 - `spoken`: the rows of names are read in that sentence, too; crops that no noise comes near are left out; no margin to the
-  negative; both noises of a crop by turns, so that who is the subject is told by the graph and not by the noise; LoRA on blocks
-  0–9, two thirds of the batch at t = 1
-- `graphs`: the same with train graphs of two and three triples, too
+  negative; where turning one channel exchanges the roles of a class, that channel stays random, so that who is the subject is
+  told by the graph and not by the noise; LoRA on blocks 0–9, two thirds of the batch at t = 1
+- `two_noises`: the same, but instead of a random channel both noises of a crop by turns
+- `graphs`: `spoken` with train graphs of two and three triples, too
 
 `python -m benchmarks.world_arms --model world_start --work outputs/world_arms` renders the data set, runs the stages up to the
 caches there, and writes `metrics/world_arms.json`, on val graphs under neutral prompts, 4 Euler steps: how often the exact reader
@@ -42,7 +43,7 @@ import yaml
 from msgspec import structs
 from torch import Tensor
 
-from benchmarks._coupling import CPU, FAR, Coupled, coupled, in_precision, like
+from benchmarks._coupling import CPU, FAR, Coupled, coupled, in_precision, like, reversing
 from benchmarks._phrases import PhraseModel, Phrases
 from benchmarks._workspace import merged
 from sgpipe.arms.adapter import build
@@ -95,6 +96,7 @@ class Variant:
     coupled: bool = True
     first_step: bool = False
     spoken: bool = False
+    two_noises: bool = False
     several: bool = False
     """Whether graphs of several triples are trained on, too."""
     blocks: range = range(2, 13)
@@ -110,6 +112,7 @@ VARIANTS: Final = {
     "first_step": Variant(first_step=True),
     "independent": Variant(coupled=False),
     "spoken": Variant(spoken=True, blocks=range(10), first_times=6, token_rate=20, token_scale=1.0),
+    "two_noises": Variant(spoken=True, two_noises=True, blocks=range(10), first_times=6, token_rate=20, token_scale=1.0),
     "graphs": Variant(spoken=True, several=True, blocks=range(10), first_times=6, token_rate=20, token_scale=1.0),
 }
 
@@ -137,6 +140,7 @@ class Exploration(Training):
 
     variant = Variant()
     noises: dict[str, list[Tensor]]
+    free: dict[str, int]
 
     def batch(self, step: int, pass_: int = 0) -> tuple[Noised, Spoken, Spoken]:
         """See `Training.batch`."""
@@ -145,7 +149,9 @@ class Exploration(Training):
             turns = torch.randint(1 << 16, (len(noised.examples),), generator=generator("readings", self.train.seed, step))
             known = [self.noises[each.triple_id] for each in noised.examples]
             chosen = torch.stack([several[turn % len(several)] for several, turn in zip(known, turns.tolist(), strict=True)])
-            noised = replace(noised, noise=like(chosen, generator("like", self.train.seed, step)))
+            random = self.variant.spoken and not self.variant.two_noises
+            free = [self.free.get(each.predicate) for each in noised.examples] if random else None
+            noised = replace(noised, noise=like(chosen, generator("like", self.train.seed, step), free))
         if not self.variant.first_step:
             times = torch.tensor((*[1.0] * self.variant.first_times, *TIMES))
             drawn = torch.randint(len(times), (len(noised.examples),), generator=generator("times", self.train.seed, step))
@@ -229,6 +235,7 @@ class Inputs:
     data: Data
     vae: Any
     noises: dict[str, tuple[Coupled, Coupled]]
+    free: dict[str, int]
     epochs: int
     rate: float
     seed: int
@@ -253,14 +260,14 @@ class Inputs:
         folder = Path("trained") / f"{name}-{self.seed}"
         folder.mkdir(parents=True, exist_ok=True)
         both = {
-            key: [each.noise for each in pair if each.error < FAR] if variant.spoken else [pair[0].noise]
+            key: [each.noise for each in pair[: 1 + variant.two_noises] if each.error < FAR or not variant.spoken]
             for key, pair in self.noises.items()
         }
         train = [each for each in self.data.train if (variant.several or len(each.graph.triples) == 1) and both.get(each.triple_id)]
         found["examples"] = len(train)
         objective = Objective(made, replace(self.data, train=tuple(train)), arm.train.losses)
         training = Exploration(objective, arm.train, folder, Processes(0, 1, CPU))
-        training.variant, training.noises = variant, both
+        training.variant, training.noises, training.free = variant, both, self.free
         training.run()
         with training.engine.averaged():
             return found | measured(["graph", "negative", "empty", "base"])
@@ -289,12 +296,15 @@ def main(
         base, encoders = Denoiser.load(backbone, CPU, "none"), open_text_encoders(backbone, CPU, "none")
         base.transformer.set_attention_backend("_native_math")
         pairs = coupled(base, data, data.train, encoders.prompts, draws)
-        torch.save({key: [(each.noise, each.error) for each in pair] for key, pair in pairs.items()}, stored)
-    noises = {key: tuple(Coupled(*each) for each in pair) for key, pair in torch.load(stored).items()}
-    inputs = Inputs(model, backbone, data, vae, noises, epochs, rate, seed)
+        free = reversing(base, data, {key: pair[0].noise for key, pair in pairs.items()}, vae)
+        torch.save(({key: [(each.noise, each.error) for each in pair] for key, pair in pairs.items()}, free), stored)
+    known, free = torch.load(stored)
+    noises = {key: (Coupled(*said), Coupled(*turned)) for key, (said, turned) in known.items()}
+    inputs = Inputs(model, backbone, data, vae, noises, free, epochs, rate, seed)
     values: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     near = np.array([[each.error < FAR for each in pair] for pair in noises.values()])
-    values["coupling"] = {"near": float(near[:, 0].mean()), "near_reversed": float(near[:, 1].mean())}
+    values["coupling"] = {"near": float(near[:, 0].mean()), "near_reversed_of_near": float(near[near[:, 0], 1].mean())}
+    values["free_channels"] = free
     for name in variant or list(VARIANTS):
         found = inputs.explored(name)
         values[name if seed == 0 else f"{name}_seed_{seed}"] = found

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-from benchmarks._coupling import Coupled, coupled, like, turned
+from benchmarks._coupling import Coupled, _of, coupled, like, reversing, turned
 from benchmarks._phrases import PhraseModel, Phrases, Told
 from benchmarks.world_arms import VARIANTS
 from sgpipe.backbones.base import TextCondition
@@ -42,6 +43,16 @@ def test_other_noise_has_the_means_of_channels_and_nothing_else_in_common() -> N
         assert torch.allclose(*means, atol=1e-6)
     assert abs(torch.corrcoef(torch.stack((noise.flatten(), other.flatten())))[0, 1]) < 0.1
     assert other.std() == pytest.approx(1, abs=0.05)
+
+
+def test_a_free_channel_has_a_mean_of_its_own() -> None:
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    kept, free = like(noise, torch.Generator().manual_seed(2)), like(noise, torch.Generator().manual_seed(2), [None, 6])
+    differs = (kept - free).abs().amax((2, 3)) > 1e-6
+    assert differs.tolist() == [[False] * 4, [False, True, False, False]]
+    one = free[1, 1, 1::2, 0::2]
+    assert abs(one.mean() - noise[1, 1, 1::2, 0::2].mean()) > 1e-3
+    assert torch.equal(free[1, 1, 0::2], kept[1, 1, 0::2])
 
 
 def test_of_each_noise_its_own_channel_is_turned() -> None:
@@ -137,6 +148,37 @@ def test_noises_are_found_that_are_drawn_nearer_to_the_crops_under_either_senten
 
     kept = coupled(base, data, data.train, encoded, draws, {name: pair[1] for name, pair in found.items()}, len(data.train), False)
     assert all(torch.equal(kept[name][0].noise, pair[1].noise) for name, pair in found.items()), "known noises are not searched for"
+
+
+def test_the_free_channel_is_the_one_that_exchanges_the_roles_of_most(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = world.data()
+    noise = torch.ones_like(data.latents.latents([data.train[0].triple_id])[0].float())
+    given: list[torch.Tensor] = []
+
+    class Base:
+        family = None
+
+        def velocity(self, noise_: torch.Tensor, *_: object) -> torch.Tensor:
+            given.append(noise_.view(len(noise_), 4, noise.shape[1] // 2, 2, -1, 2))
+            return noise_
+
+    class Reader:
+        """Sees roles exchanged under channel 6 always, under channel 3 in every second image, and under all where `always`."""
+
+        always = False
+
+        def scores(self, images: np.ndarray, statements: list) -> np.ndarray:
+            three, six = ((_of(given[-1], torch.full((len(images),), channel)) < 0).all(2).all(1).numpy() for channel in (3, 6))
+            return (six | three & (np.arange(len(images)) % 2 == 1) | self.always).astype(float)[:, None]
+
+    monkeypatch.setattr("sgworld.world.judge.ExactReader", Reader)
+    monkeypatch.setattr("benchmarks._coupling.decode", lambda family, vae, latents: iter(latents.numpy()))
+    monkeypatch.setattr("benchmarks._coupling.choose", lambda device: "float32")
+    one = data.train[0]
+    train, noises = [one] * 4, {one.triple_id: noise}
+    assert reversing(Base(), replace(data, train=train), noises, None) == {one.predicate: 6}
+    Reader.always = True  # a symmetrical class: nothing needs to be told
+    assert reversing(Base(), replace(data, train=train), noises, None) == {}
 
 
 def test_variants_differ_from_the_first_in_one_thing() -> None:
