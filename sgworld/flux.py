@@ -151,8 +151,8 @@ def fit(
 ) -> FluxTransformer2DModel:  # fmt: skip
     """Rectified flow on `bank` (see `flow`); returns the averaged model.
 
-    Caption, noise and times are drawn anew at every step. Matrix products are in bfloat16. `compiled` fuses each block's pointwise
-    work (twice as fast, after half a minute).
+    Caption, noise and times are drawn anew at every step. Matrix products are in the precision that is faster on the machine.
+    `compiled` fuses each block's pointwise work (twice as fast, after half a minute).
     """
     batch, rate = schedule.batch, schedule.rate
     image_ids = FluxPipeline._prepare_latent_image_ids(batch, 8, 8, torch.device("cpu"), torch.float32)

@@ -103,7 +103,7 @@ def train_decoder(
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: NDArray[np.uint8], batch: int = 128) -> NDArray[np.float32]:
-    """Posterior means `[N, 4, 16, 16]`, not yet shifted and scaled; computed in bfloat16, far inside the posterior's deviation."""
+    """Posterior means `[N, 4, 16, 16]`, not shifted and scaled; in the faster precision, far within the posterior's deviation."""
     with quick_products():
         parts = [
             vae.encode(torch.from_numpy(to_unit(pictures[start : start + batch]))).latent_dist.mean.float()
