@@ -69,7 +69,7 @@ COMPARED: Says = {
     "dvc exp show --only-changed": ("early", "middle", "graph_low", "lora.blocks"),
     "dvc exp show --only-changed --drop 'Created|.*_(low|high)'": ("early", "middle", "lora.blocks"),
     "dvc exp show --sort-by metrics/headline.json:graph --sort-order desc": ("early",),
-    "dvc exp show -n 3 --only-changed --md": ("[early]", "report.seed", "0.98605"),
+    "dvc exp show -n 3 --only-changed --md": ("[early]", "report.seed", "0.97222"),
     "dvc metrics diff early middle": ("graph", "0.25", "0.75", "0.5"),
     "dvc metrics diff 'HEAD~1' HEAD --md": ("| Path", "graph_low"),
     "dvc params diff 'HEAD~1'": ("report.seed",),
